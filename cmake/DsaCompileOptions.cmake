@@ -1,0 +1,17 @@
+# Requirements that every target of ours has, as interface targets.
+add_library(dsa_warnings INTERFACE)
+target_compile_options(dsa_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wvla;-Werror>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;--Werror=cross-execution-space-call>)
+
+# Contraction off: the same source gives the same bits at every optimisation level; fused
+# multiply-adds are written where they are wanted.
+add_compile_options(
+  $<$<COMPILE_LANGUAGE:CXX>:-march=${DSA_CPU_LEVEL}>
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
+  $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
+if(DSA_SANITIZE)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${DSA_SANITIZE}>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>)
+  add_link_options(-fsanitize=${DSA_SANITIZE})
+endif()

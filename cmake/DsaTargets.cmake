@@ -1,0 +1,19 @@
+# dsa_library(<name> SOURCES ... [DEPS ...] [PRIVATE_DEPS ...])   -> target dsa_<name>, alias dsa::<name>
+# DEPS repeat the include graph of docs/architecture.md.
+function(dsa_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(dsa_${name} STATIC ${ARG_SOURCES})
+  add_library(dsa::${name} ALIAS dsa_${name})
+  target_include_directories(dsa_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(dsa_${name} PUBLIC ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS} dsa_warnings)
+endfunction()
+
+# dsa_test(<name> SOURCES ... DEPS ...)   -> executable <name>, one CTest test per test case.
+function(dsa_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_compile_definitions(${name} PRIVATE
+    DSA_SOURCE_DIR="${PROJECT_SOURCE_DIR}" DSA_BUILD_DIR="${PROJECT_BINARY_DIR}")
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_warnings)
+  catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600)
+endfunction()

@@ -1,0 +1,68 @@
+// Reading JSON that must be exactly what we expect.  Every error is INVALID_ARGUMENT and names the
+// source (a file), the path of the key, the value and what is allowed.
+//
+// Only .cpp files include this header: nlohmann/json is heavy.  Values keep their key order.
+#pragma once
+
+#include "common/status.h"
+
+#include <cstdint>
+#include <limits>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace dsa {
+
+using Json = nlohmann::ordered_json;
+
+inline constexpr int kJsonDepthMax = 64;
+
+// Strict: UTF-8, no comments, no duplicate keys, nesting at most `depth_max`, nothing behind the
+// value.  `source` opens every message.
+Result<Json> ParseJson(std::string_view text, std::string_view source,
+                       int depth_max = kJsonDepthMax);
+
+// One object of a document.  Read* take a key once; CheckAllRead refuses what nobody asked for.
+// Must not outlive the document.
+class JsonObject final {
+ public:
+  // INVALID_ARGUMENT unless `json` is an object.  `path` names it in messages, such as "rope".
+  static Result<JsonObject> From(const Json& json, std::string source, std::string path);
+
+  bool Has(std::string_view key) const;  // present and not null
+  Result<std::int64_t> ReadInt(std::string_view key, std::int64_t minimum, std::int64_t maximum);
+  Result<double> ReadDouble(std::string_view key, double minimum, double maximum);  // finite
+  Result<bool> ReadBool(std::string_view key);
+  Result<std::string> ReadString(std::string_view key);
+  Result<std::string> ReadChoice(std::string_view key, const std::vector<std::string>& allowed);
+  Result<JsonObject> ReadObject(std::string_view key);
+  Result<const Json*> ReadArray(std::string_view key);
+  Result<const Json*> ReadAny(std::string_view key);
+
+  // Keys that no Read* asked for, in order.
+  std::vector<std::string> UnreadKeys() const;
+  // INVALID_ARGUMENT naming the first unread key.
+  Status CheckAllRead() const;
+
+  // "<source>: <path>.<key>: <what>"
+  Error MakeError(std::string_view key, std::string_view what) const;
+
+ private:
+  JsonObject(const Json* json, std::string source, std::string path)
+      : json_(json), source_(std::move(source)), path_(std::move(path)) {}
+  Result<const Json*> Find(std::string_view key);
+
+  const Json* json_;
+  std::string source_;
+  std::string path_;
+  std::set<std::string, std::less<>> read_;
+};
+
+// The value as it stands in messages: at most 64 bytes, one line.
+std::string Brief(const Json& value);
+
+}  // namespace dsa

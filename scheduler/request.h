@@ -1,0 +1,59 @@
+// What a client asked for, in tokens.  Immutable once submitted; progress is a Sequence's.
+#pragma once
+
+#include "common/clock.h"
+#include "common/ids.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsa {
+
+// How the next token is drawn.  Ranges are checked by Validate; meaning in kernels/ops/sample.h.
+struct SamplingParams {
+  float temperature = 1.0F;                  // [0, 2]; 0 is greedy
+  float top_p = 1.0F;                        // (0, 1]
+  float min_p = 0.0F;                        // [0, 1]
+  std::int32_t top_k = 0;                    // [0, vocabulary]; 0 keeps all
+  std::uint64_t seed = 0;                    // always set: drawn where the client gave none
+  std::optional<std::int32_t> top_logprobs;  // [0, 20]; nullopt: no log-probabilities at all
+};
+
+// When a sequence ends.
+struct StopConditions {
+  std::int64_t max_tokens = 0;    // > 0; generated tokens
+  std::int64_t min_tokens = 0;    // [0, max_tokens]; before, end and stop ids are suppressed
+  bool ignore_end = false;        // the model's end ids do not stop, nor are suppressed
+  std::vector<TokenId> stop_ids;  // end the sequence; not part of the text
+  std::vector<std::string> stop_strings;  // end the text before their first byte
+  std::optional<MonotonicUs> deadline_us;
+};
+
+// Which prompt positions' logits are wanted besides those that sampling needs.
+enum class PromptLogits : std::uint8_t { kNone, kAll };
+
+struct Request {
+  RequestId id{};
+  std::string external_id;      // the client's or ours; at most 64 bytes; for logs and Abort
+  std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
+  SamplingParams sampling;
+  StopConditions stop;
+  std::string cache_salt;     // requests share cached prefixes only under equal salts
+  std::int32_t priority = 0;  // lower goes first under the priority policy
+  MonotonicUs arrival_us = 0;
+  PromptLogits prompt_logits = PromptLogits::kNone;
+};
+
+// Why a sequence ended.
+enum class FinishReason : std::uint8_t {
+  kStop,       // an end id, stop id or stop string
+  kLength,     // max_tokens or the context's end
+  kCancelled,  // the client went away or asked
+  kDeadline,   // its deadline passed
+  kAborted,    // AdminService.Abort, or the drain limit
+  kError,      // non-finite scores or logits: this request only
+};
+
+}  // namespace dsa

@@ -1,0 +1,64 @@
+// The loop that turns requests into tokens: admit, plan, execute, commit, deliver.
+//
+// Submit, Load and Drain are thread-safe; everything else happens on the engine's own thread,
+// which Start launches (the simulator calls RunOnce itself instead).  Deltas leave through the
+// stream pump, a second thread that calls TokenSink::OnDelta, so that a slow client never holds up
+// a step.
+#pragma once
+
+#include "common/clock.h"
+#include "common/status.h"
+#include "scheduler/request.h"
+#include "server/engine/executor.h"
+#include "server/engine/token_sink.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace dsa {
+
+class Tokenizer;
+
+// A snapshot for AdminService, health and tests.
+struct EngineLoad {
+  std::int64_t waiting = 0;
+  std::int64_t running = 0;
+  std::int32_t blocks_total = 0;
+  std::int32_t blocks_referenced = 0;
+  std::int32_t blocks_cached = 0;
+  std::int64_t steps = 0;
+  std::int64_t tokens_computed = 0;
+  std::int64_t last_step_us = 0;  // duration of the last step that computed something
+  std::int64_t requests_finished = 0;
+  bool draining = false;
+};
+
+// The part of the engine that the API layer uses.  (engine/engine_loop.h holds the rest.)
+class Engine {
+ public:
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  virtual ~Engine() = default;
+
+  // Checks the request against the model's and the cache's limits and queues it.  Errors:
+  // INVALID_ARGUMENT (ids, lengths, can never fit: need and have), RESOURCE_EXHAUSTED (queue
+  // full), UNAVAILABLE (draining), DEADLINE_EXCEEDED (already past, or shorter than the last
+  // measured step).  Hashes the prompt on the calling thread.
+  virtual Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+
+  // A fresh id for Request::id.
+  virtual RequestId NextRequestId() = 0;
+
+  // Ends a live request by its external id with FinishReason::kAborted; false where none is live.
+  virtual bool Abort(const std::string& external_id) = 0;
+
+  virtual EngineLoad Load() const = 0;
+
+  // Refuses new requests from now on; running ones go on.  Returns when none is live or `limit_us`
+  // has passed, after which the rest is aborted.
+  virtual void Drain(std::int64_t limit_us) = 0;
+};
+
+}  // namespace dsa

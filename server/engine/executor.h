@@ -1,0 +1,19 @@
+// Runs one step on the device(s).  The engine's only view of the model; the simulator replaces it.
+#pragma once
+
+#include "model/forward_batch.h"
+
+namespace dsa {
+
+class StepExecutor {
+ public:
+  StepExecutor() = default;
+  StepExecutor(const StepExecutor&) = delete;
+  StepExecutor& operator=(const StepExecutor&) = delete;
+  virtual ~StepExecutor() = default;
+
+  // Engine thread.  The result is valid until the next call.
+  virtual const StepResult& Execute(const ForwardBatch& batch) = 0;
+};
+
+}  // namespace dsa

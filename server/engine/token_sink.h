@@ -1,0 +1,64 @@
+// Where a request's tokens go.
+#pragma once
+
+#include "common/ids.h"
+#include "common/status.h"
+#include "scheduler/request.h"
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsa {
+
+struct TokenLogprob {
+  TokenId id{};
+  float logprob = 0.0F;
+};
+
+struct GeneratedToken {
+  TokenId id{};
+  float logprob = 0.0F;  // where the request asked for log-probabilities
+  std::vector<TokenLogprob> top_logprobs;
+};
+
+// Counted by the engine; times from its clock.
+struct Usage {
+  std::int64_t prompt_tokens = 0;
+  std::int64_t completion_tokens = 0;  // delivered, the end id included
+  std::int64_t cache_hit_tokens = 0;   // of the prompt; hit + miss == prompt
+  std::int64_t preemptions = 0;        // recomputed tokens are never billed nor counted as hits
+  std::int64_t queue_us = 0;           // arrival to first scheduled
+  std::int64_t prefill_us = 0;         // first scheduled to first token
+  std::int64_t decode_us = 0;          // first token to last
+};
+
+struct TokenDelta {
+  std::vector<GeneratedToken> tokens;  // end and stop ids included
+  std::string text;                    // what became certain; whole characters
+  std::optional<FinishReason> finish;  // set on the last delta, once
+  std::optional<Error> error;          // with kError, kDeadline: what the client is told
+  Usage usage;                         // final on the last delta, so far before it
+};
+
+// Receives the deltas of one request.  OnDelta is called from the stream pump's thread, in order;
+// cancelled may be set by any thread and is polled by the engine every step.
+class TokenSink {
+ public:
+  TokenSink() = default;
+  TokenSink(const TokenSink&) = delete;
+  TokenSink& operator=(const TokenSink&) = delete;
+  virtual ~TokenSink() = default;
+
+  virtual void OnDelta(TokenDelta&& delta) = 0;
+
+  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<bool> cancelled_{false};  // a hint that is polled: nothing is ordered by it
+};
+
+}  // namespace dsa

@@ -1,0 +1,41 @@
+// The strict JSON reader: what it refuses and how its messages name the place.
+#include "common/json.h"
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+
+TEST_CASE("JSON with duplicates, depth, trailing text or bad UTF-8 is refused", "[common][json]") {
+  CHECK(ParseJson(R"({"a": 1, "b": [1, {"c": null}]})", "f").ok());
+  CHECK(ParseJson(R"({"a": 1, "a": 2})", "f").error().message ==
+        "f: not valid JSON: duplicate key \"a\"");
+  CHECK(ParseJson("[[[1]]]", "f", 2).error().message == "f: not valid JSON: nested deeper than 2");
+  CHECK(ParseJson("[[1]]", "f", 2).ok());
+  CHECK_FALSE(ParseJson("{} x", "f").ok());
+  CHECK_FALSE(ParseJson("", "f").ok());
+  CHECK_FALSE(ParseJson("{\"a\": \"\xff\"}", "f").ok());
+  CHECK_FALSE(ParseJson("// c\n{}", "f").ok());
+}
+
+TEST_CASE("values out of range name file, path, value and range", "[common][json]") {
+  const Json document =
+      ParseJson(
+          R"({"n": 7, "x": 0.5, "s": "b", "o": {"k": -1, "z": 2}, "big": 18446744073709551615})",
+          "f.json")
+          .value();
+  JsonObject object = JsonObject::From(document, "f.json", "").value();
+  CHECK(object.ReadInt("n", 0, 7).value() == 7);
+  CHECK(object.ReadInt("n", 0, 6).error().message == "f.json: n: 7 is not an integer in [0, 6]");
+  CHECK_FALSE(object.ReadInt("x", 0, 6).ok());
+  CHECK_FALSE(object.ReadInt("big", 0, 6).ok());
+  CHECK(object.ReadDouble("x", 0.0, 1.0).value() == 0.5);
+  CHECK(object.ReadChoice("s", {"a", "c"}).error().message ==
+        "f.json: s: \"b\" is not one of a, c");
+  CHECK(object.ReadInt("absent", 0, 6).error().message == "f.json: absent: missing");
+  JsonObject inner = object.ReadObject("o").value();
+  CHECK(inner.ReadInt("k", 0, 6).error().message == "f.json: o.k: -1 is not an integer in [0, 6]");
+  CHECK(inner.CheckAllRead().error().message == "f.json: o.z: unknown key");
+  CHECK(object.CheckAllRead().ok());
+}
+
+}  // namespace dsa

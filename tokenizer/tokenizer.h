@@ -1,0 +1,77 @@
+// Text to token ids and back: byte-level BPE from a Hugging Face tokenizer.json.  Immutable after
+// loading and shared by all threads; per-request state lives in IncrementalDecoder.
+#pragma once
+
+#include "common/ids.h"
+#include "common/status.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsa {
+
+// Bytes [begin, end) of a text.
+struct TextRange {
+  std::size_t begin;
+  std::size_t end;
+};
+
+class Tokenizer final {
+ public:
+  // INVALID_ARGUMENT naming the file, the key, its value and what is supported.
+  static Result<std::unique_ptr<Tokenizer>> Load(const std::string& path);
+  ~Tokenizer();
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
+
+  // The ids of `text`, valid UTF-8; added tokens in it are plain text.  Never adds BOS.
+  std::vector<TokenId> Encode(std::string_view text) const;
+
+  // As Encode, but added tokens match where they lie wholly inside one of `ranges` (sorted, not
+  // overlapping).  Equals encoding the whole string with added tokens on wherever no added token
+  // stands outside the ranges.
+  std::vector<TokenId> EncodeWithAdded(std::string_view text,
+                                       std::span<const TextRange> ranges) const;
+
+  // Added tokens match everywhere.
+  std::vector<TokenId> EncodeWithAdded(std::string_view text) const;
+
+  // The bytes of one token; empty for an id without a token.  Not always valid UTF-8.
+  std::string_view Bytes(TokenId id) const;
+
+  // The id of an added token by its content, such as "</think>".
+  std::optional<TokenId> AddedToken(std::string_view content) const;
+  bool IsAdded(TokenId id) const;
+
+  // One past the last id that has a token: ids from here on are never sampled.
+  std::int32_t size() const;
+
+ private:
+  struct State;
+  explicit Tokenizer(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// Turns ids into text, holding back bytes until they form whole characters.  Invalid bytes become
+// U+FFFD, as many as Python's bytes.decode("utf-8", "replace") writes.
+class IncrementalDecoder final {
+ public:
+  explicit IncrementalDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+
+  // Appends the text that `id` completes to `out`: valid UTF-8.
+  void Push(TokenId id, std::string& out);
+  // Appends what is still held back, replaced by U+FFFD.
+  void Finish(std::string& out);
+
+ private:
+  const Tokenizer* tokenizer_;
+  std::string pending_;  // at most 3 bytes: the start of a character
+};
+
+}  // namespace dsa
