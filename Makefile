@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`.  Both install what they need (root on Debian) or print
+# what is missing, build, and run.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:
+	@echo 'make demo    build, serve a small model on the CPU, chat with it once over gRPC'
+	@echo 'make test    everything that continuous integration runs'
+	@echo 'make build   the optimised binary, build/dsa'
+	@echo 'make setup   install the Debian packages that the build needs'
+	@echo 'make format  reformat the sources'
+
+.PHONY: setup
+setup:
+	@tools/setup.sh docker/packages-build.txt
+
+.PHONY: setup-test
+setup-test:
+	@tools/setup.sh docker/packages-build.txt docker/packages-test.txt
+
+.PHONY: build
+build: setup
+	@tools/build.sh cpu
+	@ln -sf cpu/dsa build/dsa
+
+.PHONY: demo
+demo: build
+	@tools/demo.sh build/dsa
+
+.PHONY: test
+test: setup-test
+	@tools/test.sh
+
+.PHONY: format
+format: setup-test
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i

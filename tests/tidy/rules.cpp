@@ -1,0 +1,312 @@
+#include "tests/tidy/rules.h"
+
+#include <regex>
+#include <sstream>
+
+namespace dsa::tidy {
+namespace {
+
+constexpr int kLinesMax = 500;
+constexpr int kCudaLinesMax = 700;
+constexpr int kFunctionLinesMax = 70;
+
+std::vector<std::string> Lines(std::string_view text) {
+  std::vector<std::string> lines;
+  std::istringstream stream{std::string(text)};
+  for (std::string line; std::getline(stream, line);) {
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+bool EndsWith(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+bool IsUnder(std::string_view path, std::string_view folder) {
+  return path.size() > folder.size() && path.substr(0, folder.size()) == folder &&
+         path[folder.size()] == '/';
+}
+
+bool IsCuda(std::string_view path) {
+  return EndsWith(path, ".cu") || EndsWith(path, ".cuh");
+}
+
+// A quoted include's path, or "".
+std::string Included(const std::string& line, char open, char close) {
+  static const std::regex pattern(R"re(^\s*#\s*include\s+(["<])([^">]+)[">])re");
+  std::smatch match;
+  if (!std::regex_search(line, match, pattern) || match[1] != std::string(1, open)) {
+    return "";
+  }
+  (void)close;
+  return match[2];
+}
+
+}  // namespace
+
+const IncludeGraph& Graph() {
+  static const IncludeGraph graph = {
+      {"common", {}},
+      {"kernels", {"common"}},
+      {"cache", {"common", "kernels"}},
+      {"model", {"common", "kernels", "cache"}},
+      {"tokenizer", {"common"}},
+      {"scheduler", {"common", "cache"}},
+      {"proto", {}},
+      {"server/engine", {"common", "kernels", "cache", "model", "tokenizer", "scheduler"}},
+      {"server/api", {"common", "tokenizer", "scheduler", "server/engine", "proto"}},
+      {"server",
+       {"common", "kernels", "cache", "model", "tokenizer", "scheduler", "proto", "server/engine",
+        "server/api", "server/cli"}},
+      {"server/cli",
+       {"common", "kernels", "cache", "model", "tokenizer", "scheduler", "proto", "server/engine",
+        "server/api", "server"}},
+  };
+  return graph;
+}
+
+std::string FolderOf(std::string_view path, const IncludeGraph& graph) {
+  std::string longest;
+  for (const auto& [folder, allowed] : graph) {
+    if (IsUnder(path, folder) && folder.size() > longest.size()) {
+      longest = folder;
+    }
+  }
+  return longest;
+}
+
+std::vector<Complaint> CheckIncludes(const Source& source, const IncludeGraph& graph) {
+  std::vector<Complaint> complaints;
+  const std::string folder = FolderOf(source.path, graph);
+  if (folder.empty()) {
+    return complaints;  // tests, benchmarks and tools may include everything
+  }
+  int line_number = 0;
+  for (const std::string& line : Lines(source.text)) {
+    ++line_number;
+    const std::string included = Included(line, '"', '"');
+    if (included.empty()) {
+      continue;
+    }
+    const std::string target = FolderOf(included, graph);
+    if (target != folder && graph.at(folder).count(target) == 0) {
+      complaints.push_back({source.path, line_number, folder + " must not include " + included});
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckLibraries(const Source& source) {
+  struct Library {
+    const char* prefix;                // of the included path
+    std::vector<std::string> folders;  // or files that may include it
+  };
+  static const std::vector<Library> libraries = {
+      {"grpc", {"server/api", "server/cli", "server", "tests"}},
+      {"google/protobuf", {"server/api", "server/cli", "server", "tests"}},
+      {"spdlog/", {"common/log.cpp"}},
+      {"cuda", {"kernels/cuda"}},
+      {"cublas", {"kernels/cuda"}},
+      {"nccl", {"kernels/cuda"}},
+  };
+  std::vector<Complaint> complaints;
+  const bool is_header = EndsWith(source.path, ".h") || EndsWith(source.path, ".cuh");
+  const bool is_engine = IsUnder(source.path, "server/engine");
+  int line_number = 0;
+  for (const std::string& line : Lines(source.text)) {
+    ++line_number;
+    const std::string included = Included(line, '<', '>');
+    for (const Library& library : libraries) {
+      if (included.rfind(library.prefix, 0) != 0) {
+        continue;
+      }
+      bool allowed = false;
+      for (const std::string& folder : library.folders) {
+        allowed = allowed || source.path == folder || IsUnder(source.path, folder);
+      }
+      if (!allowed || is_engine) {
+        complaints.push_back({source.path, line_number, "must not include <" + included + ">"});
+      }
+    }
+    const bool heavy = included == "nlohmann/json.hpp" || included.rfind("fmt/", 0) == 0;
+    if (heavy && is_header && source.path != "common/json.h" && !IsUnder(source.path, "tests")) {
+      complaints.push_back({source.path, line_number, "a header includes <" + included + ">"});
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckSizes(const Source& source) {
+  std::vector<Complaint> complaints;
+  const std::vector<std::string> lines = Lines(CodeOnly(source.text));
+  const int lines_max = IsCuda(source.path) ? kCudaLinesMax : kLinesMax;
+  if (static_cast<int>(lines.size()) > lines_max) {
+    complaints.push_back(
+        {source.path, 0,
+         std::to_string(lines.size()) + " lines, at most " + std::to_string(lines_max)});
+  }
+  if (IsCuda(source.path) || IsUnder(source.path, "tests")) {
+    return complaints;  // device functions and test cases may be long
+  }
+  // clang-format puts the braces of a namespace-level definition's body on "... {" and "}".
+  static const std::regex opening(R"(^[A-Za-z~].*\)[^;]*\{$|^    .*\)[^;=]*\{$)");
+  static const std::regex type(R"(^(class|struct|union|enum)\b[^;]*$)");
+  int start = 0;
+  bool in_function = false;
+  bool in_type = false;  // a type's members are measured where they are defined outside it
+  for (int i = 0; i < static_cast<int>(lines.size()); ++i) {
+    const std::string& line = lines[i];
+    if (!in_function && !line.empty() && line[0] != ' ' && line[0] != '}') {
+      start = i;  // the first line of what may be a signature over several lines
+    }
+    in_type = (in_type || std::regex_search(line, type)) && line.rfind('}', 0) != 0;
+    if (!in_function && !in_type && std::regex_search(line, opening) &&
+        lines[start].find("namespace") != 0) {
+      in_function = true;
+    }
+    if (in_function && line.rfind('}', 0) == 0) {
+      in_function = false;
+      if (i - start + 1 > kFunctionLinesMax) {
+        complaints.push_back({source.path, start + 1,
+                              "a function of " + std::to_string(i - start + 1) +
+                                  " lines, at most " + std::to_string(kFunctionLinesMax)});
+      }
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckBannedWords(const Source& source) {
+  struct Ban {
+    std::regex pattern;
+    const char* what;
+    std::vector<std::string> except;  // files or folders
+  };
+  static const std::vector<Ban> bans = {
+      {std::regex(R"(\bstd::cout\b)"), "std::cout: use the command's output functions", {}},
+      {std::regex(R"((^|[^:\w])(std::)?printf\s*\()"), "printf: use fmt::print", {}},
+      {std::regex(R"(\b(s?rand|random_shuffle)\s*\()"), "rand: use common/prng.h", {}},
+      {std::regex(R"(\bgetenv\s*\()"), "getenv: configuration has no environment variables", {}},
+      {std::regex(R"(\bvolatile\b)"), "volatile: use std::atomic", {}},
+      {std::regex(R"(\bcatch\s*\(\s*\.\.\.\s*\))"), "catch (...): name what is caught", {}},
+      {std::regex(R"(\bstd::endl\b)"), "std::endl: write \\n", {}},
+      {std::regex(R"(\bmmap\s*\()"), "mmap: files are read with pread", {}},
+      {std::regex(R"(\balloca\s*\()"), "alloca: the stack is no arena", {}},
+      {std::regex(R"(\bcudaMalloc\w*\s*\()"),
+       "cudaMalloc: memory belongs to the backend",
+       {"kernels/cuda/cuda_backend.cu"}},
+      {std::regex(R"(\bthrow\b)"), "throw: return an Error", {}},
+      {std::regex(R"(\bdelete\s+[A-Za-z_(*]|\bdelete\[\])"),
+       "delete: own through a type",
+       {"server/api", "tests"}},
+      {std::regex(R"(\bstd::(this_thread::)?sleep_(for|until)\b)"),
+       "sleep: wait for what you need",
+       {"server/cli"}},
+      {std::regex(R"(\.detach\s*\(\s*\))"), "detach: threads are joined", {}},
+  };
+  std::vector<Complaint> complaints;
+  int line_number = 0;
+  for (const std::string& line : Lines(CodeOnly(source.text))) {
+    ++line_number;
+    for (const Ban& ban : bans) {
+      bool excepted = false;
+      for (const std::string& place : ban.except) {
+        excepted = excepted || source.path == place || IsUnder(source.path, place);
+      }
+      if (!excepted && std::regex_search(line, ban.pattern)) {
+        complaints.push_back({source.path, line_number, ban.what});
+      }
+    }
+  }
+  line_number = 0;
+  static const std::regex leftover(
+      "FIX"
+      "ME|TO"
+      "DO|XX"
+      "X\\b");
+  for (const std::string& line : Lines(source.text)) {
+    ++line_number;
+    if (std::regex_search(line, leftover)) {
+      complaints.push_back({source.path, line_number, "a leftover note"});
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckHead(const Source& source) {
+  if (!EndsWith(source.path, ".h") && !EndsWith(source.path, ".cuh")) {
+    return {};
+  }
+  std::vector<Complaint> complaints;
+  if (source.text.rfind("//", 0) != 0) {
+    complaints.push_back({source.path, 1, "a header opens with what it is for"});
+  }
+  if (source.text.find("#pragma once") == std::string::npos) {
+    complaints.push_back({source.path, 0, "#pragma once is missing"});
+  }
+  return complaints;
+}
+
+std::string CodeOnly(std::string_view text) {
+  enum class State { kCode, kLineComment, kBlockComment, kString, kCharacter, kRawString };
+  std::string code;
+  code.reserve(text.size());
+  State state = State::kCode;
+  std::string raw_end;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const char next = i + 1 < text.size() ? text[i + 1] : '\0';
+    char out = c == '\n' ? '\n' : ' ';
+    switch (state) {
+      case State::kCode:
+        if (c == '/' && next == '/') {
+          state = State::kLineComment;
+        } else if (c == '/' && next == '*') {
+          state = State::kBlockComment;
+        } else if (c == '"' && i > 0 && text[i - 1] == 'R') {
+          const std::size_t open = text.find('(', i);
+          raw_end = ")" + std::string(text.substr(i + 1, open - i - 1)) + "\"";
+          state = State::kRawString;
+        } else if (c == '"') {
+          state = State::kString;
+        } else if (c == '\'' &&
+                   (i == 0 || std::isalnum(static_cast<unsigned char>(text[i - 1])) == 0)) {
+          state = State::kCharacter;
+        } else {
+          out = c;
+        }
+        break;
+      case State::kLineComment:
+        if (c == '\n') {
+          state = State::kCode;
+        }
+        break;
+      case State::kBlockComment:
+        if (c == '/' && text[i - 1] == '*') {
+          state = State::kCode;
+        }
+        break;
+      case State::kString:
+      case State::kCharacter:
+        if (c == '\\') {
+          code += ' ';
+          ++i;
+        } else if (c == (state == State::kString ? '"' : '\'')) {
+          state = State::kCode;
+        }
+        break;
+      case State::kRawString:
+        if (text.substr(i, raw_end.size()) == raw_end) {
+          code.append(raw_end.size() - 1, ' ');
+          i += raw_end.size() - 1;
+          state = State::kCode;
+        }
+        break;
+    }
+    code += out;
+  }
+  return code;
+}
+
+}  // namespace dsa::tidy

@@ -1,0 +1,199 @@
+// The sources keep the rules of tests/tidy/rules.h, and each rule fires on text that breaks it.
+#include "tests/tidy/rules.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include <catch2/catch.hpp>
+
+namespace dsa::tidy {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::set<std::string> kFolders = {"common",    "kernels", "cache", "model", "tokenizer",
+                                        "scheduler", "server",  "tests", "bench"};
+
+std::string Read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::vector<Source> Sources() {
+  const fs::path root = DSA_SOURCE_DIR;
+  std::vector<Source> sources;
+  for (const std::string& folder : kFolders) {
+    for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
+      const std::string extension = entry.path().extension();
+      if (extension == ".h" || extension == ".cpp" || extension == ".cu" || extension == ".cuh") {
+        sources.push_back({fs::relative(entry.path(), root).string(), Read(entry.path())});
+      }
+    }
+  }
+  return sources;
+}
+
+template <typename Check>
+void RequireNone(Check check) {
+  for (const Source& source : Sources()) {
+    for (const Complaint& complaint : check(source)) {
+      INFO(complaint.path << ":" << complaint.line << ": " << complaint.what);
+      CHECK(false);
+    }
+  }
+}
+
+// The packages a list or a Dockerfile's list names.
+std::set<std::string> Packages(const std::string& text) {
+  std::set<std::string> packages;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    line = line.substr(0, line.find('#'));
+    std::istringstream words(line);
+    for (std::string word; words >> word;) {
+      packages.insert(word);
+    }
+  }
+  return packages;
+}
+
+}  // namespace
+
+TEST_CASE("folders include only what is below them", "[tidy]") {
+  RequireNone([](const Source& source) { return CheckIncludes(source, Graph()); });
+}
+
+TEST_CASE("libraries stay in the folders they belong to", "[tidy]") {
+  RequireNone(CheckLibraries);
+}
+
+TEST_CASE("files and functions keep their size", "[tidy]") {
+  RequireNone(CheckSizes);
+}
+
+TEST_CASE("banned words do not occur", "[tidy]") {
+  RequireNone(CheckBannedWords);
+}
+
+TEST_CASE("headers say what they are for", "[tidy]") {
+  RequireNone(CheckHead);
+}
+
+TEST_CASE("the top level holds what architecture.md argues for, and nothing else", "[tidy]") {
+  const std::set<std::string> allowed = {"server",
+                                         "kernels",
+                                         "scheduler",
+                                         "cache",
+                                         "proto",
+                                         "configs",
+                                         "tests",
+                                         "docker",
+                                         "common",
+                                         "model",
+                                         "tokenizer",
+                                         "bench",
+                                         "docs",
+                                         "cmake",
+                                         "tools",
+                                         "models",
+                                         "build",
+                                         ".git",
+                                         ".ci",
+                                         ".cache",
+                                         ".carry",
+                                         "CMakeLists.txt",
+                                         "CMakePresets.json",
+                                         "Makefile",
+                                         "README.md",
+                                         "LICENSE",
+                                         "NOTICE",
+                                         ".clang-format",
+                                         ".clang-tidy",
+                                         ".editorconfig",
+                                         ".gitignore",
+                                         ".dockerignore"};
+  for (const auto& entry : fs::directory_iterator(DSA_SOURCE_DIR)) {
+    INFO(entry.path().filename().string());
+    CHECK(allowed.count(entry.path().filename().string()) == 1);
+  }
+}
+
+TEST_CASE("the image and the Makefile install from the same package lists", "[tidy]") {
+  const fs::path root = DSA_SOURCE_DIR;
+  const std::string dockerfile = Read(root / "docker/Dockerfile");
+  const std::string makefile = Read(root / "Makefile");
+  CHECK(Packages(Read(root / "docker/packages-build.txt")).count("g++") == 1);
+  CHECK(dockerfile.find("docker/packages-build.txt") != std::string::npos);
+  CHECK(makefile.find("docker/packages-build.txt") != std::string::npos);
+  // No package is installed by name beside the lists.
+  for (const std::string& text : {dockerfile, makefile}) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      INFO(line);
+      const bool installs = line.find("apt-get install") != std::string::npos;
+      CHECK((!installs || line.find("packages-") != std::string::npos));
+    }
+  }
+}
+
+TEST_CASE("each rule fires on text that breaks it", "[tidy]") {
+  const auto includes = [](const char* path, const char* text) {
+    return CheckIncludes({path, text}, Graph()).size();
+  };
+  CHECK(includes("kernels/a.h", "#include \"cache/b.h\"\n") == 1);
+  CHECK(includes("kernels/a.h", "#include \"common/b.h\"\n#include \"kernels/c.h\"\n") == 0);
+  CHECK(includes("server/engine/a.h", "#include \"proto/chat.pb.h\"\n") == 1);
+  CHECK(includes("server/engine/a.h", "#include \"server/api/b.h\"\n") == 1);
+  CHECK(includes("server/api/a.h", "#include \"kernels/b.h\"\n") == 1);
+  CHECK(includes("server/api/a.h", "#include \"server/engine/b.h\"\n") == 0);
+  CHECK(includes("scheduler/a.h", "  #  include \"model/b.h\"\n") == 1);
+
+  CHECK(CheckLibraries({"server/engine/a.cpp", "#include <grpcpp/grpcpp.h>\n"}).size() == 1);
+  CHECK(CheckLibraries({"server/api/a.cpp", "#include <grpcpp/grpcpp.h>\n"}).empty());
+  CHECK(CheckLibraries({"model/a.cpp", "#include <spdlog/spdlog.h>\n"}).size() == 1);
+  CHECK(CheckLibraries({"model/a.h", "#include <nlohmann/json.hpp>\n"}).size() == 1);
+  CHECK(CheckLibraries({"model/a.cpp", "#include <cuda_runtime_api.h>\n"}).size() == 1);
+
+  std::string long_file;
+  for (int i = 0; i < 501; ++i) {
+    long_file += "int a" + std::to_string(i) + ";\n";
+  }
+  CHECK(CheckSizes({"model/a.cpp", long_file}).size() == 1);
+  CHECK(CheckSizes({"kernels/cuda/a.cu", long_file}).empty());
+  std::string long_function = "namespace dsa {\n\nvoid Foo(int a,\n         int b) {\n";
+  for (int i = 0; i < 70; ++i) {
+    long_function += "  a += b;\n";
+  }
+  CHECK(CheckSizes({"model/a.cpp", long_function + "}\n\n}\n"}).size() == 1);
+
+  const auto banned = [](const char* text) {
+    return CheckBannedWords({"model/a.cpp", text}).size();
+  };
+  CHECK(banned("std::cout << 1;\n") == 1);
+  CHECK(banned("  printf(\"x\");\n") == 1);
+  CHECK(banned("fmt::print(\"printf(\"); // printf(\n") == 0);
+  CHECK(banned("std::fprintf(stderr, x); snprintf(a, b);\n") == 0);
+  CHECK(banned("int x = rand();\n") == 1);
+  CHECK(banned("auto v = getenv(\"A\");\n") == 1);
+  CHECK(banned("try {} catch (...) {}\n") == 1);
+  CHECK(banned("delete pointer;\n") == 1);
+  CHECK(banned("Foo(const Foo&) = delete;\n") == 0);
+  CHECK(banned("// FIX"
+               "ME later\n") == 1);
+  CHECK(banned("cudaMalloc(&p, 1);\n") == 1);
+
+  CHECK(CheckHead({"model/a.h", "#pragma once\n"}).size() == 1);
+  CHECK(CheckHead({"model/a.h", "// What for.\n"}).size() == 1);
+  const std::string mixed = "a \"b\\\"c\" R\"x(d)\")x\" 1'000 'e' // f\ng";
+  std::string code = CodeOnly(mixed);
+  CHECK(code.size() == mixed.size());
+  code.erase(std::remove(code.begin(), code.end(), ' '), code.end());
+  CHECK(code == "aR1'000\ng");
+}
+
+}  // namespace dsa::tidy
