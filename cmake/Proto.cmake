@@ -1,0 +1,55 @@
+# gRPC and protobuf as static libraries, and C++ from our .proto files.
+#
+# dsa_grpc links Debian's archives, so that the binary needs no gRPC on the machine it runs on.
+# The reflection plugin registers itself in a static initialiser and so is linked whole; absl's
+# archives refer to each other in circles.
+find_program(DSA_PROTOC protoc REQUIRED)
+find_program(DSA_GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
+pkg_check_modules(GRPCPP REQUIRED grpc++)
+
+set(dsa_grpc_archives ${GRPCPP_STATIC_LIBRARIES})
+list(FILTER dsa_grpc_archives INCLUDE REGEX "^(grpc|gpr|address_sorting|upb|absl_|re2|cares|ssl|crypto|z$)")
+list(REMOVE_DUPLICATES dsa_grpc_archives)
+set(dsa_grpc_files)
+foreach(archive IN LISTS dsa_grpc_archives ITEMS protobuf)
+  find_library(DSA_ARCHIVE_${archive} lib${archive}.a REQUIRED)
+  mark_as_advanced(DSA_ARCHIVE_${archive})
+  list(APPEND dsa_grpc_files ${DSA_ARCHIVE_${archive}})
+endforeach()
+find_library(DSA_GRPC_REFLECTION libgrpc++_reflection.a REQUIRED)
+list(JOIN dsa_grpc_files "," dsa_grpc_group)
+
+add_library(dsa_grpc INTERFACE)
+target_link_libraries(dsa_grpc INTERFACE
+  "-Wl,--whole-archive,${DSA_GRPC_REFLECTION},--no-whole-archive"
+  "-Wl,--start-group,${dsa_grpc_group},--end-group"
+  Threads::Threads ${CMAKE_DL_LIBS} rt)
+
+# dsa_proto_library(<name> FILES a.proto ...)   -> dsa::<name>, headers as "<folder>/a.pb.h"
+function(dsa_proto_library name)
+  cmake_parse_arguments(ARG "" "" "FILES" ${ARGN})
+  set(generated_root ${PROJECT_BINARY_DIR}/generated)
+  file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
+  file(MAKE_DIRECTORY ${generated_root}/${folder})
+  set(sources)
+  set(dependencies)
+  foreach(file IN LISTS ARG_FILES)
+    list(APPEND dependencies ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+  endforeach()
+  foreach(file IN LISTS ARG_FILES)
+    get_filename_component(stem ${file} NAME_WE)
+    set(base ${generated_root}/${folder}/${stem})
+    add_custom_command(
+      OUTPUT ${base}.pb.cc ${base}.pb.h ${base}.grpc.pb.cc ${base}.grpc.pb.h
+      COMMAND ${DSA_PROTOC} -I ${PROJECT_SOURCE_DIR} --cpp_out=${generated_root}
+              --grpc_out=${generated_root} --plugin=protoc-gen-grpc=${DSA_GRPC_CPP_PLUGIN}
+              ${folder}/${file}
+      DEPENDS ${dependencies}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    list(APPEND sources ${base}.pb.cc ${base}.grpc.pb.cc)
+  endforeach()
+  add_library(dsa_${name} STATIC ${sources})
+  add_library(dsa::${name} ALIAS dsa_${name})
+  target_include_directories(dsa_${name} SYSTEM PUBLIC ${generated_root})
+  target_link_libraries(dsa_${name} PUBLIC dsa_grpc)
+endfunction()
