@@ -5,6 +5,7 @@
 //   referenced  at least one BlockRef holds it
 //   cached      no reference, but the prefix cache can find it; evicted least recently used first
 //   free        no reference, contents meaningless
+// Every operation is O(1) and allocates nothing.
 #pragma once
 
 #include "common/ids.h"
@@ -34,6 +35,7 @@ class BlockRef final {
  private:
   friend class BlockPool;
   BlockRef(BlockPool* pool, BlockId id) : pool_(pool), id_(id) {}
+  void Release();
 
   BlockPool* pool_ = nullptr;
   BlockId id_{};
@@ -44,9 +46,11 @@ class BlockPool final {
   BlockPool(std::int32_t blocks, std::int32_t tokens_per_block);  // both > 0; all free
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
+  ~BlockPool();  // CHECK-fails while a block is referenced
 
   // A block with one reference, or nullopt where none is free or evictable.  Its contents are
-  // undefined.  Evicting a cached block calls the evict listener first.
+  // undefined.  Free blocks go first; then the least recently used cached block, of which the
+  // evict listener is told before it is given away.
   std::optional<BlockRef> TryAllocate();
 
   // A reference to a block that is cached or referenced.
@@ -62,29 +66,48 @@ class BlockPool final {
 
   std::int32_t blocks() const { return blocks_; }
   std::int32_t tokens_per_block() const { return tokens_per_block_; }
-  std::int32_t available_blocks() const;  // free + cached: what TryAllocate can still give
-  std::int32_t referenced_blocks() const;
-  std::int32_t cached_blocks() const;  // unreferenced and findable
-  std::int32_t references(BlockId id) const;
+  std::int32_t available_blocks() const { return blocks_ - referenced_; }  // free + cached
+  std::int32_t referenced_blocks() const { return referenced_; }
+  std::int32_t cached_blocks() const { return unreferenced_.count; }  // unreferenced and findable
+  std::int32_t references(BlockId id) const { return At(id).references; }
+  bool is_cached(BlockId id) const { return At(id).cached; }  // findable, referenced or not
 
   // CHECK-fails unless every block is in exactly one place.  O(blocks); tests and idle time.
   void CheckInvariants() const;
 
  private:
   friend class BlockRef;
-  void Release(BlockId id);
 
+  static constexpr std::int32_t kNone = -1;
   struct Block {
     std::int32_t references = 0;
-    bool cached = false;         // findable by the prefix cache
-    std::int32_t previous = -1;  // neighbours in the list of free or cached blocks
-    std::int32_t next = -1;
+    bool cached = false;
+    std::int32_t previous = kNone;  // neighbours in the list of free or cached blocks
+    std::int32_t next = kNone;
   };
+  // Doubly linked through `Block`; the head leaves first.
+  struct List {
+    std::int32_t head = kNone;
+    std::int32_t tail = kNone;
+    std::int32_t count = 0;
+  };
+
+  void AddReference(BlockId id);
+  void Release(BlockId id);
+  void PushBack(List& list, std::int32_t index);
+  void PushFront(List& list, std::int32_t index);
+  void Unlink(List& list, std::int32_t index);
+  std::int32_t CountLinked(const List& list, bool cached) const;
+  const Block& At(BlockId id) const;
+  Block& At(BlockId id);
+
   std::int32_t blocks_;
   std::int32_t tokens_per_block_;
+  std::int32_t referenced_ = 0;
+  List free_;          // last in, first out: a block just freed is still in the host's caches
+  List unreferenced_;  // cached without a reference, least recently used first
   std::vector<Block> table_;
   std::function<void(BlockId)> evict_listener_;
-  // The implementation may add its lists here.
 };
 
 }  // namespace dsa

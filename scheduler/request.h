@@ -23,10 +23,11 @@ struct SamplingParams {
 
 // When a sequence ends.
 struct StopConditions {
-  std::int64_t max_tokens = 0;    // > 0; generated tokens
-  std::int64_t min_tokens = 0;    // [0, max_tokens]; before, end and stop ids are suppressed
-  bool ignore_end = false;        // the model's end ids do not stop, nor are suppressed
-  std::vector<TokenId> stop_ids;  // end the sequence; not part of the text
+  std::int64_t max_tokens = 0;  // > 0; generated tokens
+  // [0, max_tokens]; before, end and stop ids are suppressed and stop strings do not end it.
+  std::int64_t min_tokens = 0;
+  bool ignore_end = false;                // the model's end ids do not stop, nor are suppressed
+  std::vector<TokenId> stop_ids;          // end the sequence; not part of the text
   std::vector<std::string> stop_strings;  // end the text before their first byte
   std::optional<MonotonicUs> deadline_us;
 };
@@ -40,9 +41,9 @@ struct Request {
   std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
   SamplingParams sampling;
   StopConditions stop;
-  std::string cache_salt;     // requests share cached prefixes only under equal salts
-  std::int32_t priority = 0;  // lower goes first under the priority policy
-  MonotonicUs arrival_us = 0;
+  std::string cache_salt;      // requests share cached prefixes only under equal salts
+  std::int32_t priority = 0;   // lower goes first under the priority policy
+  MonotonicUs arrival_us = 0;  // set by Engine::Submit
   PromptLogits prompt_logits = PromptLogits::kNone;
 };
 

@@ -14,12 +14,15 @@ struct StepPlan {
   // where the attention path changes, so a sequence may have more than one row.
   struct Row {
     SequenceId sequence;
+    std::int32_t slot;            // of the sequence in Scheduler::sequences()
     std::int64_t first_position;  // of the first token to compute
     std::int64_t tokens;          // > 0
     bool sample;                  // the row reaches the end of the sequence: draw the next token
     AttentionPath path;
   };
-  std::vector<Row> rows;  // sorted by path, then by admission order
+  std::vector<Row> rows;       // sorted by path, then by the scheduler's order
+  std::int64_t tokens = 0;     // sum over rows
+  std::int64_t sequences = 0;  // distinct sequences of rows
 };
 
 }  // namespace dsa

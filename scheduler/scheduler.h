@@ -1,0 +1,121 @@
+// Decides what each step computes: continuous batching without phases.  Every sequence is some
+// tokens behind and a step lets it catch up, within a token budget.  Pure code: time is an
+// argument, and nothing here knows devices, text or clients.  Engine thread only, but for
+// CheckFits.
+//
+//   scheduler.Add(sequence);                     // waiting
+//   const StepPlan& plan = scheduler.Plan(now);  // admits, preempts, grants tokens
+//   ... run the plan ...
+//   scheduler.Commit(plan);                      // keys are in the cache; full blocks shareable
+//   scheduler.Append(slot, token);               // each sampled token
+//   scheduler.Remove(slot, ...);                 // finished, for whatever reason
+//
+// Order: running sequences first, those that decode before those that catch up, then waiting ones
+// as the policy orders them and while blocks last; no waiting sequence passes another.
+#pragma once
+
+#include "cache/block_pool.h"
+#include "cache/prefix_cache.h"
+#include "common/clock.h"
+#include "common/status.h"
+#include "scheduler/policy.h"
+#include "scheduler/scheduler_config.h"
+#include "scheduler/sequence.h"
+#include "scheduler/step_plan.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace dsa {
+
+// What becomes of the prefix cache's entries for a removed sequence's blocks.
+enum class CachedBlocks : std::uint8_t {
+  kKeep,
+  kForget,  // its keys may be faulty: nobody shall share them
+};
+
+class Scheduler final {
+ public:
+  struct Dependencies {
+    BlockPool& pool;
+    PrefixCache& cache;
+    const PrefixHasher& hasher;
+  };
+  // `config` is valid.  All memory of the step path is allocated here.
+  Scheduler(const SchedulerConfig& config, const Dependencies& dependencies);
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // INVALID_ARGUMENT with need and have: a request that not even an empty cache can hold, or longer
+  // than the context.  Thread-safe: reads constants only.
+  Status CheckFits(std::int64_t prompt_tokens, std::int64_t max_tokens) const;
+
+  // Queues a sequence that CheckFits accepted; returns its slot.  At most slots() are live.
+  std::int32_t Add(std::unique_ptr<Sequence> sequence);
+
+  // The next step; no rows where nothing can run.  Valid until the next call.
+  const StepPlan& Plan(MonotonicUs now_us);
+
+  // The plan's rows were computed; those of sequences removed since are skipped.
+  void Commit(const StepPlan& plan);
+
+  // The next token of a running sequence that has none behind.
+  void Append(std::int32_t slot, TokenId token);
+
+  // Ends a live sequence and releases its blocks.
+  std::unique_ptr<Sequence> Remove(std::int32_t slot, CachedBlocks cached_blocks);
+
+  // [slots()] by slot; null where none is live.
+  std::span<const std::unique_ptr<Sequence>> sequences() const { return sequences_; }
+  const Sequence* Find(SequenceId id, std::int32_t slot) const;  // null where it was removed
+  std::int32_t slots() const { return static_cast<std::int32_t>(sequences_.size()); }
+  std::span<Sequence* const> running() const { return running_; }  // in policy order
+  std::span<Sequence* const> waiting() const { return waiting_; }  // in policy order
+  const SchedulerConfig& config() const { return config_; }
+  std::int64_t preemptions() const { return preemptions_; }
+
+  // CHECK-fails unless references, states and progress agree.  O(blocks + sequences).
+  void CheckInvariants() const;
+
+ private:
+  void GrantDecode(MonotonicUs now_us);
+  void GrantCatchUp();
+  void AdmitWaiting(MonotonicUs now_us);
+  bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
+  bool Grow(Sequence& sequence);
+  void Preempt(Sequence& sequence);
+  void Grant(Sequence& sequence, std::int64_t tokens);
+  void AddRow(const Sequence& sequence, std::int64_t first, std::int64_t tokens);
+  AttentionPath PathAt(std::int64_t position) const;
+  std::int64_t PathEnd(std::int64_t position) const;
+  std::int64_t BlocksFor(std::int64_t tokens) const;
+  void Insert(std::vector<Sequence*>& order, Sequence* sequence);
+  static void Erase(std::vector<Sequence*>& order, const Sequence* sequence);
+
+  const SchedulerConfig config_;
+  BlockPool& pool_;
+  PrefixCache& cache_;
+  const PrefixHasher& hasher_;
+  std::unique_ptr<SchedulingPolicy> policy_;
+
+  std::vector<std::unique_ptr<Sequence>> sequences_;  // by slot
+  std::vector<std::int32_t> free_slots_;
+  std::vector<Sequence*> running_;
+  std::vector<Sequence*> waiting_;
+  std::int64_t sequences_added_ = 0;
+  std::int64_t preemptions_ = 0;
+
+  // The step being planned.
+  std::int64_t budget_ = 0;
+  std::vector<StepPlan::Row> rows_by_path_[3];
+  StepPlan plan_;
+
+  // The head of the queue that did not fit and the blocks there were: not tried again, and its
+  // prefix not looked up again, until there are more.
+  SequenceId blocked_{-1};
+  std::int32_t blocked_available_ = 0;
+};
+
+}  // namespace dsa

@@ -1,0 +1,69 @@
+// How far one request has come.  Made by the thread that submits it, afterwards touched by the
+// engine thread only; owned by the scheduler while it is live.
+#pragma once
+
+#include "cache/block_table.h"
+#include "cache/prefix_hash.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "scheduler/request.h"
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace dsa {
+
+enum class SequenceState : std::uint8_t { kWaiting, kRunning };
+
+class Sequence final {
+ public:
+  // Takes the request's prompt, hashes its full blocks and reserves all memory that the sequence
+  // will use, so that nothing is allocated while it runs.
+  Sequence(Request request, const PrefixHasher& hasher);
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  const Request& request() const { return request_; }  // its prompt is empty: see token_ids()
+  std::span<const TokenId> token_ids() const { return tokens_; }  // prompt, then generated
+  std::int64_t tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
+  std::int64_t prompt_tokens() const { return prompt_tokens_; }
+  std::int64_t generated() const { return tokens() - prompt_tokens_; }
+  std::int64_t computed() const { return computed_; }  // tokens whose keys are in the cache
+  std::int64_t behind() const { return tokens() - computed_; }  // 1 while it decodes
+  // Tokens whose keys it can ever need: all but the last one generated.
+  std::int64_t computed_max() const { return prompt_tokens_ + request_.stop.max_tokens - 1; }
+
+  SequenceId id() const { return id_; }
+  std::int32_t slot() const { return slot_; }
+  std::int64_t order() const { return order_; }  // of arrival at the scheduler
+  SequenceState state() const { return state_; }
+  std::int32_t preemptions() const { return preemptions_; }
+  bool fully_reserved() const { return fully_reserved_; }  // never preempted
+  const BlockTable& blocks() const { return blocks_; }
+  // Prompt tokens that were not computed because the prefix cache had them when the sequence
+  // first ran.  What a preempted sequence finds again does not count.
+  std::int64_t cache_hit_tokens() const { return cache_hit_tokens_; }
+  std::optional<MonotonicUs> first_scheduled_us() const { return first_scheduled_us_; }
+
+ private:
+  friend class Scheduler;  // the only writer
+
+  Request request_;
+  std::int64_t prompt_tokens_;
+  std::vector<TokenId> tokens_;
+  PrefixChain chain_;
+  BlockTable blocks_;
+  std::int64_t computed_ = 0;
+  SequenceId id_{};
+  std::int32_t slot_ = -1;
+  std::int64_t order_ = 0;
+  SequenceState state_ = SequenceState::kWaiting;
+  std::int32_t preemptions_ = 0;
+  bool fully_reserved_ = false;
+  std::int64_t cache_hit_tokens_ = 0;
+  std::optional<MonotonicUs> first_scheduled_us_;
+};
+
+}  // namespace dsa

@@ -1,0 +1,84 @@
+// The implementation of Engine: one thread decides, one delivers.
+//
+//   Submit --inbox--> RunOnce: admit, sweep, plan, build, execute, commit, deliver
+//                                                                      --outbox--> PumpOnce
+//
+// Serving calls Start, which runs RunOnce and PumpOnce on a thread each.  Tests and the simulator
+// call the two themselves instead, with a clock of their own.
+#pragma once
+
+#include "common/clock.h"
+#include "scheduler/scheduler_config.h"
+#include "server/engine/engine.h"
+#include "server/engine/executor.h"
+#include "server/engine/text_decoder.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace dsa {
+
+class Scheduler;
+class BlockPool;
+class PrefixCache;
+
+struct EngineConfig {
+  SchedulerConfig scheduler;
+  std::int32_t blocks = 0;             // of the paged caches; > 0
+  std::int32_t tokens_per_block = 64;  // the kernels fix 64; tests use others
+  std::int64_t vocabulary = 0;         // ids below it exist; > 0
+  std::vector<TokenId> end_ids;        // each below vocabulary
+  std::string cache_identity;          // names model, configuration and cache format
+  std::int32_t hash_bits = 256;        // of block hashes; fewer only in tests
+};
+
+// INVALID_ARGUMENT naming the field, its value and what is allowed.
+Status Validate(const EngineConfig& config);
+
+class EngineLoop final : public Engine {
+ public:
+  struct Dependencies {
+    StepExecutor& executor;
+    const Clock& clock;
+    const TextDecoderFactory* decoders;  // null: text stays empty
+  };
+  // `config` is valid; the dependencies outlive the engine.
+  EngineLoop(const EngineConfig& config, const Dependencies& dependencies);
+  ~EngineLoop() override;  // stops; what is live ends as kAborted
+
+  Status Submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  RequestId NextRequestId() override;
+  bool Abort(const std::string& external_id) override;
+  EngineLoad Load() const override;
+  void Drain(std::int64_t limit_us) override;  // only between Start and Stop
+
+  // Starts and joins the two threads.  Stop ends what is live as kAborted and delivers it.
+  void Start();
+  void Stop();
+
+  // What one call of RunOnce did.
+  enum class Progress : std::uint8_t {
+    kStepped,  // a step was computed
+    kIdle,     // nothing to do until a request, a cancellation or a deadline comes
+    kBlocked,  // the outbox is full: the pump must deliver first
+  };
+  Progress RunOnce();       // engine thread
+  std::int64_t PumpOnce();  // stream pump thread; the number of deltas delivered
+
+  // The parts of Drain that do not wait.
+  void BeginDrain();  // refuse new requests
+  void AbortAll();    // end what is live in the next RunOnce
+
+  // For the simulator's invariants and tests; engine thread.
+  const Scheduler& scheduler() const;
+  const BlockPool& pool() const;
+  const PrefixCache& prefix_cache() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dsa

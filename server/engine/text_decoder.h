@@ -1,0 +1,44 @@
+// Ids to text for one request, as the engine sees it: the tokenizer's incremental decoder, or a
+// fake in tests.  Engine thread only.
+#pragma once
+
+#include "common/ids.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace dsa {
+
+class Tokenizer;
+
+class TextDecoder {
+ public:
+  TextDecoder() = default;
+  TextDecoder(const TextDecoder&) = delete;
+  TextDecoder& operator=(const TextDecoder&) = delete;
+  virtual ~TextDecoder() = default;
+
+  // Appends the text that `id` completes to `out`: whole characters.
+  virtual void Push(TokenId id, std::string& out) = 0;
+  // Appends what is still held back.
+  virtual void Finish(std::string& out) = 0;
+};
+
+// Makes one decoder a request, on the thread that submits it.
+class TextDecoderFactory {
+ public:
+  TextDecoderFactory() = default;
+  TextDecoderFactory(const TextDecoderFactory&) = delete;
+  TextDecoderFactory& operator=(const TextDecoderFactory&) = delete;
+  virtual ~TextDecoderFactory() = default;
+
+  virtual std::unique_ptr<TextDecoder> Make() const = 0;
+  // The most bytes that one Push or Finish appends.
+  virtual std::int64_t text_bytes_max() const = 0;
+};
+
+// `tokenizer` must outlive it.
+std::unique_ptr<TextDecoderFactory> MakeTextDecoderFactory(const Tokenizer& tokenizer);
+
+}  // namespace dsa
