@@ -1,0 +1,89 @@
+// How large everything is: from the model and the limits of a step to the bytes of each workspace
+// and the scratch that the backend must reserve.  Pure arithmetic, so that start-up can refuse and
+// `dsa inspect` can report before any memory is taken.
+#pragma once
+
+#include "kernels/backend.h"
+#include "model/model_config.h"
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+namespace dsa {
+
+// What one step may be at most.  Everything is > 0 unless a comment says otherwise.
+struct StepLimits {
+  std::int64_t tokens_max;        // rows
+  std::int64_t sequences_max;     // sequences
+  std::int64_t context_max;       // positions of a sequence
+  std::int64_t logit_rows_max;    // rows whose logits are computed
+  std::int64_t suppressed_max;    // suppressed ids of all sampled rows together; may be 0
+  std::int64_t masked_until;      // positions below may take the masked path; 0: none does
+  std::int64_t score_bytes_max;   // of the indexer's scores; at least one row is always held
+  std::int64_t logits_rows_host;  // rows of logits that are copied to the host; 0 in a server
+};
+
+// Every buffer of a step, in device memory.  T, S, R: tokens, sequences and logit rows of
+// StepLimits; A: bytes of an activation.
+enum class Buffer : std::uint8_t {
+  // The batch, as the builder made it.
+  kTokenIds,     // i32 [T]
+  kPositions,    // i32 [T]
+  kSlots,        // i64 [T]
+  kSequences,    // i32 [T]
+  kBlockTables,  // i32 [S, blocks of a context]
+  kLogitRows,    // i32 [R]
+  kSampleRows,   // i32 [S]
+  kSampling,     // SamplingRow [S]
+  kSuppressed,   // i32 [suppressed_max]
+  // The layers.
+  kResidual,         // A [T, D]
+  kBranch,           // A [T, D]  output of attention or feed-forward, before it is added
+  kNormed,           // A [T, D]
+  kQuantized,        // fp8 [T, widest projection input]
+  kQuantizedScales,  // f32 [T, its blocks of 128]
+  kQueryLatent,      // A [T, q_latent]
+  kQuery,            // A [T, H, N + 64]
+  kKeyValue,         // A [T, 576]
+  kAbsorbedQuery,    // A [T, H, 512]
+  kLatentOutput,     // A [T, H, 512]
+  kAttentionOutput,  // A [T, H, V]
+  kIndexKey,         // A [T, 128]
+  kIndexQuery,       // A [T, IH, 128]
+  kIndexHeadWeight,  // f32 [T, IH]  output of weights_proj
+  kPreparedQuery,    // A or fp8 [T, IH, 128]
+  kPreparedWeight,   // f32 [T, IH]
+  kScores,           // f32 [score_rows, context]
+  kSelected,         // i32 [T, K]
+  kSelectedCounts,   // i32 [T]
+  kMlpGate,          // A [T, widest MLP]
+  kMlpUp,            // A [T, widest MLP]
+  kExperts,          // i32 [T, experts per token]
+  kExpertWeights,    // f32 [T, experts per token]
+  // The head and the sampler.
+  kHeadResidual,        // A [R, D]
+  kHeadNormed,          // A [R, D]
+  kLogits,              // f32 [R, vocabulary]
+  kRowFaults,           // i32 [T]
+  kSampledTokens,       // i32 [S]
+  kSampledLogprobs,     // f32 [S]
+  kSampledTopIds,       // i32 [S, kTopLogprobsMax]
+  kSampledTopLogprobs,  // f32 [S, kTopLogprobsMax]
+  kSampleFaults,        // i32 [S]
+};
+inline constexpr int kBuffers = static_cast<int>(Buffer::kSampleFaults) + 1;
+
+struct WorkspacePlan {
+  std::array<std::int64_t, kBuffers> bytes;  // of each Buffer; 0 where the model has no use for it
+  std::int64_t score_rows;                   // rows scored at a time; 0 without DSA
+  ScratchLimits scratch;
+
+  std::int64_t total_bytes() const;  // each buffer rounded up to kBufferAlignment
+};
+inline constexpr std::int64_t kBufferAlignment = 256;
+
+// CHECK-fails on limits that are not as described above.
+WorkspacePlan PlanWorkspace(const ModelConfig& config, const StepLimits& limits);
+
+}  // namespace dsa
