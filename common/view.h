@@ -25,7 +25,7 @@ struct Matrix {
   std::int64_t cols;
   std::int64_t row_stride;  // in elements, >= cols
 
-  T* Row(std::int64_t row) const { return data + row * row_stride; }
+  constexpr T* Row(std::int64_t row) const { return data + row * row_stride; }
 };
 
 // The element type of an AnyMatrix.

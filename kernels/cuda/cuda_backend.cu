@@ -1,0 +1,99 @@
+// The backend's memory and stream.
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/launch.h"
+
+#include <string>
+
+namespace dsa {
+namespace {
+
+Error Unavailable(const std::string& what) {
+  return {ErrorCode::kFailedPrecondition, what};
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
+  int devices = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess) {
+    return Unavailable(std::string("device cuda: ") + cudaGetErrorString(status));
+  }
+  if (device < 0 || device >= devices) {
+    return Unavailable("device cuda:" + std::to_string(device) + ": this machine has " +
+                       std::to_string(devices) + " CUDA devices");
+  }
+  cudaDeviceProp properties{};
+  DSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  if (properties.major != 9 || properties.minor != 0) {
+    return Unavailable("device cuda:" + std::to_string(device) + ": " + properties.name +
+                       " has compute capability " + std::to_string(properties.major) + "." +
+                       std::to_string(properties.minor) + "; this build runs on 9.0 (Hopper)");
+  }
+  auto state = std::make_unique<State>();
+  state->device = device;
+  state->name = properties.name;
+  DSA_CUDA_CHECK(cudaSetDevice(device));
+  DSA_CUDA_CHECK(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+  state->gemm.Open();
+  return std::unique_ptr<CudaBackend>(new CudaBackend(std::move(state)));
+}
+
+CudaBackend::~CudaBackend() {
+  DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
+  DSA_CUDA_CHECK(cudaStreamDestroy(state_->stream));
+}
+
+std::string CudaBackend::Name() const {
+  return state_->name;
+}
+
+Result<DeviceBuffer> CudaBackend::Allocate(std::size_t bytes) {
+  if (bytes == 0) {
+    return DeviceBuffer(this, nullptr, 0);
+  }
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();  // not sticky: the context lives on
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    DSA_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return Unavailable("device memory: " + std::to_string(bytes) + " bytes needed, " +
+                       std::to_string(free_bytes) + " free of " + std::to_string(total_bytes));
+  }
+  DSA_CUDA_CHECK(status);
+  return DeviceBuffer(this, data, bytes);
+}
+
+void CudaBackend::Free(void* data) {
+  DSA_CUDA_CHECK(cudaFree(data));
+}
+
+void CudaBackend::CopyToDevice(void* target, const void* source, std::size_t bytes) {
+  DSA_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, state_->stream));
+}
+
+void CudaBackend::CopyToHost(void* target, const void* source, std::size_t bytes) {
+  DSA_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, state_->stream));
+}
+
+void CudaBackend::Zero(void* target, std::size_t bytes) {
+  DSA_CUDA_CHECK(cudaMemsetAsync(target, 0, bytes, state_->stream));
+}
+
+void CudaBackend::Synchronize() {
+  DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
+}
+
+Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
+  DSA_CHECK(!state_->scratch_reserved, "CudaBackend: ReserveScratch was called before");
+  state_->limits = limits;
+  state_->scratch_reserved = true;
+  state_->gemm.Reserve(limits.tokens_max, limits.linear_width_max);
+  return {};
+}
+
+}  // namespace dsa

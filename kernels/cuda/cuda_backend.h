@@ -1,0 +1,59 @@
+// The Hopper backend (sm_90a).  Host code may include this header: it names no CUDA type.
+//
+// First, plain versions of the ops that surround attention.  An op that is not here yet ends the
+// process with its name; IsComplete says so beforehand, and `dsa serve` asks it.
+#pragma once
+
+#include "kernels/backend.h"
+
+#include <memory>
+
+namespace dsa {
+
+class CudaBackend final : public Backend {
+ public:
+  // FAILED_PRECONDITION where the device does not exist or is not of compute capability 9.0.
+  static Result<std::unique_ptr<CudaBackend>> Make(int device);
+  ~CudaBackend() override;
+
+  // Whether every op that a model needs exists.
+  static constexpr bool IsComplete() { return false; }
+
+  std::string Name() const override;
+  Result<DeviceBuffer> Allocate(std::size_t bytes) override;
+  void Free(void* data) override;
+  void CopyToDevice(void* target, const void* source, std::size_t bytes) override;
+  void CopyToHost(void* target, const void* source, std::size_t bytes) override;
+  void Zero(void* target, std::size_t bytes) override;
+  void Synchronize() override;
+  Status ReserveScratch(const ScratchLimits& limits) override;
+
+  void Embed(const EmbedParams& params) override;
+  void GatherRows(const GatherRowsParams& params) override;
+  void RmsNorm(const RmsNormParams& params) override;
+  void QuantizeFp8(const QuantizeFp8Params& params) override;
+  void Linear(const LinearParams& params) override;
+  void BlockScaledLinear(const BlockScaledLinearParams& params) override;
+  void Rope(const RopeParams& params) override;
+  void StoreLatent(const StoreLatentParams& params) override;
+  void StoreIndexerKey(const StoreIndexerKeyParams& params) override;
+  void PrepareIndexerQuery(const PrepareIndexerQueryParams& params) override;
+  void IndexerLogits(const IndexerLogitsParams& params) override;
+  void SelectTopK(const SelectTopKParams& params) override;
+  void AbsorbQuery(const AbsorbQueryParams& params) override;
+  void LatentAttention(const LatentAttentionParams& params) override;
+  void ExpandValue(const ExpandValueParams& params) override;
+  void MaskedAttention(const MaskedAttentionParams& params) override;
+  void SwiGlu(const SwiGluParams& params) override;
+  void Gate(const GateParams& params) override;
+  void RoutedExperts(const RoutedExpertsParams& params) override;
+  void Sample(const SampleParams& params) override;
+
+ private:
+  struct State;  // kernels/cuda/cuda_state.h
+  explicit CudaBackend(std::unique_ptr<State> state);
+
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dsa

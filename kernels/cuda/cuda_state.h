@@ -1,0 +1,22 @@
+// What a CudaBackend holds: one stream, one cuBLASLt handle, scratch.  For kernels/cuda/ only.
+#pragma once
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/gemm.h"
+
+#include <string>
+
+#include <cuda_runtime_api.h>
+
+namespace dsa {
+
+struct CudaBackend::State {
+  int device = 0;
+  std::string name;
+  cudaStream_t stream = nullptr;
+  cuda::Gemm gemm;
+  ScratchLimits limits{};
+  bool scratch_reserved = false;
+};
+
+}  // namespace dsa

@@ -1,0 +1,103 @@
+// What every kernel does with single values: loads and stores of float32 and bfloat16, rounding,
+// fp8, and the choice of an element type at launch.  Same rounding as common/numeric.h.
+#pragma once
+
+#include "common/check.h"
+#include "common/numeric.h"
+#include "common/view.h"
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+namespace dsa::cuda {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+__device__ inline float ToFloat(float value) {
+  return value;
+}
+__device__ inline float ToFloat(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+
+template <typename T>
+__device__ T FromFloat(float value);
+template <>
+__device__ inline float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// `value` as storage of type T would keep it.
+template <typename T>
+__device__ float Rounded(float value) {
+  return ToFloat(FromFloat<T>(value));
+}
+
+// Nearest, ties to even, saturating at 448; NaN stays NaN.
+__device__ inline std::uint8_t ToFp8(float value) {
+  return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+}
+__device__ inline float Fp8ToFloat(std::uint8_t bits) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
+}
+
+// Fp8BlockScale of common/numeric.h.
+__device__ inline float BlockScale(float amax, ScaleFormat format) {
+  const float scale = fmaxf(amax, 1e-4F) / kFp8E4m3Max;
+  if (format == ScaleFormat::kPlain) {
+    return scale;
+  }
+  const unsigned bits = __float_as_uint(scale);
+  const unsigned exponent = (bits >> 23) + ((bits & 0x7FFFFFU) != 0 ? 1U : 0U);
+  return __uint_as_float(exponent << 23);
+}
+
+__device__ inline float WarpSum(float value) {
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
+  return value;
+}
+__device__ inline float WarpMax(float value) {
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+// The sum over a block of kThreads, in the same order in every thread.  Every thread must call it.
+template <int kThreads>
+__device__ float BlockSum(float value) {
+  __shared__ float warp_sums[kThreads / kWarpSize];
+  value = WarpSum(value);
+  __syncthreads();  // the array may still be read from a call before
+  if (threadIdx.x % kWarpSize == 0) {
+    warp_sums[threadIdx.x / kWarpSize] = value;
+  }
+  __syncthreads();
+  float sum = 0.0F;
+  for (const float warp_sum : warp_sums) {
+    sum += warp_sum;
+  }
+  return sum;
+}
+
+// Calls body(T{}) with the element type that `type` names.
+template <typename Body>
+void DispatchFloat(DataType type, const Body& body) {
+  switch (type) {
+    case DataType::kF32: body(float{}); return;
+    case DataType::kBf16: body(__nv_bfloat16{}); return;
+    case DataType::kFp8E4m3: break;
+  }
+  DSA_CHECK(false, "element type {} is not a float type", static_cast<int>(type));
+}
+
+}  // namespace dsa::cuda

@@ -1,0 +1,215 @@
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/kv_layout.h"
+
+#include <algorithm>
+
+namespace dsa::cuda {
+namespace {
+
+constexpr std::size_t kWorkspaceBytes = 32UL << 20;
+constexpr std::int64_t kRowAlignment = 16;         // rows of x in an fp8 product
+constexpr std::int64_t kWeightScaleAlignment = 4;  // K blocks of the weight's scales
+constexpr int kThreads = 256;
+
+std::int64_t RoundUp(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+cudaDataType_t CudaType(DataType type) {
+  switch (type) {
+    case DataType::kF32: return CUDA_R_32F;
+    case DataType::kBf16: return CUDA_R_16BF;
+    case DataType::kFp8E4m3: return CUDA_R_8F_E4M3;
+  }
+  return CUDA_R_32F;
+}
+
+// target[j, i] = source[i, j]; rows of x from `rows` on are filled with zero scales.
+__global__ void TransposeScalesKernel(Matrix<const float> source, float* target,
+                                      std::int64_t target_rows) {
+  const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (task < target_rows * source.cols) {
+    const std::int64_t row = task % target_rows;
+    target[task] = row < source.rows ? source.Row(row)[task / target_rows] : 0.0F;
+  }
+}
+
+__global__ void PadScalesKernel(Matrix<const float> source, float* target,
+                                std::int64_t target_cols) {
+  const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (task < source.rows * target_cols) {
+    const std::int64_t col = task % target_cols;
+    target[task] = col < source.cols ? source.Row(task / target_cols)[col] : 0.0F;
+  }
+}
+
+unsigned GridOf(std::int64_t tasks) {
+  return static_cast<unsigned>((tasks + kThreads - 1) / kThreads);
+}
+
+// One cuBLASLt object, destroyed with its scope.
+template <typename T, cublasStatus_t (*kDestroy)(T)>
+struct Handle {
+  Handle() = default;
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() {
+    if (value != nullptr) {
+      DSA_CUBLAS_CHECK(kDestroy(value));
+    }
+  }
+  T value = nullptr;
+};
+using Descriptor = Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Preference = Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+template <typename T>
+void Set(const Descriptor& descriptor, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+  DSA_CUBLAS_CHECK(
+      cublasLtMatmulDescSetAttribute(descriptor.value, attribute, &value, sizeof(value)));
+}
+
+}  // namespace
+
+Gemm::~Gemm() {
+  for (void* memory : {static_cast<void*>(w_scales_), static_cast<void*>(x_scales_),
+                       static_cast<void*>(x_padded_), static_cast<void*>(y_padded_), workspace_}) {
+    DSA_CUDA_CHECK(cudaFree(memory));
+  }
+  if (handle_ != nullptr) {
+    DSA_CUBLAS_CHECK(cublasLtDestroy(handle_));
+  }
+}
+
+void Gemm::Open() {
+  DSA_CUBLAS_CHECK(cublasLtCreate(&handle_));
+  DSA_CUDA_CHECK(cudaMalloc(&workspace_, kWorkspaceBytes));
+}
+
+void Gemm::Reserve(std::int64_t tokens_max, std::int64_t width_max) {
+  tokens_max_ = RoundUp(tokens_max, kRowAlignment);
+  width_max_ = RoundUp(width_max, kValuesPerScale);
+  const std::int64_t blocks = RoundUp(width_max_ / kValuesPerScale, kWeightScaleAlignment);
+  DSA_CUDA_CHECK(cudaMalloc(&w_scales_, blocks * blocks * sizeof(float)));
+  DSA_CUDA_CHECK(cudaMalloc(&x_scales_, blocks * tokens_max_ * sizeof(float)));
+  DSA_CUDA_CHECK(cudaMalloc(&x_padded_, tokens_max_ * width_max_));
+  DSA_CUDA_CHECK(cudaMalloc(&y_padded_, tokens_max_ * width_max_ * sizeof(float)));
+}
+
+bool Gemm::Multiply(const LinearParams& params, cudaStream_t stream) {
+  return Run({.input = CudaType(params.x.type),
+              .output = CudaType(params.y.type),
+              .n = params.weight.rows,
+              .t = params.x.rows,
+              .k = params.x.cols,
+              .ldw = params.weight.row_stride,
+              .ldx = params.x.row_stride,
+              .ldy = params.y.row_stride,
+              .w = params.weight.data,
+              .x = params.x.data,
+              .y = params.y.data,
+              .w_scales = nullptr,
+              .x_scales = nullptr},
+             stream);
+}
+
+bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream_t stream) {
+  const std::int64_t k = params.x.cols;
+  const std::int64_t n = params.weight.rows;
+  const std::int64_t t = params.x.rows;
+  if (k % kValuesPerScale != 0 || n % kRowAlignment != 0 || k > width_max_ || n > width_max_ ||
+      t > tokens_max_) {
+    return false;
+  }
+  const std::int64_t t_padded = RoundUp(t, kRowAlignment);
+  const std::int64_t element_bytes = SizeOf(params.y.type);
+
+  TransposeScalesKernel<<<GridOf(t_padded * params.x_scales.cols), kThreads, 0, stream>>>(
+      params.x_scales, x_scales_, t_padded);
+  const std::int64_t scale_cols = RoundUp(params.weight_scales.cols, kWeightScaleAlignment);
+  PadScalesKernel<<<GridOf(params.weight_scales.rows * scale_cols), kThreads, 0, stream>>>(
+      params.weight_scales, w_scales_, scale_cols);
+  DSA_CUDA_CHECK(cudaGetLastError());
+
+  Problem problem = {.input = CUDA_R_8F_E4M3,
+                     .output = CudaType(params.y.type),
+                     .n = n,
+                     .t = t,
+                     .k = k,
+                     .ldw = params.weight.row_stride,
+                     .ldx = params.x.row_stride,
+                     .ldy = params.y.row_stride,
+                     .w = params.weight.data,
+                     .x = params.x.data,
+                     .y = params.y.data,
+                     .w_scales = w_scales_,
+                     .x_scales = x_scales_};
+  if (t == t_padded) {
+    return Run(problem, stream);
+  }
+  // The rows of x are padded to what the product needs, those of y cut off again.
+  DSA_CUDA_CHECK(cudaMemsetAsync(x_padded_ + t * k, 0, (t_padded - t) * k, stream));
+  DSA_CUDA_CHECK(cudaMemcpy2DAsync(x_padded_, k, params.x.data, params.x.row_stride, k, t,
+                                   cudaMemcpyDeviceToDevice, stream));
+  problem.t = t_padded;
+  problem.x = x_padded_;
+  problem.ldx = k;
+  problem.y = y_padded_;
+  problem.ldy = n;
+  if (!Run(problem, stream)) {
+    return false;
+  }
+  DSA_CUDA_CHECK(cudaMemcpy2DAsync(params.y.data, params.y.row_stride * element_bytes, y_padded_,
+                                   n * element_bytes, n * element_bytes, t,
+                                   cudaMemcpyDeviceToDevice, stream));
+  return true;
+}
+
+bool Gemm::Run(const Problem& p, cudaStream_t stream) {
+  Descriptor descriptor;
+  DSA_CUBLAS_CHECK(cublasLtMatmulDescCreate(&descriptor.value, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
+  if (p.w_scales != nullptr) {
+    Set(descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
+    Set(descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+    Set(descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.w_scales);
+    Set(descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.x_scales);
+  }
+  Layout w;
+  Layout x;
+  Layout y;
+  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&w.value, p.input, p.k, p.n, p.ldw));
+  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&x.value, p.input, p.k, p.t, p.ldx));
+  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&y.value, p.output, p.n, p.t, p.ldy));
+
+  const Shape shape{p.input, p.output, p.n, p.t, p.k, p.ldw, p.ldx, p.ldy, p.w_scales != nullptr};
+  auto choice = choices_.find(shape);
+  if (choice == choices_.end()) {
+    Preference preference;
+    DSA_CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference.value));
+    DSA_CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
+        preference.value, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
+        sizeof(kWorkspaceBytes)));
+    cublasLtMatmulHeuristicResult_t result{};
+    int results = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle_, descriptor.value, w.value, x.value, y.value,
+                                       y.value, preference.value, 1, &result, &results);
+    const bool found = status == CUBLAS_STATUS_SUCCESS && results > 0;
+    choice = choices_.emplace(shape, Choice{found, result.algo}).first;
+  }
+  if (!choice->second.found) {
+    return false;
+  }
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  DSA_CUBLAS_CHECK(cublasLtMatmul(handle_, descriptor.value, &one, p.w, w.value, p.x, x.value,
+                                  &zero, p.y, y.value, p.y, y.value, &choice->second.algorithm,
+                                  workspace_, kWorkspaceBytes, stream));
+  return true;
+}
+
+}  // namespace dsa::cuda

@@ -1,0 +1,70 @@
+// Matrix products through cuBLASLt:  y = x W^T, all row-major, one call a product.
+//
+// cuBLASLt is column-major, so it computes y^T = W x^T: W is its transposed first operand, x its
+// second.  For fp8 the scales of W are its 128 x 128 blocks with the K axis contiguous and padded
+// to a multiple of 4, those of x are 1 x 128 with the row axis contiguous; ours are neither, so
+// they are rewritten into scratch before each call.
+#pragma once
+
+#include "common/view.h"
+#include "kernels/backend.h"
+
+#include <cstdint>
+#include <map>
+#include <tuple>
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+namespace dsa::cuda {
+
+class Gemm final {
+ public:
+  Gemm() = default;
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+  ~Gemm();
+
+  // The handle and its workspace; once, before the first product.
+  void Open();
+  // Scratch for products of up to `tokens_max` rows and `width_max` columns.
+  void Reserve(std::int64_t tokens_max, std::int64_t width_max);
+
+  // Equal element types of x and weight; false where cuBLASLt offers no algorithm.
+  bool Multiply(const LinearParams& params, cudaStream_t stream);
+  // K a multiple of 128, N a multiple of 16; false where cuBLASLt offers no algorithm.
+  bool MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream_t stream);
+
+ private:
+  struct Problem {
+    cudaDataType_t input;
+    cudaDataType_t output;
+    std::int64_t n, t, k;        // extents: W [n, k], x [t, k], y [t, n]
+    std::int64_t ldw, ldx, ldy;  // row strides in elements
+    const void* w;
+    const void* x;
+    void* y;
+    const float* w_scales;  // null: no scaling
+    const float* x_scales;
+  };
+  bool Run(const Problem& problem, cudaStream_t stream);
+
+  using Shape = std::tuple<int, int, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                           std::int64_t, std::int64_t, bool>;
+  struct Choice {
+    bool found;
+    cublasLtMatmulAlgo_t algorithm;
+  };
+
+  cublasLtHandle_t handle_ = nullptr;
+  void* workspace_ = nullptr;
+  std::map<Shape, Choice> choices_;  // filled at the first product of a shape
+  std::int64_t tokens_max_ = 0;
+  std::int64_t width_max_ = 0;
+  float* w_scales_ = nullptr;         // [width_max / 128, width_max / 128 padded to 4]
+  float* x_scales_ = nullptr;         // [width_max / 128, tokens_max padded to 16]
+  std::uint8_t* x_padded_ = nullptr;  // [tokens_max padded to 16, width_max]
+  std::uint8_t* y_padded_ = nullptr;  // the same rows of y, 4 bytes an element
+};
+
+}  // namespace dsa::cuda

@@ -1,0 +1,24 @@
+// Checks of CUDA calls.  An asynchronous CUDA error poisons the context for good, so there is
+// nothing to hand back: it is fatal, like any failed check.
+#pragma once
+
+#include "common/check.h"
+
+#include <string_view>
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#define DSA_CUDA_CHECK(call)                                          \
+  do {                                                                \
+    const cudaError_t dsa_cuda_status = (call);                       \
+    DSA_CHECK(dsa_cuda_status == cudaSuccess, "{}",                   \
+              std::string_view(cudaGetErrorString(dsa_cuda_status))); \
+  } while (false)
+
+#define DSA_CUBLAS_CHECK(call)                                               \
+  do {                                                                       \
+    const cublasStatus_t dsa_cublas_status = (call);                         \
+    DSA_CHECK(dsa_cublas_status == CUBLAS_STATUS_SUCCESS, "{}",              \
+              std::string_view(cublasLtGetStatusString(dsa_cublas_status))); \
+  } while (false)

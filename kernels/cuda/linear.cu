@@ -1,0 +1,98 @@
+// Linear and BlockScaledLinear: cuBLASLt where it takes the problem, else a plain kernel, one warp
+// an output element, that takes every shape and type.
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/kv_layout.h"
+
+namespace dsa {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * cuda::kWarpSize;
+
+template <typename X, typename W, typename Y>
+__global__ __launch_bounds__(kThreads) void LinearKernel(const __grid_constant__ LinearParams p) {
+  const std::int64_t row = blockIdx.y;
+  const std::int64_t output = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
+  if (output >= p.y.cols) {
+    return;
+  }
+  const X* x = static_cast<const X*>(p.x.data) + row * p.x.row_stride;
+  const W* weight = static_cast<const W*>(p.weight.data) + output * p.weight.row_stride;
+  float sum = 0.0F;
+  for (std::int64_t k = threadIdx.x % cuda::kWarpSize; k < p.x.cols; k += cuda::kWarpSize) {
+    sum = fmaf(cuda::ToFloat(x[k]), cuda::ToFloat(weight[k]), sum);
+  }
+  sum = cuda::WarpSum(sum);
+  if (threadIdx.x % cuda::kWarpSize == 0) {
+    static_cast<Y*>(p.y.data)[row * p.y.row_stride + output] = cuda::FromFloat<Y>(sum);
+  }
+}
+
+template <typename Y>
+__global__ __launch_bounds__(kThreads) void BlockScaledLinearKernel(
+    const __grid_constant__ BlockScaledLinearParams p) {
+  const std::int64_t row = blockIdx.y;
+  const std::int64_t output = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
+  if (output >= p.y.cols) {
+    return;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const Fp8E4m3* x = p.x.Row(row);
+  const Fp8E4m3* weight = p.weight.Row(output);
+  const float* weight_scales = p.weight_scales.Row(output / kValuesPerScale);
+  float sum = 0.0F;
+  for (std::int64_t block = 0; block * kValuesPerScale < p.x.cols; ++block) {
+    float products = 0.0F;
+    for (std::int64_t k = block * kValuesPerScale + lane;
+         k < min(p.x.cols, (block + 1) * kValuesPerScale); k += cuda::kWarpSize) {
+      products = fmaf(cuda::Fp8ToFloat(x[k].bits), cuda::Fp8ToFloat(weight[k].bits), products);
+    }
+    sum = fmaf(cuda::WarpSum(products), p.x_scales.Row(row)[block] * weight_scales[block], sum);
+  }
+  if (lane == 0) {
+    static_cast<Y*>(p.y.data)[row * p.y.row_stride + output] = cuda::FromFloat<Y>(sum);
+  }
+}
+
+dim3 GridOf(const LinearExtents& extents) {
+  return {static_cast<unsigned>((extents.outputs + kWarps - 1) / kWarps),
+          static_cast<unsigned>(extents.tokens)};
+}
+
+}  // namespace
+
+void CudaBackend::Linear(const LinearParams& params) {
+  const LinearExtents extents = Validate(params);
+  if (extents.tokens == 0 || extents.outputs == 0) {
+    return;
+  }
+  if (params.x.type == params.weight.type && state_->gemm.Multiply(params, state_->stream)) {
+    return;
+  }
+  cuda::DispatchFloat(params.x.type, [&]<typename X>(X) {
+    cuda::DispatchFloat(params.weight.type, [&]<typename W>(W) {
+      cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
+        LinearKernel<X, W, Y><<<GridOf(extents), kThreads, 0, state_->stream>>>(params);
+      });
+    });
+  });
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
+  const LinearExtents extents = Validate(params);
+  if (extents.tokens == 0 || extents.outputs == 0) {
+    return;
+  }
+  if (state_->scratch_reserved && state_->gemm.MultiplyBlockScaled(params, state_->stream)) {
+    return;
+  }
+  cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
+    BlockScaledLinearKernel<Y><<<GridOf(extents), kThreads, 0, state_->stream>>>(params);
+  });
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dsa
