@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Tests and benchmarks on a machine with a Hopper GPU, which needs a driver and CUDA's cuBLASLt but
+# no network, no compiler and none of our packages.
+#
+#   tools/gpu.sh pack                       here: build the cuda preset, pack it into build/gpu
+#   build/gpu/gpu.sh run [--sanitize] [LOG] there: run everything, write the log (default: gpu.log)
+#
+# The pack holds the binaries, this script and the commit it was made from.
+set -euo pipefail
+
+pack() {
+  cd "$(dirname "$0")/.."
+  tools/build.sh cuda kernels_cuda_tests
+  rm -rf build/gpu
+  mkdir -p build/gpu
+  cp tools/gpu.sh build/gpu/
+  for binary in build/cuda/tests/kernels/kernels_cuda_tests; do
+    strip -o "build/gpu/$(basename "$binary")" "$binary"
+  done
+  git describe --always --dirty --abbrev=12 >build/gpu/commit
+  du -sh build/gpu
+}
+
+machine() {
+  echo "commit $(cat commit)"
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader
+  uname -srm
+}
+
+run() {
+  local sanitize=0
+  if [[ ${1:-} == --sanitize ]]; then
+    sanitize=1
+    shift
+  fi
+  local log
+  log=$(realpath "${1:-gpu.log}")
+  cd "$(dirname "$0")"
+  # cuBLASLt from the toolkit, wherever it is installed.
+  local libraries
+  libraries=$(dirname "$(find / -name 'libcublasLt.so.13*' -not -path '*/proc/*' 2>/dev/null | head -n 1)")
+  export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  {
+    machine
+    echo '== tests'
+    ./kernels_cuda_tests
+    if ((sanitize)); then
+      for tool in memcheck racecheck synccheck initcheck; do
+        echo "== compute-sanitizer $tool"
+        compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name regex:dsa \
+          ./kernels_cuda_tests "~[slow]" | tail -n 8
+      done
+    fi
+    echo '== done'
+  } 2>&1 | tee "$log"
+}
+
+case ${1:-} in
+  pack) pack ;;
+  run)
+    shift
+    run "$@"
+    ;;
+  *)
+    sed -n '2,8p' "$0"
+    exit 2
+    ;;
+esac
