@@ -50,6 +50,9 @@ class CpuBackend final : public Backend {
   void Sample(const SampleParams& params) override;
 
  private:
+  // CHECK-fails before ReserveScratch or where `rows` exceeds its tokens_max.
+  const CpuScratch& ScratchFor(std::int64_t rows) const;
+
   ThreadPool pool_;
   std::unique_ptr<CpuScratch> scratch_;
 };

@@ -1,0 +1,87 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include "common/check.h"
+#include "kernels/cpu/scratch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+
+std::size_t AvailableBytes() {
+  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
+         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(int threads) : pool_(threads) {}
+CpuBackend::~CpuBackend() = default;
+
+std::string CpuBackend::Name() const {
+  return fmt::format("cpu ({} thread{})", pool_.threads(), pool_.threads() == 1 ? "" : "s");
+}
+
+Result<DeviceBuffer> CpuBackend::Allocate(std::size_t bytes) {
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* data =
+      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+  if (data == nullptr) {
+    return Error{.code = ErrorCode::kFailedPrecondition,
+                 .message = fmt::format("not enough memory: {} bytes needed, {} bytes free", bytes,
+                                        AvailableBytes())};
+  }
+  return DeviceBuffer(this, data, bytes);
+}
+
+void CpuBackend::Free(void* data) {
+  std::free(data);
+}
+
+void CpuBackend::CopyToDevice(void* target, const void* source, std::size_t bytes) {
+  if (bytes > 0) {
+    std::memcpy(target, source, bytes);
+  }
+}
+
+void CpuBackend::CopyToHost(void* target, const void* source, std::size_t bytes) {
+  if (bytes > 0) {
+    std::memcpy(target, source, bytes);
+  }
+}
+
+void CpuBackend::Zero(void* target, std::size_t bytes) {
+  if (bytes > 0) {
+    std::memset(target, 0, bytes);
+  }
+}
+
+Status CpuBackend::ReserveScratch(const ScratchLimits& limits) {
+  DSA_CHECK(scratch_ == nullptr, "ReserveScratch: called twice, tokens_max={}", limits.tokens_max);
+  try {
+    scratch_ = MakeCpuScratch(limits, pool_.threads());
+  } catch (const std::bad_alloc&) {
+    return Error{.code = ErrorCode::kFailedPrecondition,
+                 .message = fmt::format("not enough memory for the scratch of {} tokens a step: {} "
+                                        "bytes free",
+                                        limits.tokens_max, AvailableBytes())};
+  }
+  return {};
+}
+
+const CpuScratch& CpuBackend::ScratchFor(std::int64_t rows) const {
+  DSA_CHECK(scratch_ != nullptr, "CpuBackend: an op of {} rows before ReserveScratch", rows);
+  DSA_CHECK(rows <= scratch_->limits.tokens_max, "CpuBackend: {} rows, scratch is for {}", rows,
+            scratch_->limits.tokens_max);
+  return *scratch_;
+}
+
+}  // namespace dsa

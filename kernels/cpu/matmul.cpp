@@ -1,0 +1,207 @@
+#include "kernels/cpu/matmul.h"
+
+#include "common/check.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/simd.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kBlock = 128;       // columns that share a scale, and the length of a chain
+constexpr std::int64_t kRowTile = 48;      // rows of x that meet a decoded block of W
+constexpr std::int64_t kGroup = 4;         // outputs that are computed together
+constexpr std::int64_t kRowsTogether = 3;  // 3 x 4 sums, 4 weights or inputs: the 16 registers
+
+constexpr std::int64_t CeilDivide(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+constexpr std::int64_t Padded(std::int64_t columns) {
+  return CeilDivide(columns, kLanes) * kLanes;
+}
+
+// One block of a tile: sums[r][n] += scale[r][n] * (x[r] . w[n]), all [.., 8 lanes].
+struct BlockTask {
+  const float* inputs;  // [rows, input_stride]
+  std::int64_t input_stride;
+  const float* weights;       // [kGroup, kBlock]
+  std::int64_t columns;       // of this block, a multiple of kLanes
+  const float* input_scales;  // [rows] at input_scale_stride, or null
+  std::int64_t input_scale_stride;
+  const float* weight_scales;  // [kGroup], or null
+  float* sums;                 // [rows, kGroup, kLanes]
+};
+
+template <int kRows>
+void AddBlock(const BlockTask& task, std::int64_t row) {
+  F32x8 partial[kRows][kGroup];
+  for (auto& of_row : partial) {
+    for (F32x8& sum : of_row) {
+      sum = F32x8::Zero();
+    }
+  }
+  const float* inputs = task.inputs + row * task.input_stride;
+  for (std::int64_t k = 0; k < task.columns; k += kLanes) {
+    F32x8 weights[kGroup];
+    for (int n = 0; n < kGroup; ++n) {
+      weights[n] = Load8(task.weights + n * kBlock + k);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const F32x8 x = Load8(inputs + r * task.input_stride + k);
+      for (int n = 0; n < kGroup; ++n) {
+        partial[r][n] = MultiplyAdd(x, weights[n], partial[r][n]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int n = 0; n < kGroup; ++n) {
+      float* sums = task.sums + ((row + r) * kGroup + n) * kLanes;
+      const float scale =
+          task.input_scales == nullptr
+              ? 1.0F
+              : task.input_scales[(row + r) * task.input_scale_stride] * task.weight_scales[n];
+      Store8(sums, MultiplyAdd(partial[r][n], F32x8::All(scale), Load8(sums)));
+    }
+  }
+}
+
+void AddBlockAllRows(const BlockTask& task, std::int64_t rows) {
+  std::int64_t row = 0;
+  for (; row + kRowsTogether <= rows; row += kRowsTogether) {
+    AddBlock<kRowsTogether>(task, row);
+  }
+  if (rows - row == 2) {
+    AddBlock<2>(task, row);
+  } else if (rows - row == 1) {
+    AddBlock<1>(task, row);
+  }
+}
+
+// Rows [first, first + count) of x as floats, padded with zeros to whole lanes.
+void DecodeInputs(const MatmulProblem& problem, std::int64_t first, std::int64_t count,
+                  float* target) {
+  const std::int64_t stride = Padded(problem.inputs);
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t row =
+        problem.x.indices == nullptr ? first + r : problem.x.indices[first + r];
+    float* values = target + r * stride;
+    LoadRow(Offset(problem.x.data, problem.x.type, row * problem.x.row_stride), problem.x.type,
+            problem.inputs, values);
+    std::fill(values + problem.inputs, values + stride, 0.0F);
+  }
+}
+
+// Columns [column, column + width) of outputs [output, output + kGroup), zeros beyond the last.
+void DecodeWeights(const MatmulProblem& problem, std::int64_t output, std::int64_t column,
+                   float* target) {
+  const std::int64_t width = std::min(kBlock, problem.inputs - column);
+  for (std::int64_t n = 0; n < kGroup; ++n) {
+    float* values = target + n * kBlock;
+    std::int64_t filled = 0;
+    if (output + n < problem.outputs) {
+      LoadRow(Offset(problem.weight.data, problem.weight.type,
+                     (output + n) * problem.weight.row_stride + column),
+              problem.weight.type, width, values);
+      filled = width;
+    }
+    std::fill(values + filled, values + Padded(width), 0.0F);
+  }
+}
+
+void StoreSums(const MatmulProblem& problem, std::int64_t row, std::int64_t output,
+               const float* sums) {
+  const std::int64_t target_row = problem.y_indices == nullptr ? row : problem.y_indices[row];
+  const std::int64_t count = std::min(kGroup, problem.outputs - output);
+  void* target = Offset(problem.y, problem.y_type, target_row * problem.y_row_stride + output);
+  for (std::int64_t n = 0; n < count; ++n) {
+    const float value = ReduceSum(Load8(sums + n * kLanes));
+    if (problem.y_type == DataType::kF32) {
+      static_cast<float*>(target)[n] = value;
+    } else {
+      static_cast<Bf16*>(target)[n] = ToBf16(value);
+    }
+  }
+}
+
+struct Tile {
+  std::int64_t first_row;
+  std::int64_t rows;
+};
+
+// kGroup outputs of a tile whose inputs are decoded.
+void RunGroup(const MatmulProblem& problem, const Tile& tile, std::int64_t output,
+              const MatmulScratch& scratch) {
+  float* sums = scratch.sums.data();
+  std::fill(sums, sums + tile.rows * kGroup * kLanes, 0.0F);
+  const bool scaled = problem.weight.scales != nullptr;
+  for (std::int64_t column = 0; column < problem.inputs; column += kBlock) {
+    DecodeWeights(problem, output, column, scratch.weights.data());
+    float weight_scales[kGroup] = {};
+    for (std::int64_t n = 0; scaled && n < kGroup && output + n < problem.outputs; ++n) {
+      weight_scales[n] =
+          problem.weight
+              .scales[(output + n) / kBlock * problem.weight.scale_stride + column / kBlock];
+    }
+    const BlockTask task{
+        .inputs = scratch.inputs.data() + column,
+        .input_stride = Padded(problem.inputs),
+        .weights = scratch.weights.data(),
+        .columns = Padded(std::min(kBlock, problem.inputs - column)),
+        .input_scales = scaled ? scratch.row_scales.data() + column / kBlock : nullptr,
+        .input_scale_stride = CeilDivide(problem.inputs, kBlock),
+        .weight_scales = weight_scales,
+        .sums = sums,
+    };
+    AddBlockAllRows(task, tile.rows);
+  }
+  for (std::int64_t r = 0; r < tile.rows; ++r) {
+    StoreSums(problem, tile.first_row + r, output, sums + r * kGroup * kLanes);
+  }
+}
+
+void GatherScales(const MatmulProblem& problem, const Tile& tile, float* target) {
+  const std::int64_t blocks = CeilDivide(problem.inputs, kBlock);
+  for (std::int64_t r = 0; r < tile.rows; ++r) {
+    const std::int64_t row =
+        problem.x.indices == nullptr ? tile.first_row + r : problem.x.indices[tile.first_row + r];
+    std::copy_n(problem.x.scales + row * problem.x.scale_stride, blocks, target + r * blocks);
+  }
+}
+
+}  // namespace
+
+std::int64_t MatmulUnits(const MatmulProblem& problem) {
+  return CeilDivide(problem.rows, kRowTile) * CeilDivide(problem.outputs, kGroup);
+}
+
+void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64_t last,
+                    const MatmulScratch& scratch) {
+  DSA_CHECK(kRowTile * Padded(problem.inputs) <= scratch.inputs.size(),
+            "matrix product: K={} exceeds the scratch, sized for {}", problem.inputs,
+            scratch.inputs.size() / kRowTile);
+  const std::int64_t groups = CeilDivide(problem.outputs, kGroup);
+  Tile tile{.first_row = -1, .rows = 0};
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const std::int64_t first_row = unit / groups * kRowTile;
+    if (first_row != tile.first_row) {
+      tile = {.first_row = first_row, .rows = std::min(kRowTile, problem.rows - first_row)};
+      DecodeInputs(problem, tile.first_row, tile.rows, scratch.inputs.data());
+      if (problem.x.scales != nullptr) {
+        GatherScales(problem, tile, scratch.row_scales.data());
+      }
+    }
+    RunGroup(problem, tile, unit % groups * kGroup, scratch);
+  }
+}
+
+MatmulScratch MakeMatmulScratch(std::int64_t inputs_max) {
+  MatmulScratch scratch;
+  scratch.inputs = ScratchArray<float>(kRowTile * Padded(inputs_max));
+  scratch.row_scales = ScratchArray<float>(kRowTile * CeilDivide(inputs_max, kBlock));
+  scratch.weights = ScratchArray<float>(kGroup * kBlock);
+  scratch.sums = ScratchArray<float>(kRowTile * kGroup * kLanes);
+  return scratch;
+}
+
+}  // namespace dsa

@@ -1,0 +1,201 @@
+#include "common/check.h"
+#include "common/prng.h"
+#include "kernels/batch_view.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/scratch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+namespace dsa {
+namespace {
+
+constexpr float kNotAllowed = -std::numeric_limits<float>::infinity();
+
+// What is being decided for one row.  `logits` are the allowed ones, -inf elsewhere.
+struct Candidates {
+  std::span<const float> logits;  // [vocabulary_limit]
+  std::span<double> weights;      // [vocabulary_limit]
+  std::span<std::int32_t> order;  // [vocabulary_limit]  scratch
+  float largest;
+};
+
+// The total order of candidates: higher logit first, then lower id.
+struct MoreLikely {
+  std::span<const float> logits;
+  bool operator()(std::int32_t a, std::int32_t b) const {
+    const float left = logits[static_cast<std::size_t>(a)];
+    const float right = logits[static_cast<std::size_t>(b)];
+    return left > right || (left == right && a < b);
+  }
+};
+
+// Copies the allowed logits; false where one below the limit is not finite.
+bool CopyAllowed(const SampleParams& params, std::int64_t row, std::span<float> target) {
+  const SamplingRow& wanted = params.rows.data[row];
+  const std::int32_t source = params.logit_rows.data[row];
+  DSA_CHECK(source >= 0 && source < params.logits.rows, "Sample: logit_rows[{}]={} of {}", row,
+            source, params.logits.rows);
+  const float* logits = params.logits.Row(source);
+  bool finite = true;
+  for (std::size_t i = 0; i < target.size(); ++i) {
+    target[i] = logits[i];
+    finite = finite && std::isfinite(logits[i]);
+  }
+  DSA_CHECK(wanted.suppressed_first >= 0 && wanted.suppressed_count >= 0 &&
+                wanted.suppressed_first + wanted.suppressed_count <= params.suppressed.size,
+            "Sample: suppressed [{}, +{}) of {}", wanted.suppressed_first, wanted.suppressed_count,
+            params.suppressed.size);
+  for (std::int32_t i = 0; i < wanted.suppressed_count; ++i) {
+    const std::int32_t id = params.suppressed.data[wanted.suppressed_first + i];
+    DSA_CHECK(id >= 0 && id < params.logits.cols, "Sample: suppressed id {}, V={}", id,
+              params.logits.cols);
+    if (id < params.vocabulary_limit) {
+      target[static_cast<std::size_t>(id)] = kNotAllowed;
+    }
+  }
+  return finite;
+}
+
+// log(sum(exp(logits)))
+double LogSum(const Candidates& candidates) {
+  double sum = 0.0;
+  for (const float logit : candidates.logits) {
+    sum += std::exp(static_cast<double>(logit) - candidates.largest);
+  }
+  return candidates.largest + std::log(sum);
+}
+
+// The ids that survive min_p, top_k and top_p, most likely first only as far as a filter needs it;
+// their weights are filled.
+std::span<std::int32_t> Filter(const SamplingRow& wanted, const Candidates& candidates) {
+  const double temperature = wanted.temperature;
+  const MoreLikely more_likely{candidates.logits};
+  // p / max p >= min_p, taken as a bound on logits: exact for min_p = 1.
+  const double lowest = wanted.min_p > 0.0F ? temperature * std::log(double{wanted.min_p})
+                                            : -std::numeric_limits<double>::infinity();
+  std::size_t count = 0;
+  for (std::size_t id = 0; id < candidates.logits.size(); ++id) {
+    const double below = static_cast<double>(candidates.logits[id]) - candidates.largest;
+    if (candidates.logits[id] != kNotAllowed && below >= lowest) {
+      candidates.order[count++] = static_cast<std::int32_t>(id);
+      candidates.weights[id] = std::exp(below / temperature);
+    }
+  }
+  std::span<std::int32_t> kept = candidates.order.first(count);
+  const auto top_k = static_cast<std::size_t>(wanted.top_k);
+  if (top_k > 0 && top_k < kept.size()) {
+    std::nth_element(kept.begin(), kept.begin() + wanted.top_k - 1, kept.end(), more_likely);
+    kept = kept.first(top_k);
+  }
+  if (wanted.top_p < 1.0F) {
+    std::sort(kept.begin(), kept.end(), more_likely);
+    double total = 0.0;
+    for (const std::int32_t id : kept) {
+      total += candidates.weights[static_cast<std::size_t>(id)];
+    }
+    double sum = 0.0;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      sum += candidates.weights[static_cast<std::size_t>(kept[i])];
+      if (sum >= double{wanted.top_p} * total) {
+        return kept.first(i + 1);
+      }
+    }
+  }
+  return kept;
+}
+
+// One draw over the kept ids in ascending order.
+std::int32_t Draw(const SamplingRow& wanted, const Candidates& candidates,
+                  std::span<std::int32_t> kept) {
+  std::sort(kept.begin(), kept.end());
+  double total = 0.0;
+  for (const std::int32_t id : kept) {
+    total += candidates.weights[static_cast<std::size_t>(id)];
+  }
+  const double target =
+      total * CounterUniform(wanted.seed, static_cast<std::uint64_t>(wanted.position));
+  double sum = 0.0;
+  std::int32_t drawn = kept.front();
+  for (const std::int32_t id : kept) {
+    const double weight = candidates.weights[static_cast<std::size_t>(id)];
+    if (weight > 0.0) {
+      drawn = id;
+    }
+    sum += weight;
+    if (sum > target) {
+      break;
+    }
+  }
+  return drawn;
+}
+
+void FillTop(const SampleParams& params, std::int64_t row, const Candidates& candidates,
+             double log_sum) {
+  const SamplingRow& wanted = params.rows.data[row];
+  DSA_CHECK(wanted.top_logprobs >= 0 && wanted.top_logprobs <= kTopLogprobsMax,
+            "Sample: top_logprobs={}, limit {}", wanted.top_logprobs, kTopLogprobsMax);
+  std::size_t count = 0;
+  for (std::size_t id = 0; id < candidates.logits.size(); ++id) {
+    if (candidates.logits[id] != kNotAllowed) {
+      candidates.order[count++] = static_cast<std::int32_t>(id);
+    }
+  }
+  const std::size_t filled = std::min(count, static_cast<std::size_t>(wanted.top_logprobs));
+  const std::span<std::int32_t> order = candidates.order.first(count);
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(filled), order.end(),
+                    MoreLikely{candidates.logits});
+  for (std::size_t i = 0; i < filled; ++i) {
+    params.top_ids.Row(row)[i] = order[i];
+    params.top_logprobs.Row(row)[i] = static_cast<float>(
+        static_cast<double>(candidates.logits[static_cast<std::size_t>(order[i])]) - log_sum);
+  }
+}
+
+void SampleRow(const SampleParams& params, std::int64_t row, const SampleScratch& scratch) {
+  const auto limit = static_cast<std::size_t>(params.vocabulary_limit);
+  const SamplingRow& wanted = params.rows.data[row];
+  std::fill_n(params.top_ids.Row(row), kTopLogprobsMax, -1);
+  std::fill_n(params.top_logprobs.Row(row), kTopLogprobsMax, 0.0F);
+  params.tokens.data[row] = 0;
+  params.logprobs.data[row] = 0.0F;
+  const std::span<float> logits(scratch.logits.data(), limit);
+  if (!CopyAllowed(params, row, logits)) {
+    params.faults.data[row] |= kRowFaultLogits;
+    return;
+  }
+  const auto best = std::max_element(logits.begin(), logits.end());
+  DSA_CHECK(*best != kNotAllowed, "Sample: row {} suppresses all {} ids", row,
+            params.vocabulary_limit);
+  const Candidates candidates{.logits = logits,
+                              .weights = {scratch.weights.data(), limit},
+                              .order = {scratch.order.data(), limit},
+                              .largest = *best};
+  auto token = static_cast<std::int32_t>(best - logits.begin());
+  if (wanted.temperature > 0.0F) {
+    token = Draw(wanted, candidates, Filter(wanted, candidates));
+  }
+  const double log_sum = LogSum(candidates);
+  params.tokens.data[row] = token;
+  params.logprobs.data[row] =
+      static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(token)]) - log_sum);
+  FillTop(params, row, candidates, log_sum);
+}
+
+}  // namespace
+
+void CpuBackend::Sample(const SampleParams& params) {
+  const auto extents = Validate(params);
+  const CpuScratch& scratch = ScratchFor(extents.rows);
+  DSA_CHECK(extents.vocabulary <= scratch.limits.vocabulary, "Sample: V={}, scratch is for {}",
+            extents.vocabulary, scratch.limits.vocabulary);
+  pool_.ParallelFor(extents.rows, [&](std::int64_t first, std::int64_t last, int thread) {
+    for (std::int64_t row = first; row < last; ++row) {
+      SampleRow(params, row, scratch.sample[static_cast<std::size_t>(thread)]);
+    }
+  });
+}
+
+}  // namespace dsa

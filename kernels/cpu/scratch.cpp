@@ -1,0 +1,78 @@
+#include "kernels/cpu/scratch.h"
+
+#include "kernels/cpu/matmul.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t Blocks(std::int64_t columns) {
+  return (columns + 127) / 128;
+}
+
+ExpertScratch MakeExpertScratch(const ScratchLimits& limits) {
+  const std::int64_t pairs = limits.tokens_max * limits.experts_per_token;
+  ExpertScratch scratch;
+  scratch.offsets = ScratchArray<std::int32_t>(limits.experts + 1);
+  scratch.pairs = ScratchArray<std::int32_t>(pairs);
+  scratch.tokens = ScratchArray<std::int32_t>(pairs);
+  scratch.inputs = ScratchArray<std::byte>(limits.tokens_max * limits.hidden);
+  scratch.input_scales = ScratchArray<float>(limits.tokens_max * Blocks(limits.hidden));
+  scratch.gate = ScratchArray<float>(pairs * limits.expert_width);
+  scratch.up = ScratchArray<float>(pairs * limits.expert_width);
+  scratch.inner = ScratchArray<std::byte>(pairs * limits.expert_width);
+  scratch.inner_scales = ScratchArray<float>(pairs * Blocks(limits.expert_width));
+  scratch.contributions = ScratchArray<float>(pairs * limits.hidden);
+  scratch.gate_logits = ScratchArray<float>(limits.tokens_max * limits.experts);
+  return scratch;
+}
+
+SampleScratch MakeSampleScratch(const ScratchLimits& limits) {
+  SampleScratch scratch;
+  scratch.logits = ScratchArray<float>(limits.vocabulary);
+  scratch.weights = ScratchArray<double>(limits.vocabulary);
+  scratch.order = ScratchArray<std::int32_t>(limits.vocabulary);
+  return scratch;
+}
+
+}  // namespace
+
+namespace scratch_internal {
+
+constexpr std::size_t kAlignment = 64;
+
+void* Allocate(std::size_t bytes) {
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* data = std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+  if (data == nullptr) {
+    throw std::bad_alloc();
+  }
+  return data;
+}
+
+void Release(void* data) {
+  std::free(data);
+}
+
+}  // namespace scratch_internal
+
+std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads) {
+  auto scratch = std::make_unique<CpuScratch>();
+  scratch->limits = limits;
+  const std::int64_t inputs_max =
+      std::max({limits.linear_width_max, limits.hidden, limits.expert_width});
+  for (int thread = 0; thread < threads; ++thread) {
+    scratch->rows.emplace_back(inputs_max);
+    scratch->matmul.push_back(MakeMatmulScratch(inputs_max));
+    scratch->gate.push_back({.biased = ScratchArray<float>(limits.experts),
+                             .group_scores = ScratchArray<float>(limits.experts)});
+    scratch->sample.push_back(MakeSampleScratch(limits));
+  }
+  scratch->experts = MakeExpertScratch(limits);
+  return scratch;
+}
+
+}  // namespace dsa

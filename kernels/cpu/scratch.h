@@ -1,0 +1,88 @@
+// What the CPU ops need beside their parameters.  Sized once by CpuBackend::ReserveScratch, so that
+// no op allocates.  Each family of ops has its own struct here and its own lines in scratch.cpp.
+#pragma once
+
+#include "kernels/backend.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace dsa {
+
+namespace scratch_internal {
+void* Allocate(std::size_t bytes);  // 64-byte aligned; throws std::bad_alloc
+void Release(void* data);
+}  // namespace scratch_internal
+
+// Memory for trivial values, 64-byte aligned, contents undefined.
+template <typename T>
+class ScratchArray final {
+ public:
+  ScratchArray() = default;
+  explicit ScratchArray(std::int64_t count)
+      : size_(count),
+        data_(scratch_internal::Allocate(static_cast<std::size_t>(count) * sizeof(T))) {}
+
+  T* data() const { return static_cast<T*>(data_.get()); }
+  std::int64_t size() const { return size_; }
+
+ private:
+  struct Release {
+    void operator()(void* data) const { scratch_internal::Release(data); }
+  };
+
+  std::int64_t size_ = 0;
+  std::unique_ptr<void, Release> data_;
+};
+
+// Per thread; kernels/cpu/matmul.h.
+struct MatmulScratch {
+  ScratchArray<float> inputs;      // decoded rows of x
+  ScratchArray<float> row_scales;  // their scales
+  ScratchArray<float> weights;     // decoded rows of W, one block of columns
+  ScratchArray<float> sums;        // running sums of every (row, output), 8 lanes each
+};
+
+// Rows are (token, k) pairs, grouped by expert.
+struct ExpertScratch {
+  ScratchArray<std::int32_t> offsets;  // [E + 1]  first row of each expert
+  ScratchArray<std::int32_t> pairs;    // [T * K]  token * K + k of each row
+  ScratchArray<std::int32_t> tokens;   // [T * K]  token of each row
+  ScratchArray<std::byte> inputs;      // [T, D]  x in fp8
+  ScratchArray<float> input_scales;    // [T, ceil(D / 128)]
+  ScratchArray<float> gate;            // [T * K, I]  in the activation type
+  ScratchArray<float> up;              // [T * K, I]  in the activation type
+  ScratchArray<std::byte> inner;       // [T * K, I]  SwiGLU output in fp8
+  ScratchArray<float> inner_scales;    // [T * K, ceil(I / 128)]
+  ScratchArray<float> contributions;   // [T * K, D]  in the activation type
+  ScratchArray<float> gate_logits;     // [T, E]
+};
+
+// Per thread.
+struct GateScratch {
+  ScratchArray<float> biased;        // [E]
+  ScratchArray<float> group_scores;  // [E] at most
+};
+
+// Per thread.
+struct SampleScratch {
+  ScratchArray<float> logits;        // [V]  -inf where not allowed
+  ScratchArray<double> weights;      // [V]  unnormalised probabilities
+  ScratchArray<std::int32_t> order;  // [V]  candidate ids
+};
+
+struct CpuScratch {
+  ScratchLimits limits;
+  std::vector<ScratchArray<float>> rows;  // [threads]  one row of the widest op
+  std::vector<MatmulScratch> matmul;      // [threads]
+  std::vector<GateScratch> gate;          // [threads]
+  std::vector<SampleScratch> sample;      // [threads]
+  ExpertScratch experts;
+};
+
+// Throws std::bad_alloc where memory is short; the caller turns that into an Error.
+std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads);
+
+}  // namespace dsa

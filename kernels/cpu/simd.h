@@ -1,0 +1,121 @@
+// Eight float lanes (AVX2 and FMA, the binary's CPU level).  The number of lanes is part of the
+// numerics: sums are kept per lane and folded by ReduceSum, so it is never changed per machine.
+#pragma once
+
+#include "common/numeric.h"
+
+#include <bit>
+#include <cstdint>
+
+#include <immintrin.h>
+
+namespace dsa {
+
+inline constexpr std::int64_t kLanes = 8;
+
+struct F32x8 {
+  __m256 lanes;
+
+  static F32x8 Zero() { return {_mm256_setzero_ps()}; }
+  static F32x8 All(float value) { return {_mm256_set1_ps(value)}; }
+};
+
+inline F32x8 operator+(F32x8 a, F32x8 b) {
+  return {_mm256_add_ps(a.lanes, b.lanes)};
+}
+inline F32x8 operator-(F32x8 a, F32x8 b) {
+  return {_mm256_sub_ps(a.lanes, b.lanes)};
+}
+inline F32x8 operator*(F32x8 a, F32x8 b) {
+  return {_mm256_mul_ps(a.lanes, b.lanes)};
+}
+inline F32x8 operator/(F32x8 a, F32x8 b) {
+  return {_mm256_div_ps(a.lanes, b.lanes)};
+}
+
+// a * b + c with one rounding.
+inline F32x8 MultiplyAdd(F32x8 a, F32x8 b, F32x8 c) {
+  return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)};
+}
+
+// The larger of each lane; `b` where `a` is NaN.
+inline F32x8 MaxSkippingNan(F32x8 a, F32x8 b) {
+  return {_mm256_max_ps(a.lanes, b.lanes)};
+}
+
+inline F32x8 Magnitude(F32x8 a) {
+  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0F), a.lanes)};
+}
+
+// ((0+4) + (2+6)) + ((1+5) + (3+7))
+inline float ReduceSum(F32x8 a) {
+  const __m128 four =
+      _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The largest lane; none may be NaN.
+inline float ReduceMax(F32x8 a) {
+  const __m128 four =
+      _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Eight consecutive values as float, exactly.
+inline F32x8 Load8(const float* source) {
+  return {_mm256_loadu_ps(source)};
+}
+inline F32x8 Load8(const Bf16* source) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+// e4m3 is read as a half float of the same sign, exponent and mantissa fields, whose exponent bias
+// is larger by 8; half subnormals convert exactly and at full speed, unlike float ones.
+inline F32x8 Load8(const Fp8E4m3* source) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
+  const __m128i high = _mm_unpacklo_epi8(_mm_setzero_si128(), bytes);  // byte << 8
+  const __m128i spread = _mm_srai_epi16(high, 1);                      // sign twice, then 7 bits
+  const __m128i magnitude = _mm_and_si128(spread, _mm_set1_epi16(0x3F80));
+  const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x3F80));
+  const __m128i half = _mm_and_si128(spread, _mm_set1_epi16(static_cast<short>(0xBFFF)));
+  const __m128i bits = _mm_or_si128(half, _mm_and_si128(nan, _mm_set1_epi16(0x7E00)));
+  return {_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0F))};
+}
+
+// Rounds to the element type of `target`, to nearest even, and stores eight values.
+inline void Store8(float* target, F32x8 value) {
+  _mm256_storeu_ps(target, value.lanes);
+}
+inline void Store8(Bf16* target, F32x8 value) {
+  const __m256i bits = _mm256_castps_si256(value.lanes);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounding = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, rounding), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value.lanes, value.lanes, _CMP_UNORD_Q));
+  const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, is_nan);
+  const __m256i packed = _mm256_packus_epi32(chosen, chosen);  // within each 128-bit half
+  const __m256i joined = _mm256_permute4x64_epi64(packed, 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_castsi256_si128(joined));
+}
+
+// One value, as the eight-lane forms do it.
+inline float LoadOne(const float* source) {
+  return *source;
+}
+inline float LoadOne(const Bf16* source) {
+  return ToFloat(*source);
+}
+inline float LoadOne(const Fp8E4m3* source) {
+  return ToFloat(*source);
+}
+inline void StoreOne(float* target, float value) {
+  *target = value;
+}
+inline void StoreOne(Bf16* target, float value) {
+  *target = ToBf16(value);
+}
+
+}  // namespace dsa

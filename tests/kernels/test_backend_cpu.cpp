@@ -1,0 +1,35 @@
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/kernels/test_backend.h"
+
+#include <memory>
+
+namespace dsa::testing {
+namespace {
+
+std::unique_ptr<CpuBackend> MakeBackend(int threads) {
+  auto backend = std::make_unique<CpuBackend>(threads);
+  REQUIRE(backend->ReserveScratch(kTestLimits).ok());
+  return backend;
+}
+
+}  // namespace
+
+Backend& TestBackend() {
+  static const std::unique_ptr<CpuBackend> backend = MakeBackend(2);
+  return *backend;
+}
+
+std::span<Backend* const> BackendVariants() {
+  static const std::unique_ptr<CpuBackend> one = MakeBackend(1);
+  static const std::unique_ptr<CpuBackend> five = MakeBackend(5);
+  static Backend* const variants[] = {one.get(), five.get()};
+  return variants;
+}
+
+// One rounding to bf16 is at most 2^-9 relative, 2^-9 / sqrt(3) in the mean; float32 sums of
+// 8 lanes stay within a few roundings of 2^-24.
+double Tolerance(DataType type) {
+  return type == DataType::kF32 ? 5e-7 : 2e-3;
+}
+
+}  // namespace dsa::testing
