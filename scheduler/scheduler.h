@@ -23,7 +23,6 @@
 #include "scheduler/sequence.h"
 #include "scheduler/step_plan.h"
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -81,15 +80,14 @@ class Scheduler final {
   void CheckInvariants() const;
 
  private:
-  void GrantDecode();
+  void GrantDecode(MonotonicUs now_us);
   void GrantCatchUp();
   void AdmitWaiting(MonotonicUs now_us);
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
   bool Grow(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Grant(Sequence& sequence, std::int64_t tokens);
-  Sequence* FindLive(SequenceId id, std::int32_t slot);
-  static void ReleaseBlocks(Sequence& sequence);
+  void AddRow(const Sequence& sequence, std::int64_t first, std::int64_t tokens);
   AttentionPath PathAt(std::int64_t position) const;
   std::int64_t PathEnd(std::int64_t position) const;
   std::int64_t BlocksFor(std::int64_t tokens) const;
@@ -111,13 +109,13 @@ class Scheduler final {
 
   // The step being planned.
   std::int64_t budget_ = 0;
-  std::array<std::vector<StepPlan::Row>, 3> rows_by_path_;  // by AttentionPath
+  std::vector<StepPlan::Row> rows_by_path_[3];
   StepPlan plan_;
 
-  // The head of the queue that did not fit and the room there was: not tried again, and its prefix
-  // not looked up again, until there is more.
+  // The head of the queue that did not fit and the blocks there were: not tried again, and its
+  // prefix not looked up again, until there are more.
   SequenceId blocked_{-1};
-  std::int64_t blocked_room_ = 0;
+  std::int32_t blocked_available_ = 0;
 };
 
 }  // namespace dsa

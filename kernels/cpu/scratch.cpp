@@ -1,5 +1,6 @@
 #include "kernels/cpu/scratch.h"
 
+#include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>
@@ -70,6 +71,7 @@ std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int thre
     scratch->gate.push_back({.biased = ScratchArray<float>(limits.experts),
                              .group_scores = ScratchArray<float>(limits.experts)});
     scratch->sample.push_back(MakeSampleScratch(limits));
+    scratch->attention.push_back(MakeAttentionScratch(limits));
   }
   scratch->experts = MakeExpertScratch(limits);
   return scratch;

@@ -73,12 +73,34 @@ struct SampleScratch {
   ScratchArray<std::int32_t> order;  // [V]  candidate ids
 };
 
+// Per thread; kernels/cpu/attention_scratch.h.
+struct AttentionScratch {
+  std::int64_t context_max = 0;
+  std::int64_t score_stride = 0;  // context_max, rounded up to whole vectors
+  ScratchArray<float> queries;    // [heads of a share, 576]
+  ScratchArray<float> keys;       // [keys at a time, 576]  de-quantized latents and RoPE keys
+  ScratchArray<float> scores;     // [heads of a share, score_stride]  then probabilities
+  ScratchArray<float> outputs;    // [heads of a share, 512]
+
+  std::int64_t index_heads_max = 0;
+  ScratchArray<float> index_keys;     // [128, 64]  a block of indexer keys, transposed
+  ScratchArray<float> index_queries;  // [rows of a tile, index heads, 128]
+
+  std::int64_t masked_context_max = 0;  // 0: no room for the masked path
+  std::int64_t key_width = 0;           // nope + 64, rounded up to whole vectors
+  std::int64_t value_width = 0;
+  ScratchArray<float> expanded_keys;    // [masked_context_max, key_width]  of one head
+  ScratchArray<float> expanded_values;  // [masked_context_max, value_width]
+  ScratchArray<float> weights;          // [nope + value, 512]  of one head
+};
+
 struct CpuScratch {
   ScratchLimits limits;
-  std::vector<ScratchArray<float>> rows;  // [threads]  one row of the widest op
-  std::vector<MatmulScratch> matmul;      // [threads]
-  std::vector<GateScratch> gate;          // [threads]
-  std::vector<SampleScratch> sample;      // [threads]
+  std::vector<ScratchArray<float>> rows;    // [threads]  one row of the widest op
+  std::vector<MatmulScratch> matmul;        // [threads]
+  std::vector<GateScratch> gate;            // [threads]
+  std::vector<SampleScratch> sample;        // [threads]
+  std::vector<AttentionScratch> attention;  // [threads]
   ExpertScratch experts;
 };
 

@@ -20,7 +20,7 @@ struct AbsorbQueryExtents {
   std::int64_t tokens;  // T, may be 0
   std::int64_t heads;   // H
   std::int64_t nope;    // N
-  std::int64_t latent;  // L
+  std::int64_t latent;  // L = 512
 };
 AbsorbQueryExtents Validate(const AbsorbQueryParams& params);
 

@@ -20,7 +20,7 @@ struct ExpandValueExtents {
   std::int64_t tokens;  // T, may be 0
   std::int64_t heads;   // H
   std::int64_t value;   // V
-  std::int64_t latent;  // L
+  std::int64_t latent;  // L = 512
 };
 ExpandValueExtents Validate(const ExpandValueParams& params);
 

@@ -4,6 +4,7 @@
 #include "common/view.h"
 
 #include <cstdint>
+#include <string_view>
 
 namespace dsa {
 
@@ -12,5 +13,8 @@ struct KeySelection {
   Matrix<const std::int32_t> positions;  // [T, K] ascending; data null: every visible key
   Vector<const std::int32_t> counts;     // [T]  in [1, K]
 };
+
+// CHECK-fails, naming `op`, unless the selection is null or has `tokens` rows.
+void Validate(std::string_view op, const KeySelection& selection, std::int64_t tokens);
 
 }  // namespace dsa

@@ -7,8 +7,8 @@
 //   o[h]    = round(sum_j round(softmax(softmax_scale * q[h] . k[h, j])) v[h, j])
 //
 // Agrees with the absorbed form up to rounding.  A row's bits depend on its query and the keys it
-// attends to, not on the other rows.  Rows of one sequence should stand next to each other: their keys are expanded once per run of
-// consecutive rows with equal `sequences`.
+// attends to, not on the other rows.  Rows of one sequence should stand next to each other: their
+// keys are expanded once per run of consecutive rows with equal `sequences`.
 #pragma once
 
 #include "common/view.h"

@@ -1,0 +1,33 @@
+#include "kernels/cpu/attention_scratch.h"
+
+#include "kernels/cpu/cache_access.h"
+#include "kernels/cpu/simd.h"
+
+namespace dsa {
+
+AttentionScratch MakeAttentionScratch(const ScratchLimits& limits) {
+  const auto padded = [](std::int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; };
+  AttentionScratch scratch;
+  scratch.context_max = limits.context_max;
+  scratch.score_stride = padded(limits.context_max);
+  scratch.queries = ScratchArray<float>(kAttentionHeads * cpu::kLatentRecordValues);
+  scratch.keys = ScratchArray<float>(kAttentionKeys * cpu::kLatentRecordValues);
+  scratch.scores = ScratchArray<float>(kAttentionHeads * scratch.score_stride);
+  scratch.outputs = ScratchArray<float>(kAttentionHeads * kLatentValues);
+
+  scratch.index_keys = ScratchArray<float>(kTokensPerBlock * kIndexerValues);
+  scratch.index_queries = ScratchArray<float>(kIndexerRows * limits.index_heads * kIndexerValues);
+  scratch.index_heads_max = limits.index_heads;
+
+  scratch.masked_context_max = limits.masked_context_max;
+  if (limits.masked_context_max > 0) {
+    scratch.key_width = padded(limits.nope + kLatentRopeValues);
+    scratch.value_width = padded(limits.value);
+    scratch.expanded_keys = ScratchArray<float>(limits.masked_context_max * scratch.key_width);
+    scratch.expanded_values = ScratchArray<float>(limits.masked_context_max * scratch.value_width);
+    scratch.weights = ScratchArray<float>((limits.nope + limits.value) * kLatentValues);
+  }
+  return scratch;
+}
+
+}  // namespace dsa

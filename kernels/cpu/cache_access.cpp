@@ -1,0 +1,135 @@
+#include "kernels/cpu/cache_access.h"
+
+#include "common/check.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/simd.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace dsa::cpu {
+namespace {
+
+constexpr DataType ElementType(KvFormat format) {
+  return format == KvFormat::kF32 ? DataType::kF32 : DataType::kBf16;
+}
+
+// The first byte of a slot's block; `offset` becomes the token's place in it.
+template <typename CacheView>
+std::uint8_t* BlockOf(const char* op, const CacheView& cache, std::int64_t slot,
+                      std::int64_t token_bytes, int& offset) {
+  DSA_CHECK(slot >= 0 && slot < cache.blocks * kTokensPerBlock, "{}: slot {} of a cache of {}", op,
+            slot, cache.blocks * kTokensPerBlock);
+  offset = static_cast<int>(slot % kTokensPerBlock);
+  return cache.data + slot / kTokensPerBlock * kTokensPerBlock * token_bytes;
+}
+
+}  // namespace
+
+std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t sequence,
+                    std::int64_t position, std::int64_t blocks) {
+  const std::int64_t index = position / kTokensPerBlock;
+  DSA_CHECK(sequence >= 0 && sequence < rows.block_tables.rows, "{}: sequence {} of {}", op,
+            sequence, rows.block_tables.rows);
+  DSA_CHECK(position >= 0 && index < rows.block_tables.cols,
+            "{}: position {} in a block table of {} blocks", op, position, rows.block_tables.cols);
+  const std::int64_t block = rows.block_tables.Row(sequence)[index];
+  DSA_CHECK(block >= 0 && block < blocks, "{}: block {} of position {} in a cache of {}", op, block,
+            position, blocks);
+  return block * kTokensPerBlock + position % kTokensPerBlock;
+}
+
+std::int64_t AttendedKeys(const char* op, const PagedRows& rows, const KeySelection& selection,
+                          std::int64_t row) {
+  const std::int64_t position = rows.positions.data[row];
+  DSA_CHECK(position >= 0, "{}: row {} at position {}", op, row, position);
+  if (selection.positions.data == nullptr) {
+    return position + 1;
+  }
+  const std::int64_t count = selection.counts.data[row];
+  DSA_CHECK(count > 0 && count <= selection.positions.cols, "{}: row {} selects {} keys of {}", op,
+            row, count, selection.positions.cols);
+  return count;
+}
+
+float QuantizeBlock(const float* values, std::int64_t count, std::uint8_t* codes) {
+  float amax = 0.0F;
+  for (std::int64_t i = 0; i < count; ++i) {
+    amax = std::fmax(amax, std::fabs(values[i]));
+  }
+  const float scale = Fp8BlockScale(amax, ScaleFormat::kPowerOfTwo);
+  for (std::int64_t i = 0; i < count; ++i) {
+    codes[i] = ToFp8E4m3(values[i] / scale).bits;
+  }
+  return scale;
+}
+
+void WriteLatent(const LatentCacheView& cache, std::int64_t slot, const float* values) {
+  int token = 0;
+  std::uint8_t* const block =
+      BlockOf("WriteLatent", cache, slot, LatentTokenBytes(cache.format), token);
+  if (cache.format != KvFormat::kFp8) {
+    const std::int64_t bytes = LatentTokenBytes(cache.format);
+    StoreRow(values, kLatentRecordValues, block + token * bytes, ElementType(cache.format));
+    return;
+  }
+  for (int i = 0; i < LatentBlock::kScales; ++i) {
+    const float scale = QuantizeBlock(values + i * kValuesPerScale, kValuesPerScale,
+                                      block + LatentBlock::Values(token) + i * kValuesPerScale);
+    std::memcpy(block + LatentBlock::Scales(token) + i * 4, &scale, sizeof(scale));
+  }
+  StoreRow(values + kLatentValues, kLatentRopeValues, block + LatentBlock::Rope(token),
+           DataType::kBf16);
+}
+
+void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values) {
+  int token = 0;
+  const std::uint8_t* const block =
+      BlockOf("ReadLatent", cache, slot, LatentTokenBytes(cache.format), token);
+  if (cache.format != KvFormat::kFp8) {
+    const std::int64_t bytes = LatentTokenBytes(cache.format);
+    LoadRow(block + token * bytes, ElementType(cache.format), kLatentRecordValues, values);
+    return;
+  }
+  const auto* codes = reinterpret_cast<const Fp8E4m3*>(block + LatentBlock::Values(token));
+  for (int i = 0; i < LatentBlock::kScales; ++i) {
+    float scale = 0.0F;
+    std::memcpy(&scale, block + LatentBlock::Scales(token) + i * 4, sizeof(scale));
+    const F32x8 factor = F32x8::All(scale);
+    for (std::int64_t j = i * kValuesPerScale; j < (i + 1) * kValuesPerScale; j += kLanes) {
+      Store8(values + j, Load8(codes + j) * factor);
+    }
+  }
+  LoadRow(block + LatentBlock::Rope(token), DataType::kBf16, kLatentRopeValues,
+          values + kLatentValues);
+}
+
+void WriteIndexerKey(const IndexerCacheView& cache, std::int64_t slot, const float* values) {
+  int token = 0;
+  std::uint8_t* const block =
+      BlockOf("WriteIndexerKey", cache, slot, IndexerTokenBytes(cache.format), token);
+  if (cache.format != KvFormat::kFp8) {
+    const std::int64_t bytes = IndexerTokenBytes(cache.format);
+    StoreRow(values, kIndexerValues, block + token * bytes, ElementType(cache.format));
+    return;
+  }
+  const float scale = QuantizeBlock(values, kIndexerValues, block + IndexerBlock::Values(token));
+  std::memcpy(block + IndexerBlock::Scale(token), &scale, sizeof(scale));
+}
+
+float ReadIndexerKey(const IndexerCacheView& cache, std::int64_t slot, float* values) {
+  int token = 0;
+  const std::uint8_t* const block =
+      BlockOf("ReadIndexerKey", cache, slot, IndexerTokenBytes(cache.format), token);
+  if (cache.format != KvFormat::kFp8) {
+    const std::int64_t bytes = IndexerTokenBytes(cache.format);
+    LoadRow(block + token * bytes, ElementType(cache.format), kIndexerValues, values);
+    return 1.0F;
+  }
+  LoadRow(block + IndexerBlock::Values(token), DataType::kFp8E4m3, kIndexerValues, values);
+  float scale = 0.0F;
+  std::memcpy(&scale, block + IndexerBlock::Scale(token), sizeof(scale));
+  return scale;
+}
+
+}  // namespace dsa::cpu

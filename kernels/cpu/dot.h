@@ -1,0 +1,108 @@
+// Dot products of many rows with many rows in float32, in one summation order whatever the tiling.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace dsa::cpu {
+
+// Products that a lane sums before the sum goes to the lane's total: short chains round less.
+inline constexpr std::int64_t kDotChunk = 24 * kLanes;
+
+// out[i * kCols + j] = a[i] . b[j] over n values, n % 8 == 0.  Product k goes to lane k % 8; a lane
+// sums 24 products at a time; ReduceSum joins the lanes.  The bits depend neither on kRows nor on
+// kCols.
+template <int kRows, int kCols, typename TB>
+inline void DotTile(const float* a, std::int64_t a_stride, const TB* const (&b)[kCols],
+                    std::int64_t n, float* out) {
+  F32x8 total[kRows][kCols];
+  for (auto& row : total) {
+    std::fill(row, row + kCols, F32x8::Zero());
+  }
+  for (std::int64_t first = 0; first < n; first += kDotChunk) {
+    const std::int64_t last = std::min(first + kDotChunk, n);
+    F32x8 sum[kRows][kCols];
+    for (auto& row : sum) {
+      std::fill(row, row + kCols, F32x8::Zero());
+    }
+    for (std::int64_t k = first; k < last; k += kLanes) {
+      F32x8 column[kCols];
+      for (int j = 0; j < kCols; ++j) {
+        column[j] = Load8(b[j] + k);
+      }
+      for (int i = 0; i < kRows; ++i) {
+        const F32x8 row = Load8(a + i * a_stride + k);
+        for (int j = 0; j < kCols; ++j) {
+          sum[i][j] = MultiplyAdd(row, column[j], sum[i][j]);
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kCols; ++j) {
+        total[i][j] = total[i][j] + sum[i][j];
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kCols; ++j) {
+      out[i * kCols + j] = ReduceSum(total[i][j]);
+    }
+  }
+}
+
+// Which row of a matrix is meant by the j-th: itself, or the j-th of a list.
+struct EveryRow {
+  std::int64_t operator()(std::int64_t j) const { return j; }
+};
+struct ListedRows {
+  const std::int32_t* rows;
+  std::int64_t operator()(std::int64_t j) const { return rows[j]; }
+};
+
+struct DotShape {
+  std::int64_t rows;  // of a
+  std::int64_t cols;  // rows of b
+  std::int64_t n;     // % 8 == 0
+  std::int64_t a_stride;
+  std::int64_t b_stride;
+  std::int64_t out_stride;
+};
+
+template <int kRows, int kCols, typename TB, typename Index>
+inline void DotStrip(const DotShape& shape, const float* a, const TB* b, Index index, float* out) {
+  std::int64_t column = 0;
+  float tile[kRows * kCols];
+  for (; column + kCols <= shape.cols; column += kCols) {
+    const TB* columns[kCols];
+    for (int j = 0; j < kCols; ++j) {
+      columns[j] = b + index(column + j) * shape.b_stride;
+    }
+    DotTile<kRows, kCols>(a, shape.a_stride, columns, shape.n, tile);
+    for (int i = 0; i < kRows; ++i) {
+      std::copy_n(tile + i * kCols, kCols, out + i * shape.out_stride + column);
+    }
+  }
+  for (; column < shape.cols; ++column) {
+    const TB* const columns[1] = {b + index(column) * shape.b_stride};
+    DotTile<kRows, 1>(a, shape.a_stride, columns, shape.n, tile);
+    for (int i = 0; i < kRows; ++i) {
+      out[i * shape.out_stride + column] = tile[i];
+    }
+  }
+}
+
+// out[i, j] = a[i] . b[index(j)].
+template <typename TB, typename Index>
+inline void DotMatrix(const DotShape& shape, const float* a, const TB* b, Index index, float* out) {
+  std::int64_t row = 0;
+  for (; row + 4 <= shape.rows; row += 4) {
+    DotStrip<4, 2>(shape, a + row * shape.a_stride, b, index, out + row * shape.out_stride);
+  }
+  for (; row < shape.rows; ++row) {
+    DotStrip<1, 4>(shape, a + row * shape.a_stride, b, index, out + row * shape.out_stride);
+  }
+}
+
+}  // namespace dsa::cpu

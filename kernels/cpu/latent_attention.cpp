@@ -1,0 +1,142 @@
+#include "kernels/ops/latent_attention.h"
+
+#include "common/check.h"
+#include "kernels/cpu/attention_scratch.h"
+#include "kernels/cpu/cache_access.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/softmax.h"
+#include "kernels/cpu/weighted_sum.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+using cpu::kLatentRecordValues;
+
+// Some heads of one row.
+struct Share {
+  std::int64_t row;
+  std::int64_t head;
+  std::int64_t heads;  // at most kAttentionHeads
+  std::int64_t keys;   // that the row attends to
+};
+
+void LoadQueries(const LatentAttentionParams& params, const Share& share, float* queries) {
+  const ConstAnyTensor3& latent = params.q_latent;
+  const ConstAnyTensor3& rope = params.q_rope;
+  for (std::int64_t i = 0; i < share.heads; ++i) {
+    const std::int64_t head = share.head + i;
+    float* const query = queries + i * kLatentRecordValues;
+    LoadRow(
+        Offset(latent.data, latent.type, share.row * latent.row_stride + head * latent.head_stride),
+        latent.type, kLatentValues, query);
+    LoadRow(Offset(rope.data, rope.type, share.row * rope.row_stride + head * rope.head_stride),
+            rope.type, kLatentRopeValues, query + kLatentValues);
+  }
+}
+
+// The share's keys first .. first + count - 1, in the order in which they are attended to.
+void ReadKeys(const LatentAttentionParams& params, const Share& share, std::int64_t first,
+              std::int64_t count, float* keys) {
+  const std::int64_t last = params.rows.positions.data[share.row];
+  const std::int32_t* const selected = params.selection.positions.data == nullptr
+                                           ? nullptr
+                                           : params.selection.positions.Row(share.row);
+  for (std::int64_t j = 0; j < count; ++j) {
+    const std::int64_t position = selected == nullptr ? first + j : selected[first + j];
+    DSA_CHECK(position <= last, "LatentAttention: row {} at position {} selects position {}",
+              share.row, last, position);
+    const std::int64_t slot =
+        cpu::SlotOf("LatentAttention", params.rows, params.rows.sequences.data[share.row], position,
+                    params.cache.blocks);
+    cpu::ReadLatent(params.cache, slot, keys + j * kLatentRecordValues);
+  }
+}
+
+void Attend(const LatentAttentionParams& params, const Share& share,
+            const AttentionScratch& scratch) {
+  const std::int64_t stride = scratch.score_stride;
+  float* const queries = scratch.queries.data();
+  float* const keys = scratch.keys.data();
+  float* const scores = scratch.scores.data();
+  float* const outputs = scratch.outputs.data();
+
+  LoadQueries(params, share, queries);
+  for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
+    const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
+    ReadKeys(params, share, first, count, keys);
+    const cpu::DotShape shape = {.rows = share.heads,
+                                 .cols = count,
+                                 .n = kLatentRecordValues,
+                                 .a_stride = kLatentRecordValues,
+                                 .b_stride = kLatentRecordValues,
+                                 .out_stride = stride};
+    cpu::DotMatrix(shape, queries, keys, cpu::EveryRow{}, scores + first);
+  }
+  for (std::int64_t i = 0; i < share.heads; ++i) {
+    float* const row = scores + i * stride;
+    for (std::int64_t j = 0; j < share.keys; ++j) {
+      row[j] *= params.softmax_scale;
+    }
+    cpu::Softmax(row, share.keys, params.q_latent.type);
+  }
+  std::fill_n(outputs, share.heads * kLatentValues, 0.0F);
+  for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
+    const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
+    if (share.keys > kAttentionKeys) {  // else they are still there
+      ReadKeys(params, share, first, count, keys);
+    }
+    const cpu::WeightedSumShape shape = {.rows = share.heads,
+                                         .terms = count,
+                                         .width = kLatentValues,
+                                         .weight_stride = stride,
+                                         .b_stride = kLatentRecordValues,
+                                         .out_stride = kLatentValues};
+    cpu::AddWeightedSum(shape, scores + first, keys, cpu::EveryRow{}, outputs);
+  }
+  const AnyTensor3& target = params.o_latent;
+  for (std::int64_t i = 0; i < share.heads; ++i) {
+    const std::int64_t offset =
+        share.row * target.row_stride + (share.head + i) * target.head_stride;
+    StoreRow(outputs + i * kLatentValues, kLatentValues, Offset(target.data, target.type, offset),
+             target.type);
+  }
+}
+
+}  // namespace
+
+void CpuBackend::LatentAttention(const LatentAttentionParams& params) {
+  const LatentAttentionExtents extents = Validate(params);
+  if (extents.tokens == 0) {
+    return;
+  }
+  // Fewer heads a share where rows alone would leave threads idle; a head's bits are the same.
+  const std::int64_t threads = pool_.threads();
+  const std::int64_t heads =
+      std::clamp<std::int64_t>(extents.tokens * extents.heads / threads, 1, kAttentionHeads);
+  const std::int64_t groups = (extents.heads + heads - 1) / heads;
+  pool_.ParallelFor(
+      extents.tokens * groups, [&](std::int64_t first, std::int64_t last, int thread) {
+        const AttentionScratch& scratch =
+            ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
+        for (std::int64_t item = first; item < last; ++item) {
+          const std::int64_t row = item / groups;
+          const std::int64_t head = item % groups * heads;
+          const Share share = {
+              .row = row,
+              .head = head,
+              .heads = std::min(heads, extents.heads - head),
+              .keys = cpu::AttendedKeys("LatentAttention", params.rows, params.selection, row)};
+          DSA_CHECK(share.keys <= scratch.context_max,
+                    "LatentAttention: row {} attends to {} keys, scratch is for {}", row,
+                    share.keys, scratch.context_max);
+          Attend(params, share, scratch);
+        }
+      });
+}
+
+}  // namespace dsa

@@ -1,0 +1,184 @@
+#include "kernels/ops/masked_attention.h"
+
+#include "common/check.h"
+#include "kernels/cpu/attention_scratch.h"
+#include "kernels/cpu/cache_access.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/softmax.h"
+#include "kernels/cpu/weighted_sum.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+using cpu::kLatentRecordValues;
+
+// The widths of one head's rows in scratch, rounded up to whole vectors.
+struct HeadShape {
+  std::int64_t nope;
+  std::int64_t value;
+  std::int64_t key_width;
+  std::int64_t value_width;
+};
+
+// Consecutive rows of one sequence.
+struct Run {
+  std::int64_t first;
+  std::int64_t last;      // one past the end
+  std::int64_t keys_max;  // visible to any of its rows
+};
+
+Run FindRun(const PagedRows& rows, std::int64_t first) {
+  Run run = {.first = first, .last = first, .keys_max = 0};
+  const std::int32_t sequence = rows.sequences.data[first];
+  for (; run.last < rows.sequences.size && rows.sequences.data[run.last] == sequence; ++run.last) {
+    run.keys_max = std::max(run.keys_max, std::int64_t{rows.positions.data[run.last]} + 1);
+  }
+  return run;
+}
+
+// W_UK[head] [N, 512], then W_UV[head] [V, 512].
+void LoadWeights(const MaskedAttentionParams& params, std::int64_t head, float* weights) {
+  for (const ConstAnyTensor3* tensor : {&params.w_uk, &params.w_uv}) {
+    for (std::int64_t row = 0; row < tensor->heads; ++row) {
+      const std::int64_t offset = head * tensor->row_stride + row * tensor->head_stride;
+      LoadRow(Offset(tensor->data, tensor->type, offset), tensor->type, kLatentValues, weights);
+      weights += kLatentValues;
+    }
+  }
+}
+
+// Keys and values of one head at every position that the run sees.
+void Expand(const MaskedAttentionParams& params, const HeadShape& shape, const Run& run,
+            const AttentionScratch& scratch) {
+  const float* const w_uk = scratch.weights.data();
+  const float* const w_uv = w_uk + shape.nope * kLatentValues;
+  float* const latents = scratch.keys.data();
+  for (std::int64_t first = 0; first < run.keys_max; first += kAttentionKeys) {
+    const std::int64_t count = std::min(kAttentionKeys, run.keys_max - first);
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::int64_t slot =
+          cpu::SlotOf("MaskedAttention", params.rows, params.rows.sequences.data[run.first],
+                      first + j, params.cache.blocks);
+      cpu::ReadLatent(params.cache, slot, latents + j * kLatentRecordValues);
+    }
+    float* const keys = scratch.expanded_keys.data() + first * shape.key_width;
+    float* const values = scratch.expanded_values.data() + first * shape.value_width;
+    cpu::DotShape dots = {.rows = count,
+                          .cols = shape.nope,
+                          .n = kLatentValues,
+                          .a_stride = kLatentRecordValues,
+                          .b_stride = kLatentValues,
+                          .out_stride = shape.key_width};
+    cpu::DotMatrix(dots, latents, w_uk, cpu::EveryRow{}, keys);
+    dots.cols = shape.value;
+    dots.out_stride = shape.value_width;
+    cpu::DotMatrix(dots, latents, w_uv, cpu::EveryRow{}, values);
+    for (std::int64_t j = 0; j < count; ++j) {
+      float* const key = keys + j * shape.key_width;
+      RoundRow(key, shape.nope, params.q.type);
+      float* const rest = std::copy_n(latents + j * kLatentRecordValues + kLatentValues,
+                                      kLatentRopeValues, key + shape.nope);
+      std::fill(rest, key + shape.key_width, 0.0F);
+      float* const value = values + j * shape.value_width;
+      RoundRow(value, shape.value, params.q.type);
+      std::fill(value + shape.value, value + shape.value_width, 0.0F);
+    }
+  }
+}
+
+// One head of one row.  What the mask hides is not computed.
+template <typename Index>
+void AttendTo(const MaskedAttentionParams& params, const HeadShape& shape, std::int64_t keys,
+              Index index, const AttentionScratch& scratch) {
+  const float* const query = scratch.queries.data();
+  float* const scores = scratch.scores.data();
+  float* const output = scratch.outputs.data();
+  const cpu::DotShape dots = {.rows = 1,
+                              .cols = keys,
+                              .n = shape.key_width,
+                              .a_stride = shape.key_width,
+                              .b_stride = shape.key_width,
+                              .out_stride = keys};
+  cpu::DotMatrix(dots, query, scratch.expanded_keys.data(), index, scores);
+  for (std::int64_t j = 0; j < keys; ++j) {
+    scores[j] *= params.softmax_scale;
+  }
+  cpu::Softmax(scores, keys, params.q.type);
+  std::fill_n(output, shape.value_width, 0.0F);
+  const cpu::WeightedSumShape sum = {.rows = 1,
+                                     .terms = keys,
+                                     .width = shape.value_width,
+                                     .weight_stride = keys,
+                                     .b_stride = shape.value_width,
+                                     .out_stride = shape.value_width};
+  cpu::AddWeightedSum(sum, scores, scratch.expanded_values.data(), index, output);
+}
+
+void Attend(const MaskedAttentionParams& params, const HeadShape& shape, std::int64_t row,
+            std::int64_t head, const AttentionScratch& scratch) {
+  const std::int64_t keys =
+      cpu::AttendedKeys("MaskedAttention", params.rows, params.selection, row);
+  float* const query = scratch.queries.data();
+  LoadRow(
+      Offset(params.q.data, params.q.type, row * params.q.row_stride + head * params.q.head_stride),
+      params.q.type, params.q.cols, query);
+  std::fill(query + params.q.cols, query + shape.key_width, 0.0F);
+  if (params.selection.positions.data == nullptr) {
+    AttendTo(params, shape, keys, cpu::EveryRow{}, scratch);
+  } else {
+    const std::int32_t* const selected = params.selection.positions.Row(row);
+    const std::int32_t last = params.rows.positions.data[row];
+    for (std::int64_t j = 0; j < keys; ++j) {
+      DSA_CHECK(selected[j] >= 0 && selected[j] <= last,
+                "MaskedAttention: row {} at position {} selects position {}", row, last,
+                selected[j]);
+    }
+    AttendTo(params, shape, keys, cpu::ListedRows{selected}, scratch);
+  }
+  StoreRow(
+      scratch.outputs.data(), shape.value,
+      Offset(params.o.data, params.o.type, row * params.o.row_stride + head * params.o.head_stride),
+      params.o.type);
+}
+
+}  // namespace
+
+void CpuBackend::MaskedAttention(const MaskedAttentionParams& params) {
+  const MaskedAttentionExtents extents = Validate(params);
+  if (extents.tokens == 0) {
+    return;
+  }
+  const AttentionScratch& limits = ScratchFor(extents.tokens).attention.front();
+  const HeadShape shape = {
+      .nope = extents.nope,
+      .value = extents.value,
+      .key_width = (extents.nope + kLatentRopeValues + kLanes - 1) / kLanes * kLanes,
+      .value_width = (extents.value + kLanes - 1) / kLanes * kLanes};
+  DSA_CHECK(shape.key_width <= limits.key_width && shape.value_width <= limits.value_width,
+            "MaskedAttention: N={} V={}, scratch is for N+R={} V={}", extents.nope, extents.value,
+            limits.key_width, limits.value_width);
+  pool_.ParallelFor(extents.heads, [&](std::int64_t first, std::int64_t last, int thread) {
+    const AttentionScratch& scratch =
+        ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
+    for (std::int64_t head = first; head < last; ++head) {
+      LoadWeights(params, head, scratch.weights.data());
+      for (std::int64_t row = 0; row < extents.tokens;) {
+        const Run run = FindRun(params.rows, row);
+        DSA_CHECK(run.keys_max <= scratch.masked_context_max,
+                  "MaskedAttention: row {} sees up to {} keys, scratch is for {}", row,
+                  run.keys_max, scratch.masked_context_max);
+        Expand(params, shape, run, scratch);
+        for (; row < run.last; ++row) {
+          Attend(params, shape, row, head, scratch);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace dsa

@@ -1,0 +1,157 @@
+#include "kernels/ops/select_top_k.h"
+
+#include "common/check.h"
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+
+#include <immintrin.h>
+
+namespace dsa {
+namespace {
+
+// An integer that orders as the float does: NaN apart, a < b exactly where Key(a) < Key(b).
+// Adding +0 turns -0 into +0.
+std::uint32_t Key(float score) {
+  const auto bits = std::bit_cast<std::uint32_t>(score + 0.0F);
+  const auto sign = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31);
+  return bits ^ (sign | 0x80000000U);
+}
+
+__m256i Keys(const float* scores) {
+  const __m256i bits =
+      _mm256_castps_si256(_mm256_add_ps(_mm256_loadu_ps(scores), _mm256_setzero_ps()));
+  const __m256i sign = _mm256_srai_epi32(bits, 31);
+  return _mm256_xor_si256(bits,
+                          _mm256_or_si256(sign, _mm256_set1_epi32(static_cast<int>(0x80000000U))));
+}
+
+constexpr int kTopBits = 11;  // key bits of the three passes, from the top: 11, 11, 10
+constexpr int kBins = 1 << kTopBits;
+using Histogram = std::array<std::int32_t, kBins>;
+
+// The bin that holds the key of rank `rank` (1: the largest); `rank` becomes its rank in the bin.
+std::uint32_t FindBin(const Histogram& histogram, int bins, std::int64_t& rank) {
+  for (int bin = bins - 1; bin > 0; --bin) {
+    if (rank <= histogram[bin]) {
+      return static_cast<std::uint32_t>(bin);
+    }
+    rank -= histogram[bin];
+  }
+  return 0;
+}
+
+// Counts of the top 11 bits.  Four histograms in turn, because neighbours often share a bin and an
+// increment would wait for the one before it.
+bool CountTop(const float* scores, std::int64_t visible, Histogram& histogram) {
+  std::array<Histogram, 4> parts{};
+  bool nan = false;
+  for (std::int64_t i = 0; i < visible; ++i) {
+    nan |= scores[i] != scores[i];
+    ++parts[i & 3][Key(scores[i]) >> (32 - kTopBits)];
+  }
+  for (int bin = 0; bin < kBins; ++bin) {
+    histogram[bin] = parts[0][bin] + parts[1][bin] + parts[2][bin] + parts[3][bin];
+  }
+  return nan;
+}
+
+// Counts `bits` key bits above `shift` of the keys whose bits further up equal `prefix`.
+void CountBelow(const float* scores, std::int64_t visible, std::uint32_t prefix, int shift,
+                int bits, Histogram& histogram) {
+  histogram.fill(0);
+  const std::uint32_t mask = (1U << bits) - 1U;
+  const __m256i wanted = _mm256_set1_epi32(static_cast<int>(prefix));
+  const __m128i above = _mm_cvtsi32_si128(shift + bits);
+  std::int64_t i = 0;
+  for (; i + 8 <= visible; i += 8) {
+    const __m256i equal = _mm256_cmpeq_epi32(_mm256_srl_epi32(Keys(scores + i), above), wanted);
+    auto found = static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(equal)));
+    for (; found != 0; found &= found - 1) {
+      ++histogram[(Key(scores[i + std::countr_zero(found)]) >> shift) & mask];
+    }
+  }
+  for (; i < visible; ++i) {
+    const std::uint32_t key = Key(scores[i]);
+    if (key >> (shift + bits) == prefix) {
+      ++histogram[(key >> shift) & mask];
+    }
+  }
+}
+
+// Positions of the keys above `threshold`, and of the first `ties` keys equal to it, ascending.
+// Unsigned order through signed compares: both sides have their top bit flipped.
+void Collect(const float* scores, std::int64_t visible, std::uint32_t threshold, std::int64_t ties,
+             std::int32_t* selected) {
+  const __m256i flip = _mm256_set1_epi32(static_cast<int>(0x80000000U));
+  const __m256i limit = _mm256_set1_epi32(static_cast<int>(threshold ^ 0x80000000U));
+  std::int64_t i = 0;
+  for (; i + 8 <= visible; i += 8) {
+    const __m256i keys = _mm256_xor_si256(Keys(scores + i), flip);
+    const __m256i below = _mm256_cmpgt_epi32(limit, keys);
+    auto found =
+        static_cast<std::uint32_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below))) & 0xFFU;
+    for (; found != 0; found &= found - 1) {
+      const std::int64_t position = i + std::countr_zero(found);
+      if (Key(scores[position]) != threshold || ties-- > 0) {
+        *selected++ = static_cast<std::int32_t>(position);
+      }
+    }
+  }
+  for (; i < visible; ++i) {
+    const std::uint32_t key = Key(scores[i]);
+    if (key > threshold || (key == threshold && ties-- > 0)) {
+      *selected++ = static_cast<std::int32_t>(i);
+    }
+  }
+}
+
+void SelectFirst(std::int64_t count, std::int32_t* selected) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    selected[i] = static_cast<std::int32_t>(i);
+  }
+}
+
+void SelectRow(const SelectTopKParams& params, std::int64_t row) {
+  const float* const scores = params.scores.Row(row);
+  std::int32_t* const selected = params.selected.Row(row);
+  const std::int64_t visible = std::int64_t{params.positions.data[row]} + 1;
+  DSA_CHECK(visible > 0 && visible <= params.scores.cols,
+            "SelectTopK: row {} sees {} keys, scores have {} columns", row, visible,
+            params.scores.cols);
+  const std::int64_t count = std::min(params.selected.cols, visible);
+  params.counts.data[row] = static_cast<std::int32_t>(count);
+  std::fill(selected + count, selected + params.selected.cols, -1);
+
+  Histogram histogram;
+  const bool nan = CountTop(scores, visible, histogram);
+  if (nan) {
+    params.faults.data[row] |= kRowFaultIndexerNan;
+  }
+  if (nan || count == visible) {
+    SelectFirst(count, selected);
+    return;
+  }
+  std::int64_t rank = count;
+  std::uint32_t threshold = FindBin(histogram, kBins, rank);
+  CountBelow(scores, visible, threshold, 10, 11, histogram);
+  threshold = threshold << 11 | FindBin(histogram, kBins, rank);
+  CountBelow(scores, visible, threshold, 0, 10, histogram);
+  threshold = threshold << 10 | FindBin(histogram, kBins / 2, rank);
+  Collect(scores, visible, threshold, rank, selected);
+}
+
+}  // namespace
+
+void CpuBackend::SelectTopK(const SelectTopKParams& params) {
+  const SelectTopKExtents extents = Validate(params);
+  pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t row = first; row < last; ++row) {
+      SelectRow(params, row);
+    }
+  });
+}
+
+}  // namespace dsa

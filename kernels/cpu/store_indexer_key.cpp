@@ -1,0 +1,66 @@
+#include "kernels/ops/store_indexer_key.h"
+
+#include "common/check.h"
+#include "kernels/cpu/cache_access.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/rotate.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/simd.h"
+
+#include <cmath>
+
+namespace dsa {
+namespace {
+
+// LayerNorm with bias; the variance is the biased one, of the centred values.
+void Normalize(const StoreIndexerKeyParams& params, float* values) {
+  F32x8 sum = F32x8::Zero();
+  for (std::int64_t i = 0; i < kIndexerValues; i += kLanes) {
+    sum = sum + Load8(values + i);
+  }
+  const float mean = ReduceSum(sum) / static_cast<float>(kIndexerValues);
+  for (int i = 0; i < kIndexerValues; ++i) {
+    values[i] -= mean;
+  }
+  float sum_of_squares = 0.0F;
+  const float* const columns[1] = {values};
+  cpu::DotTile<1, 1>(values, 0, columns, kIndexerValues, &sum_of_squares);
+  const float deviation =
+      std::sqrt(sum_of_squares / static_cast<float>(kIndexerValues) + params.eps);
+  for (int i = 0; i < kIndexerValues; ++i) {
+    values[i] = values[i] / deviation * params.norm_weight.data[i] + params.norm_bias.data[i];
+  }
+}
+
+void StoreToken(const StoreIndexerKeyParams& params, std::int64_t row) {
+  const std::int32_t position = params.positions.data[row];
+  DSA_CHECK(position >= 0 && position < params.table.cos.rows,
+            "StoreIndexerKey: position {} in a table of {} rows", position, params.table.cos.rows);
+  float values[kIndexerValues];
+  LoadRow(RowOf(params.k, row), params.k.type, kIndexerValues, values);
+
+  Normalize(params, values);
+  RoundRow(values, kIndexerValues, params.k.type);
+  cpu::RotateHead(values, params.table.cos.Row(position), params.table.sin.Row(position),
+                  kIndexerRopeValues / 2, params.layout);
+  RoundRow(values, kIndexerRopeValues, params.k.type);
+  if (params.cache.format == KvFormat::kFp8) {
+    cpu::HadamardTransform(values);
+    RoundRow(values, kIndexerValues, params.k.type);
+  }
+  cpu::WriteIndexerKey(params.cache, params.slots.data[row], values);
+}
+
+}  // namespace
+
+void CpuBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
+  const StoreIndexerKeyExtents extents = Validate(params);
+  pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t row = first; row < last; ++row) {
+      StoreToken(params, row);
+    }
+  });
+}
+
+}  // namespace dsa

@@ -1,0 +1,19 @@
+#include "kernels/ops/key_selection.h"
+
+#include "common/check.h"
+#include "common/shape.h"
+
+namespace dsa {
+
+void Validate(std::string_view op, const KeySelection& selection, std::int64_t tokens) {
+  if (selection.positions.data == nullptr) {
+    return;
+  }
+  ShapeBinder shapes(op);
+  shapes.Match("selection", selection.positions, "T", "K");
+  shapes.Match("counts", selection.counts, "T");
+  DSA_CHECK(selection.counts.size == tokens, "{}: the selection has T={}, expected {}", op,
+            selection.counts.size, tokens);
+}
+
+}  // namespace dsa
