@@ -50,7 +50,6 @@ class Checkpoint final {
  private:
   Checkpoint() = default;
   Status OpenShards();
-  Status CheckTensors() const;
 
   std::string folder_;
   ModelConfig config_;

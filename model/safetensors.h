@@ -33,6 +33,8 @@ struct StoredTensor {
   std::int64_t bytes;
 };
 
+// A name from a file as it may stand in a message: quoted, ASCII, one line, of bounded length.
+std::string QuotedName(std::string_view name);
 // "F32", "BF16", "F8_E4M3".
 std::string_view SafetensorsName(DataType type);
 // "[2, 3]"
