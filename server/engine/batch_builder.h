@@ -42,7 +42,7 @@ class BatchBuilder final {
   void AddLogitRows(const StepPlan::Row& row, const Sequence& sequence);
   void AddSampling(const Sequence& sequence);
   std::int32_t SequenceIndex(const Sequence& sequence);
-  void FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences);
+  std::int64_t FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences);
 
   const Config config_;
   std::vector<std::int32_t> token_ids_;

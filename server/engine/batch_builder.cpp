@@ -1,0 +1,166 @@
+#include "server/engine/batch_builder.h"
+
+#include "common/check.h"
+#include "scheduler/validate.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace dsa {
+
+BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
+  const std::int64_t tokens = config_.step_tokens_max;
+  const std::int64_t sequences = config_.sequences_max;
+  const std::int64_t blocks = config_.context_tokens_max / config_.tokens_per_block + 1;
+  token_ids_.reserve(tokens);
+  positions_.reserve(tokens);
+  slots_.reserve(tokens);
+  sequences_.reserve(tokens);
+  block_tables_.resize(sequences * blocks);
+  runs_.reserve(3);
+  logit_rows_.reserve(tokens);
+  sample_rows_.reserve(sequences);
+  sampling_.reserve(sequences);
+  suppressed_.reserve(sequences *
+                      (static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax));
+  index_of_slot_.assign(config_.slots_max, -1);
+  slot_of_index_.reserve(sequences);
+  blocks_of_index_.reserve(sequences);
+}
+
+const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
+                                        std::span<const std::unique_ptr<Sequence>> sequences) {
+  DSA_CHECK(plan.tokens <= config_.step_tokens_max, "BatchBuilder: {} tokens, at most {}",
+            plan.tokens, config_.step_tokens_max);
+  DSA_CHECK(plan.sequences <= config_.sequences_max, "BatchBuilder: {} sequences, at most {}",
+            plan.sequences, config_.sequences_max);
+  for (const std::int32_t slot : slot_of_index_) {
+    index_of_slot_[slot] = -1;
+  }
+  slot_of_index_.clear();
+  blocks_of_index_.clear();
+  token_ids_.clear();
+  positions_.clear();
+  slots_.clear();
+  sequences_.clear();
+  runs_.clear();
+  logit_rows_.clear();
+  sample_rows_.clear();
+  sampling_.clear();
+  suppressed_.clear();
+  copy_logits_ = false;
+  for (const StepPlan::Row& row : plan.rows) {
+    const Sequence* sequence = sequences[row.slot].get();
+    DSA_CHECK(sequence != nullptr && sequence->id() == row.sequence,
+              "BatchBuilder: sequence {} is not in slot {}", Value(row.sequence), row.slot);
+    AddRow(row, *sequence);
+  }
+  const std::int64_t stride = FillBlockTables(sequences);
+  batch_ = {.token_ids = token_ids_,
+            .positions = positions_,
+            .slots = slots_,
+            .sequences = sequences_,
+            .block_tables = std::span(block_tables_).first(slot_of_index_.size() * stride),
+            .block_table_stride = stride,
+            .runs = runs_,
+            .logit_rows = logit_rows_,
+            .sample_rows = sample_rows_,
+            .sampling = sampling_,
+            .suppressed = suppressed_,
+            .copy_logits = copy_logits_};
+  return batch_;
+}
+
+void BatchBuilder::AddRow(const StepPlan::Row& row, const Sequence& sequence) {
+  const auto first_row = static_cast<std::int32_t>(token_ids_.size());
+  const auto rows = static_cast<std::int32_t>(row.tokens);
+  if (!runs_.empty() && runs_.back().path == row.path) {
+    runs_.back().rows += rows;
+  } else {
+    runs_.push_back({.path = row.path, .first_row = first_row, .rows = rows});
+  }
+  AddTokens(row, sequence);
+  AddLogitRows(row, sequence);
+  if (row.sample) {
+    AddSampling(sequence);
+  }
+}
+
+void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence) {
+  const std::int32_t index = SequenceIndex(sequence);
+  const std::int64_t end = row.first_position + row.tokens;
+  DSA_CHECK(end <= sequence.tokens(), "BatchBuilder: position {} of {} tokens", end - 1,
+            sequence.tokens());
+  for (std::int64_t position = row.first_position; position < end; ++position) {
+    token_ids_.push_back(Value(sequence.token_ids()[position]));
+    positions_.push_back(static_cast<std::int32_t>(position));
+    slots_.push_back(sequence.blocks().Slot(position));
+    sequences_.push_back(index);
+  }
+  const std::int64_t blocks = (end + config_.tokens_per_block - 1) / config_.tokens_per_block;
+  blocks_of_index_[index] = std::max(blocks_of_index_[index], blocks);
+}
+
+// Behind AddTokens: the row's tokens are the last of the batch.
+void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
+  const std::int64_t first_row = static_cast<std::int64_t>(token_ids_.size()) - row.tokens;
+  const bool all = sequence.request().prompt_logits == PromptLogits::kAll;
+  copy_logits_ = copy_logits_ || all;
+  for (std::int64_t i = 0; i < row.tokens; ++i) {
+    const bool sampled = row.sample && i == row.tokens - 1;
+    if (sampled || (all && row.first_position + i < sequence.prompt_tokens())) {
+      logit_rows_.push_back(static_cast<std::int32_t>(first_row + i));
+    }
+  }
+}
+
+// Behind AddLogitRows: the row to sample from is the last of them.
+void BatchBuilder::AddSampling(const Sequence& sequence) {
+  const SamplingParams& params = sequence.request().sampling;
+  const StopConditions& stop = sequence.request().stop;
+  const auto suppressed_first = static_cast<std::int32_t>(suppressed_.size());
+  if (sequence.generated() < stop.min_tokens) {
+    const auto suppress = [this](TokenId id) { suppressed_.push_back(Value(id)); };
+    if (!stop.ignore_end) {
+      std::for_each(config_.end_ids.begin(), config_.end_ids.end(), suppress);
+    }
+    std::for_each(stop.stop_ids.begin(), stop.stop_ids.end(), suppress);
+  }
+  sample_rows_.push_back(static_cast<std::int32_t>(logit_rows_.size()) - 1);
+  sampling_.push_back(
+      {.temperature = params.temperature,
+       .min_p = params.min_p,
+       .top_p = params.top_p,
+       .top_k = params.top_k,
+       .seed = params.seed,
+       .position = sequence.tokens(),
+       .suppressed_first = suppressed_first,
+       .suppressed_count = static_cast<std::int32_t>(suppressed_.size()) - suppressed_first,
+       .top_logprobs = params.top_logprobs.value_or(0)});
+}
+
+std::int32_t BatchBuilder::SequenceIndex(const Sequence& sequence) {
+  std::int32_t& index = index_of_slot_[sequence.slot()];
+  if (index < 0) {
+    index = static_cast<std::int32_t>(slot_of_index_.size());
+    slot_of_index_.push_back(sequence.slot());
+    blocks_of_index_.push_back(0);
+  }
+  return index;
+}
+
+// Returns the stride: as narrow as the longest sequence of the batch allows.
+std::int64_t BatchBuilder::FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences) {
+  const auto widest = std::max_element(blocks_of_index_.begin(), blocks_of_index_.end());
+  const std::int64_t stride = widest == blocks_of_index_.end() ? 0 : *widest;
+  std::int32_t* out = block_tables_.data();
+  for (std::size_t index = 0; index < slot_of_index_.size(); ++index) {
+    const auto blocks = sequences[slot_of_index_[index]]->blocks().ids();
+    std::copy_n(blocks.begin(), blocks_of_index_[index], out);
+    std::fill(out + blocks_of_index_[index], out + stride, -1);
+    out += stride;
+  }
+  return stride;
+}
+
+}  // namespace dsa
