@@ -1,0 +1,149 @@
+#include "server/api/encode.h"
+
+#include <optional>
+
+namespace dsa {
+namespace {
+
+v1::FinishReason ToProto(const std::optional<ReplyFinish>& finish) {
+  if (!finish) {
+    return v1::FINISH_REASON_UNSPECIFIED;
+  }
+  switch (*finish) {
+    case ReplyFinish::kStop: return v1::FINISH_REASON_STOP;
+    case ReplyFinish::kLength: return v1::FINISH_REASON_LENGTH;
+    case ReplyFinish::kToolCalls: return v1::FINISH_REASON_TOOL_CALLS;
+    case ReplyFinish::kCancelled: return v1::FINISH_REASON_CANCELLED;
+    case ReplyFinish::kDeadline: return v1::FINISH_REASON_DEADLINE;
+    case ReplyFinish::kAborted: return v1::FINISH_REASON_ABORTED;
+    case ReplyFinish::kError: return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_ERROR;
+}
+
+void FillUsage(const ReplyPart& part, v1::Usage& target) {
+  constexpr double kUsPerMs = 1000.0;
+  const Usage& usage = part.usage;
+  target.set_prompt_tokens(usage.prompt_tokens);
+  target.set_completion_tokens(usage.completion_tokens);
+  target.set_reasoning_tokens(part.reasoning_tokens);
+  target.set_cache_hit_tokens(usage.cache_hit_tokens);
+  target.set_cache_miss_tokens(usage.prompt_tokens - usage.cache_hit_tokens);
+  target.set_queue_ms(static_cast<double>(usage.queue_us) / kUsPerMs);
+  target.set_prefill_ms(static_cast<double>(usage.prefill_us) / kUsPerMs);
+  target.set_decode_ms(static_cast<double>(usage.decode_us) / kUsPerMs);
+  target.set_total_tokens(usage.prompt_tokens + usage.completion_tokens);
+  target.set_preemptions(usage.preemptions);
+}
+
+std::string TokenBytes(TokenId id, const ServiceContext& context) {
+  return context.tokenizer == nullptr ? std::string() : std::string(context.tokenizer->Bytes(id));
+}
+
+template <typename Response>
+void FillLogprobs(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
+                  Response& response) {
+  if (head.logprobs == ReportLogprobs::kNo) {
+    return;
+  }
+  for (const GeneratedToken& token : part.tokens) {
+    v1::TokenLogprob& target = *response.add_logprobs();
+    target.set_token_id(Value(token.id));
+    target.set_logprob(token.logprob);
+    target.set_token(TokenBytes(token.id, context));
+    for (const TokenLogprob& candidate : token.top_logprobs) {
+      v1::TopLogprob& top = *target.add_top();
+      top.set_token_id(Value(candidate.id));
+      top.set_logprob(candidate.logprob);
+      top.set_token(TokenBytes(candidate.id, context));
+    }
+  }
+}
+
+// Fields that all four messages have.
+template <typename Response>
+void FillCommon(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
+                Response& response) {
+  response.set_request_id(head.request_id);
+  response.set_model(context.model.id);
+  response.set_seed(head.seed);
+  response.set_finish_reason(ToProto(part.finish));
+  FillUsage(part, *response.mutable_usage());
+  FillLogprobs(part, head, context, response);
+}
+
+// Message and ChatStreamResponse.
+template <typename Target>
+void FillChat(const ReplyPart& part, Target& target) {
+  target.set_reasoning_content(part.reasoning);
+  for (const ToolCall& call : part.tool_calls) {
+    v1::ToolCall& added = *target.add_tool_calls();
+    added.set_id(call.id);
+    added.set_name(call.name);
+    added.set_arguments(call.arguments);
+  }
+}
+
+template <typename Response>
+void FillCompletion(const ReplyPart& part, Response& response) {
+  response.set_text(part.content);
+  for (const GeneratedToken& token : part.tokens) {
+    response.add_token_ids(Value(token.id));
+  }
+}
+
+}  // namespace
+
+v1::ChatResponse EncodeChat(const ReplyPart& reply, const ReplyHead& head,
+                            const ServiceContext& context) {
+  v1::ChatResponse response;
+  FillCommon(reply, head, context, response);
+  v1::Message& message = *response.mutable_message();
+  message.set_role(v1::ROLE_ASSISTANT);
+  FillChat(reply, message);
+  // An assistant that only calls tools says nothing, which is not the same as saying "".
+  if (!reply.content.empty() || reply.tool_calls.empty()) {
+    message.set_content(reply.content);
+  }
+  return response;
+}
+
+v1::ChatStreamResponse EncodeChatPart(const ReplyPart& part, const ReplyHead& head,
+                                      const ServiceContext& context) {
+  v1::ChatStreamResponse response;
+  FillCommon(part, head, context, response);
+  FillChat(part, response);
+  response.set_content(part.content);
+  return response;
+}
+
+v1::CompletionResponse EncodeCompletion(const ReplyPart& reply, const ReplyHead& head,
+                                        const ServiceContext& context) {
+  v1::CompletionResponse response;
+  FillCommon(reply, head, context, response);
+  FillCompletion(reply, response);
+  return response;
+}
+
+v1::CompletionStreamResponse EncodeCompletionPart(const ReplyPart& part, const ReplyHead& head,
+                                                  const ServiceContext& context) {
+  v1::CompletionStreamResponse response;
+  FillCommon(part, head, context, response);
+  FillCompletion(part, response);
+  return response;
+}
+
+std::string_view ToString(ReplyFinish finish) {
+  switch (finish) {
+    case ReplyFinish::kStop: return "stop";
+    case ReplyFinish::kLength: return "length";
+    case ReplyFinish::kToolCalls: return "tool_calls";
+    case ReplyFinish::kCancelled: return "cancelled";
+    case ReplyFinish::kDeadline: return "deadline";
+    case ReplyFinish::kAborted: return "aborted";
+    case ReplyFinish::kError: return "error";
+  }
+  return "error";
+}
+
+}  // namespace dsa

@@ -1,0 +1,122 @@
+// One chat or completion call: the engine's deltas come in, gRPC messages go out.
+//
+//   stream pump --OnDelta--> [ReplyPart pending] --one write in flight--> gRPC
+//                                  ^ merged                 |
+//                                  +------ OnWriteDone -----+
+//
+// A client that reads slowly gets fewer, longer messages; one that does not read at all is dropped.
+// Shared by the engine, as the sink, and by the gRPC reactor, which owns itself: neither owns the
+// other, and either may go first.
+#pragma once
+
+#include "server/api/encode.h"
+#include "server/api/reply.h"
+#include "server/api/service_context.h"
+#include "server/api/translate.h"
+#include "server/engine/token_sink.h"
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/status.h>
+
+namespace dsa {
+
+// A parsed and translated request.
+struct ParsedGeneration {
+  Generation generation;
+  std::string request_id;  // the client's, or empty
+};
+
+enum class Delivery : std::uint8_t {
+  kWhole,   // one message at the end
+  kStream,  // parts as they come
+};
+
+// What the four methods differ in.
+struct GenerationMethod {
+  std::string_view name;  // "ChatService/Chat"
+  Delivery delivery;
+  Result<ParsedGeneration> (*parse)(const grpc::ByteBuffer& bytes, const ServiceContext& context);
+  grpc::ByteBuffer (*encode)(const ReplyPart& part, const ReplyHead& head,
+                             const ServiceContext& context);
+};
+
+// The gRPC side of a call.  None of these waits.
+class GenerationTransport {
+ public:
+  GenerationTransport() = default;
+  GenerationTransport(const GenerationTransport&) = delete;
+  GenerationTransport& operator=(const GenerationTransport&) = delete;
+  virtual ~GenerationTransport() = default;
+
+  // `bytes` stays as it is until GenerationCall::OnWriteDone; one write at a time.
+  virtual void Write(const grpc::ByteBuffer& bytes) = 0;
+  // The last message and the status.
+  virtual void WriteAndFinish(const grpc::ByteBuffer& bytes, const grpc::Status& status) = 0;
+  virtual void Finish(const grpc::Status& status) = 0;
+};
+
+class GenerationCall final : public TokenSink {
+ public:
+  // Parses, translates and submits a request.  The answer or the error leaves through `transport`,
+  // which lives until it calls OnDone.  gRPC thread.
+  static std::shared_ptr<GenerationCall> Start(const GenerationMethod& method,
+                                               ServiceContext& context,
+                                               grpc::CallbackServerContext& rpc,
+                                               const grpc::ByteBuffer& request,
+                                               GenerationTransport& transport);
+
+  GenerationCall(const GenerationMethod& method, ServiceContext& context,
+                 grpc::CallbackServerContext& rpc, GenerationTransport& transport);
+  ~GenerationCall() override;
+
+  void OnDelta(TokenDelta&& delta) override;  // stream pump thread
+
+  // gRPC threads.
+  void OnWriteDone(bool ok);
+  void OnCancel();
+  void OnDone();
+
+ private:
+  Status Submit(const grpc::ByteBuffer& request, const std::shared_ptr<GenerationCall>& self);
+  Result<std::string> ClaimId(const std::string& wanted);
+  void Refuse(const Error& error);
+  void Advance();              // mutex_ held
+  void DropIfSlow();           // mutex_ held
+  grpc::Status FinalStatus();  // mutex_ held
+  void Close(const grpc::Status& status);
+  void Log(const grpc::Status& status) const;
+
+  // Constant once submitted.
+  const GenerationMethod& method_;
+  ServiceContext& context_;
+  const MonotonicUs arrival_us_;
+  std::optional<MonotonicUs> deadline_us_;
+  ReplyHead head_;
+
+  std::optional<ReplyAssembler> assembler_;  // stream pump thread
+
+  std::mutex mutex_;
+  // Guarded by mutex_:
+  grpc::CallbackServerContext* rpc_;  // null after OnDone
+  GenerationTransport* transport_;    // null after OnDone
+  ReplyPart pending_;
+  bool has_pending_ = false;
+  bool write_in_flight_ = false;
+  bool headers_sent_ = false;
+  bool closed_ = false;  // the status is sent
+  MonotonicUs write_started_us_ = 0;
+  grpc::ByteBuffer buffer_;  // of the write in flight
+  std::optional<Error> failure_;
+  // Of the part last seen, for the log.
+  Usage usage_;
+  std::optional<ReplyFinish> finish_;
+};
+
+}  // namespace dsa

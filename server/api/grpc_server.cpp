@@ -1,0 +1,142 @@
+#include "server/api/grpc_server.h"
+
+#include "server/api/services.h"
+
+#include <chrono>
+#include <mutex>
+#include <vector>
+
+#include <fmt/core.h>
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/grpc.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+namespace dsa {
+namespace {
+
+// What health answers for: "" is the whole server.
+constexpr const char* kHealthNames[] = {
+    "",
+    "readiness",
+    "dsa.v1.ChatService",
+    "dsa.v1.CompletionService",
+    "dsa.v1.TokenService",
+    "dsa.v1.ModelService",
+    "dsa.v1.AdminService",
+};
+// Stays SERVING while the server drains.
+constexpr const char* kLivenessName = "liveness";
+
+// Once a process, before the first server.
+void ConfigureLibraries() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    // Protobuf would write a line with the client's bytes for every bad string.
+    google::protobuf::SetLogHandler(nullptr);
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  });
+}
+
+void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
+  // Clients may ping every 5 s, also without a call; some room for jitter.
+  constexpr int kPingIntervalMsMin = 4'000;
+  constexpr int kKeepaliveMs = 30'000;  // finds dead clients, whose blocks are then freed
+  constexpr int kKeepaliveTimeoutMs = 10'000;
+  constexpr int kMetadataBytesMax = 16 << 10;
+  constexpr int kOnlyIdentity = 1;  // a bit set of grpc_compression_algorithm
+  builder.SetMaxReceiveMessageSize(static_cast<int>(config.message_bytes_max));
+  builder.SetMaxSendMessageSize(-1);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(config.streams_max));
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kPingIntervalMsMin);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
+  builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, kOnlyIdentity);
+  grpc::ResourceQuota quota("dsa");
+  quota.Resize(static_cast<std::size_t>(config.memory_bytes_max));
+  builder.SetResourceQuota(quota);
+}
+
+std::string Address(const GrpcServerConfig& config) {
+  const bool is_v6 = config.host.find(':') != std::string::npos;
+  return is_v6 ? fmt::format("[{}]:{}", config.host, config.port)
+               : fmt::format("{}:{}", config.host, config.port);
+}
+
+}  // namespace
+
+struct GrpcServer::State {
+  explicit State(ServiceContext& served) : context(served) {}
+
+  ServiceContext& context;
+  std::vector<std::unique_ptr<grpc::Service>> services;
+  int port = 0;
+  std::unique_ptr<grpc::Server> server;
+
+  void SetHealth(bool serving) const {
+    for (const char* name : kHealthNames) {
+      server->GetHealthCheckService()->SetServingStatus(name, serving);
+    }
+  }
+};
+
+Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
+                                                      ServiceContext& context) {
+  ConfigureLibraries();
+  auto state = std::make_unique<State>(context);
+  state->services.push_back(MakeChatService(context));
+  state->services.push_back(MakeCompletionService(context));
+  state->services.push_back(MakeTokenService(context));
+  state->services.push_back(MakeModelService(context));
+  state->services.push_back(MakeAdminService(context));
+  grpc::ServerBuilder builder;
+  SetLimits(config, builder);
+  builder.AddListeningPort(Address(config), grpc::InsecureServerCredentials(), &state->port);
+  for (const auto& service : state->services) {
+    builder.RegisterService(service.get());
+  }
+  state->server = builder.BuildAndStart();
+  if (state->server == nullptr || state->port == 0) {
+    return InvalidArgument(fmt::format(
+        "listen: {} cannot be bound: in use, or no address of this machine", Address(config)));
+  }
+  state->server->GetHealthCheckService()->SetServingStatus(kLivenessName, true);
+  state->SetHealth(true);
+  return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));
+}
+
+GrpcServer::GrpcServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+GrpcServer::~GrpcServer() {
+  Stop(0);
+}
+
+std::int64_t GrpcServer::port() const {
+  return state_->port;
+}
+
+void GrpcServer::BeginDrain() {
+  state_->context.draining.store(true, std::memory_order_relaxed);
+  state_->SetHealth(false);
+}
+
+void GrpcServer::Stop(std::int64_t limit_us) {
+  if (state_->server == nullptr) {
+    return;
+  }
+  state_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::microseconds(limit_us));
+  state_->server->Wait();
+  state_->server.reset();
+}
+
+}  // namespace dsa

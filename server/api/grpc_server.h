@@ -1,0 +1,46 @@
+// The listening server: our services, grpc.health.v1 and reflection on one port.
+#pragma once
+
+#include "common/status.h"
+#include "server/api/service_context.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace dsa {
+
+struct GrpcServerConfig {
+  std::string host = "127.0.0.1";
+  std::int64_t port = 50051;  // 0: one that is free
+  std::int64_t message_bytes_max = std::int64_t{16} << 20;
+  std::int64_t streams_max = 1024;                          // a connection
+  std::int64_t memory_bytes_max = std::int64_t{512} << 20;  // gRPC's own buffers
+};
+
+class GrpcServer final {
+ public:
+  // Listens; health says SERVING.  FAILED_PRECONDITION is never returned: an address that cannot
+  // be bound is INVALID_ARGUMENT.  `context` outlives the server.
+  static Result<std::unique_ptr<GrpcServer>> Start(const GrpcServerConfig& config,
+                                                   ServiceContext& context);
+  ~GrpcServer();  // stops at once
+  GrpcServer(const GrpcServer&) = delete;
+  GrpcServer& operator=(const GrpcServer&) = delete;
+
+  std::int64_t port() const;
+
+  // Health says NOT_SERVING and new requests are refused with UNAVAILABLE; running ones go on.
+  void BeginDrain();
+
+  // Stops listening, waits up to `limit_us` for open calls, then cancels them.  The engine must
+  // still run, or have ended every request.
+  void Stop(std::int64_t limit_us);
+
+ private:
+  struct State;
+  explicit GrpcServer(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dsa

@@ -1,0 +1,22 @@
+// gRPC's callback objects for our raw methods.  Each lives from the start of a call until its
+// OnDone, where it deletes itself, as the callback API wants.
+#pragma once
+
+#include "server/api/generation_call.h"
+
+#include <grpcpp/support/server_callback.h>
+
+namespace dsa {
+
+// The reactors of a chat or completion call.  Called by gRPC on one of its threads.
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(const GenerationMethod& method,
+                                                        ServiceContext& context,
+                                                        grpc::CallbackServerContext& rpc,
+                                                        const grpc::ByteBuffer& request);
+
+// `response` lives as long as the call.
+grpc::ServerUnaryReactor* StartWhole(const GenerationMethod& method, ServiceContext& context,
+                                     grpc::CallbackServerContext& rpc,
+                                     const grpc::ByteBuffer& request, grpc::ByteBuffer& response);
+
+}  // namespace dsa

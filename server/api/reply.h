@@ -1,0 +1,67 @@
+// An answer on its way up: the engine's deltas split into reasoning, content and tool calls, and
+// merged while the client does not read.  Plain data, without any protocol.
+#pragma once
+
+#include "server/engine/token_sink.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/reply_parser.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsa {
+
+// How the text of an answer is to be read.
+struct ReplyFormat {
+  std::optional<ChatFormat> chat;  // nullopt: a completion, all of it content
+  bool thinking = false;           // how the prompt opened the turn
+};
+
+enum class ReplyFinish : std::uint8_t {
+  kStop,
+  kLength,
+  kToolCalls,
+  kCancelled,
+  kDeadline,
+  kAborted,
+  kError,
+};
+
+// What became certain since the part before.
+struct ReplyPart {
+  std::string reasoning;
+  std::string content;
+  std::vector<ToolCall> tool_calls;
+  std::vector<GeneratedToken> tokens;
+  std::optional<ReplyFinish> finish;  // on the last part
+  std::optional<Error> error;         // with kDeadline and kError
+  Usage usage;                        // so far
+  std::int64_t reasoning_tokens = 0;  // so far
+
+  // Nothing that a client would see.
+  bool empty() const {
+    return reasoning.empty() && content.empty() && tool_calls.empty() && tokens.empty();
+  }
+  // About what the part costs in memory.
+  std::int64_t bytes() const;
+};
+
+// Appends `next`, the part after `part`.
+void Merge(ReplyPart& part, ReplyPart&& next);
+
+// One per request; single thread.
+class ReplyAssembler final {
+ public:
+  explicit ReplyAssembler(const ReplyFormat& format);
+
+  ReplyPart Add(TokenDelta&& delta);
+
+ private:
+  std::unique_ptr<ReplyParser> parser_;  // null: a completion
+  std::int64_t reasoning_tokens_ = 0;
+};
+
+}  // namespace dsa

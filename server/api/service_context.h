@@ -1,0 +1,64 @@
+// What every service knows: the engine, the model served, the server's limits.  Made by the
+// composition root before the first request, outlives the gRPC server.
+#pragma once
+
+#include "common/clock.h"
+#include "server/api/request_ids.h"
+#include "server/engine/engine.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/tokenizer.h"
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsa {
+
+// The model as requests see it.
+struct ServedModel {
+  std::string id;
+  std::string model_type;
+  std::int64_t context_length = 0;  // prompt and answer together; enforced
+  std::int32_t vocabulary = 0;      // ids are in [0, vocabulary)
+  std::int64_t layers = 0;
+  std::int64_t index_topk = 0;
+  std::vector<TokenId> end_ids;
+  std::optional<ChatFormat> chat_format;  // nullopt: chat is refused
+  std::optional<TokenId> bos;
+  bool add_bos = false;                 // completion texts begin with bos unless told otherwise
+  std::int64_t max_tokens_default = 0;  // where a request names no max_tokens; > 0
+  float temperature = 1.0F;             // generation_config.json's defaults
+  float top_p = 1.0F;
+  std::int32_t top_k = 0;
+  float min_p = 0.0F;
+};
+
+// What AdminService.GetServerInfo reports.
+struct ServerDescription {
+  std::string version;
+  std::string device;
+  std::string configuration_json;
+  MonotonicUs ready_us = 0;
+};
+
+// What a client that does not read may cost.
+struct SlowClientLimits {
+  std::int64_t pending_bytes_max = std::int64_t{1} << 20;  // text and ids waiting to be written
+  std::int64_t stalled_us_max = 30'000'000;                // one write in flight
+};
+
+// Constant after construction, but for `draining` and `live`.
+struct ServiceContext {
+  Engine& engine;
+  const Clock& clock;
+  const Tokenizer* tokenizer;  // null: ids only
+  ServedModel model;
+  ServerDescription server;
+  SlowClientLimits slow_client;
+  std::atomic<bool> draining{false};  // a hint: the engine decides
+  RequestIds live;
+};
+
+}  // namespace dsa

@@ -1,0 +1,117 @@
+#include "proto/token.grpc.pb.h"
+#include "server/api/services.h"
+#include "server/api/translate.h"
+#include "server/api/translate_params.h"
+#include "server/api/unary_call.h"
+
+namespace dsa {
+namespace {
+
+template <typename Response>
+void AddIds(const std::vector<TokenId>& ids, Response& response) {
+  for (const TokenId id : ids) {
+    response.add_ids(Value(id));
+  }
+}
+
+Result<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
+                                      const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  v1::TokenizeResponse response;
+  AddIds(request.parse_special() ? tokenizer->EncodeWithAdded(request.text())
+                                 : tokenizer->Encode(request.text()),
+         response);
+  return response;
+}
+
+Result<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
+                                          const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ToTokenIds(request.ids(), "ids", context));
+  v1::DetokenizeResponse response;
+  IncrementalDecoder decoder(*tokenizer);
+  for (const TokenId id : ids) {
+    decoder.Push(id, *response.mutable_text());
+  }
+  decoder.Finish(*response.mutable_text());
+  return response;
+}
+
+Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& request,
+                                            const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckNoRefusedFields(request));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  v1::CountTokensResponse response;
+  if (request.has_conversation()) {
+    DSA_ASSIGN_OR_RETURN(const RenderedChat chat,
+                         RenderConversation(request.conversation(), "conversation.", context));
+    response.set_tokens(static_cast<std::int64_t>(chat.ids.size()));
+    return response;
+  }
+  if (!request.has_text()) {
+    return InvalidArgument("input: missing: text or conversation");
+  }
+  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  response.set_tokens(static_cast<std::int64_t>(tokenizer->Encode(request.text()).size()));
+  return response;
+}
+
+Result<v1::RenderResponse> Render(const v1::RenderRequest& request, const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckNoRefusedFields(request));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  if (!request.has_conversation()) {
+    return InvalidArgument("conversation: missing");
+  }
+  DSA_ASSIGN_OR_RETURN(const RenderedChat chat,
+                       RenderConversation(request.conversation(), "conversation.", context));
+  v1::RenderResponse response;
+  response.set_prompt(chat.text);
+  AddIds(chat.ids, response);
+  return response;
+}
+
+using RawTokenService = v1::TokenService::WithRawCallbackMethod_Tokenize<
+    v1::TokenService::WithRawCallbackMethod_Detokenize<
+        v1::TokenService::WithRawCallbackMethod_CountTokens<
+            v1::TokenService::WithRawCallbackMethod_Render<v1::TokenService::Service>>>>;
+
+class TokenService final : public RawTokenService {
+ public:
+  explicit TokenService(ServiceContext& context) : context_(context) {}
+
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* rpc,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override {
+    return Answer({"TokenService/Tokenize", context_, *rpc, *request, *response}, dsa::Tokenize);
+  }
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* rpc,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override {
+    return Answer({"TokenService/Detokenize", context_, *rpc, *request, *response},
+                  dsa::Detokenize);
+  }
+  grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* rpc,
+                                        const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* response) override {
+    return Answer({"TokenService/CountTokens", context_, *rpc, *request, *response},
+                  dsa::CountTokens);
+  }
+  grpc::ServerUnaryReactor* Render(grpc::CallbackServerContext* rpc,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response) override {
+    return Answer({"TokenService/Render", context_, *rpc, *request, *response}, dsa::Render);
+  }
+
+ private:
+  ServiceContext& context_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeTokenService(ServiceContext& context) {
+  return std::make_unique<TokenService>(context);
+}
+
+}  // namespace dsa

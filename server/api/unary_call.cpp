@@ -1,0 +1,32 @@
+#include "server/api/unary_call.h"
+
+#include "common/log.h"
+#include "server/api/call_info.h"
+#include "server/api/wire.h"
+
+namespace dsa {
+
+grpc::ServerUnaryReactor* AnswerUnary(const UnaryCall& call, google::protobuf::Message& request,
+                                      const google::protobuf::Message& response,
+                                      const std::function<Status()>& handle) {
+  const MonotonicUs start_us = call.context.clock.NowUs();
+  Status status = ParseStrictly(call.request, request);
+  if (status.ok()) {
+    status = handle();
+  }
+  if (status.ok()) {
+    call.response = Serialize(response);
+  }
+  const grpc::Status answer = status.ok() ? grpc::Status::OK : ToGrpc(status.error());
+  Log(LogLevel::kInfo, "request",
+      {{"id", Escape(ClientRequestId(call.rpc), kLoggedBytesMax)},
+       {"method", call.name},
+       {"code", CodeName(answer.error_code())},
+       {"error", Escape(answer.error_message(), kLoggedBytesMax)},
+       {"total_ms", static_cast<double>(call.context.clock.NowUs() - start_us) / 1000.0}});
+  grpc::ServerUnaryReactor* reactor = call.rpc.DefaultReactor();
+  reactor->Finish(answer);
+  return reactor;
+}
+
+}  // namespace dsa
