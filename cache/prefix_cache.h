@@ -11,7 +11,6 @@
 #include "cache/prefix_hash.h"
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -57,6 +56,13 @@ class PrefixCache final {
   // The block that holds `block_tokens` behind the chain's last linked block.
   std::int32_t Find(const BlockHash& hash, const PrefixChain& chain,
                     std::span<const TokenId> block_tokens);
+
+  void Insert(std::int32_t index, const BlockHash& hash, const PrefixChain& chain,
+              std::span<const TokenId> block_tokens);
+  void Remove(BlockId id);
+  TokenId* BlockTokens(std::int32_t index) {
+    return tokens_.data() + static_cast<std::int64_t>(index) * tokens_per_block_;
+  }
 
   BlockPool& pool_;
   std::int32_t tokens_per_block_;

@@ -23,6 +23,7 @@
 #include "scheduler/sequence.h"
 #include "scheduler/step_plan.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -80,14 +81,15 @@ class Scheduler final {
   void CheckInvariants() const;
 
  private:
-  void GrantDecode(MonotonicUs now_us);
+  void GrantDecode();
   void GrantCatchUp();
   void AdmitWaiting(MonotonicUs now_us);
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
   bool Grow(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Grant(Sequence& sequence, std::int64_t tokens);
-  void AddRow(const Sequence& sequence, std::int64_t first, std::int64_t tokens);
+  Sequence* FindLive(SequenceId id, std::int32_t slot);
+  static void ReleaseBlocks(Sequence& sequence);
   AttentionPath PathAt(std::int64_t position) const;
   std::int64_t PathEnd(std::int64_t position) const;
   std::int64_t BlocksFor(std::int64_t tokens) const;
@@ -109,13 +111,13 @@ class Scheduler final {
 
   // The step being planned.
   std::int64_t budget_ = 0;
-  std::vector<StepPlan::Row> rows_by_path_[3];
+  std::array<std::vector<StepPlan::Row>, 3> rows_by_path_;  // by AttentionPath
   StepPlan plan_;
 
-  // The head of the queue that did not fit and the blocks there were: not tried again, and its
-  // prefix not looked up again, until there are more.
+  // The head of the queue that did not fit and the room there was: not tried again, and its prefix
+  // not looked up again, until there is more.
   SequenceId blocked_{-1};
-  std::int32_t blocked_available_ = 0;
+  std::int64_t blocked_room_ = 0;
 };
 
 }  // namespace dsa

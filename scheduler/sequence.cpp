@@ -1,0 +1,26 @@
+#include "scheduler/sequence.h"
+
+#include "common/check.h"
+
+#include <utility>
+
+namespace dsa {
+
+Sequence::Sequence(Request request, const PrefixHasher& hasher)
+    : request_(std::move(request)),
+      prompt_tokens_(static_cast<std::int64_t>(request_.prompt.size())),
+      tokens_(std::move(request_.prompt)),
+      blocks_(hasher.tokens_per_block()) {
+  DSA_CHECK(prompt_tokens_ > 0, "Sequence: request {} has no prompt", Value(request_.id));
+  DSA_CHECK(request_.stop.max_tokens > 0, "Sequence: max_tokens is {}", request_.stop.max_tokens);
+  request_.prompt.clear();
+  const std::int64_t tokens_max = prompt_tokens_ + request_.stop.max_tokens;
+  const std::int64_t blocks_max = tokens_max / hasher.tokens_per_block() + 1;
+  tokens_.reserve(tokens_max);
+  chain_.hashes.reserve(blocks_max);
+  blocks_.Reserve(blocks_max);
+  chain_.root = hasher.Root(request_.cache_salt);
+  hasher.Extend(tokens_, chain_);
+}
+
+}  // namespace dsa
