@@ -4,6 +4,7 @@
 
 #include "common/ids.h"
 #include "common/status.h"
+#include "tokenizer/utf8.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +31,8 @@ class Tokenizer final {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // The ids of `text`, valid UTF-8; added tokens in it are plain text.  Never adds BOS.
+  // The ids of `text`; added tokens in it are plain text.  Never adds BOS.  Time grows with the
+  // size of the text, whatever it is.  Invalid UTF-8 is encoded as U+FFFD; callers refuse it.
   std::vector<TokenId> Encode(std::string_view text) const;
 
   // As Encode, but added tokens match where they lie wholly inside one of `ranges` (sorted, not
@@ -71,7 +73,7 @@ class IncrementalDecoder final {
 
  private:
   const Tokenizer* tokenizer_;
-  std::string pending_;  // at most 3 bytes: the start of a character
+  Utf8Stream stream_;
 };
 
 }  // namespace dsa
