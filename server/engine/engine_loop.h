@@ -24,6 +24,13 @@ class Scheduler;
 class BlockPool;
 class PrefixCache;
 
+// What one call of RunOnce did.
+enum class EngineProgress : std::uint8_t {
+  kStepped,  // a step was computed
+  kIdle,     // nothing is live; requests that ended may have been delivered
+  kBlocked,  // the outbox is full: the pump must deliver first
+};
+
 struct EngineConfig {
   SchedulerConfig scheduler;
   std::int32_t blocks = 0;             // of the paged caches; > 0
@@ -58,14 +65,8 @@ class EngineLoop final : public Engine {
   void Start();
   void Stop();
 
-  // What one call of RunOnce did.
-  enum class Progress : std::uint8_t {
-    kStepped,  // a step was computed
-    kIdle,     // nothing to do until a request, a cancellation or a deadline comes
-    kBlocked,  // the outbox is full: the pump must deliver first
-  };
-  Progress RunOnce();       // engine thread
-  std::int64_t PumpOnce();  // stream pump thread; the number of deltas delivered
+  EngineProgress RunOnce();  // engine thread
+  std::int64_t PumpOnce();   // stream pump thread; the number of deltas delivered
 
   // The parts of Drain that do not wait.
   void BeginDrain();  // refuse new requests
@@ -78,6 +79,11 @@ class EngineLoop final : public Engine {
 
  private:
   struct State;
+
+  void RunEngine();
+  void RunPump();
+  Status CheckSubmission(const Request& request) const;
+
   std::unique_ptr<State> state_;
 };
 

@@ -36,11 +36,11 @@ struct Usage {
 };
 
 struct TokenDelta {
-  std::vector<GeneratedToken> tokens;  // end and stop ids included
-  std::string text;                    // what became certain; whole characters
-  std::optional<FinishReason> finish;  // set on the last delta, once
-  std::optional<Error> error;          // with kError, kDeadline: what the client is told
-  Usage usage;                         // final on the last delta, so far before it
+  std::vector<GeneratedToken> tokens{};  // end and stop ids included
+  std::string text{};                    // what became certain; whole characters
+  std::optional<FinishReason> finish{};  // set on the last delta, once
+  std::optional<Error> error{};          // with kError, kDeadline: what the client is told
+  Usage usage{};                         // final on the last delta, so far before it
 };
 
 // Receives the deltas of one request.  OnDelta is called from the stream pump's thread, in order;

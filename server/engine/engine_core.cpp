@@ -1,0 +1,225 @@
+#include "server/engine/engine_core.h"
+
+#include "common/check.h"
+#include "kernels/batch_view.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+namespace dsa {
+
+EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependencies)
+    : config_(config),
+      executor_(dependencies.executor),
+      clock_(dependencies.clock),
+      inbox_(dependencies.inbox),
+      outbox_(dependencies.outbox),
+      step_capacity_(StepCapacity(config, dependencies.text_bytes_max)),
+      pool_(config.blocks, config.tokens_per_block),
+      cache_(pool_),
+      hasher_({.identity = config.cache_identity,
+               .tokens_per_block = config.tokens_per_block,
+               .hash_bits = config.hash_bits}),
+      scheduler_(config.scheduler, {.pool = pool_, .cache = cache_, .hasher = hasher_}),
+      builder_({.step_tokens_max = config.scheduler.step_tokens_max,
+                .sequences_max = config.scheduler.sequences_max,
+                .slots_max = scheduler_.slots(),
+                .context_tokens_max = config.scheduler.context_tokens_max,
+                .tokens_per_block = config.tokens_per_block,
+                .end_ids = config.end_ids}) {
+  live_.resize(scheduler_.slots());
+  arrivals_.reserve(config.scheduler.waiting_max);
+}
+
+// Every live request gets at most one delta a step.
+Outbox::Capacity EngineCore::StepCapacity(const EngineConfig& config, std::int64_t text_bytes_max) {
+  const std::int64_t live = config.scheduler.sequences_max + config.scheduler.waiting_max;
+  return {.events = live,
+          .text_bytes = live * text_bytes_max,
+          .top_logprobs = config.scheduler.sequences_max * kTopLogprobsMax};
+}
+
+EngineProgress EngineCore::RunOnce() {
+  if (!outbox_.HasRoom(step_capacity_)) {
+    return EngineProgress::kBlocked;
+  }
+  const MonotonicUs start_us = clock_.NowUs();
+  AdmitFromInbox();
+  Sweep(start_us);
+  const StepPlan& plan = scheduler_.Plan(start_us);
+  SyncWaiting();
+  if (!plan.rows.empty()) {
+    const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
+    const StepResult& result = executor_.Execute(batch);
+    const MonotonicUs end_us = clock_.NowUs();
+    FailFaulty(plan, result);
+    scheduler_.Commit(plan);
+    Deliver(plan, result, end_us);
+    load_.steps.fetch_add(1, std::memory_order_relaxed);
+    load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
+    load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
+  }
+  load_.running.store(static_cast<std::int64_t>(scheduler_.running().size()),
+                      std::memory_order_relaxed);
+  load_.blocks_referenced.store(pool_.referenced_blocks(), std::memory_order_relaxed);
+  load_.blocks_cached.store(pool_.cached_blocks(), std::memory_order_relaxed);
+  return plan.rows.empty() ? EngineProgress::kIdle : EngineProgress::kStepped;
+}
+
+void EngineCore::AdmitFromInbox() {
+  inbox_.TakeAll(arrivals_);
+  for (std::unique_ptr<LiveRequest>& arrival : arrivals_) {
+    const std::int32_t slot = scheduler_.Add(std::move(arrival->sequence));
+    live_[slot] = std::move(arrival);
+    ++waiting_counted_;
+  }
+  arrivals_.clear();
+}
+
+// Ends what was cancelled, aborted or has expired, before anything is planned for it.
+void EngineCore::Sweep(MonotonicUs now_us) {
+  for (std::int32_t slot = 0; slot < scheduler_.slots(); ++slot) {
+    if (live_[slot] != nullptr) {
+      const auto ending = EndingOf(*live_[slot], *scheduler_.sequences()[slot], now_us);
+      if (ending.has_value()) {
+        End(slot, *ending);
+      }
+    }
+  }
+}
+
+std::optional<EngineCore::Ending> EngineCore::EndingOf(const LiveRequest& live,
+                                                       const Sequence& sequence,
+                                                       MonotonicUs now_us) const {
+  if (live.sink->cancelled()) {
+    return Ending{.reason = FinishReason::kCancelled};
+  }
+  if (live.aborted.load(std::memory_order_relaxed) || abort_all_.load(std::memory_order_relaxed)) {
+    return Ending{.reason = FinishReason::kAborted};
+  }
+  if (live.deadline_us.has_value() && *live.deadline_us <= now_us) {
+    return Ending{.reason = FinishReason::kDeadline,
+                  .error_code = ErrorCode::kDeadlineExceeded,
+                  .error_message = sequence.first_scheduled_us().has_value()
+                                       ? "deadline expired"
+                                       : "deadline expired in queue"};
+  }
+  return std::nullopt;
+}
+
+// Before Commit, so that no block of a faulty sequence becomes shareable.
+void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
+  std::int64_t first_row = 0;
+  std::int64_t entry = 0;
+  for (const StepPlan::Row& row : plan.rows) {
+    std::int32_t faults = 0;
+    for (const std::int32_t fault : result.row_faults.subspan(first_row, row.tokens)) {
+      faults |= fault;
+    }
+    if (row.sample) {
+      faults |= result.sample_faults[entry];
+      ++entry;
+    }
+    first_row += row.tokens;
+    if (faults != 0 && scheduler_.Find(row.sequence, row.slot) != nullptr) {
+      End(row.slot,
+          {.reason = FinishReason::kError,
+           .error_code = ErrorCode::kInternal,
+           .error_message = (faults & kRowFaultIndexerNan) != 0 ? "non-finite index scores"
+                                                                : "non-finite logits"});
+    }
+  }
+}
+
+void EngineCore::Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us) {
+  std::int64_t entry = 0;
+  for (const StepPlan::Row& row : plan.rows) {
+    if (!row.sample) {
+      continue;
+    }
+    if (scheduler_.Find(row.sequence, row.slot) != nullptr) {
+      DeliverToken(row.slot, entry, result, now_us);
+    }
+    ++entry;
+  }
+}
+
+void EngineCore::DeliverToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
+                              MonotonicUs now_us) {
+  LiveRequest& live = *live_[slot];
+  const Sequence& sequence = *scheduler_.sequences()[slot];
+  const TokenId token{result.tokens[entry]};
+  scheduler_.Append(slot, token);
+  live.last_token_us = now_us;
+  if (live.completion_tokens == 0) {
+    live.first_token_us = now_us;
+  }
+  ++live.completion_tokens;
+  OutboxEvent event{.request = &live, .has_token = true, .token = token};
+  event.finish = live.stop->Push(token, sequence.generated());
+  std::int64_t likely = 0;
+  if (live.wants_logprobs) {
+    event.logprob = result.logprobs[entry];
+    const std::int64_t wanted = *sequence.request().sampling.top_logprobs;
+    for (; likely < wanted && result.top_ids[entry * kTopLogprobsMax + likely] >= 0; ++likely) {
+      top_logprobs_[likely] = {.id = TokenId{result.top_ids[entry * kTopLogprobsMax + likely]},
+                               .logprob = result.top_logprobs[entry * kTopLogprobsMax + likely]};
+    }
+  }
+  event.usage = UsageOf(live, sequence);
+  const bool ends = event.finish.has_value();
+  if (ends) {
+    Release(slot, CachedBlocks::kKeep);
+  }
+  outbox_.Push(event, live.stop->text(), std::span(top_logprobs_).first(likely));
+}
+
+// Ends a request from outside its own tokens.
+void EngineCore::End(std::int32_t slot, const Ending& ending) {
+  LiveRequest& live = *live_[slot];
+  live.stop->Flush();
+  const OutboxEvent event{.request = &live,
+                          .finish = ending.reason,
+                          .error_code = ending.error_code,
+                          .error_message = ending.error_message,
+                          .usage = UsageOf(live, *scheduler_.sequences()[slot])};
+  Release(slot,
+          ending.reason == FinishReason::kError ? CachedBlocks::kForget : CachedBlocks::kKeep);
+  outbox_.Push(event, live.stop->text(), {});
+}
+
+// Takes the sequence out of the scheduler.  Its request is owned by the outbox from the following
+// Push on, which carries its last delta.
+void EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {
+  LiveRequest* live = live_[slot].release();
+  live->sequence = scheduler_.Remove(slot, cached_blocks);
+  load_.requests_finished.fetch_add(1, std::memory_order_relaxed);
+}
+
+Usage EngineCore::UsageOf(const LiveRequest& live, const Sequence& sequence) const {
+  Usage usage{.prompt_tokens = sequence.prompt_tokens(),
+              .completion_tokens = live.completion_tokens,
+              .cache_hit_tokens = sequence.cache_hit_tokens(),
+              .preemptions = sequence.preemptions()};
+  const auto scheduled_us = sequence.first_scheduled_us();
+  if (scheduled_us.has_value()) {
+    usage.queue_us = *scheduled_us - live.arrival_us;
+    if (live.completion_tokens > 0) {
+      usage.prefill_us = live.first_token_us - *scheduled_us;
+      usage.decode_us = live.last_token_us - live.first_token_us;
+    }
+  }
+  return usage;
+}
+
+// Places of the queue follow the scheduler's queue: taken again by a preempted sequence.
+void EngineCore::SyncWaiting() {
+  const auto waiting = static_cast<std::int64_t>(scheduler_.waiting().size());
+  if (waiting != waiting_counted_) {
+    inbox_.AddWaiting(waiting - waiting_counted_);
+    waiting_counted_ = waiting;
+  }
+}
+
+}  // namespace dsa

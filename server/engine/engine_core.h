@@ -1,0 +1,108 @@
+// What happens on the engine thread: admit, sweep, plan, build, execute, commit, deliver.  No locks
+// but the inbox's, no callbacks, no allocation in a steady step.
+#pragma once
+
+#include "cache/block_pool.h"
+#include "cache/prefix_cache.h"
+#include "cache/prefix_hash.h"
+#include "common/clock.h"
+#include "scheduler/scheduler.h"
+#include "server/engine/batch_builder.h"
+#include "server/engine/engine_loop.h"
+#include "server/engine/executor.h"
+#include "server/engine/inbox.h"
+#include "server/engine/live_request.h"
+#include "server/engine/outbox.h"
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace dsa {
+
+// EngineLoad as the engine thread leaves it for others: single numbers, each consistent by itself.
+struct LoadCounters {
+  std::atomic<std::int64_t> running{0};
+  std::atomic<std::int32_t> blocks_referenced{0};
+  std::atomic<std::int32_t> blocks_cached{0};
+  std::atomic<std::int64_t> steps{0};
+  std::atomic<std::int64_t> tokens_computed{0};
+  std::atomic<std::int64_t> last_step_us{0};
+  std::atomic<std::int64_t> requests_finished{0};
+};
+
+class EngineCore final {
+ public:
+  struct Dependencies {
+    StepExecutor& executor;
+    const Clock& clock;
+    Inbox& inbox;
+    Outbox& outbox;
+    std::int64_t text_bytes_max;  // of one StopChecker::text()
+  };
+  EngineCore(const EngineConfig& config, const Dependencies& dependencies);
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  EngineProgress RunOnce();
+  const Scheduler& scheduler() const { return scheduler_; }
+  const BlockPool& pool() const { return pool_; }
+  const PrefixCache& prefix_cache() const { return cache_; }
+
+  // Any thread.
+  void AbortAll() { abort_all_.store(true, std::memory_order_relaxed); }
+  Status CheckFits(std::int64_t prompt_tokens, std::int64_t max_tokens) const {
+    return scheduler_.CheckFits(prompt_tokens, max_tokens);
+  }
+  const PrefixHasher& hasher() const { return hasher_; }
+  const LoadCounters& load() const { return load_; }
+
+  // What the outbox must be able to take before a step starts.
+  static Outbox::Capacity StepCapacity(const EngineConfig& config, std::int64_t text_bytes_max);
+
+ private:
+  // How a request ended.
+  struct Ending {
+    FinishReason reason;
+    ErrorCode error_code{};
+    const char* error_message = nullptr;
+  };
+
+  void AdmitFromInbox();
+  void Sweep(MonotonicUs now_us);
+  std::optional<Ending> EndingOf(const LiveRequest& live, const Sequence& sequence,
+                                 MonotonicUs now_us) const;
+  void FailFaulty(const StepPlan& plan, const StepResult& result);
+  void Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us);
+  void DeliverToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
+                    MonotonicUs now_us);
+  void End(std::int32_t slot, const Ending& ending);
+  void Release(std::int32_t slot, CachedBlocks cached_blocks);
+  Usage UsageOf(const LiveRequest& live, const Sequence& sequence) const;
+  void SyncWaiting();
+
+  const EngineConfig config_;
+  StepExecutor& executor_;
+  const Clock& clock_;
+  Inbox& inbox_;
+  Outbox& outbox_;
+  const Outbox::Capacity step_capacity_;
+
+  BlockPool pool_;
+  PrefixCache cache_;
+  PrefixHasher hasher_;
+  Scheduler scheduler_;
+  BatchBuilder builder_;
+
+  std::vector<std::unique_ptr<LiveRequest>> live_;      // by the scheduler's slot
+  std::vector<std::unique_ptr<LiveRequest>> arrivals_;  // empty between calls
+  std::array<TokenLogprob, kTopLogprobsMax> top_logprobs_{};
+  std::int64_t waiting_counted_ = 0;  // of the inbox's places, those of the scheduler's queue
+  std::atomic<bool> abort_all_{false};
+  LoadCounters load_;
+};
+
+}  // namespace dsa

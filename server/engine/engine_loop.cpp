@@ -1,0 +1,312 @@
+#include "server/engine/engine_loop.h"
+
+#include "common/check.h"
+#include "scheduler/validate.h"
+#include "server/engine/engine_core.h"
+#include "server/engine/wakeup.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace dsa {
+namespace {
+
+// Steps that the pump may be behind before the engine waits for it.
+constexpr std::int64_t kOutboxSteps = 4;
+constexpr std::chrono::microseconds kBlockedWait{500};
+
+std::int64_t TextBytesMax(const TextDecoderFactory* decoders) {
+  const std::int64_t decoder_bytes = decoders == nullptr ? 0 : decoders->text_bytes_max();
+  return StopChecker::TextBytesMax(decoder_bytes);
+}
+
+Outbox::Capacity OutboxCapacity(const EngineConfig& config, std::int64_t text_bytes_max) {
+  const Outbox::Capacity step = EngineCore::StepCapacity(config, text_bytes_max);
+  return {.events = kOutboxSteps * step.events,
+          .text_bytes = kOutboxSteps * step.text_bytes,
+          .top_logprobs = kOutboxSteps * step.top_logprobs};
+}
+
+Status CheckRange(std::string_view name, std::int64_t value, std::int64_t minimum,
+                  std::int64_t maximum) {
+  if (value >= minimum && value <= maximum) {
+    return {};
+  }
+  return InvalidArgument(
+      fmt::format("engine.{} is {}, allowed is {} to {}", name, value, minimum, maximum));
+}
+
+}  // namespace
+
+Status Validate(const EngineConfig& config) {
+  constexpr std::int64_t kNumberMax = 1 << 30;
+  DSA_RETURN_IF_ERROR(Validate(config.scheduler));
+  DSA_RETURN_IF_ERROR(CheckRange("blocks", config.blocks, 1, kNumberMax));
+  DSA_RETURN_IF_ERROR(CheckRange("tokens_per_block", config.tokens_per_block, 1, kNumberMax));
+  DSA_RETURN_IF_ERROR(CheckRange("vocabulary", config.vocabulary, 1, kNumberMax));
+  DSA_RETURN_IF_ERROR(CheckRange("hash_bits", config.hash_bits, 0, kHashBitsMax));
+  for (const TokenId id : config.end_ids) {
+    DSA_RETURN_IF_ERROR(CheckRange("end_ids", Value(id), 0, config.vocabulary - 1));
+  }
+  return {};
+}
+
+struct EngineLoop::State {
+  State(const EngineConfig& engine_config, const EngineLoop::Dependencies& dependencies)
+      : config(engine_config),
+        clock(dependencies.clock),
+        decoders(dependencies.decoders),
+        inbox(config.scheduler.waiting_max),
+        outbox(OutboxCapacity(config, TextBytesMax(decoders))),
+        core(config, {.executor = dependencies.executor,
+                      .clock = clock,
+                      .inbox = inbox,
+                      .outbox = outbox,
+                      .text_bytes_max = TextBytesMax(decoders)}) {}
+
+  // Constant after construction.
+  const EngineConfig config;
+  const Clock& clock;
+  const TextDecoderFactory* const decoders;
+
+  // Thread-safe by themselves.
+  std::atomic<std::int64_t> requests_made{0};
+  Inbox inbox;
+  Outbox outbox;
+  LiveRegistry registry;
+  Wakeup engine_wakeup;
+  Wakeup pump_wakeup;
+  std::atomic<bool> stop_engine{false};  // set before the wakeup that makes it seen
+  std::atomic<bool> stop_pump{false};
+
+  // Drain waits here for the last delta.
+  std::mutex drained_mutex;
+  std::condition_variable drained;
+
+  EngineCore core;  // engine thread, but for what it says
+
+  // Stream pump thread.
+  std::string text;
+  std::vector<TokenLogprob> top_logprobs;
+
+  // Start and Stop.
+  std::thread engine_thread;
+  std::thread pump_thread;
+};
+
+EngineLoop::EngineLoop(const EngineConfig& config, const Dependencies& dependencies) {
+  const Status status = Validate(config);
+  DSA_CHECK(status.ok(), "EngineLoop: {}", status.error().message);
+  state_ = std::make_unique<State>(config, dependencies);
+}
+
+EngineLoop::~EngineLoop() {
+  Stop();
+}
+
+Status EngineLoop::CheckSubmission(const Request& request) const {
+  DSA_RETURN_IF_ERROR(dsa::Validate(request, state_->config.vocabulary));
+  if (state_->decoders == nullptr && !request.stop.stop_strings.empty()) {
+    return InvalidArgument("stop has strings, but this server has no tokenizer to match them with");
+  }
+  DSA_RETURN_IF_ERROR(state_->core.CheckFits(static_cast<std::int64_t>(request.prompt.size()),
+                                             request.stop.max_tokens));
+  if (!request.stop.deadline_us.has_value()) {
+    return {};
+  }
+  const std::int64_t left_us = *request.stop.deadline_us - state_->clock.NowUs();
+  const std::int64_t step_us = state_->core.load().last_step_us.load(std::memory_order_relaxed);
+  if (left_us <= 0) {
+    return Error{ErrorCode::kDeadlineExceeded, "deadline has already passed"};
+  }
+  if (left_us < step_us) {
+    return Error{
+        ErrorCode::kDeadlineExceeded,
+        fmt::format("deadline in {} us is shorter than the last step, {} us", left_us, step_us)};
+  }
+  return {};
+}
+
+Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
+  const Error draining{ErrorCode::kUnavailable, "draining"};
+  if (state_->inbox.closed()) {
+    return draining;
+  }
+  DSA_RETURN_IF_ERROR(CheckSubmission(request));
+  if (!state_->inbox.TryReserve()) {
+    return Error{ErrorCode::kResourceExhausted,
+                 fmt::format("queue full: {} requests are waiting, limit {}",
+                             state_->inbox.waiting(), state_->config.scheduler.waiting_max)};
+  }
+  request.arrival_us = state_->clock.NowUs();
+  auto live = std::make_unique<LiveRequest>();
+  live->sink = std::move(sink);
+  live->external_id = request.external_id;
+  live->deadline_us = request.stop.deadline_us;
+  live->arrival_us = request.arrival_us;
+  live->wants_logprobs = request.sampling.top_logprobs.has_value();
+  if (!state_->registry.TryInsert(live->external_id, live.get())) {
+    state_->inbox.AddWaiting(-1);
+    return Error{ErrorCode::kAlreadyExists,
+                 fmt::format("request_id {} is live", live->external_id)};
+  }
+  const TextDecoderFactory* decoders = state_->decoders;
+  live->stop = std::make_unique<StopChecker>(
+      request.stop,
+      StopChecker::Config{
+          .end_ids = state_->config.end_ids,
+          .decoder_bytes_max = decoders == nullptr ? 0 : decoders->text_bytes_max()},
+      decoders == nullptr ? nullptr : decoders->Make());
+  live->sequence = std::make_unique<Sequence>(std::move(request), state_->core.hasher());
+  if (!state_->inbox.TryPush(live)) {
+    state_->registry.Erase(live->external_id);
+    state_->inbox.AddWaiting(-1);
+    return draining;
+  }
+  state_->engine_wakeup.Notify();
+  return {};
+}
+
+RequestId EngineLoop::NextRequestId() {
+  return RequestId{state_->requests_made.fetch_add(1, std::memory_order_relaxed)};
+}
+
+bool EngineLoop::Abort(const std::string& external_id) {
+  return state_->registry.Abort(external_id);
+}
+
+EngineLoad EngineLoop::Load() const {
+  const LoadCounters& load = state_->core.load();
+  return {.waiting = state_->inbox.waiting(),
+          .running = load.running.load(std::memory_order_relaxed),
+          .blocks_total = state_->config.blocks,
+          .blocks_referenced = load.blocks_referenced.load(std::memory_order_relaxed),
+          .blocks_cached = load.blocks_cached.load(std::memory_order_relaxed),
+          .steps = load.steps.load(std::memory_order_relaxed),
+          .tokens_computed = load.tokens_computed.load(std::memory_order_relaxed),
+          .last_step_us = load.last_step_us.load(std::memory_order_relaxed),
+          .requests_finished = load.requests_finished.load(std::memory_order_relaxed),
+          .draining = state_->inbox.closed()};
+}
+
+void EngineLoop::BeginDrain() {
+  state_->inbox.Close();
+}
+
+void EngineLoop::AbortAll() {
+  state_->core.AbortAll();
+}
+
+void EngineLoop::Drain(std::int64_t limit_us) {
+  BeginDrain();
+  const auto empty = [this] { return state_->inbox.live() == 0; };
+  std::unique_lock lock(state_->drained_mutex);
+  if (!state_->drained.wait_for(lock, std::chrono::microseconds(limit_us), empty)) {
+    AbortAll();
+    state_->drained.wait(lock, empty);
+  }
+}
+
+EngineProgress EngineLoop::RunOnce() {
+  return state_->core.RunOnce();
+}
+
+std::int64_t EngineLoop::PumpOnce() {
+  std::int64_t deltas = 0;
+  OutboxEvent event;
+  State& state = *state_;
+  while (state.outbox.Pop(event, state.text, state.top_logprobs)) {
+    TokenDelta delta{.text = std::move(state.text), .finish = event.finish, .usage = event.usage};
+    if (event.has_token) {
+      delta.tokens.push_back({.id = event.token,
+                              .logprob = event.logprob,
+                              .top_logprobs = std::move(state.top_logprobs)});
+    }
+    if (event.error_message != nullptr) {
+      delta.error = Error{event.error_code, event.error_message};
+    }
+    state.text.clear();
+    state.top_logprobs.clear();
+    ++deltas;
+    if (!event.finish.has_value()) {
+      event.request->sink->OnDelta(std::move(delta));
+      continue;
+    }
+    const std::unique_ptr<LiveRequest> ended(event.request);
+    state.registry.Erase(ended->external_id);  // first: who sees the end may use the id again
+    ended->sink->OnDelta(std::move(delta));
+    {
+      const std::lock_guard lock(state.drained_mutex);
+      state.inbox.EndOne();
+    }
+    state.drained.notify_all();
+  }
+  return deltas;
+}
+
+void EngineLoop::Start() {
+  DSA_CHECK(!state_->engine_thread.joinable(), "EngineLoop: started twice");
+  state_->engine_thread = std::thread([this] { RunEngine(); });
+  state_->pump_thread = std::thread([this] { RunPump(); });
+}
+
+void EngineLoop::RunEngine() {
+  State& state = *state_;
+  while (!state.stop_engine.load(std::memory_order_acquire)) {
+    const EngineProgress progress = RunOnce();
+    state.pump_wakeup.Notify();
+    if (progress == EngineProgress::kIdle) {
+      state.engine_wakeup.Wait();
+    } else if (progress == EngineProgress::kBlocked) {
+      state.engine_wakeup.WaitFor(kBlockedWait);
+    }
+  }
+}
+
+void EngineLoop::RunPump() {
+  State& state = *state_;
+  while (!state.stop_pump.load(std::memory_order_acquire)) {
+    PumpOnce();
+    state.pump_wakeup.Wait();
+  }
+}
+
+void EngineLoop::Stop() {
+  State& state = *state_;
+  BeginDrain();
+  AbortAll();
+  if (state.engine_thread.joinable()) {
+    state.stop_engine.store(true, std::memory_order_release);
+    state.engine_wakeup.Notify();
+    state.engine_thread.join();
+    state.stop_pump.store(true, std::memory_order_release);
+    state.pump_wakeup.Notify();
+    state.pump_thread.join();
+  }
+  // Both roles are this thread's now.
+  while (state.inbox.live() > 0) {
+    RunOnce();
+    PumpOnce();
+  }
+}
+
+const Scheduler& EngineLoop::scheduler() const {
+  return state_->core.scheduler();
+}
+
+const BlockPool& EngineLoop::pool() const {
+  return state_->core.pool();
+}
+
+const PrefixCache& EngineLoop::prefix_cache() const {
+  return state_->core.prefix_cache();
+}
+
+}  // namespace dsa

@@ -1,0 +1,77 @@
+// Deltas on their way from the engine to the stream pump: one producer, one consumer, bounded,
+// lock-free and preallocated, so that a step neither waits for a client nor allocates.
+//
+// Three rings move together: events, the bytes of their texts, and their likely tokens.  The engine
+// asks for the room of a whole step before it starts one.
+#pragma once
+
+#include "common/ids.h"
+#include "server/engine/live_request.h"
+#include "server/engine/token_sink.h"
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsa {
+
+// One delta without its variable parts.
+struct OutboxEvent {
+  LiveRequest* request = nullptr;  // owned by the consumer where `finish` is set
+  std::optional<FinishReason> finish{};
+  ErrorCode error_code{};
+  const char* error_message = nullptr;  // a constant; null: no error
+  bool has_token = false;
+  TokenId token{};
+  float logprob = 0.0F;
+  std::int32_t text_bytes = 0;
+  std::int32_t top_logprobs = 0;
+  Usage usage{};
+};
+
+class Outbox final {
+ public:
+  struct Capacity {
+    std::int64_t events;
+    std::int64_t text_bytes;
+    std::int64_t top_logprobs;
+  };
+  explicit Outbox(const Capacity& capacity);
+  Outbox(const Outbox&) = delete;
+  Outbox& operator=(const Outbox&) = delete;
+
+  // Producer.
+  bool HasRoom(const Capacity& needed) const;
+  // `event`'s counts are set from the views.  There must be room.
+  void Push(OutboxEvent event, std::string_view text, std::span<const TokenLogprob> top_logprobs);
+
+  // Consumer.  The next event with its text and likely tokens, which are appended; false where
+  // there is none.
+  bool Pop(OutboxEvent& event, std::string& text, std::vector<TokenLogprob>& top_logprobs);
+
+ private:
+  struct Position {
+    std::int64_t events = 0;
+    std::int64_t text_bytes = 0;
+    std::int64_t top_logprobs = 0;
+  };
+
+  std::vector<OutboxEvent> events_;
+  std::vector<char> text_;
+  std::vector<TokenLogprob> top_logprobs_;
+
+  // Each side counts what it has done since the start.  A count is written by one side with
+  // release, after it has touched the entries, and read by the other with acquire, before it does.
+  Position pushed_;  // producer
+  Position popped_;  // consumer
+  alignas(64) std::atomic<std::int64_t> events_pushed_{0};
+  alignas(64) std::atomic<std::int64_t> events_popped_{0};
+  std::atomic<std::int64_t> text_bytes_popped_{0};
+  std::atomic<std::int64_t> top_logprobs_popped_{0};
+};
+
+}  // namespace dsa

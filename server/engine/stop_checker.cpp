@@ -1,0 +1,134 @@
+#include "server/engine/stop_checker.h"
+
+#include "common/check.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace dsa {
+
+StopMatcher::StopMatcher(const std::vector<std::string>& strings) {
+  automata_.reserve(strings.size());
+  for (const std::string& text : strings) {
+    DSA_CHECK(!text.empty() && static_cast<std::int64_t>(text.size()) <= kStopStringBytesMax,
+              "StopMatcher: a string of {} bytes", text.size());
+    std::vector<std::int16_t> fallback(text.size() + 1, 0);
+    std::int16_t border = 0;
+    for (std::size_t i = 1; i < text.size(); ++i) {
+      while (border > 0 && text[i] != text[border]) {
+        border = fallback[border];
+      }
+      border = static_cast<std::int16_t>(border + (text[i] == text[border] ? 1 : 0));
+      fallback[i + 1] = border;
+    }
+    automata_.push_back({.text = text, .fallback = std::move(fallback)});
+  }
+}
+
+std::int64_t StopMatcher::Push(char byte) {
+  std::int64_t found = 0;
+  held_ = 0;
+  for (Automaton& automaton : automata_) {
+    std::int16_t matched = automaton.matched;
+    while (matched > 0 && automaton.text[matched] != byte) {
+      matched = automaton.fallback[matched];
+    }
+    if (automaton.text[matched] == byte) {
+      ++matched;
+    }
+    if (matched == static_cast<std::int16_t>(automaton.text.size())) {
+      found = std::max<std::int64_t>(found, matched);
+      matched = automaton.fallback[matched];
+    }
+    automaton.matched = matched;
+    held_ = std::max<std::int64_t>(held_, matched);
+  }
+  return found;
+}
+
+void StopMatcher::Reset() {
+  held_ = 0;
+  for (Automaton& automaton : automata_) {
+    automaton.matched = 0;
+  }
+}
+
+StopChecker::StopChecker(const StopConditions& stop, const Config& config,
+                         std::unique_ptr<TextDecoder> decoder)
+    : max_tokens_(stop.max_tokens),
+      min_tokens_(stop.min_tokens),
+      ignore_end_(stop.ignore_end),
+      stop_ids_(stop.stop_ids),
+      end_ids_(config.end_ids),
+      decoder_(std::move(decoder)),
+      matcher_(stop.stop_strings) {
+  text_.reserve(TextBytesMax(config.decoder_bytes_max));
+}
+
+std::optional<FinishReason> StopChecker::Push(TokenId id, std::int64_t generated) {
+  DropShown();
+  if (EndsWith(id)) {
+    Flush();
+    return FinishReason::kStop;
+  }
+  if (decoder_ != nullptr && !IsEndId(id)) {
+    decoder_->Push(id, text_);
+    if (Match(generated)) {
+      return FinishReason::kStop;
+    }
+  }
+  if (generated < max_tokens_) {
+    return std::nullopt;
+  }
+  if (decoder_ != nullptr) {
+    decoder_->Finish(text_);
+    if (Match(generated)) {
+      return FinishReason::kStop;
+    }
+  }
+  shown_ = text_.size();
+  return FinishReason::kLength;
+}
+
+void StopChecker::Flush() {
+  DropShown();
+  if (decoder_ != nullptr) {
+    decoder_->Finish(text_);
+  }
+  shown_ = text_.size();
+  matched_ = shown_;
+}
+
+bool StopChecker::EndsWith(TokenId id) const {
+  return (!ignore_end_ && IsEndId(id)) ||
+         std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end();
+}
+
+bool StopChecker::IsEndId(TokenId id) const {
+  return std::find(end_ids_.begin(), end_ids_.end(), id) != end_ids_.end();
+}
+
+// Keeps only what is held back: at most the longest stop string.
+void StopChecker::DropShown() {
+  text_.erase(0, shown_);
+  matched_ -= shown_;
+  shown_ = 0;
+}
+
+// Reads the bytes behind `matched_`.  True where a stop string is complete; the text then ends
+// before its first byte.
+bool StopChecker::Match(std::int64_t generated) {
+  for (; matched_ < text_.size(); ++matched_) {
+    const std::int64_t length = matcher_.Push(text_[matched_]);
+    if (length > 0 && generated >= min_tokens_) {
+      text_.resize(matched_ + 1 - length);
+      shown_ = text_.size();
+      matched_ = shown_;
+      return true;
+    }
+  }
+  shown_ = text_.size() - matcher_.held();
+  return false;
+}
+
+}  // namespace dsa

@@ -1,0 +1,90 @@
+// Decides when a reply ends and which of its text may already be shown.  One per request; engine
+// thread only.
+//
+// Text that may be the beginning of a stop string is held back until it is decided, so no byte of a
+// stop string ever leaves.  Matching is Knuth, Morris & Pratt 1977, one automaton a string:
+// constant work a byte, however long the reply.
+#pragma once
+
+#include "common/ids.h"
+#include "scheduler/request.h"
+#include "scheduler/validate.h"
+#include "server/engine/text_decoder.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsa {
+
+// Finds the first of several strings in a text that comes in pieces.
+class StopMatcher final {
+ public:
+  explicit StopMatcher(const std::vector<std::string>& strings);  // none empty
+
+  // Reads one byte.  The length of the longest string that ends with it, or 0.
+  std::int64_t Push(char byte);
+  // How many of the last bytes may be the beginning of a string.
+  std::int64_t held() const { return held_; }
+  void Reset();
+
+ private:
+  struct Automaton {
+    std::string text;
+    std::vector<std::int16_t> fallback;  // [i]: longest border of the first i bytes
+    std::int16_t matched = 0;
+  };
+  std::vector<Automaton> automata_;
+  std::int64_t held_ = 0;
+};
+
+class StopChecker final {
+ public:
+  struct Config {
+    std::span<const TokenId> end_ids;  // the model's; outlive the checker
+    std::int64_t decoder_bytes_max;    // that one TextDecoder call appends
+  };
+  // `decoder` may be null: text then stays empty and stop strings never match.  Allocates all that
+  // Push uses.
+  StopChecker(const StopConditions& stop, const Config& config,
+              std::unique_ptr<TextDecoder> decoder);
+
+  // Judges the next generated token, `generated` counting it.  The finish reason where it is the
+  // last.
+  std::optional<FinishReason> Push(TokenId id, std::int64_t generated);
+
+  // Ends the text of a reply that is cut off from outside: shows what was held back.
+  void Flush();
+
+  // What the last Push or Flush made certain; valid until the next.
+  std::string_view text() const { return std::string_view(text_).substr(0, shown_); }
+
+  // The most bytes that text() can have: held back from before, one token's text, and the
+  // decoder's rest.
+  static std::int64_t TextBytesMax(std::int64_t decoder_bytes_max) {
+    return kStopStringBytesMax + 2 * decoder_bytes_max;
+  }
+
+ private:
+  bool EndsWith(TokenId id) const;
+  bool IsEndId(TokenId id) const;
+  void DropShown();
+  bool Match(std::int64_t generated);
+
+  const std::int64_t max_tokens_;
+  const std::int64_t min_tokens_;
+  const bool ignore_end_;
+  const std::vector<TokenId> stop_ids_;
+  const std::span<const TokenId> end_ids_;
+  std::unique_ptr<TextDecoder> decoder_;
+  StopMatcher matcher_;
+  std::string text_;         // shown by the last call, then held back
+  std::size_t shown_ = 0;    // bytes of text_ that the last call showed
+  std::size_t matched_ = 0;  // bytes of text_ that the matcher has read
+};
+
+}  // namespace dsa

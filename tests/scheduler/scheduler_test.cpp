@@ -1,0 +1,253 @@
+#include "scheduler/scheduler.h"
+
+#include "tests/scheduler/testing.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+using testing::SchedulerRig;
+
+std::int64_t TokensOf(const StepPlan& plan, const Sequence& sequence) {
+  std::int64_t tokens = 0;
+  for (const StepPlan::Row& row : plan.rows) {
+    tokens += row.sequence == sequence.id() ? row.tokens : 0;
+  }
+  return tokens;
+}
+
+TEST_CASE("A long prompt is computed in chunks and its last one samples", "[scheduler]") {
+  SchedulerRig rig({.step_tokens_max = 8});
+  const Sequence& sequence = rig.Add({.prompt = 20, .max_tokens = 3});
+  for (const std::int64_t expected : {8, 8, 4}) {
+    const StepPlan& plan = rig.scheduler.Plan(0);
+    REQUIRE(plan.rows.size() == 1);
+    CHECK(plan.rows[0].tokens == expected);
+    CHECK(plan.rows[0].first_position == sequence.computed());
+    CHECK(plan.rows[0].sample == (expected == 4));
+    rig.scheduler.Commit(plan);
+  }
+  CHECK(sequence.behind() == 0);
+}
+
+TEST_CASE("Decoding sequences advance every step beside a long prompt", "[scheduler]") {
+  SchedulerRig rig({.step_tokens_max = 8});
+  const Sequence& decoding = rig.Add({.prompt = 2, .max_tokens = 10});
+  rig.Step();
+  const Sequence& prompt = rig.Add({.prompt = 30, .max_tokens = 2, .first_token = 100});
+  for (int step = 0; step < 3; ++step) {
+    const StepPlan& plan = rig.Step();
+    CHECK(TokensOf(plan, decoding) == 1);
+    CHECK(TokensOf(plan, prompt) == 7);
+    CHECK(plan.tokens == 8);
+  }
+}
+
+TEST_CASE("A full pool makes the newest arrivals wait, and they run in order", "[scheduler]") {
+  SchedulerRig rig({.blocks = 4});
+  for (int i = 0; i < 5; ++i) {
+    rig.Add({.prompt = 8, .max_tokens = 1, .first_token = 100 * i});
+  }
+  CHECK(rig.Step().sequences == 1);  // two blocks each, and one of growth for the running one
+  while (rig.finished.size() < 5) {
+    REQUIRE_FALSE(rig.Step().rows.empty());
+  }
+  CHECK(std::is_sorted(rig.finished.begin(), rig.finished.end()));
+}
+
+TEST_CASE("A sequence that grows takes the blocks of the last in order", "[scheduler]") {
+  SchedulerRig rig({.blocks = 5});
+  const Sequence& older = rig.Add({.prompt = 4, .max_tokens = 16});
+  const Sequence& younger = rig.Add({.prompt = 4, .max_tokens = 12, .first_token = 50});
+  while (rig.scheduler.preemptions() == 0) {
+    rig.Step();
+  }
+  CHECK(younger.state() == SequenceState::kWaiting);
+  CHECK(younger.computed() == 0);
+  CHECK(younger.blocks().blocks() == 0);
+  CHECK(younger.preemptions() == 1);
+  CHECK(younger.tokens() > younger.prompt_tokens());  // what it generated stays
+  CHECK(older.state() == SequenceState::kRunning);
+  while (rig.finished.size() < 2) {
+    REQUIRE_FALSE(rig.Step().rows.empty());
+  }
+}
+
+TEST_CASE("With full reservation nothing is preempted", "[scheduler]") {
+  SchedulerRig rig({.blocks = 9, .reservation = ReservationMode::kFull});
+  for (int i = 0; i < 10; ++i) {
+    rig.Add({.prompt = 1 + i, .max_tokens = 12, .first_token = 100 * i});
+  }
+  while (rig.finished.size() < 10) {
+    REQUIRE_FALSE(rig.Step().rows.empty());
+  }
+  CHECK(rig.scheduler.preemptions() == 0);
+}
+
+TEST_CASE("After its last allowed preemption a sequence runs with its full reservation",
+          "[scheduler]") {
+  const auto limit = GENERATE(0, 1, 2);
+  CAPTURE(limit);
+  SchedulerRig rig({.blocks = 8, .preemptions_max = limit});
+  rig.Add({.prompt = 4, .max_tokens = 20});
+  const Sequence& victim = rig.Add({.prompt = 4, .max_tokens = 28, .first_token = 50});
+  const std::int64_t id = Value(victim.id());
+  std::int32_t preemptions = 0;
+  bool reserved = false;
+  while (std::find(rig.finished.begin(), rig.finished.end(), id) == rig.finished.end()) {
+    preemptions = victim.preemptions();
+    reserved = victim.fully_reserved();
+    if (reserved) {
+      CHECK(preemptions == limit);
+      CHECK(victim.blocks().blocks() == 8);
+    }
+    REQUIRE_FALSE(rig.Step().rows.empty());
+    if (rig.scheduler.waiting().empty()) {
+      rig.Add({.prompt = 4, .max_tokens = 2, .first_token = 500});
+    }
+  }
+  CHECK(preemptions <= limit);
+  CHECK(reserved == (preemptions == limit));
+}
+
+TEST_CASE("A shared prefix is not computed again, but for its last token", "[scheduler]") {
+  const auto prompt = GENERATE(as<std::int64_t>(), 4, 7, 8, 9);
+  CAPTURE(prompt);
+  SchedulerRig rig({});
+  rig.Add({.prompt = prompt, .max_tokens = 1});
+  rig.Step();
+  const Sequence& second = rig.Add({.prompt = prompt, .max_tokens = 1});
+  const std::int64_t shared = (prompt - 1) / 4 * 4;
+  const StepPlan& plan = rig.scheduler.Plan(0);
+  CHECK(second.cache_hit_tokens() == shared);
+  CHECK(plan.tokens == prompt - shared);
+  CHECK(plan.rows.back().sample);
+}
+
+TEST_CASE("Other salts, and requests for prompt logits, share nothing", "[scheduler]") {
+  SchedulerRig rig({});
+  rig.Add({.prompt = 9, .max_tokens = 1});
+  rig.Step();
+  const Sequence& salted = rig.Add({.prompt = 9, .max_tokens = 1, .salt = "x"});
+  const Sequence& logits =
+      rig.Add({.prompt = 9, .max_tokens = 1, .prompt_logits = PromptLogits::kAll});
+  CHECK(rig.scheduler.Plan(0).tokens == 18);
+  CHECK(salted.cache_hit_tokens() == 0);
+  CHECK(logits.cache_hit_tokens() == 0);
+}
+
+TEST_CASE("What a preempted sequence finds again is not counted as a hit", "[scheduler]") {
+  SchedulerRig rig({.blocks = 5});
+  rig.Add({.prompt = 4, .max_tokens = 13});
+  const Sequence& victim = rig.Add({.prompt = 5, .max_tokens = 8, .first_token = 50});
+  while (rig.scheduler.preemptions() == 0) {
+    rig.Step();
+  }
+  while (victim.state() == SequenceState::kWaiting) {
+    rig.Step();
+  }
+  CHECK(victim.cache_hit_tokens() == 0);
+}
+
+TEST_CASE("A row's path follows from its positions alone", "[scheduler]") {
+  const auto budget = GENERATE(as<std::int64_t>(), 1, 3, 5, 8, 32);
+  const auto masked = GENERATE(as<std::int64_t>(), 0, 6, 16, 20, 40);
+  CAPTURE(budget, masked);
+  SchedulerRig rig({.step_tokens_max = budget,
+                    .sequences_max = 1,
+                    .attention = AttentionMode::kSparse,
+                    .index_topk = 16,
+                    .masked_mha_until = masked});
+  rig.Add({.prompt = 30, .max_tokens = 4});
+  std::vector<int> seen(33, 0);
+  while (rig.finished.empty()) {
+    const StepPlan plan = rig.Step();
+    CHECK(std::is_sorted(plan.rows.begin(), plan.rows.end(),
+                         [](const auto& a, const auto& b) { return a.path < b.path; }));
+    for (const StepPlan::Row& row : plan.rows) {
+      for (std::int64_t p = row.first_position; p < row.first_position + row.tokens; ++p) {
+        const AttentionPath expected = p < masked ? AttentionPath::kMasked
+                                       : p < 16   ? AttentionPath::kDense
+                                                  : AttentionPath::kSparse;
+        CHECK(row.path == expected);
+        ++seen[p];
+      }
+    }
+  }
+  CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
+}
+
+TEST_CASE("Without selection every row is dense", "[scheduler]") {
+  SchedulerRig rig({});
+  rig.Add({.prompt = 30, .max_tokens = 1});
+  const StepPlan& plan = rig.Step();
+  REQUIRE(plan.rows.size() == 1);
+  CHECK(plan.rows[0].path == AttentionPath::kDense);
+}
+
+TEST_CASE("What can never fit is refused with need and have", "[scheduler]") {
+  SchedulerRig rig({.blocks = 8, .context_tokens_max = 40});
+  const Scheduler& scheduler = rig.scheduler;
+  CHECK(scheduler.CheckFits(30, 3).ok());  // 32 keys in 8 blocks of 4: the last token has none
+  const Status blocks = scheduler.CheckFits(30, 4);
+  REQUIRE_FALSE(blocks.ok());
+  CHECK(blocks.error().code == ErrorCode::kInvalidArgument);
+  CHECK(blocks.error().message ==
+        "prompt has 30 tokens and max_tokens is 4: they need 9 cache blocks of 4 tokens, the "
+        "server has 8");
+  CHECK(scheduler.CheckFits(40, 1).error().message == "prompt has 40 tokens, limit 39");
+  CHECK(scheduler.CheckFits(39, 2).error().message ==
+        "prompt has 39 tokens and max_tokens is 2, the context has 40");
+  CHECK_FALSE(scheduler.CheckFits(1, std::numeric_limits<std::int64_t>::max()).ok());
+}
+
+TEST_CASE("Removing a sequence frees its blocks at once", "[scheduler]") {
+  SchedulerRig rig({});
+  const Sequence& sequence = rig.Add({.prompt = 9, .max_tokens = 5});
+  rig.Step();
+  CHECK(rig.pool.referenced_blocks() == 3);
+  SECTION("and keeps what others may share") {
+    rig.scheduler.Remove(sequence.slot(), CachedBlocks::kKeep);
+    CHECK(rig.pool.cached_blocks() == 2);
+  }
+  SECTION("or nothing, where its keys are faulty") {
+    rig.scheduler.Remove(sequence.slot(), CachedBlocks::kForget);
+    CHECK(rig.pool.cached_blocks() == 0);
+  }
+  CHECK(rig.pool.referenced_blocks() == 0);
+  CHECK(rig.scheduler.Plan(0).rows.empty());
+}
+
+TEST_CASE("A plan's rows of a sequence removed meanwhile are not committed", "[scheduler]") {
+  SchedulerRig rig({});
+  const Sequence& gone = rig.Add({.prompt = 8, .max_tokens = 5});
+  const StepPlan& plan = rig.scheduler.Plan(0);
+  const std::int32_t slot = gone.slot();
+  rig.scheduler.Remove(slot, CachedBlocks::kForget);
+  const Sequence& next = rig.Add({.prompt = 8, .max_tokens = 5});
+  REQUIRE(next.slot() == slot);
+  rig.scheduler.Commit(plan);
+  CHECK(next.computed() == 0);
+  CHECK(rig.cache.entries() == 0);
+}
+
+TEST_CASE("A configuration out of range is refused by name", "[scheduler]") {
+  SchedulerConfig config{.context_tokens_max = 100, .index_topk = 16};
+  CHECK(Validate(config).ok());
+  config.step_tokens_max = config.sequences_max - 1;
+  CHECK(Validate(config).error().message ==
+        "scheduler.step_tokens_max is 255, it must be at least sequences_max, 256");
+  config = {.context_tokens_max = 100, .index_topk = 0};
+  CHECK(Validate(config).error().message ==
+        "scheduler.index_topk is 0, allowed is 1 to 2147483647");
+  config.attention = AttentionMode::kDense;
+  CHECK(Validate(config).ok());
+}
+
+}  // namespace
+}  // namespace dsa
