@@ -30,12 +30,16 @@ struct ChatMessage {
   std::optional<std::string> content;
   std::string reasoning_content;     // assistant only
   std::vector<ToolCall> tool_calls;  // assistant only
-  std::string tool_call_id;          // tool only
+  std::string tool_call_id;          // tool only; results belong to calls by position, not by id
+  std::vector<std::string> tools;    // system and developer only: as Chat::tools
+  std::string response_format;       // system and developer only: the text of a JSON value
 };
 
 struct Chat {
   std::vector<ChatMessage> messages;
-  std::vector<std::string> tools;  // the text of each "function" object, keys in client order
+  // The text of each "function" object, keys in client order.  They belong to the first system
+  // message, or to an empty one before all others.
+  std::vector<std::string> tools;
   bool thinking = false;
 };
 
@@ -50,7 +54,17 @@ struct RenderedPrompt {
 Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format);
 
 // A chat in OpenAI's JSON shape: {"messages": [...], "thinking": bool}, content null, text or
-// text parts, tools on the first system message (or at the top level).
+// text parts, tools on a system message (or at the top level).  INVALID_ARGUMENT naming the field.
 Result<Chat> ChatFromJson(std::string_view json);
+
+// "v3.2" and "v3.1"; nullopt for anything else.
+std::optional<ChatFormat> ParseChatFormat(std::string_view name);
+
+// The format of the checkpoint in `folder`, by its tokenizer: V3.2 ships no chat template, V3.1 and
+// V3.2-Exp have one in tokenizer_config.json.  Nullopt where the tokens that both formats need
+// are missing: the model was trained on another format, or on none.  An error where
+// tokenizer_config.json cannot be read.
+Result<std::optional<ChatFormat>> FindChatFormat(const std::string& folder,
+                                                 const Tokenizer& tokenizer);
 
 }  // namespace dsa

@@ -1,0 +1,175 @@
+#include "tokenizer/chat_template.h"
+
+#include "common/file.h"
+#include "common/json.h"
+#include "tokenizer/chat_render.h"
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace chat {
+namespace {
+
+std::string_view NameOf(ChatRole role) {
+  switch (role) {
+    case ChatRole::kSystem: return "system";
+    case ChatRole::kDeveloper: return "developer";
+    case ChatRole::kUser: return "user";
+    case ChatRole::kAssistant: return "assistant";
+    case ChatRole::kTool: return "tool";
+  }
+  DSA_CHECK(false, "ChatRole {}", static_cast<int>(role));
+  return "";
+}
+
+// Fields that a role does not have.
+Status CheckFields(const ChatMessage& message, std::size_t index) {
+  const auto misplaced = [&](std::string_view field) {
+    return MessageError(index, field, fmt::format("a {} message has none", NameOf(message.role)));
+  };
+  const bool assistant = message.role == ChatRole::kAssistant;
+  const bool instructs = message.role == ChatRole::kSystem || message.role == ChatRole::kDeveloper;
+  if (!assistant && !message.reasoning_content.empty()) {
+    return misplaced("reasoning_content");
+  }
+  if (!assistant && !message.tool_calls.empty()) {
+    return misplaced("tool_calls");
+  }
+  if (!instructs && !message.tools.empty()) {
+    return misplaced("tools");
+  }
+  if (!instructs && !message.response_format.empty()) {
+    return misplaced("response_format");
+  }
+  const bool may_lack_content = message.role == ChatRole::kSystem || assistant;
+  if (!may_lack_content && !message.content.has_value()) {
+    return MessageError(index, "content",
+                        fmt::format("a {} message needs text", NameOf(message.role)));
+  }
+  for (std::size_t call = 0; call < message.tool_calls.size(); ++call) {
+    if (message.tool_calls[call].name.empty()) {
+      return MessageError(index, fmt::format("tool_calls[{}].function.name", call), "empty");
+    }
+  }
+  return {};
+}
+
+// The results of a call message follow it directly, as many as there are calls.  A call message
+// at the very end still waits for them.
+Status CheckResults(const Chat& chat, std::size_t index) {
+  const ChatMessage& message = chat.messages[index];
+  if (message.role == ChatRole::kTool) {
+    const ResultPlace place = PlaceOf(chat, index);
+    if (place.number > place.count) {
+      return MessageError(index, "role",
+                          fmt::format("tool result {} of an assistant message with {} tool calls",
+                                      place.number, place.count));
+    }
+    return {};
+  }
+  std::size_t results = 0;
+  while (index + results + 1 < chat.messages.size() &&
+         chat.messages[index + results + 1].role == ChatRole::kTool) {
+    ++results;
+  }
+  const bool last = index + 1 == chat.messages.size();
+  if (!last && results < message.tool_calls.size()) {
+    return MessageError(
+        index, "tool_calls",
+        fmt::format("{} calls, but {} results follow", message.tool_calls.size(), results));
+  }
+  return {};
+}
+
+}  // namespace
+
+void PromptWriter::Template(std::string_view text) {
+  if (text.empty()) {
+    return;
+  }
+  const std::size_t begin = prompt_.text.size();
+  prompt_.text += text;
+  std::vector<TextRange>& ranges = prompt_.template_ranges;
+  if (!ranges.empty() && ranges.back().end == begin) {
+    ranges.back().end = prompt_.text.size();
+  } else {
+    ranges.push_back({.begin = begin, .end = prompt_.text.size()});
+  }
+}
+
+void PromptWriter::Content(std::string_view text) {
+  prompt_.text += text;
+}
+
+Error MessageError(std::size_t index, std::string_view field, std::string_view what) {
+  return InvalidArgument(fmt::format("messages[{}].{}: {}", index, field, what));
+}
+
+ResultPlace PlaceOf(const Chat& chat, std::size_t index) {
+  std::size_t before = index;
+  while (before > 0 && chat.messages[before].role == ChatRole::kTool) {
+    --before;
+  }
+  return {.number = index - before, .count = chat.messages[before].tool_calls.size()};
+}
+
+Status CheckChat(const Chat& chat) {
+  if (chat.messages.empty()) {
+    return InvalidArgument("messages: empty, at least one is needed");
+  }
+  for (std::size_t index = 0; index < chat.messages.size(); ++index) {
+    DSA_RETURN_IF_ERROR(CheckFields(chat.messages[index], index));
+    DSA_RETURN_IF_ERROR(CheckResults(chat, index));
+  }
+  return {};
+}
+
+}  // namespace chat
+
+Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format) {
+  DSA_RETURN_IF_ERROR(chat::CheckChat(chat));
+  switch (format) {
+    case ChatFormat::kV32: return chat::RenderV32(chat);
+    case ChatFormat::kV31: return chat::RenderV31(chat);
+  }
+  DSA_CHECK(false, "ChatFormat {}", static_cast<int>(format));
+  return InvalidArgument("");
+}
+
+std::optional<ChatFormat> ParseChatFormat(std::string_view name) {
+  if (name == "v3.2") {
+    return ChatFormat::kV32;
+  }
+  if (name == "v3.1") {
+    return ChatFormat::kV31;
+  }
+  return std::nullopt;
+}
+
+Result<std::optional<ChatFormat>> FindChatFormat(const std::string& folder,
+                                                 const Tokenizer& tokenizer) {
+  for (const std::string_view token : {chat::kBegin, chat::kEnd, chat::kUser, chat::kAssistant,
+                                       chat::kThinkBegin, chat::kThinkEnd}) {
+    if (!tokenizer.AddedToken(token).has_value()) {
+      return std::optional<ChatFormat>();
+    }
+  }
+  constexpr std::int64_t kBytesMax = std::int64_t{16} << 20;
+  const std::string path = folder + "/tokenizer_config.json";
+  const Result<std::string> text = ReadFile(path, kBytesMax);
+  if (!text.ok()) {
+    return text.error().code == ErrorCode::kNotFound
+               ? Result<std::optional<ChatFormat>>(std::optional(ChatFormat::kV32))
+               : Result<std::optional<ChatFormat>>(text.error());
+  }
+  DSA_ASSIGN_OR_RETURN(const Json json, ParseJson(text.value(), path));
+  DSA_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::From(json, path, ""));
+  if (!config.Has("chat_template")) {
+    return std::optional(ChatFormat::kV32);
+  }
+  // R1 has the same tokens, but its template opens every turn with "<think>" and a line feed.
+  const bool r1 = json.at("chat_template").dump().find(R"(<think>\\n)") != std::string::npos;
+  return r1 ? std::optional<ChatFormat>() : std::optional(ChatFormat::kV31);
+}
+
+}  // namespace dsa
