@@ -70,7 +70,7 @@ Json MakeConfig(const RandomCheckpointOptions& options) {
                  {"topk_group", options.expert_groups_kept},
                  {"topk_method", "noaux_tc"},
                  {"scoring_func", "sigmoid"},
-                 {"norm_topk_prob", true},
+                 {"norm_topk_prob", options.normalize_expert_weights},
                  {"routed_scaling_factor", 2.5},
                  {"max_position_embeddings", options.context_max},
                  {"hidden_act", "silu"},
@@ -147,18 +147,23 @@ double Deviation(const RandomTensor& tensor) {
   return gain / std::sqrt(static_cast<double>(tensor.cols));
 }
 
+double Mean(const RandomTensor& tensor, const RandomCheckpointOptions& options) {
+  if (tensor.name.ends_with("e_score_correction_bias")) {
+    return options.gate_bias_mean;
+  }
+  return tensor.cols == 0 && tensor.name.ends_with("norm.weight") ? 1.0 : 0.0;
+}
+
 // Nearly normal: the sum of four uniform numbers, which is exact and so the same on every machine.
-std::vector<float> RandomValues(const RandomTensor& tensor, std::uint64_t seed) {
+std::vector<float> RandomValues(const RandomTensor& tensor, double mean, std::uint64_t seed) {
   const std::int64_t count = tensor.rows * std::max<std::int64_t>(tensor.cols, 1);
   const double scale = Deviation(tensor) * std::sqrt(3.0) / 65536.0;
-  const bool is_norm = tensor.cols == 0 && tensor.name.ends_with("norm.weight");
   std::vector<float> values(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::uint64_t bits = CounterBits(seed, i);
     const auto sum = static_cast<std::int64_t>((bits & 0xFFFFU) + ((bits >> 16) & 0xFFFFU) +
                                                ((bits >> 32) & 0xFFFFU) + (bits >> 48));
-    const double value = static_cast<double>(sum - 2 * 65535) * scale;
-    values[i] = static_cast<float>(is_norm ? 1.0 + value : value);
+    values[i] = static_cast<float>(mean + static_cast<double>(sum - 2 * 65535) * scale);
   }
   return values;
 }
@@ -229,7 +234,7 @@ std::vector<Shard> FillShards(const ModelConfig& config, const RandomCheckpointO
   std::size_t index = 0;
   for (const RandomTensor& tensor : ListTensors(config)) {
     const std::vector<float> values =
-        RandomValues(tensor, SplitMix64(options.seed * 0x10001U + index));
+        RandomValues(tensor, Mean(tensor, options), SplitMix64(options.seed * 0x10001U + index));
     Shard& shard = shards[index % shards.size()];
     Shard& next_shard = shards[(index + 1) % shards.size()];
     ++index;

@@ -40,6 +40,8 @@ struct RandomCheckpointOptions {
   std::int64_t index_topk = 64;
   std::int64_t context_max = 163'840;
   bool tied_embeddings = false;
+  bool normalize_expert_weights = true;  // norm_topk_prob
+  float gate_bias_mean = 0;              // of e_score_correction_bias
 };
 
 // The same options always write the same bytes.  `folder` is made where it is missing; files in it

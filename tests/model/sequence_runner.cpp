@@ -1,0 +1,142 @@
+#include "tests/model/sequence_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace dsa::testing {
+namespace {
+
+SchedulerConfig SchedulerConfigFor(const ModelConfig& model, const RunOptions& options) {
+  SchedulerConfig config;
+  config.step_tokens_max = options.step_tokens_max;
+  config.sequences_max = std::min(options.sequences_max, options.step_tokens_max);
+  config.waiting_max = 64;
+  config.context_tokens_max = options.context_max;
+  config.attention = model.has_indexer() ? options.attention : AttentionMode::kDense;
+  config.index_topk = model.index_topk;
+  config.masked_mha_until = options.masked_until;
+  return config;
+}
+
+Request GreedyRequest(const SequenceRequest& wanted) {
+  Request request;
+  for (const std::int32_t id : wanted.prompt) {
+    request.prompt.push_back(TokenId{id});
+  }
+  request.sampling.temperature = 0.0F;
+  request.stop.max_tokens = wanted.max_tokens;
+  request.stop.ignore_end = true;
+  request.prompt_logits = PromptLogits::kAll;
+  return request;
+}
+
+}  // namespace
+
+SequenceRunner::SequenceRunner(Backend& backend, const LoadedModel& model,
+                               const RunOptions& options)
+    : vocabulary_(model.config.vocabulary),
+      pool_(options.blocks, kTokensPerBlock),
+      cache_(pool_),
+      hasher_({.identity = "test", .tokens_per_block = kTokensPerBlock}),
+      scheduler_(SchedulerConfigFor(model.config, options),
+                 {.pool = pool_, .cache = cache_, .hasher = hasher_}) {
+  const std::int64_t logit_rows = options.step_tokens_max;
+  auto executor =
+      ModelExecutor::Create(backend, model,
+                            {.limits = {.tokens_max = options.step_tokens_max,
+                                        .sequences_max = options.sequences_max,
+                                        .context_max = options.context_max,
+                                        .logit_rows_max = logit_rows,
+                                        .suppressed_max = 1024,
+                                        .masked_until = options.masked_until,
+                                        .score_bytes_max = options.score_bytes_max,
+                                        .logits_rows_host = logit_rows},
+                             .blocks = options.blocks,
+                             .kv_format = options.kv_format,
+                             .vocabulary_limit = static_cast<std::int32_t>(vocabulary_)});
+  executor_ = std::move(executor).value();
+  builder_ = std::make_unique<BatchBuilder>(
+      BatchBuilder::Config{.step_tokens_max = options.step_tokens_max,
+                           .sequences_max = options.sequences_max,
+                           .slots_max = scheduler_.slots(),
+                           .context_tokens_max = options.context_max,
+                           .tokens_per_block = kTokensPerBlock,
+                           .end_ids = {}});
+}
+
+std::vector<SequenceOutput> SequenceRunner::Run(const std::vector<SequenceRequest>& requests) {
+  std::vector<SequenceOutput> outputs(requests.size());
+  std::vector<std::int32_t> output_of_slot(static_cast<std::size_t>(scheduler_.slots()), -1);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const std::int32_t slot =
+        scheduler_.Add(std::make_unique<Sequence>(GreedyRequest(requests[i]), hasher_));
+    output_of_slot[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(i);
+  }
+  while (!scheduler_.running().empty() || !scheduler_.waiting().empty()) {
+    Step(outputs, output_of_slot);
+  }
+  return outputs;
+}
+
+void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
+                          std::span<const std::int32_t> output_of_slot) {
+  const StepPlan& plan = scheduler_.Plan(0);
+  DSA_CHECK(!plan.rows.empty(), "SequenceRunner: nothing can run");
+  const ForwardBatch& batch = builder_->Build(plan, scheduler_.sequences());
+  const StepResult& result = executor_->Execute(batch);
+  // The plan's rows are the batch's rows in order: which sequence each one belongs to.
+  std::vector<std::int32_t> slot_of_row;
+  std::vector<std::int32_t> sampling_slots;
+  for (const StepPlan::Row& row : plan.rows) {
+    slot_of_row.insert(slot_of_row.end(), static_cast<std::size_t>(row.tokens), row.slot);
+    if (row.sample) {
+      sampling_slots.push_back(row.slot);
+    }
+  }
+  const auto output = [&](std::int32_t slot) -> SequenceOutput& {
+    return outputs[static_cast<std::size_t>(output_of_slot[static_cast<std::size_t>(slot)])];
+  };
+  for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
+    const auto row = static_cast<std::size_t>(batch.logit_rows[i]);
+    const auto first = result.logits.begin() + static_cast<std::int64_t>(i) * vocabulary_;
+    output(slot_of_row[row]).logits[batch.positions[row]] =
+        std::vector<float>(first, first + vocabulary_);
+  }
+  for (std::size_t row = 0; row < slot_of_row.size(); ++row) {
+    SequenceOutput& target = output(slot_of_row[row]);
+    target.faulty = target.faulty || result.row_faults[row] != 0;
+  }
+  scheduler_.Commit(plan);
+  for (std::size_t i = 0; i < sampling_slots.size(); ++i) {
+    const std::int32_t slot = sampling_slots[i];
+    SequenceOutput& target = output(slot);
+    target.faulty = target.faulty || result.sample_faults[i] != 0;
+    target.ids.push_back(result.tokens[i]);
+    scheduler_.Append(slot, TokenId{result.tokens[i]});
+    const Sequence& sequence = *scheduler_.sequences()[static_cast<std::size_t>(slot)];
+    if (sequence.generated() == sequence.request().stop.max_tokens) {
+      target.cache_hit_tokens = sequence.cache_hit_tokens();
+      target.preemptions = sequence.preemptions();
+      scheduler_.Remove(slot, CachedBlocks::kKeep);
+    }
+  }
+}
+
+void SequenceRunner::ShuffleFreeBlocks() {
+  std::vector<BlockRef> blocks;
+  while (auto block = pool_.TryAllocate()) {
+    blocks.push_back(std::move(*block));
+  }
+  // A fixed permutation by a stride that is coprime to any count below it.
+  constexpr std::size_t kStride = 7919;
+  std::vector<BlockRef> order;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    order.push_back(std::move(blocks[i * kStride % blocks.size()]));
+  }
+  blocks.clear();
+  while (!order.empty()) {
+    order.pop_back();
+  }
+}
+
+}  // namespace dsa::testing

@@ -1,0 +1,70 @@
+// Runs requests through the real scheduler, block pool, prefix cache, batch builder and executor,
+// and keeps every row of logits with the position it belongs to.
+#pragma once
+
+#include "cache/block_pool.h"
+#include "cache/prefix_cache.h"
+#include "cache/prefix_hash.h"
+#include "scheduler/scheduler.h"
+#include "server/engine/batch_builder.h"
+#include "server/engine/model_executor.h"
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace dsa::testing {
+
+struct RunOptions {
+  KvFormat kv_format = KvFormat::kF32;
+  AttentionMode attention = AttentionMode::kSparse;
+  std::int64_t step_tokens_max = 256;
+  std::int64_t sequences_max = 8;
+  std::int64_t context_max = 512;
+  std::int64_t masked_until = 0;
+  std::int32_t blocks = 64;
+  std::int64_t score_bytes_max = 1 << 16;
+};
+
+struct SequenceOutput {
+  std::vector<std::int32_t> ids;                      // generated
+  std::map<std::int64_t, std::vector<float>> logits;  // by position; computed positions only
+  std::int64_t cache_hit_tokens = 0;
+  std::int32_t preemptions = 0;
+  bool faulty = false;  // a row or sample fault was reported
+};
+
+struct SequenceRequest {
+  std::vector<std::int32_t> prompt;
+  std::int64_t max_tokens = 1;
+};
+
+class SequenceRunner final {
+ public:
+  SequenceRunner(Backend& backend, const LoadedModel& model, const RunOptions& options);
+
+  // Greedy, end ids ignored, all submitted at once.  Keys stay cached for the next call.
+  std::vector<SequenceOutput> Run(const std::vector<SequenceRequest>& requests);
+
+  // Takes every second block and gives it back in another order, so that later sequences get
+  // blocks that are neither consecutive nor ascending.
+  void ShuffleFreeBlocks();
+
+  BlockPool& pool() { return pool_; }
+  const KvArena& arena() const { return executor_->arena(); }
+
+ private:
+  void Step(std::vector<SequenceOutput>& outputs, std::span<const std::int32_t> output_of_slot);
+
+  std::int64_t vocabulary_;
+  BlockPool pool_;
+  PrefixCache cache_;
+  PrefixHasher hasher_;
+  Scheduler scheduler_;
+  std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<BatchBuilder> builder_;
+};
+
+}  // namespace dsa::testing
