@@ -9,21 +9,25 @@
 
 #include "common/status.h"
 #include "kernels/ops/absorb_query.h"
+#include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/embed.h"
 #include "kernels/ops/expand_value.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/gather_rows.h"
 #include "kernels/ops/indexer_logits.h"
 #include "kernels/ops/latent_attention.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/masked_attention.h"
-#include "kernels/ops/moe.h"
 #include "kernels/ops/prepare_indexer_query.h"
 #include "kernels/ops/quantize_fp8.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
+#include "kernels/ops/routed_experts.h"
 #include "kernels/ops/sample.h"
 #include "kernels/ops/select_top_k.h"
 #include "kernels/ops/store_indexer_key.h"
 #include "kernels/ops/store_latent.h"
+#include "kernels/ops/swiglu.h"
 
 #include <cstddef>
 #include <string>

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "common/view.h"
-#include "kernels/ops/moe.h"
+#include "kernels/ops/routed_experts.h"
 #include "model/model_config.h"
 
 #include <cstdint>

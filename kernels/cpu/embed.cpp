@@ -11,7 +11,7 @@ void CpuBackend::Embed(const EmbedParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
-    float* values = scratch.rows[static_cast<std::size_t>(thread)].data();
+    float* values = scratch.Row(thread, extents.hidden);
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t id = params.ids.data[t];
       DSA_CHECK(id >= 0 && id < extents.vocabulary, "Embed: ids[{}]={}, V={}", t, id,

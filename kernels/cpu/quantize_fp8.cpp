@@ -8,7 +8,7 @@ void CpuBackend::QuantizeFp8(const QuantizeFp8Params& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
-    float* values = scratch.rows[static_cast<std::size_t>(thread)].data();
+    float* values = scratch.Row(thread, extents.cols);
     for (std::int64_t t = first; t < last; ++t) {
       LoadRow(RowOf(params.x, t), params.x.type, extents.cols, values);
       QuantizeRow(values, extents.cols, params.scale_format,

@@ -46,7 +46,7 @@ void CpuBackend::RmsNorm(const RmsNormParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
-    float* h = scratch.rows[static_cast<std::size_t>(thread)].data();
+    float* h = scratch.Row(thread, extents.hidden);
     for (std::int64_t t = first; t < last; ++t) {
       if (params.x.type == DataType::kF32) {
         NormaliseRow<float>(params, t, extents.hidden, h);

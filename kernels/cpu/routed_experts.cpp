@@ -198,7 +198,7 @@ void CpuBackend::RoutedExperts(const RoutedExpertsParams& params) {
   if (params.gate.type == DataType::kFp8E4m3) {
     pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
       for (std::int64_t t = first; t < last; ++t) {
-        QuantizeInputs(params, t, scratch, scratch.rows[static_cast<std::size_t>(thread)].data());
+        QuantizeInputs(params, t, scratch, scratch.Row(thread, extents.hidden));
       }
     });
   }
@@ -215,7 +215,7 @@ void CpuBackend::RoutedExperts(const RoutedExpertsParams& params) {
   // SwiGLU.
   pool_.ParallelFor(pairs, [&](std::int64_t first, std::int64_t last, int thread) {
     for (std::int64_t row = first; row < last; ++row) {
-      ActivateRow(params, row, scratch, scratch.rows[static_cast<std::size_t>(thread)].data());
+      ActivateRow(params, row, scratch, scratch.Row(thread, extents.width));
     }
   });
 
@@ -229,8 +229,7 @@ void CpuBackend::RoutedExperts(const RoutedExpertsParams& params) {
   // Weighted sum.
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
     for (std::int64_t t = first; t < last; ++t) {
-      CombineRow(params, extents, t, scratch,
-                 scratch.rows[static_cast<std::size_t>(thread)].data());
+      CombineRow(params, extents, t, scratch, scratch.Row(thread, extents.hidden));
     }
   });
 }

@@ -1,10 +1,10 @@
 #include "kernels/cpu/scratch.h"
 
+#include "common/check.h"
 #include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 
 namespace dsa {
@@ -43,22 +43,24 @@ SampleScratch MakeSampleScratch(const ScratchLimits& limits) {
 
 namespace scratch_internal {
 
-constexpr std::size_t kAlignment = 64;
+constexpr std::align_val_t kAlignment{64};
 
 void* Allocate(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* data = std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
-  if (data == nullptr) {
-    throw std::bad_alloc();
-  }
-  return data;
+  return ::operator new(bytes, kAlignment);
 }
 
 void Release(void* data) {
-  std::free(data);
+  ::operator delete(data, kAlignment);
 }
 
 }  // namespace scratch_internal
+
+float* CpuScratch::Row(int thread, std::int64_t width) const {
+  const ScratchArray<float>& row = rows[static_cast<std::size_t>(thread)];
+  DSA_CHECK(width <= row.size(), "CpuBackend: a row of {} values, scratch is for {}", width,
+            row.size());
+  return row.data();
+}
 
 std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads) {
   auto scratch = std::make_unique<CpuScratch>();

@@ -12,7 +12,7 @@
 namespace dsa {
 
 namespace scratch_internal {
-void* Allocate(std::size_t bytes);  // 64-byte aligned; throws std::bad_alloc
+void* Allocate(std::size_t bytes);  // 64-byte aligned; std::bad_alloc
 void Release(void* data);
 }  // namespace scratch_internal
 
@@ -96,15 +96,18 @@ struct AttentionScratch {
 
 struct CpuScratch {
   ScratchLimits limits;
-  std::vector<ScratchArray<float>> rows;    // [threads]  one row of the widest op
+  std::vector<ScratchArray<float>> rows;    // [threads]  one row of the widest op, see Row
   std::vector<MatmulScratch> matmul;        // [threads]
   std::vector<GateScratch> gate;            // [threads]
   std::vector<SampleScratch> sample;        // [threads]
   std::vector<AttentionScratch> attention;  // [threads]
   ExpertScratch experts;
+
+  // One row of a thread; CHECK-fails where `width` exceeds what was reserved.
+  float* Row(int thread, std::int64_t width) const;
 };
 
-// Throws std::bad_alloc where memory is short; the caller turns that into an Error.
+// Fails with std::bad_alloc, which the caller turns into an Error.
 std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads);
 
 }  // namespace dsa

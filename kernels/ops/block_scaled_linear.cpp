@@ -1,4 +1,5 @@
-#include "kernels/ops/linear.h"
+#include "kernels/ops/block_scaled_linear.h"
+
 #include "kernels/ops/validate.h"
 
 namespace dsa {

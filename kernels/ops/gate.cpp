@@ -1,4 +1,5 @@
-#include "kernels/ops/moe.h"
+#include "kernels/ops/gate.h"
+
 #include "kernels/ops/validate.h"
 
 namespace dsa {

@@ -1,4 +1,5 @@
-#include "kernels/ops/embed.h"
+#include "kernels/ops/gather_rows.h"
+
 #include "kernels/ops/validate.h"
 
 namespace dsa {

@@ -1,4 +1,5 @@
-#include "kernels/ops/moe.h"
+#include "kernels/ops/routed_experts.h"
+
 #include "kernels/ops/validate.h"
 
 namespace dsa {

@@ -4,10 +4,14 @@
 //   log-probabilities are of the raw distribution over the allowed vocabulary, before temperature
 //   temperature 0: the largest logit, the lower id on ties
 //   otherwise, in this order: logits / temperature; min_p (keep p >= min_p * max p); top_k (the k
-//   largest, lower id first on ties); top_p (the fewest ids, largest first, whose probability
-//   after renormalisation reaches top_p); then one draw with CounterUniform(seed, position)
+//   largest, lower id first on ties); top_p (the fewest ids, largest first, lower id first on ties,
+//   whose probability after renormalisation reaches top_p); then one draw: the first of the kept
+//   ids, in ascending order, at which the running sum of their probabilities exceeds
+//   CounterUniform(seed, position)
 //
-// A NaN or infinite logit below vocabulary_limit sets kRowFaultLogits; the row's token is then 0.
+// A row must leave at least one id that is neither suppressed nor above the limit.
+// A NaN or infinite logit below vocabulary_limit sets kRowFaultLogits; the row's token
+// and log-probability are then 0 and its top_ids -1.
 #pragma once
 
 #include "common/view.h"

@@ -1,4 +1,5 @@
-#include "kernels/ops/moe.h"
+#include "kernels/ops/swiglu.h"
+
 #include "kernels/ops/validate.h"
 
 namespace dsa {

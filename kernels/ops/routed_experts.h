@@ -1,0 +1,46 @@
+// The routed experts of a layer (DeepSeek-V3 paper, section 2.1.2):
+//
+// y[t] = round(sum_k weights[t, k] * expert(x[t], experts[t, k]) + shared[t])
+//
+//   expert(x, e) = round(Down_e round(SwiGlu(round(Gate_e x), round(Up_e x))))
+//
+// The sum is float32, in the order of k, the shared expert's output last.  fp8 experts quantize x
+// and the SwiGLU output by `scale_format` as QuantizeFp8 does.
+#pragma once
+
+#include "common/view.h"
+
+#include <cstdint>
+
+namespace dsa {
+
+// The same projection of all experts, one after the other.
+struct StackedWeight {
+  const void* data;      // [E, N, K]  contiguous
+  DataType type;         // f32, bf16 or fp8
+  const float* scales;   // [E, ceil(N / 128), ceil(K / 128)] for fp8, else null
+  std::int64_t experts;  // E
+  std::int64_t rows;     // N
+  std::int64_t cols;     // K
+};
+
+struct RoutedExpertsParams {
+  ConstAnyMatrix x;                    // [T, D]  f32 or bf16
+  StackedWeight gate;                  // [E, I, D]
+  StackedWeight up;                    // [E, I, D]
+  StackedWeight down;                  // [E, D, I]
+  Matrix<const std::int32_t> experts;  // [T, K]
+  Matrix<const float> weights;         // [T, K]
+  ConstAnyMatrix shared;               // [T, D]  type of x; data may be null
+  ScaleFormat scale_format;
+  AnyMatrix y;  // [T, D]  type of x; may alias shared
+};
+struct RoutedExpertsExtents {
+  std::int64_t tokens;             // T, may be 0
+  std::int64_t hidden;             // D
+  std::int64_t width;              // I
+  std::int64_t experts_per_token;  // K
+};
+RoutedExpertsExtents Validate(const RoutedExpertsParams& params);
+
+}  // namespace dsa
