@@ -37,8 +37,9 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
   state->name = properties.name;
   DSA_CUDA_CHECK(cudaSetDevice(device));
   DSA_CUDA_CHECK(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
-  state->gemm.Open();
-  return std::unique_ptr<CudaBackend>(new CudaBackend(std::move(state)));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(state)));
+  DSA_RETURN_IF_ERROR(backend->state_->gemm.Open(*backend));
+  return std::move(backend);
 }
 
 CudaBackend::~CudaBackend() {
@@ -92,8 +93,7 @@ Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
   DSA_CHECK(!state_->scratch_reserved, "CudaBackend: ReserveScratch was called before");
   state_->limits = limits;
   state_->scratch_reserved = true;
-  state_->gemm.Reserve(limits.tokens_max, limits.linear_width_max);
-  return {};
+  return state_->gemm.Reserve(*this, limits.tokens_max, limits.linear_width_max);
 }
 
 }  // namespace dsa

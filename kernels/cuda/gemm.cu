@@ -74,28 +74,26 @@ void Set(const Descriptor& descriptor, cublasLtMatmulDescAttributes_t attribute,
 }  // namespace
 
 Gemm::~Gemm() {
-  for (void* memory : {static_cast<void*>(w_scales_), static_cast<void*>(x_scales_),
-                       static_cast<void*>(x_padded_), static_cast<void*>(y_padded_), workspace_}) {
-    DSA_CUDA_CHECK(cudaFree(memory));
-  }
   if (handle_ != nullptr) {
     DSA_CUBLAS_CHECK(cublasLtDestroy(handle_));
   }
 }
 
-void Gemm::Open() {
+Status Gemm::Open(Backend& backend) {
   DSA_CUBLAS_CHECK(cublasLtCreate(&handle_));
-  DSA_CUDA_CHECK(cudaMalloc(&workspace_, kWorkspaceBytes));
+  DSA_ASSIGN_OR_RETURN(workspace_, backend.Allocate(kWorkspaceBytes));
+  return {};
 }
 
-void Gemm::Reserve(std::int64_t tokens_max, std::int64_t width_max) {
+Status Gemm::Reserve(Backend& backend, std::int64_t tokens_max, std::int64_t width_max) {
   tokens_max_ = RoundUp(tokens_max, kRowAlignment);
   width_max_ = RoundUp(width_max, kValuesPerScale);
   const std::int64_t blocks = RoundUp(width_max_ / kValuesPerScale, kWeightScaleAlignment);
-  DSA_CUDA_CHECK(cudaMalloc(&w_scales_, blocks * blocks * sizeof(float)));
-  DSA_CUDA_CHECK(cudaMalloc(&x_scales_, blocks * tokens_max_ * sizeof(float)));
-  DSA_CUDA_CHECK(cudaMalloc(&x_padded_, tokens_max_ * width_max_));
-  DSA_CUDA_CHECK(cudaMalloc(&y_padded_, tokens_max_ * width_max_ * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(w_scales_, backend.Allocate(blocks * blocks * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(x_scales_, backend.Allocate(blocks * tokens_max_ * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(x_padded_, backend.Allocate(tokens_max_ * width_max_));
+  DSA_ASSIGN_OR_RETURN(y_padded_, backend.Allocate(tokens_max_ * width_max_ * sizeof(float)));
+  return {};
 }
 
 bool Gemm::Multiply(const LinearParams& params, cudaStream_t stream) {
@@ -127,10 +125,10 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
   const std::int64_t element_bytes = SizeOf(params.y.type);
 
   TransposeScalesKernel<<<GridOf(t_padded * params.x_scales.cols), kThreads, 0, stream>>>(
-      params.x_scales, x_scales_, t_padded);
+      params.x_scales, x_scales_.As<float>(), t_padded);
   const std::int64_t scale_cols = RoundUp(params.weight_scales.cols, kWeightScaleAlignment);
   PadScalesKernel<<<GridOf(params.weight_scales.rows * scale_cols), kThreads, 0, stream>>>(
-      params.weight_scales, w_scales_, scale_cols);
+      params.weight_scales, w_scales_.As<float>(), scale_cols);
   DSA_CUDA_CHECK(cudaGetLastError());
 
   Problem problem = {.input = CUDA_R_8F_E4M3,
@@ -144,25 +142,26 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
                      .w = params.weight.data,
                      .x = params.x.data,
                      .y = params.y.data,
-                     .w_scales = w_scales_,
-                     .x_scales = x_scales_};
+                     .w_scales = w_scales_.As<float>(),
+                     .x_scales = x_scales_.As<float>()};
   if (t == t_padded) {
     return Run(problem, stream);
   }
   // The rows of x are padded to what the product needs, those of y cut off again.
-  DSA_CUDA_CHECK(cudaMemsetAsync(x_padded_ + t * k, 0, (t_padded - t) * k, stream));
-  DSA_CUDA_CHECK(cudaMemcpy2DAsync(x_padded_, k, params.x.data, params.x.row_stride, k, t,
+  DSA_CUDA_CHECK(
+      cudaMemsetAsync(x_padded_.As<std::uint8_t>() + t * k, 0, (t_padded - t) * k, stream));
+  DSA_CUDA_CHECK(cudaMemcpy2DAsync(x_padded_.data(), k, params.x.data, params.x.row_stride, k, t,
                                    cudaMemcpyDeviceToDevice, stream));
   problem.t = t_padded;
-  problem.x = x_padded_;
+  problem.x = x_padded_.data();
   problem.ldx = k;
-  problem.y = y_padded_;
+  problem.y = y_padded_.data();
   problem.ldy = n;
   if (!Run(problem, stream)) {
     return false;
   }
-  DSA_CUDA_CHECK(cudaMemcpy2DAsync(params.y.data, params.y.row_stride * element_bytes, y_padded_,
-                                   n * element_bytes, n * element_bytes, t,
+  DSA_CUDA_CHECK(cudaMemcpy2DAsync(params.y.data, params.y.row_stride * element_bytes,
+                                   y_padded_.data(), n * element_bytes, n * element_bytes, t,
                                    cudaMemcpyDeviceToDevice, stream));
   return true;
 }
@@ -208,7 +207,7 @@ bool Gemm::Run(const Problem& p, cudaStream_t stream) {
   const float zero = 0.0F;
   DSA_CUBLAS_CHECK(cublasLtMatmul(handle_, descriptor.value, &one, p.w, w.value, p.x, x.value,
                                   &zero, p.y, y.value, p.y, y.value, &choice->second.algorithm,
-                                  workspace_, kWorkspaceBytes, stream));
+                                  workspace_.data(), kWorkspaceBytes, stream));
   return true;
 }
 

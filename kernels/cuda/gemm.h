@@ -25,10 +25,10 @@ class Gemm final {
   Gemm& operator=(const Gemm&) = delete;
   ~Gemm();
 
-  // The handle and its workspace; once, before the first product.
-  void Open();
+  // The handle and its workspace, from `backend`'s memory; once, before the first product.
+  Status Open(Backend& backend);
   // Scratch for products of up to `tokens_max` rows and `width_max` columns.
-  void Reserve(std::int64_t tokens_max, std::int64_t width_max);
+  Status Reserve(Backend& backend, std::int64_t tokens_max, std::int64_t width_max);
 
   // Equal element types of x and weight; false where cuBLASLt offers no algorithm.
   bool Multiply(const LinearParams& params, cudaStream_t stream);
@@ -57,14 +57,14 @@ class Gemm final {
   };
 
   cublasLtHandle_t handle_ = nullptr;
-  void* workspace_ = nullptr;
+  DeviceBuffer workspace_;
   std::map<Shape, Choice> choices_;  // filled at the first product of a shape
   std::int64_t tokens_max_ = 0;
   std::int64_t width_max_ = 0;
-  float* w_scales_ = nullptr;         // [width_max / 128, width_max / 128 padded to 4]
-  float* x_scales_ = nullptr;         // [width_max / 128, tokens_max padded to 16]
-  std::uint8_t* x_padded_ = nullptr;  // [tokens_max padded to 16, width_max]
-  std::uint8_t* y_padded_ = nullptr;  // the same rows of y, 4 bytes an element
+  DeviceBuffer w_scales_;  // f32 [width_max / 128, width_max / 128 padded to 4]
+  DeviceBuffer x_scales_;  // f32 [width_max / 128, tokens_max padded to 16]
+  DeviceBuffer x_padded_;  // fp8 [tokens_max padded to 16, width_max]
+  DeviceBuffer y_padded_;  // the same rows of y, 4 bytes an element
 };
 
 }  // namespace dsa::cuda
