@@ -159,7 +159,7 @@ void EncodeLatent(KvFormat format, std::vector<std::uint8_t>& region, std::int64
   }
   for (std::size_t block = 0; block < 4; ++block) {
     const auto part = values.subspan(block * 128, 128);
-    const float scale = ScaleFor(part, slot + static_cast<std::int64_t>(block));
+    const float scale = ScaleFor(part, slot % kBlock + static_cast<std::int64_t>(block));
     EncodeBlock(part, scale, record + block * 128);
     EncodeRowValue(DataType::kF32, scale, record + 512 + block * 4);
   }
@@ -172,7 +172,7 @@ void EncodeIndexerKey(KvFormat format, std::vector<std::uint8_t>& region, std::i
                       std::span<const float> values) {
   const std::vector<std::size_t> offsets = IndexerBytesOf(format, slot);
   if (format == KvFormat::kFp8) {
-    const float scale = ScaleFor(values, slot);
+    const float scale = ScaleFor(values, slot % kBlock);
     EncodeBlock(values, scale, region.data() + offsets[0]);
     EncodeRowValue(DataType::kF32, scale, region.data() + offsets[128]);
     return;
@@ -194,16 +194,22 @@ double DecodeE4m3(std::uint8_t code) {
 }
 
 std::uint8_t EncodeE4m3(double value) {
-  int best = 0;
-  for (int code = 1; code < 127; ++code) {
-    const double near = std::fabs(DecodeE4m3(static_cast<std::uint8_t>(code)) - std::fabs(value));
-    const double nearest =
-        std::fabs(DecodeE4m3(static_cast<std::uint8_t>(best)) - std::fabs(value));
-    if (near < nearest || (near == nearest && code % 2 == 0)) {
-      best = code;
+  static const std::vector<double> magnitudes = [] {
+    std::vector<double> values;
+    for (int code = 0; code < 127; ++code) {
+      values.push_back(DecodeE4m3(static_cast<std::uint8_t>(code)));
     }
+    return values;
+  }();
+  const double magnitude = std::min(std::fabs(value), magnitudes.back());
+  const auto above = std::lower_bound(magnitudes.begin(), magnitudes.end(), magnitude);
+  auto code = static_cast<int>(above - magnitudes.begin());
+  if (code > 0) {
+    const double up = *above - magnitude;
+    const double down = magnitude - *(above - 1);
+    code -= down < up || (down == up && code % 2 != 0) ? 1 : 0;
   }
-  return static_cast<std::uint8_t>(std::signbit(value) ? best | 128 : best);
+  return static_cast<std::uint8_t>(std::signbit(value) ? code | 128 : code);
 }
 
 double PowerOfTwoScale(std::span<const double> block) {

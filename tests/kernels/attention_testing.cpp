@@ -1,0 +1,145 @@
+#include "tests/kernels/attention_testing.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace dsa::testing {
+namespace {
+
+constexpr std::int64_t kSequences = 3;
+constexpr std::int64_t kContext = 600;  // of every sequence
+constexpr std::int64_t kSelected = 64;
+
+std::vector<float> LatentAt(std::int64_t sequence, std::int64_t position) {
+  const auto seed = static_cast<std::uint32_t>(7000 + sequence * 1000 + position);
+  std::vector<float> values = RandomFloat(576, 1.0F, seed);
+  for (std::size_t i = 0; i < 64; ++i) {
+    values[512 + i] *= 2.0F;  // RoPE keys are as large as in a model, where no norm tames them
+  }
+  return values;
+}
+
+void FillCache(AttentionBatch& batch) {
+  batch.cache = EmptyLatents(batch.format, batch.layout.blocks);
+  for (std::int64_t sequence = 0; sequence < kSequences; ++sequence) {
+    for (std::int64_t position = 0; position < kContext; ++position) {
+      EncodeLatent(batch.format, batch.cache, batch.layout.Slot(sequence, position),
+                   LatentAt(sequence, position));
+    }
+  }
+}
+
+RowList MakeRows() {
+  RowList rows;
+  for (const std::int32_t visible : {1, 2, 62, 63, 64, 65, 66, 127, 129, 255, 256, 257, 600}) {
+    rows.positions.push_back(visible - 1);
+    rows.sequences.push_back(1);
+  }
+  for (const std::int32_t visible : {300, 128, 513}) {
+    rows.positions.push_back(visible - 1);
+    rows.sequences.push_back(visible % 3);
+  }
+  for (const std::int32_t visible : {40, 41, 42}) {
+    rows.positions.push_back(visible - 1);
+    rows.sequences.push_back(2);
+  }
+  return rows;
+}
+
+void MakeSelection(AttentionBatch& batch, Selection selection) {
+  batch.selection_cols = selection == Selection::kNone  ? 0
+                         : selection == Selection::kAll ? kContext
+                                                        : kSelected;
+  std::mt19937 engine(71);
+  for (const std::int32_t last : batch.rows.positions) {
+    std::vector<std::int32_t> keys(static_cast<std::size_t>(last) + 1);
+    std::iota(keys.begin(), keys.end(), 0);
+    std::shuffle(keys.begin(), keys.end(), engine);
+    keys.resize(std::min(keys.size(), static_cast<std::size_t>(batch.selection_cols)));
+    std::sort(keys.begin(), keys.end());
+    batch.counts.push_back(static_cast<std::int32_t>(keys.size()));
+    keys.resize(static_cast<std::size_t>(batch.selection_cols), -1);
+    batch.selected.insert(batch.selected.end(), keys.begin(), keys.end());
+  }
+}
+
+}  // namespace
+
+std::vector<std::int32_t> AttentionBatch::Keys(std::int64_t row) const {
+  if (selection_cols == 0) {
+    std::vector<std::int32_t> keys(
+        static_cast<std::size_t>(rows.positions[static_cast<std::size_t>(row)]) + 1);
+    std::iota(keys.begin(), keys.end(), 0);
+    return keys;
+  }
+  const auto begin = selected.begin() + row * selection_cols;
+  return {begin, begin + counts[static_cast<std::size_t>(row)]};
+}
+
+AttentionBatch AttentionBatch::Only(std::int64_t row) const {
+  AttentionBatch single = *this;
+  const auto keys = selected.begin() + row * selection_cols;
+  const auto query = q.begin() + row * heads * (nope + 64);
+  single.rows = rows.Only(row);
+  single.selected.assign(keys, keys + selection_cols);
+  single.counts = {counts[static_cast<std::size_t>(row)]};
+  single.q.assign(query, query + heads * (nope + 64));
+  return single;
+}
+
+AttentionBatch MakeAttentionBatch(const AttentionCase& attention_case) {
+  const auto [type, format, selection, heads] = attention_case;
+  AttentionBatch batch = {.type = type,
+                          .format = format,
+                          .heads = heads,
+                          .nope = 24,
+                          .value = 20,
+                          .softmax_scale = 0.135F,
+                          .rows = MakeRows(),
+                          .layout = ShuffledBlocks(kSequences, (kContext + 63) / 64, 72),
+                          .cache = {},
+                          .selection_cols = 0,
+                          .selected = {},
+                          .counts = {},
+                          .q = {},
+                          .w_uk = {},
+                          .w_uv = {}};
+  FillCache(batch);
+  MakeSelection(batch, selection);
+  batch.q = RoundedTo(type, RandomFloat(batch.rows.size() * heads * (batch.nope + 64), 1.0F, 73));
+  batch.w_uk = RoundedTo(type, RandomFloat(heads * batch.nope * 512, 0.1F, 74));
+  batch.w_uv = RoundedTo(type, RandomFloat(heads * batch.value * 512, 0.1F, 75));
+  return batch;
+}
+
+AttentionBatch Moved(const AttentionBatch& batch, std::uint32_t seed) {
+  AttentionBatch moved = batch;
+  moved.layout = ShuffledBlocks(kSequences, batch.layout.blocks_each, seed);
+  FillCache(moved);
+  return moved;
+}
+
+ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols) {
+  return {.data = static_cast<const std::uint8_t*>(tensor.data) + first * SizeOf(tensor.type),
+          .type = tensor.type,
+          .rows = tensor.rows,
+          .heads = tensor.heads,
+          .cols = cols,
+          .row_stride = tensor.row_stride,
+          .head_stride = tensor.head_stride};
+}
+
+std::vector<double> SoftmaxExpected(DataType type, std::vector<double> scores) {
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  double sum = 0.0;
+  for (double& score : scores) {
+    score = std::exp(score - largest);
+    sum += score;
+  }
+  for (double& score : scores) {
+    score /= sum;
+  }
+  return Rounded(type, scores);
+}
+
+}  // namespace dsa::testing

@@ -1,0 +1,104 @@
+// A batch for the two forms of latent attention: cached latents of a few sequences, rows at every
+// border, selections, weights.
+#pragma once
+
+#include "kernels/ops/key_selection.h"
+#include "tests/kernels/paged_cache.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace dsa::testing {
+
+enum class Selection : std::uint8_t { kNone, kAll, kSome };
+
+struct AttentionBatch {
+  DataType type;
+  KvFormat format;
+  std::int64_t heads;
+  std::int64_t nope;
+  std::int64_t value;
+  float softmax_scale;
+  RowList rows;
+  PagedLayout layout;
+  std::vector<std::uint8_t> cache;
+  std::int64_t selection_cols;         // K; 0: no selection
+  std::vector<std::int32_t> selected;  // [T * K]
+  std::vector<std::int32_t> counts;    // [T]
+  std::vector<float> q;                // [T * H * (N + 64)]
+  std::vector<float> w_uk;             // [H * N * 512]
+  std::vector<float> w_uv;             // [H * V * 512]
+
+  // The positions that a row attends to.
+  std::vector<std::int32_t> Keys(std::int64_t row) const;
+  // One row alone.
+  AttentionBatch Only(std::int64_t row) const;
+};
+
+struct AttentionCase {
+  DataType type;
+  KvFormat format;
+  Selection selection;
+  std::int64_t heads;
+};
+// Rows of three sequences whose visible keys lie at, below and above the borders of blocks, of the
+// selection (64) and of what is de-quantized at a time.
+AttentionBatch MakeAttentionBatch(const AttentionCase& attention_case);
+// The same latents in other blocks.
+AttentionBatch Moved(const AttentionBatch& batch, std::uint32_t seed);
+
+// A selection in device memory.
+class DeviceSelection final {
+ public:
+  DeviceSelection(Backend& backend, const AttentionBatch& batch)
+      : rows_(batch.rows.size()),
+        cols_(batch.selection_cols),
+        positions_(backend, batch.selected),
+        counts_(backend, batch.counts) {}
+
+  KeySelection View() const {
+    if (cols_ == 0) {
+      return {};
+    }
+    return {.positions = positions_.AsConstMatrix(rows_, cols_), .counts = counts_.AsConstVector()};
+  }
+
+ private:
+  std::int64_t rows_;
+  std::int64_t cols_;
+  DeviceArray<std::int32_t> positions_;
+  DeviceArray<std::int32_t> counts_;
+};
+
+// A [heads, rows, 512] weight.
+class HeadWeight final {
+ public:
+  HeadWeight(Backend& backend, DataType type, std::int64_t heads, const std::vector<float>& values)
+      : heads_(heads),
+        rows_(static_cast<std::int64_t>(values.size()) / 512 / heads),
+        tensor_(backend, type, Dense(heads * rows_, 512), values) {}
+
+  ConstAnyTensor3 View() const {
+    const AnyMatrix view = tensor_.View();
+    return {.data = view.data,
+            .type = view.type,
+            .rows = heads_,
+            .heads = rows_,
+            .cols = 512,
+            .row_stride = rows_ * 512,
+            .head_stride = 512};
+  }
+
+ private:
+  std::int64_t heads_;
+  std::int64_t rows_;
+  DeviceTensor tensor_;
+};
+
+// The columns first .. first + cols - 1 of every head.
+ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols);
+
+// round(softmax(scores)).
+std::vector<double> SoftmaxExpected(DataType type, std::vector<double> scores);
+
+}  // namespace dsa::testing
