@@ -1,0 +1,84 @@
+// Linear and BlockScaledLinear: the small model's projections (hidden 384) and one of the large
+// model's experts, for decode (T = 1) and prefill.
+#include "bench/kernels/kernel_bench.h"
+
+#include <fmt/core.h>
+
+namespace dsa::bench {
+namespace {
+
+struct Shape {
+  std::int64_t tokens;
+  std::int64_t outputs;
+  std::int64_t inputs;
+};
+
+std::string Describe(const Shape& shape) {
+  return fmt::format("T={} N={} K={}", shape.tokens, shape.outputs, shape.inputs);
+}
+
+Work WorkOf(const Shape& shape, double weight_bytes) {
+  const auto tokens = static_cast<double>(shape.tokens);
+  const auto outputs = static_cast<double>(shape.outputs);
+  const auto inputs = static_cast<double>(shape.inputs);
+  return {.bytes = weight_bytes * (outputs * inputs + tokens * inputs) + 2.0 * tokens * outputs,
+          .flops = 2.0 * tokens * outputs * inputs};
+}
+
+void BenchBf16(Backend& backend, const Report& report, const Shape& shape) {
+  const auto x = RandomMatrix(backend, DataType::kBf16, shape.tokens, shape.inputs);
+  const auto weight = RandomMatrix(backend, DataType::kBf16, shape.outputs, shape.inputs);
+  const auto y = RandomMatrix(backend, DataType::kBf16, shape.tokens, shape.outputs);
+  const LinearParams params{.x = x.view, .weight = weight.view, .y = y.view};
+  report.Row("linear_bf16", Describe(shape), Measure([&] { backend.Linear(params); }),
+             WorkOf(shape, 2.0));
+}
+
+void BenchFp8(Backend& backend, const Report& report, const Shape& shape) {
+  const auto blocks = [](std::int64_t columns) { return (columns + 127) / 128; };
+  const auto x = RandomMatrix(backend, DataType::kFp8E4m3, shape.tokens, shape.inputs);
+  const auto weight = RandomMatrix(backend, DataType::kFp8E4m3, shape.outputs, shape.inputs);
+  const auto y = RandomMatrix(backend, DataType::kBf16, shape.tokens, shape.outputs);
+  const std::int64_t columns = blocks(shape.inputs);
+  const auto x_scales = RandomScales(backend, shape.tokens * columns);
+  const auto weight_scales = RandomScales(backend, blocks(shape.outputs) * columns);
+  const BlockScaledLinearParams params{
+      .x = {.data = x.buffer.As<const Fp8E4m3>(),
+            .rows = shape.tokens,
+            .cols = shape.inputs,
+            .row_stride = shape.inputs},
+      .x_scales = {.data = x_scales.As<const float>(),
+                   .rows = shape.tokens,
+                   .cols = columns,
+                   .row_stride = columns},
+      .weight = {.data = weight.buffer.As<const Fp8E4m3>(),
+                 .rows = shape.outputs,
+                 .cols = shape.inputs,
+                 .row_stride = shape.inputs},
+      .weight_scales = {.data = weight_scales.As<const float>(),
+                        .rows = blocks(shape.outputs),
+                        .cols = columns,
+                        .row_stride = columns},
+      .y = y.view,
+  };
+  report.Row("linear_fp8", Describe(shape), Measure([&] { backend.BlockScaledLinear(params); }),
+             WorkOf(shape, 1.0));
+}
+
+}  // namespace
+
+void BenchLinear(Backend& backend, const Report& report) {
+  report.Heading("projections");
+  for (const std::int64_t tokens : {1, 8, 64, 512}) {
+    for (const auto& [outputs, inputs] :
+         {std::pair<std::int64_t, std::int64_t>{384, 384}, {1536, 384}, {7168, 2048}}) {
+      BenchFp8(backend, report, {.tokens = tokens, .outputs = outputs, .inputs = inputs});
+    }
+  }
+  for (const std::int64_t tokens : {1, 64}) {
+    BenchBf16(backend, report, {.tokens = tokens, .outputs = 1536, .inputs = 384});
+    BenchBf16(backend, report, {.tokens = tokens, .outputs = 16384, .inputs = 384});
+  }
+}
+
+}  // namespace dsa::bench
