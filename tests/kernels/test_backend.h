@@ -46,6 +46,14 @@ std::span<Backend* const> BackendVariants();
 // sums of a few thousand terms may cause on this backend.
 double Tolerance(DataType type);
 
+// The same of a block-scaled fp8 product, and the least share of bf16 results that equal the
+// exactly rounded ones.
+double Fp8ProductTolerance(DataType type);
+double Fp8ProductShareEqual();
+
+// Whether a row of a product has the same bits in any batch.
+bool ProductRowsAreIndependent();
+
 // Memory of a backend between two guards.  Starts with a copy of a vector or poisoned: every byte
 // 0xFF, which is NaN in each float type and -1 in each integer.
 template <typename T>

@@ -32,4 +32,17 @@ double Tolerance(DataType type) {
   return type == DataType::kF32 ? 5e-7 : 0x1p-8 + 5e-7;
 }
 
+double Fp8ProductTolerance(DataType type) {
+  return Tolerance(type);
+}
+
+// Only near-ties may fall to the other side.
+double Fp8ProductShareEqual() {
+  return 0.99;
+}
+
+bool ProductRowsAreIndependent() {
+  return true;
+}
+
 }  // namespace dsa::testing
