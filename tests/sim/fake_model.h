@@ -1,0 +1,96 @@
+// The simulator's model: a pure function of tokens, computed in two ways.
+//
+// FakeExecutor computes it as the real model does, through the paged cache: it stores a value in
+// the slots it is told to write and derives the next token from every value that it reads back
+// through the block tables.  RunAlone computes it from the request alone.  Any error of paging,
+// sharing, preemption or batching makes the two differ.
+#pragma once
+
+#include "cache/block_pool.h"
+#include "model/forward_batch.h"
+#include "scheduler/request.h"
+#include "scheduler/scheduler.h"
+#include "server/engine/executor.h"
+#include "server/engine/text_decoder.h"
+#include "tests/sim/sim_config.h"
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsa::sim {
+
+// The text of a token.  One that ends with '<' begins a character that the next token completes;
+// at the end of a reply it shows as '?'.
+std::string PieceOf(const SimConfig& config, TokenId id);
+
+// What a request gives when it is the only one.
+struct Expected {
+  std::vector<TokenId> tokens;
+  std::string text;
+  FinishReason finish = FinishReason::kLength;
+};
+Expected RunAlone(const SimConfig& config, const Request& request);
+
+// The text that `tokens` show when a reply is cut off behind them; none of them ends it.
+std::string TextOf(const SimConfig& config, const std::vector<TokenId>& tokens);
+
+class FakeDecoderFactory final : public TextDecoderFactory {
+ public:
+  explicit FakeDecoderFactory(const SimConfig& config) : config_(config) {}
+  std::unique_ptr<TextDecoder> Make() const override;
+  std::int64_t text_bytes_max() const override { return 8; }
+
+ private:
+  const SimConfig& config_;
+};
+
+class FakeExecutor final : public StepExecutor {
+ public:
+  FakeExecutor(const SimConfig& config, std::function<void()> on_execute)
+      : config_(config), on_execute_(std::move(on_execute)) {
+    const std::int64_t slots = std::int64_t{config.blocks} * config.tokens_per_block;
+    values_.assign(slots, 0);
+  }
+
+  // Before the first step.
+  void Observe(const BlockPool& pool, const Scheduler& scheduler) {
+    pool_ = &pool;
+    scheduler_ = &scheduler;
+    salt_of_block_.assign(pool.blocks(), "");
+  }
+
+  const StepResult& Execute(const ForwardBatch& batch) override;
+
+  // The first position that was computed for each request, by request id.
+  const std::map<std::int64_t, std::int64_t>& first_computed() const { return first_computed_; }
+
+ private:
+  void CheckShape(const ForwardBatch& batch) const;
+  void CheckRuns(const ForwardBatch& batch) const;
+  void CheckOwners(const ForwardBatch& batch);
+  void ComputeRow(const ForwardBatch& batch, std::int64_t row);
+  void Sample(const ForwardBatch& batch);
+
+  const SimConfig& config_;
+  std::function<void()> on_execute_;
+  const BlockPool* pool_ = nullptr;
+  const Scheduler* scheduler_ = nullptr;
+  std::vector<std::uint64_t> values_;       // by slot
+  std::vector<std::string> salt_of_block_;  // of whoever wrote it last
+  std::map<std::int64_t, std::int64_t> first_computed_;
+
+  std::vector<std::int32_t> tokens_;
+  std::vector<float> logprobs_;
+  std::vector<std::int32_t> top_ids_;
+  std::vector<float> top_logprobs_;
+  std::vector<std::int32_t> row_faults_;
+  std::vector<std::int32_t> sample_faults_;
+  StepResult result_{};
+};
+
+}  // namespace dsa::sim

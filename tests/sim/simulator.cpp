@@ -1,0 +1,425 @@
+#include "tests/sim/simulator.h"
+
+#include "cache/block_pool.h"
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace dsa::sim {
+namespace {
+
+std::uint64_t current_seed = 0;
+std::int64_t current_step = 0;
+
+constexpr std::int64_t kQuietSteps = 50000;  // far more than any world needs to end
+
+}  // namespace
+
+void Fail(std::string_view message) {
+  fmt::print(stderr, "seed {}, step {}: {}\nreplay with: engine_sim --seed {}\n", current_seed,
+             current_step, message, current_seed);
+  std::abort();
+}
+
+SimStats RunSeed(std::uint64_t seed) {
+  current_seed = seed;
+  current_step = 0;
+  Simulator simulator(DrawConfig(seed));
+  simulator.Run();
+  return simulator.stats();
+}
+
+void Client::OnDelta(TokenDelta&& delta) {
+  SIM_CHECK(!finish.has_value(),
+            fmt::format("request {} hears more after its end", Value(request.id)));
+  for (GeneratedToken& token : delta.tokens) {
+    tokens.push_back(std::move(token));
+  }
+  text += delta.text;
+  SIM_CHECK(delta.usage.completion_tokens == static_cast<std::int64_t>(tokens.size()),
+            "completion tokens are not those delivered");
+  usage = delta.usage;
+  finish = delta.finish;
+  error = delta.error;
+}
+
+Simulator::Simulator(const SimConfig& config)
+    : config_(config),
+      random_(config.seed),
+      decoders_(config_),
+      executor_(config_, [this] { clock_.now_us += random_.Between(1, 50); }),
+      engine_({.scheduler = config.scheduler,
+               .blocks = config.blocks,
+               .tokens_per_block = config.tokens_per_block,
+               .vocabulary = config.vocabulary,
+               .end_ids = config.end_ids,
+               .cache_identity = "sim",
+               .hash_bits = config.hash_bits},
+              {.executor = executor_, .clock = clock_, .decoders = &decoders_}) {
+  executor_.Observe(engine_.pool(), engine_.scheduler());
+  for (std::int64_t family = 0; family < config_.families; ++family) {
+    std::vector<TokenId> tokens;
+    for (std::int64_t i = 0; i < config_.prompt_max; ++i) {
+      tokens.push_back(
+          TokenId{static_cast<std::int32_t>(random_.Between(4, config_.vocabulary - 1))});
+    }
+    families_.push_back(std::move(tokens));
+  }
+}
+
+void Simulator::Run() {
+  for (std::int64_t step = 0; step < config_.busy_steps; ++step) {
+    if (random_.Chance(config_.arrival_percent)) {
+      Arrive();
+    }
+    DisturbLive();
+    Step();
+    if (config_.drain && step == config_.busy_steps - 20) {
+      engine_.BeginDrain();
+      draining_ = true;
+    }
+  }
+  if (config_.drain && random_.Chance(50)) {
+    engine_.AbortAll();
+    for (const auto& client : live_) {
+      client->aborted = true;
+    }
+  }
+  // Nothing disturbs any more: everything must end.
+  for (std::int64_t step = 0; LiveClients() > 0; ++step) {
+    SIM_CHECK(step < kQuietSteps, fmt::format("{} requests never end", LiveClients()));
+    Step();
+  }
+  CheckQuiet();
+}
+
+std::int64_t Simulator::LiveClients() const {
+  return static_cast<std::int64_t>(live_.size());
+}
+
+void Simulator::Arrive() {
+  for (std::int64_t i = random_.Between(1, config_.burst_max); i > 0; --i) {
+    SubmitOne(DrawRequest());
+  }
+}
+
+Request Simulator::DrawRequest() {
+  Request request;
+  request.id = engine_.NextRequestId();
+  request.external_id = fmt::format("r{}", requests_made_++);
+  if (!live_.empty() && random_.Chance(config_.duplicate_percent)) {
+    request.external_id = live_[random_.Between(0, LiveClients() - 1)]->request.external_id;
+  }
+  auto& family = families_[random_.Between(0, config_.families - 1)];
+  const std::int64_t shared = random_.Between(0, static_cast<std::int64_t>(family.size()));
+  const std::int64_t length = random_.Between(1, config_.prompt_max);
+  request.prompt.assign(family.begin(), family.begin() + std::min(shared, length));
+  while (static_cast<std::int64_t>(request.prompt.size()) < length) {
+    const std::int64_t lowest = random_.Chance(3) ? 3 : 4;  // 3 may be the poison
+    request.prompt.push_back(
+        TokenId{static_cast<std::int32_t>(random_.Between(lowest, config_.vocabulary - 1))});
+  }
+  request.cache_salt = fmt::format("t{}", random_.Between(1, config_.tenants));
+  request.priority = static_cast<std::int32_t>(random_.Between(0, 2));
+  request.sampling.temperature = random_.Chance(50) ? 0.0F : 1.0F;
+  request.sampling.seed = random_.Bits();
+  if (random_.Chance(20)) {
+    request.sampling.top_logprobs = static_cast<std::int32_t>(random_.Between(0, 20));
+  }
+  if (random_.Chance(5)) {
+    request.prompt_logits = PromptLogits::kAll;
+  }
+  StopConditions& stop = request.stop;
+  stop.max_tokens = random_.Between(1, config_.reply_max);
+  stop.min_tokens = random_.Chance(70) ? 0 : random_.Between(0, stop.max_tokens);
+  stop.ignore_end = random_.Chance(50);
+  if (random_.Chance(config_.stop_percent)) {
+    stop.stop_ids.push_back(
+        TokenId{static_cast<std::int32_t>(random_.Between(0, config_.vocabulary - 1))});
+  }
+  while (random_.Chance(config_.stop_percent) && stop.stop_strings.size() < 4) {
+    std::string text;
+    for (std::int64_t i = random_.Between(1, 5); i > 0; --i) {
+      text += "aabbc<"[random_.Between(0, 5)];
+    }
+    stop.stop_strings.push_back(text);
+  }
+  if (random_.Chance(config_.deadline_percent)) {
+    stop.deadline_us = clock_.now_us + random_.Between(-5, 1500);
+  }
+  return request;
+}
+
+void Simulator::SubmitOne(Request request) {
+  const bool duplicate = std::any_of(live_.begin(), live_.end(), [&](const auto& client) {
+    return client->request.external_id == request.external_id;
+  });
+  auto client = std::make_shared<Client>();
+  client->request = request;
+  const bool full = engine_.Load().waiting >= config_.scheduler.waiting_max;
+  const Status status = engine_.Submit(request, client);
+  ++stats_.requests;
+  if (!status.ok()) {
+    ++stats_.refused;
+    CheckRefusal(status.error(), request, duplicate);
+    return;
+  }
+  SIM_CHECK(!duplicate, "a live id is accepted twice");
+  SIM_CHECK(!full, "a full queue accepts a request");
+  SIM_CHECK(!draining_, "a draining engine accepts a request");
+  live_.push_back(std::move(client));
+}
+
+void Simulator::CheckRefusal(const Error& error, const Request& request, bool duplicate) {
+  const std::int64_t length = static_cast<std::int64_t>(request.prompt.size());
+  const std::int64_t all = length + request.stop.max_tokens;
+  const std::int64_t keys = std::int64_t{config_.blocks} * config_.tokens_per_block;
+  switch (error.code) {
+    case ErrorCode::kUnavailable: SIM_CHECK(draining_, "refused as draining"); break;
+    case ErrorCode::kInvalidArgument:
+      SIM_CHECK(all > config_.scheduler.context_tokens_max || all - 1 > keys,
+                "refused what would fit: " + error.message);
+      break;
+    case ErrorCode::kDeadlineExceeded:
+      SIM_CHECK(request.stop.deadline_us.has_value() &&
+                    *request.stop.deadline_us < clock_.now_us + engine_.Load().last_step_us + 1,
+                "refused a deadline that is far: " + error.message);
+      break;
+    case ErrorCode::kAlreadyExists: SIM_CHECK(duplicate, "refused a fresh id"); break;
+    case ErrorCode::kResourceExhausted:
+      SIM_CHECK(engine_.Load().waiting >= config_.scheduler.waiting_max,
+                "refused as full: " + error.message);
+      break;
+    default: Fail("refused with an unexpected error: " + error.message);
+  }
+}
+
+void Simulator::DisturbLive() {
+  if (live_.empty()) {
+    return;
+  }
+  const auto pick = [&]() -> Client& { return *live_[random_.Between(0, LiveClients() - 1)]; };
+  if (random_.Chance(config_.cancel_percent)) {
+    pick().Cancel();
+  }
+  if (random_.Chance(config_.abort_percent)) {
+    Client& client = pick();
+    SIM_CHECK(engine_.Abort(client.request.external_id), "a live request cannot be aborted");
+    client.aborted = true;
+  }
+}
+
+void Simulator::MarkMustEnd() {
+  for (const auto& client : live_) {
+    const auto& deadline = client->request.stop.deadline_us;
+    client->must_end = client->cancelled() || client->aborted ||
+                       (deadline.has_value() && *deadline <= clock_.now_us);
+  }
+}
+
+bool Simulator::Step() {
+  ++current_step;
+  clock_.now_us += random_.Between(0, 20);
+  MarkMustEnd();
+  const std::int64_t tokens_before = engine_.Load().tokens_computed;
+  const EngineProgress progress = engine_.RunOnce();
+  ++stats_.steps;
+  stats_.tokens += engine_.Load().tokens_computed - tokens_before;
+  if (progress != EngineProgress::kBlocked) {
+    CheckAfterStep(progress);
+  }
+  if (progress == EngineProgress::kBlocked || random_.Chance(config_.pump_percent) ||
+      current_step > config_.busy_steps) {
+    engine_.PumpOnce();
+    for (const auto& client : live_) {
+      if (client->finish.has_value()) {
+        CheckEnded(*client);
+      }
+    }
+    std::erase_if(live_, [](const auto& client) { return client->finish.has_value(); });
+  }
+  return progress == EngineProgress::kStepped;
+}
+
+void Simulator::CheckAfterStep(EngineProgress progress) {
+  const Scheduler& scheduler = engine_.scheduler();
+  scheduler.CheckInvariants();
+  const auto live =
+      static_cast<std::int64_t>(scheduler.running().size() + scheduler.waiting().size());
+  SIM_CHECK(progress == EngineProgress::kStepped || live == 0,
+            fmt::format("{} sequences are live and nothing is computed", live));
+  SIM_CHECK(
+      static_cast<std::int64_t>(scheduler.running().size()) <= config_.scheduler.sequences_max,
+      "more sequences run than may");
+  SIM_CHECK(engine_.Load().waiting == static_cast<std::int64_t>(scheduler.waiting().size()),
+            "the queue is not as long as it is said to be");
+  std::map<std::int64_t, const Client*> clients;
+  for (const auto& client : live_) {
+    clients[Value(client->request.id)] = client.get();
+  }
+  for (const auto& sequence : scheduler.sequences()) {
+    if (sequence == nullptr) {
+      continue;
+    }
+    const auto client = clients.find(Value(sequence->request().id));
+    SIM_CHECK(client != clients.end(), "a sequence lives longer than its request");
+    SIM_CHECK(!client->second->must_end, "a request that had to end goes on");
+    SIM_CHECK(sequence->preemptions() <= config_.scheduler.preemptions_max,
+              "a sequence is preempted too often");
+    SIM_CHECK(
+        sequence->preemptions() == 0 || config_.scheduler.reservation == ReservationMode::kPrompt,
+        "a fully reserved sequence is preempted");
+  }
+  CheckOrder();
+  CheckOldest(progress);
+  standings_.clear();
+  for (const auto& sequence : scheduler.sequences()) {
+    if (sequence != nullptr) {
+      standings_[Value(sequence->id())] = {.state = sequence->state(),
+                                           .computed = sequence->computed(),
+                                           .tokens = sequence->tokens()};
+    }
+  }
+}
+
+// Nobody who starts to run passes somebody who waits.
+void Simulator::CheckOrder() {
+  const bool priority = config_.scheduler.policy == SchedulingPolicyKind::kPriority;
+  const auto before = [priority](const Sequence& a, const Sequence& b) {
+    if (priority && a.request().priority != b.request().priority) {
+      return a.request().priority < b.request().priority;
+    }
+    return a.order() < b.order();
+  };
+  for (const Sequence* running : engine_.scheduler().running()) {
+    const auto standing = standings_.find(Value(running->id()));
+    if (standing != standings_.end() && standing->second.state == SequenceState::kRunning) {
+      continue;
+    }
+    for (const Sequence* waiting : engine_.scheduler().waiting()) {
+      SIM_CHECK(before(*running, *waiting), fmt::format("sequence {} starts before {}, which waits",
+                                                        running->order(), waiting->order()));
+    }
+  }
+}
+
+// Under first come the oldest sequence advances in every second step at least, unless a younger one
+// has used up its preemptions and holds its reservation.
+void Simulator::CheckOldest(EngineProgress progress) {
+  const Sequence* oldest = nullptr;
+  bool reserved = false;
+  for (const auto& sequence : engine_.scheduler().sequences()) {
+    if (sequence != nullptr) {
+      reserved = reserved || sequence->fully_reserved();
+      if (oldest == nullptr || sequence->order() < oldest->order()) {
+        oldest = sequence.get();
+      }
+    }
+  }
+  if (oldest == nullptr || progress != EngineProgress::kStepped || reserved ||
+      config_.scheduler.policy != SchedulingPolicyKind::kFirstCome) {
+    idle_for_oldest_ = 0;
+    return;
+  }
+  const auto standing = standings_.find(Value(oldest->id()));
+  const bool same = standing != standings_.end() && oldest_ == Value(oldest->id()) &&
+                    standing->second.computed == oldest->computed() &&
+                    standing->second.tokens == oldest->tokens();
+  oldest_ = Value(oldest->id());
+  idle_for_oldest_ = same ? idle_for_oldest_ + 1 : 0;
+  SIM_CHECK(idle_for_oldest_ < 2, fmt::format("sequence {}, the oldest, starves", oldest->order()));
+}
+
+void Simulator::CheckEnded(const Client& client) {
+  CheckUsage(client);
+  CheckOutput(client);
+  stats_.hit_tokens += client.usage.cache_hit_tokens;
+  stats_.preemptions += client.usage.preemptions;
+  switch (*client.finish) {
+    case FinishReason::kCancelled:
+      SIM_CHECK(client.cancelled(), "ended as cancelled, but nobody did");
+      ++stats_.cancelled;
+      break;
+    case FinishReason::kAborted:
+      SIM_CHECK(client.aborted, "ended as aborted, but nobody did");
+      break;
+    case FinishReason::kDeadline: {
+      const auto& deadline = client.request.stop.deadline_us;
+      SIM_CHECK(deadline.has_value() && *deadline <= clock_.now_us, "ended before its deadline");
+      const bool ran = executor_.first_computed().contains(Value(client.request.id));
+      SIM_CHECK(
+          client.error.has_value() && client.error->code == ErrorCode::kDeadlineExceeded &&
+              client.error->message == (ran ? "deadline expired" : "deadline expired in queue"),
+          "an expired request hears something else");
+      ++stats_.expired;
+      break;
+    }
+    case FinishReason::kError:
+      SIM_CHECK(client.error.has_value() && client.error->code == ErrorCode::kInternal,
+                "a faulty request hears something else");
+      ++stats_.failed;
+      break;
+    case FinishReason::kStop: ++stats_.stopped; break;
+    case FinishReason::kLength: break;
+  }
+}
+
+void Simulator::CheckUsage(const Client& client) {
+  const Usage& usage = client.usage;
+  SIM_CHECK(usage.prompt_tokens == static_cast<std::int64_t>(client.request.prompt.size()),
+            "prompt tokens are miscounted");
+  const auto first = executor_.first_computed().find(Value(client.request.id));
+  const std::int64_t found = first == executor_.first_computed().end() ? 0 : first->second;
+  SIM_CHECK(usage.cache_hit_tokens == found,
+            fmt::format("{} hit tokens are billed, {} were found", usage.cache_hit_tokens, found));
+  SIM_CHECK(found < usage.prompt_tokens, "nothing of the prompt was computed");
+  SIM_CHECK(found == 0 || client.request.prompt_logits == PromptLogits::kNone,
+            "prompt logits were wanted of positions that were not computed");
+  SIM_CHECK(usage.queue_us >= 0 && usage.prefill_us >= 0 && usage.decode_us >= 0,
+            "time runs backwards");
+}
+
+void Simulator::CheckOutput(const Client& client) {
+  const Expected expected = RunAlone(config_, client.request);
+  std::vector<TokenId> ids;
+  for (const GeneratedToken& token : client.tokens) {
+    ids.push_back(token.id);
+    const auto& wanted = client.request.sampling.top_logprobs;
+    SIM_CHECK(static_cast<std::int64_t>(token.top_logprobs.size()) == wanted.value_or(0),
+              "wrong number of likely tokens");
+    SIM_CHECK(!wanted.has_value() || token.logprob == -static_cast<float>(Value(token.id)),
+              "the log-probability of another token");
+    for (std::size_t k = 0; k < token.top_logprobs.size(); ++k) {
+      SIM_CHECK(token.top_logprobs[k].logprob == -static_cast<float>(k), "likely tokens mixed up");
+    }
+  }
+  const FinishReason finish = *client.finish;
+  const bool natural = finish == FinishReason::kStop || finish == FinishReason::kLength ||
+                       finish == FinishReason::kError;
+  SIM_CHECK(!natural || finish == expected.finish,
+            fmt::format("request {} ends otherwise than alone", Value(client.request.id)));
+  SIM_CHECK(natural ? ids == expected.tokens
+                    : ids.size() < expected.tokens.size() + 1 &&
+                          std::equal(ids.begin(), ids.end(), expected.tokens.begin()),
+            fmt::format("request {} has other tokens than alone", Value(client.request.id)));
+  const std::string text = natural ? expected.text : TextOf(config_, ids);
+  SIM_CHECK(client.text == text, fmt::format("request {} shows \"{}\", alone it shows \"{}\"",
+                                             Value(client.request.id), client.text, text));
+}
+
+void Simulator::CheckQuiet() {
+  const EngineLoad load = engine_.Load();
+  SIM_CHECK(load.waiting == 0 && load.running == 0, "something is left in the queues");
+  SIM_CHECK(engine_.pool().referenced_blocks() == 0, "blocks are still referenced");
+  SIM_CHECK(load.requests_finished == stats_.requests - stats_.refused,
+            "requests finished are not those accepted");
+  engine_.pool().CheckInvariants();
+}
+
+}  // namespace dsa::sim
