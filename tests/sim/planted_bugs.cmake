@@ -1,0 +1,213 @@
+# Proves that the simulator sees: copies of the production sources with bugs planted in them, each
+# of which it must catch.
+#
+# The bugs live here, as replacements of exact text, and not in the sources: production code has no
+# trace of them, not even a constant that is false.  All bugs stand in one set of copies, each
+# behind `Planted(number)`, so the copies are compiled once and a run picks its bug.  A text that is
+# not found exactly once stops the configuration: whoever changes such a line is told to move its
+# bug along.
+set(DSA_PLANTED_DIR ${CMAKE_CURRENT_BINARY_DIR}/planted)
+set(DSA_PLANTED_BUGS 0)
+
+# planted_source(<file>): starts the copy of a source that later plant_bug calls change.
+function(planted_source file)
+  file(READ ${PROJECT_SOURCE_DIR}/${file} text)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${file})
+  set_property(GLOBAL PROPERTY dsa_planted_text_${file} "#include \"tests/sim/planted.h\"\n${text}")
+  set_property(GLOBAL APPEND PROPERTY dsa_planted_files ${file})
+endfunction()
+
+# plant_bug(<file> <what it is> <text> <replacement>): BUG in the replacement becomes the condition.
+function(plant_bug file name old new)
+  get_property(text GLOBAL PROPERTY dsa_planted_text_${file})
+  string(FIND "${text}" "${old}" first)
+  string(FIND "${text}" "${old}" last REVERSE)
+  if(first EQUAL -1 OR NOT first EQUAL last)
+    message(FATAL_ERROR "planted bug '${name}': its text is not exactly once in ${file}:\n${old}")
+  endif()
+  math(EXPR number "${DSA_PLANTED_BUGS} + 1")
+  string(REPLACE "BUG" "(::dsa::sim::Planted(${number}))" new "${new}")
+  string(REPLACE "${old}" "${new}" text "${text}")
+  set_property(GLOBAL PROPERTY dsa_planted_text_${file} "${text}")
+  set(DSA_PLANTED_BUGS ${number} PARENT_SCOPE)
+  add_test(NAME "planted bug ${number}: ${name}"
+           COMMAND engine_sim_planted --planted ${number} --seeds 2000)
+  set_tests_properties("planted bug ${number}: ${name}" PROPERTIES TIMEOUT 120)
+endfunction()
+
+planted_source(cache/block_pool.cpp)
+plant_bug(cache/block_pool.cpp "double reference"
+  [[  ++block.references;]]
+  [[  block.references += BUG ? 2 : 1;]])
+plant_bug(cache/block_pool.cpp "referenced block stays evictable"
+  [[    Unlink(unreferenced_, Value(id));
+    ++referenced_;]]
+  [[    if (!BUG) { Unlink(unreferenced_, Value(id)); }
+    ++referenced_;]])
+plant_bug(cache/block_pool.cpp "evicted block stays findable"
+  [[    if (evict_listener_) {]]
+  [[    if (evict_listener_ && !BUG) {]])
+
+planted_source(cache/prefix_hash.cpp)
+plant_bug(cache/prefix_hash.cpp "salt dropped"
+  [[  sha.Add(salt.data(), salt.size());]]
+  [[  sha.Add(salt.data(), BUG ? 0 : salt.size());]])
+
+planted_source(cache/prefix_cache.cpp)
+plant_bug(cache/prefix_cache.cpp "tokens not compared on a hit"
+  [[std::equal(block_tokens.begin(), block_tokens.end(), BlockTokens(index))]]
+  [[(BUG || std::equal(block_tokens.begin(), block_tokens.end(), BlockTokens(index)))]])
+plant_bug(cache/prefix_cache.cpp "parent not compared on a hit"
+  [[entry.parent == chain.last_publication &&]]
+  [[(BUG || entry.parent == chain.last_publication) &&]])
+plant_bug(cache/prefix_cache.cpp "salt not compared on a hit"
+  [[entry.root == chain.root &&]]
+  [[(BUG || entry.root == chain.root) &&]])
+plant_bug(cache/prefix_cache.cpp "duplicate published twice"
+  [[      index = Value(table.block(chain.linked));]]
+  [[      index = Value(table.block(BUG && chain.linked > 0 ? chain.linked - 1 : chain.linked));]])
+
+planted_source(scheduler/scheduler.cpp)
+plant_bug(scheduler/scheduler.cpp "partial block published"
+  [[const std::int64_t full_blocks = sequence->computed_ / pool_.tokens_per_block();]]
+  [[const std::int64_t full_blocks = (sequence->computed_ + (BUG ? 1 : 0)) / pool_.tokens_per_block();]])
+plant_bug(scheduler/scheduler.cpp "resume off by one"
+  [[  sequence.computed_ = sequence.blocks_.capacity_tokens();]]
+  [[  sequence.computed_ = sequence.blocks_.capacity_tokens() + (BUG && sequence.preemptions_ > 0 ? 1 : 0);]])
+plant_bug(scheduler/scheduler.cpp "last prompt token not computed"
+  [[(sequence.tokens() - 1) / pool_.tokens_per_block();]]
+  [[(sequence.tokens() - (BUG ? 0 : 1)) / pool_.tokens_per_block();]])
+plant_bug(scheduler/scheduler.cpp "prompt logits skipped by a hit"
+  [[sequence.request_.prompt_logits == PromptLogits::kNone]]
+  [[(BUG || sequence.request_.prompt_logits == PromptLogits::kNone)]])
+plant_bug(scheduler/scheduler.cpp "block table kept on preemption"
+  [[  ReleaseBlocks(sequence);
+  Erase(running_, &sequence);]]
+  [[  if (!BUG) { ReleaseBlocks(sequence); }
+  Erase(running_, &sequence);]])
+plant_bug(scheduler/scheduler.cpp "progress kept on preemption"
+  [[  sequence.computed_ = 0;]]
+  [[  sequence.computed_ = BUG ? sequence.computed_ : 0;]])
+plant_bug(scheduler/scheduler.cpp "victim loses its last token"
+  [[  ++sequence.preemptions_;]]
+  [[  if (BUG && sequence.generated() > 0) { sequence.tokens_.pop_back(); }
+  ++sequence.preemptions_;]])
+plant_bug(scheduler/scheduler.cpp "younger passes the preempted"
+  [[  ++preemptions_;
+  Insert(waiting_, &sequence);]]
+  [[  ++preemptions_;
+  if (BUG) { waiting_.push_back(&sequence); } else { Insert(waiting_, &sequence); }]])
+plant_bug(scheduler/scheduler.cpp "oldest preempted first"
+  [[    const bool self = *victim == &sequence;
+    Preempt(**victim);]]
+  [[    const bool self = BUG ? running_.front() == &sequence : *victim == &sequence;
+    Preempt(BUG ? *running_.front() : **victim);]])
+plant_bug(scheduler/scheduler.cpp "preempted without end"
+  [[sequence.preemptions_ >= config_.preemptions_max;]]
+  [[(!BUG && sequence.preemptions_ >= config_.preemptions_max);]])
+plant_bug(scheduler/scheduler.cpp "budget exceeded"
+  [[  budget_ -= tokens;]]
+  [[  budget_ -= BUG ? tokens - 1 : tokens;]])
+plant_bug(scheduler/scheduler.cpp "recomputed tokens billed as hits"
+  [[    sequence.cache_hit_tokens_ = sequence.computed_;
+  }]]
+  [[    sequence.cache_hit_tokens_ = sequence.computed_;
+  }
+  if (BUG) { sequence.cache_hit_tokens_ = sequence.computed_; }]])
+plant_bug(scheduler/scheduler.cpp "path border off by one"
+  [[position + 1 <= config_.index_topk;]]
+  [[position + (BUG ? 0 : 1) <= config_.index_topk;]])
+plant_bug(scheduler/scheduler.cpp "references kept on removal"
+  [[  ReleaseBlocks(*sequence);
+  Erase(]]
+  [[  if (BUG) { static std::vector<BlockTable> kept; kept.push_back(std::move(sequence->blocks_)); }
+  ReleaseBlocks(*sequence);
+  Erase(]])
+plant_bug(scheduler/scheduler.cpp "a waiting head is skipped"
+  [[    if (!TryAdmit(sequence, now_us)) {
+      return;
+    }]]
+  [[    if (!TryAdmit(sequence, now_us)) {
+      if (BUG && waiting_.size() > 1) { std::swap(waiting_[0], waiting_[1]); }
+      return;
+    }]])
+
+planted_source(server/engine/batch_builder.cpp)
+plant_bug(server/engine/batch_builder.cpp "wrong slot offset"
+  [[sequence.blocks().Slot(position));]]
+  [[sequence.blocks().Slot(BUG && position > 0 ? position - 1 : position));]])
+plant_bug(server/engine/batch_builder.cpp "block table one short"
+  [[(end + config_.tokens_per_block - 1) / config_.tokens_per_block;]]
+  [[std::max<std::int64_t>(1, (end + config_.tokens_per_block - (BUG ? 2 : 1)) / config_.tokens_per_block);]])
+plant_bug(server/engine/batch_builder.cpp "end ids not suppressed before min_tokens"
+  [[  if (sequence.generated() < stop.min_tokens) {]]
+  [[  if (!BUG && sequence.generated() < stop.min_tokens) {]])
+plant_bug(server/engine/batch_builder.cpp "sampled from the row before"
+  [[static_cast<std::int32_t>(logit_rows_.size()) - 1);]]
+  [[static_cast<std::int32_t>(logit_rows_.size()) - (BUG && logit_rows_.size() > 1 ? 2 : 1));]])
+
+planted_source(server/engine/stop_checker.cpp)
+plant_bug(server/engine/stop_checker.cpp "stop string leaks"
+  [[  shown_ = text_.size() - matcher_.held();]]
+  [[  shown_ = BUG ? text_.size() : text_.size() - matcher_.held();]])
+plant_bug(server/engine/stop_checker.cpp "stop string forgotten at token borders"
+  [[  for (; matched_ < text_.size(); ++matched_) {]]
+  [[  if (BUG) { matcher_.Reset(); }
+  for (; matched_ < text_.size(); ++matched_) {]])
+plant_bug(server/engine/stop_checker.cpp "stop string before min_tokens"
+  [[length > 0 && generated >= min_tokens_]]
+  [[length > 0 && (BUG || generated >= min_tokens_)]])
+
+planted_source(server/engine/engine_core.cpp)
+plant_bug(server/engine/engine_core.cpp "expiry ignored in the queue"
+  [[live.deadline_us.has_value() && *live.deadline_us <= now_us]]
+  [[live.deadline_us.has_value() && *live.deadline_us <= now_us && (!BUG || sequence.first_scheduled_us().has_value())]])
+plant_bug(server/engine/engine_core.cpp "cancellation ignored in the queue"
+  [[  if (live.sink->cancelled()) {]]
+  [[  if (live.sink->cancelled() && !(BUG && sequence.state() == SequenceState::kWaiting)) {]])
+plant_bug(server/engine/engine_core.cpp "fault of another row"
+  [[    first_row += row.tokens;]]
+  [[    first_row += BUG ? 0 : row.tokens;]])
+plant_bug(server/engine/engine_core.cpp "token of another row"
+  [[    ++entry;
+  }
+}
+
+void EngineCore::DeliverToken(]]
+  [[    entry += BUG && entry > 0 ? 0 : 1;
+  }
+}
+
+void EngineCore::DeliverToken(]])
+plant_bug(server/engine/engine_core.cpp "place in the queue kept"
+  [[  if (waiting != waiting_counted_) {]]
+  [[  if (waiting > waiting_counted_ || (!BUG && waiting != waiting_counted_)) {]])
+
+planted_source(server/engine/engine_loop.cpp)
+plant_bug(server/engine/engine_loop.cpp "terminal twice"
+  [[    ended->sink->OnDelta(std::move(delta));]]
+  [[    if (BUG) { ended->sink->OnDelta(TokenDelta(delta)); }
+    ended->sink->OnDelta(std::move(delta));]])
+plant_bug(server/engine/engine_loop.cpp "live id accepted twice"
+  [[  if (!state_->registry.TryInsert(live->external_id, live.get())) {]]
+  [[  if (!state_->registry.TryInsert(live->external_id, live.get()) && !BUG) {]])
+plant_bug(server/engine/engine_loop.cpp "accepts while draining"
+  [[  if (state_->inbox.closed()) {
+    return draining;
+  }]]
+  [[  if (state_->inbox.closed()) {
+    return BUG ? Status() : Status(draining);
+  }]])
+
+get_property(planted_files GLOBAL PROPERTY dsa_planted_files)
+set(planted_sources "")
+foreach(file IN LISTS planted_files)
+  get_property(text GLOBAL PROPERTY dsa_planted_text_${file})
+  file(CONFIGURE OUTPUT ${DSA_PLANTED_DIR}/${file} CONTENT "${text}" @ONLY)
+  list(APPEND planted_sources ${DSA_PLANTED_DIR}/${file})
+endforeach()
+
+# The sources without bugs come from the libraries; those with bugs are linked first and win.
+add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp sim_config.cpp simulator.cpp
+               ${planted_sources})
+target_link_libraries(engine_sim_planted PRIVATE dsa::engine fmt::fmt OpenSSL::Crypto dsa_warnings)
