@@ -12,6 +12,8 @@ using AddCommand = void (*)(CLI::App&, int&);
 
 // In the order that --help shows.
 constexpr std::array kCommands = {
+    AddCommand{dsa::AddGenerateCommand},
+    AddCommand{dsa::AddLogitsCommand},
     AddCommand{dsa::AddVersionCommand},
 };
 

@@ -75,6 +75,7 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
   auto arguments = std::make_shared<GenerateArguments>();
   AddOfflineOptions(*command, arguments->offline);
   command->add_option("--max-tokens", arguments->max_tokens, "Tokens to generate at most")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31))
       ->capture_default_str();
   command->add_option("--min-tokens", arguments->min_tokens, "Tokens before an end id may come")
       ->capture_default_str();

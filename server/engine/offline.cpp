@@ -156,9 +156,9 @@ Result<OfflineResult> RunOffline(Backend& backend, const LoadedModel& model,
   request.id = engine.NextRequestId();
   DSA_RETURN_IF_ERROR(engine.Submit(std::move(request), sink));
   while (!sink->finished()) {
-    const EngineLoop::Progress progress = engine.RunOnce();
+    const EngineProgress progress = engine.RunOnce();
     const std::int64_t delivered = engine.PumpOnce();
-    DSA_CHECK(progress == EngineLoop::Progress::kStepped || delivered > 0,
+    DSA_CHECK(progress == EngineProgress::kStepped || delivered > 0,
               "RunOffline: the engine stands still");
   }
   DSA_ASSIGN_OR_RETURN(OfflineResult result, sink->Take());
