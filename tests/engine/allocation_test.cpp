@@ -1,0 +1,95 @@
+// Counts operator new on this thread.  A binary of its own: it replaces the global operators.
+#include "server/engine/engine_loop.h"
+#include "tests/engine/testing.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+namespace {
+
+thread_local std::int64_t allocations = 0;
+
+void* Allocate(std::size_t bytes) {
+  ++allocations;
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) {
+    std::abort();
+  }
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  return Allocate(bytes);
+}
+void* operator new[](std::size_t bytes) {
+  return Allocate(bytes);
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t /*bytes*/) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, std::size_t /*bytes*/) noexcept {
+  std::free(memory);
+}
+
+namespace dsa {
+namespace {
+
+constexpr int kWarmUpSteps = 20;
+constexpr int kSteps = 1000;
+
+TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  const testing::LetterDecoderFactory decoders;
+  EngineConfig config = testing::SmallEngine();
+  config.scheduler.context_tokens_max = 4096;
+  config.blocks = 4096;
+  config.end_ids.clear();
+  EngineLoop engine(config, {.executor = executor, .clock = clock, .decoders = &decoders});
+  std::vector<std::shared_ptr<testing::RecordingSink>> sinks;
+  for (int i = 0; i < 8; ++i) {
+    auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
+    request.stop.stop_strings = {"zzzz", "never this text", "abcdx"};
+    request.sampling.top_logprobs = i;
+    sinks.push_back(std::make_shared<testing::RecordingSink>());
+    REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
+  }
+  for (int step = 0; step < kWarmUpSteps; ++step) {
+    engine.RunOnce();
+    engine.PumpOnce();
+  }
+  std::int64_t counted = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    const std::int64_t before = allocations;
+    engine.RunOnce();
+    counted += allocations - before;
+    engine.PumpOnce();  // another thread's work in a server
+  }
+  CHECK(counted == 0);
+  CHECK(engine.Load().running == 8);
+  CHECK(sinks[0]->ids().size() > kSteps);
+}
+
+TEST_CASE("The counter counts", "[engine][allocation]") {
+  const std::int64_t before = allocations;
+  const auto number = std::make_unique<int>(1);
+  CHECK(allocations - before >= *number);
+}
+
+}  // namespace
+}  // namespace dsa

@@ -1,0 +1,296 @@
+#include "server/engine/engine_loop.h"
+
+#include "cache/block_pool.h"
+#include "scheduler/scheduler.h"
+#include "tests/engine/testing.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+using testing::MakeRequest;
+using testing::RecordingSink;
+
+// An engine whose steps the test makes itself.
+struct Rig {
+  explicit Rig(const EngineConfig& config)
+      : engine(config, {.executor = executor, .clock = clock, .decoders = &decoders}) {}
+
+  std::shared_ptr<RecordingSink> Submit(Request request) {
+    auto sink = std::make_shared<RecordingSink>();
+    const Status status = engine.Submit(std::move(request), sink);
+    INFO((status.ok() ? "" : status.error().message));
+    REQUIRE(status.ok());
+    return sink;
+  }
+  void Run(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      engine.RunOnce();
+      clock.now_us += 10;
+    }
+    engine.PumpOnce();
+  }
+
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  testing::LetterDecoderFactory decoders;
+  EngineLoop engine;
+};
+
+TEST_CASE("A request gets its tokens, its text, one end and its usage", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  rig.executor.on_execute = [&](const ForwardBatch&) { rig.clock.now_us += 100; };
+  auto request = MakeRequest("a", 5, 3);
+  const auto sink = rig.Submit(request);
+  rig.clock.now_us += 7;
+  rig.Run(4);
+  CHECK(sink->ids() == std::vector<std::int32_t>{5, 6, 7});
+  CHECK(sink->text() == "fgh");
+  CHECK(sink->finish() == FinishReason::kLength);
+  CHECK(sink->ends() == 1);
+  const Usage usage = sink->usage();
+  CHECK(usage.prompt_tokens == 5);
+  CHECK(usage.completion_tokens == 3);
+  CHECK(usage.queue_us == 7);
+  CHECK(usage.prefill_us == 100);
+  CHECK(usage.decode_us == 220);
+  CHECK(rig.engine.pool().referenced_blocks() == 0);
+}
+
+TEST_CASE("The end id ends a reply, is counted, and has no text", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  auto request = MakeRequest("a", 48, 9);
+  SECTION("it stops") {
+    const auto sink = rig.Submit(request);
+    rig.Run(4);
+    CHECK(sink->ids() == std::vector<std::int32_t>{48, 49});
+    CHECK(sink->text() == "w");
+    CHECK(sink->finish() == FinishReason::kStop);
+    CHECK(sink->usage().completion_tokens == 2);
+  }
+  SECTION("unless it is ignored") {
+    request.stop.ignore_end = true;
+    const auto sink = rig.Submit(request);
+    rig.Run(10);
+    CHECK(sink->ids().size() == 9);
+    CHECK(sink->text() == "wabcdefg");
+    CHECK(sink->finish() == FinishReason::kLength);
+  }
+}
+
+TEST_CASE("Blocks of a cancelled request are free within one step", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  const auto sink = rig.Submit(MakeRequest("a", 20, 50));
+  rig.Run(3);
+  CHECK(rig.engine.pool().referenced_blocks() == 3);
+  sink->Cancel();
+  rig.Run(1);
+  CHECK(rig.engine.pool().referenced_blocks() == 0);
+  CHECK(sink->finish() == FinishReason::kCancelled);
+  CHECK(sink->ids().size() == 3);
+}
+
+TEST_CASE("A deadline that passes in the queue costs no computation", "[engine]") {
+  EngineConfig config = testing::SmallEngine();
+  config.scheduler.sequences_max = 1;
+  Rig rig(config);
+  rig.Submit(MakeRequest("busy", 5, 100));
+  auto request = MakeRequest("late", 5, 5);
+  request.stop.deadline_us = rig.clock.now_us + 25;
+  const auto sink = rig.Submit(request);
+  const std::int64_t before = rig.engine.Load().tokens_computed;
+  rig.Run(6);
+  CHECK(sink->finish() == FinishReason::kDeadline);
+  CHECK(sink->error()->code == ErrorCode::kDeadlineExceeded);
+  CHECK(sink->error()->message == "deadline expired in queue");
+  CHECK(rig.engine.Load().tokens_computed - before == 5 + 5);
+}
+
+TEST_CASE("A deadline while decoding keeps what was sent", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  auto request = MakeRequest("late", 5, 50);
+  request.stop.deadline_us = rig.clock.now_us + 35;
+  const auto sink = rig.Submit(request);
+  rig.Run(10);
+  CHECK(sink->ids().size() == 4);
+  CHECK(sink->error()->message == "deadline expired");
+  CHECK(sink->usage().completion_tokens == 4);
+}
+
+TEST_CASE("A hopeless deadline is refused at the door", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  rig.executor.on_execute = [&](const ForwardBatch&) { rig.clock.now_us += 500; };
+  rig.Submit(MakeRequest("a", 5, 1));
+  rig.Run(1);
+  const auto submit = [&](MonotonicUs left_us) {
+    auto request = MakeRequest("b", 5, 1);
+    request.stop.deadline_us = rig.clock.now_us + left_us;
+    return rig.engine.Submit(request, std::make_shared<RecordingSink>());
+  };
+  CHECK(submit(0).error().message == "deadline has already passed");
+  CHECK(submit(499).error().message == "deadline in 499 us is shorter than the last step, 500 us");
+  CHECK(submit(499).error().code == ErrorCode::kDeadlineExceeded);
+  CHECK(submit(500).ok());
+}
+
+TEST_CASE("A full queue refuses exactly what it cannot hold", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  int accepted = 0;
+  for (int i = 0; i < 100; ++i) {
+    const Status status = rig.engine.Submit(MakeRequest("r" + std::to_string(i), 5, 4),
+                                            std::make_shared<RecordingSink>());
+    accepted += status.ok() ? 1 : 0;
+    if (!status.ok()) {
+      CHECK(status.error().code == ErrorCode::kResourceExhausted);
+      CHECK(status.error().message == "queue full: 16 requests are waiting, limit 16");
+    }
+  }
+  CHECK(accepted == 16);
+  rig.Run(30);
+  CHECK(rig.engine.Load().waiting == 0);
+  CHECK(rig.engine.Load().requests_finished == 16);
+}
+
+TEST_CASE("A live id is refused, and free again once its end was heard", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  rig.Submit(MakeRequest("same", 5, 2));
+  const Status status =
+      rig.engine.Submit(MakeRequest("same", 5, 2), std::make_shared<RecordingSink>());
+  CHECK(status.error().code == ErrorCode::kAlreadyExists);
+  CHECK(status.error().message == "request_id same is live");
+  rig.Run(3);
+  rig.Submit(MakeRequest("same", 5, 2));
+  CHECK(rig.engine.Load().waiting == 1);
+}
+
+TEST_CASE("Abort ends the request of that id alone", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  const auto a = rig.Submit(MakeRequest("a", 5, 9));
+  const auto b = rig.Submit(MakeRequest("b", 6, 9));
+  CHECK_FALSE(rig.engine.Abort("c"));
+  CHECK(rig.engine.Abort("a"));
+  rig.Run(20);
+  CHECK(a->finish() == FinishReason::kAborted);
+  CHECK(b->finish() == FinishReason::kLength);
+  CHECK_FALSE(rig.engine.Abort("a"));
+}
+
+TEST_CASE("A faulty row fails its request alone and leaves nothing in the cache", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  const auto good = rig.Submit(MakeRequest("good", 17, 3));
+  auto request = MakeRequest("bad", 17, 3);
+  request.cache_salt = "other";
+  const auto bad = rig.Submit(request);
+  rig.executor.faulty_row = 33;  // the last of the second request's prompt, whose rows come last
+  rig.executor.on_execute = [&](const ForwardBatch& batch) {
+    rig.executor.faulty_row = batch.token_ids.size() == 34 ? 33 : -1;
+  };
+  rig.Run(5);
+  CHECK(good->finish() == FinishReason::kLength);
+  CHECK(good->ids().size() == 3);
+  CHECK(bad->finish() == FinishReason::kError);
+  CHECK(bad->error()->code == ErrorCode::kInternal);
+  CHECK(bad->error()->message == "non-finite index scores");
+  CHECK(rig.engine.pool().cached_blocks() == 2);
+}
+
+TEST_CASE("Draining refuses new requests and lets live ones end", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  const auto sink = rig.Submit(MakeRequest("a", 5, 3));
+  rig.engine.BeginDrain();
+  const Status status =
+      rig.engine.Submit(MakeRequest("b", 5, 3), std::make_shared<RecordingSink>());
+  CHECK(status.error().code == ErrorCode::kUnavailable);
+  CHECK(status.error().message == "draining");
+  rig.Run(3);
+  CHECK(sink->finish() == FinishReason::kLength);
+  CHECK(rig.engine.Load().draining);
+}
+
+TEST_CASE("What is live when the engine goes is told so", "[engine]") {
+  std::shared_ptr<RecordingSink> running;
+  std::shared_ptr<RecordingSink> queued;
+  {
+    Rig rig(testing::SmallEngine());
+    running = rig.Submit(MakeRequest("a", 5, 30));
+    rig.Run(2);
+    queued = rig.Submit(MakeRequest("b", 5, 30));
+  }
+  CHECK(running->finish() == FinishReason::kAborted);
+  CHECK(running->ids().size() == 2);
+  CHECK(queued->finish() == FinishReason::kAborted);
+  CHECK(running->ends() + queued->ends() == 2);
+}
+
+TEST_CASE("A pump that lags blocks the engine and loses nothing", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  auto request = MakeRequest("a", 5, 200);
+  request.stop.ignore_end = true;
+  const auto sink = rig.Submit(request);
+  int blocked = 0;
+  while (!sink->finish().has_value()) {
+    if (rig.engine.RunOnce() == EngineProgress::kBlocked) {
+      ++blocked;
+      rig.engine.PumpOnce();
+    }
+    if (rig.engine.Load().requests_finished == 1) {
+      rig.engine.PumpOnce();
+    }
+  }
+  CHECK(blocked > 0);
+  CHECK(sink->ids().size() == 200);
+}
+
+TEST_CASE("Stop strings need a tokenizer", "[engine]") {
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  EngineLoop engine(testing::SmallEngine(),
+                    {.executor = executor, .clock = clock, .decoders = nullptr});
+  auto request = MakeRequest("a", 5, 3);
+  request.stop.stop_strings = {"x"};
+  const auto sink = std::make_shared<RecordingSink>();
+  CHECK(engine.Submit(request, sink).error().message ==
+        "stop has strings, but this server has no tokenizer to match them with");
+  request.stop.stop_strings.clear();
+  REQUIRE(engine.Submit(request, sink).ok());
+  for (int i = 0; i < 3; ++i) {
+    engine.RunOnce();
+  }
+  engine.PumpOnce();
+  CHECK(sink->text().empty());
+  CHECK(sink->ids().size() == 3);
+}
+
+TEST_CASE("Bad requests are refused by name before they take anything", "[engine]") {
+  Rig rig(testing::SmallEngine());
+  const auto refuse = [&](const Request& request) {
+    const Status status = rig.engine.Submit(request, std::make_shared<RecordingSink>());
+    REQUIRE_FALSE(status.ok());
+    CHECK(status.error().code == ErrorCode::kInvalidArgument);
+    CHECK(rig.engine.Load().waiting == 0);
+    return status.error().message;
+  };
+  auto request = MakeRequest("a", 5, 3);
+  request.prompt[2] = TokenId{50};
+  CHECK(refuse(request) == "prompt[2] is 50, allowed is 0 to 49");
+  CHECK(refuse(MakeRequest("a", 0, 3)) == "prompt has 0 tokens, it must have at least 1");
+  CHECK(refuse(MakeRequest("a", 256, 1)) == "prompt has 256 tokens, limit 255");
+}
+
+TEST_CASE("An engine configuration out of range is refused by name", "[engine]") {
+  EngineConfig config = testing::SmallEngine();
+  CHECK(Validate(config).ok());
+  config.blocks = 0;
+  CHECK(Validate(config).error().message == "engine.blocks is 0, allowed is 1 to 1073741824");
+  config = testing::SmallEngine();
+  config.end_ids = {TokenId{50}};
+  CHECK(Validate(config).error().message == "engine.end_ids is 50, allowed is 0 to 49");
+}
+
+}  // namespace
+}  // namespace dsa
