@@ -12,6 +12,17 @@ namespace {
 
 using nlohmann::json_sax;
 
+// What a file says may hold anything; a message is one line of bounded length.
+std::string OneLine(std::string_view text) {
+  constexpr std::size_t kBytesMax = 300;
+  std::string line(text.substr(0, kBytesMax));
+  for (char& letter : line) {
+    const auto code = static_cast<unsigned char>(letter);
+    letter = code < 0x20 || code >= 0x7F ? '?' : letter;
+  }
+  return text.size() > kBytesMax ? line + "..." : line;
+}
+
 // Builds the document and refuses what nlohmann's own parser lets pass: duplicate keys and deep
 // nesting.
 class StrictBuilder final : public json_sax<Json> {
@@ -36,7 +47,7 @@ class StrictBuilder final : public json_sax<Json> {
 
   bool key(string_t& value) override {
     if (!keys_.back().insert(value).second) {
-      return Fail(fmt::format("duplicate key \"{}\"", value));
+      return Fail(fmt::format("duplicate key \"{}\"", OneLine(value)));
     }
     key_ = std::move(value);
     return true;
@@ -45,7 +56,7 @@ class StrictBuilder final : public json_sax<Json> {
   bool parse_error(std::size_t position, const std::string& /*token*/,
                    const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
-      problem = fmt::format("byte {}: {}", position, error.what());
+      problem = fmt::format("byte {}: {}", position, OneLine(error.what()));
     }
     return false;
   }
@@ -105,6 +116,10 @@ std::string Join(const std::string& path, std::string_view key) {
 }  // namespace
 
 Result<Json> ParseJson(std::string_view text, std::string_view source, int depth_max) {
+  // The library takes a NUL as the end and skips a byte-order mark; neither is JSON.
+  if (text.find('\0') != std::string_view::npos || text.starts_with("\xEF\xBB\xBF")) {
+    return InvalidArgument(fmt::format("{}: not valid JSON: NUL or byte-order mark", source));
+  }
   StrictBuilder builder(depth_max);
   if (!Json::sax_parse(text.begin(), text.end(), &builder) || !builder.problem.empty()) {
     return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, builder.problem));
@@ -195,7 +210,8 @@ Result<std::string> JsonObject::ReadChoice(std::string_view key,
       return value;
     }
   }
-  return MakeError(key, fmt::format("\"{}\" is not one of {}", value, fmt::join(allowed, ", ")));
+  return MakeError(
+      key, fmt::format("{} is not one of {}", Brief(Json(value)), fmt::join(allowed, ", ")));
 }
 
 Result<JsonObject> JsonObject::ReadObject(std::string_view key) {
@@ -228,7 +244,7 @@ std::vector<std::string> JsonObject::UnreadKeys() const {
 Status JsonObject::CheckAllRead() const {
   const std::vector<std::string> unread = UnreadKeys();
   if (!unread.empty()) {
-    return MakeError(unread.front(), "unknown key");
+    return MakeError(OneLine(unread.front()), "unknown key");
   }
   return {};
 }

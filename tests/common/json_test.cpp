@@ -15,6 +15,22 @@ TEST_CASE("JSON with duplicates, depth, trailing text or bad UTF-8 is refused", 
   CHECK_FALSE(ParseJson("", "f").ok());
   CHECK_FALSE(ParseJson("{\"a\": \"\xff\"}", "f").ok());
   CHECK_FALSE(ParseJson("// c\n{}", "f").ok());
+  CHECK_FALSE(ParseJson(std::string_view("{}\0x", 4), "f").ok());
+  CHECK_FALSE(ParseJson("\xEF\xBB\xBF{}", "f").ok());
+}
+
+TEST_CASE("a message is one short line, whatever the document holds", "[common][json]") {
+  const std::string longest = R"({"a": ")" + std::string(100'000, 'x') + "\n";
+  for (const std::string& text : {std::string(R"({"a\nb": 1, "a\nb": 2})"), longest}) {
+    const auto parsed = ParseJson(text, "f");
+    REQUIRE_FALSE(parsed.ok());
+    CHECK(parsed.error().message.size() < 500);
+    CHECK(parsed.error().message.find('\n') == std::string::npos);
+  }
+  const Json document = ParseJson(R"({"x\ny": 1, "s": "a\nb"})", "f").value();
+  JsonObject object = JsonObject::From(document, "f", "").value();
+  CHECK(object.ReadChoice("s", {"a"}).error().message == R"(f: s: "a\nb" is not one of a)");
+  CHECK(object.CheckAllRead().error().message == "f: x?y: unknown key");
 }
 
 TEST_CASE("values out of range name file, path, value and range", "[common][json]") {
