@@ -36,7 +36,7 @@ class TensorCheck final {
       for (const StoredTensor& stored : file.tensors()) {
         if (!expected_.contains(stored.name) && !Tolerated(stored)) {
           return InvalidArgument(fmt::format("{}: tensor {}: not a tensor of this {} configuration",
-                                             file.file().path(), stored.name,
+                                             file.file().path(), QuotedName(stored.name),
                                              ToString(config_.architecture)));
         }
       }

@@ -34,6 +34,7 @@ class Checkpoint final {
 
   const std::string& folder() const { return folder_; }
   const ModelConfig& config() const { return config_; }
+  const std::vector<SafetensorsFile>& files() const { return files_; }
   std::int64_t shards() const { return static_cast<std::int64_t>(files_.size()); }
   std::int64_t tensors() const { return static_cast<std::int64_t>(by_name_.size()); }
 

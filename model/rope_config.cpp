@@ -93,7 +93,7 @@ Result<const Json*> FindParameters(JsonObject& json) {
 // "rope_theta", at the top, among the parameters, or in both with one value.
 Result<double> ReadTheta(JsonObject& json, std::optional<JsonObject>& parameters) {
   constexpr double kMinimum = 2.0;
-  constexpr double kMaximum = 1e12;
+  constexpr double kMaximum = 1e9;
   const bool inside = parameters && parameters->Has("rope_theta");
   if (!inside) {
     return json.ReadDouble("rope_theta", kMinimum, kMaximum);

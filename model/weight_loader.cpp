@@ -2,16 +2,14 @@
 
 #include "common/check.h"
 #include "common/log.h"
+#include "model/scale_check.h"
 #include "model/tensor_stream.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <span>
 #include <unordered_map>
 #include <utility>
-
-#include <fmt/core.h>
 
 namespace dsa {
 namespace {
@@ -231,18 +229,8 @@ void Loader::Queue(const TensorSpec& spec, std::byte* values, std::byte* scales)
 }
 
 Status Loader::CheckScales(const CheckpointTensor& tensor, std::span<const std::byte> bytes) {
-  const auto* scales = reinterpret_cast<const float*>(bytes.data());
-  for (std::size_t i = 0; i < bytes.size() / sizeof(float); ++i) {
-    if (!std::isfinite(scales[i]) || scales[i] <= 0.0F) {
-      return InvalidArgument(fmt::format("{}: tensor {}: scale {} is {}, not finite and positive",
-                                         tensor.shard->file().path(), tensor.stored->name, i,
-                                         scales[i]));
-    }
-    int exponent = 0;
-    if (std::frexp(scales[i], &exponent) != 0.5F) {
-      ++odd_scales_;
-    }
-  }
+  DSA_ASSIGN_OR_RETURN(const std::int64_t odd, CountOddScales(tensor, bytes));
+  odd_scales_ += odd;
   return {};
 }
 

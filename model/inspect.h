@@ -1,0 +1,15 @@
+// The report of `dsa inspect`: what a checkpoint is, what it costs and what is wrong with it.
+#pragma once
+
+#include "common/status.h"
+
+#include <string>
+
+namespace dsa {
+
+// Text of several lines, ending in a newline.  Reads headers and scales, not the weights; needs no
+// tokenizer.  The error of a broken checkpoint is one line, as LoadWeights and Checkpoint::Open
+// give it.
+Result<std::string> InspectCheckpoint(const std::string& folder);
+
+}  // namespace dsa

@@ -1,0 +1,346 @@
+// What is in device memory equals what the files hold: kept, converted, de-quantized and stacked as
+// weights.h says.
+#include "model/weight_loader.h"
+
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/model/checkpoint_files.h"
+
+#include <cmath>
+#include <map>
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+using testing::MustWrite;
+using testing::ReadShard;
+using testing::ShardContents;
+using testing::SmallOptions;
+using testing::TemporaryFolder;
+
+// All tensors of a folder, read independently.
+struct Stored {
+  std::string type;
+  std::vector<std::int64_t> shape;
+  std::string bytes;
+
+  float At(std::size_t index) const {
+    if (type == "F32") {
+      float value = 0;
+      std::memcpy(&value, bytes.data() + 4 * index, 4);
+      return value;
+    }
+    if (type == "BF16") {
+      Bf16 value{};
+      std::memcpy(&value, bytes.data() + 2 * index, 2);
+      return ToFloat(value);
+    }
+    return ToFloat(Fp8E4m3{static_cast<std::uint8_t>(bytes[index])});
+  }
+};
+std::map<std::string, Stored> ReadAll(const TemporaryFolder& folder) {
+  std::map<std::string, Stored> tensors;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    if (entry.path().extension() != ".safetensors") {
+      continue;
+    }
+    const ShardContents shard = ReadShard(entry.path().string());
+    for (const auto& [name, info] : shard.header.items()) {
+      if (name != "__metadata__") {
+        tensors[name] = {
+            .type = info["dtype"], .shape = info["shape"], .bytes = shard.Tensor(name)};
+      }
+    }
+  }
+  return tensors;
+}
+
+bool Same(const void* memory, const std::string& bytes) {
+  return std::memcmp(memory, bytes.data(), bytes.size()) == 0;
+}
+
+bool Same(const LinearWeight& loaded, const std::map<std::string, Stored>& stored,
+          const std::string& name) {
+  const Stored& expected = stored.at(name);
+  if (loaded.weight.rows != expected.shape[0] || loaded.weight.cols != expected.shape[1] ||
+      loaded.weight.row_stride != expected.shape[1] || !Same(loaded.weight.data, expected.bytes)) {
+    return false;
+  }
+  if (!loaded.quantized()) {
+    return loaded.scales.data == nullptr;
+  }
+  const Stored& scales = stored.at(name + "_scale_inv");
+  return loaded.scales.rows == scales.shape[0] && loaded.scales.cols == scales.shape[1] &&
+         loaded.scales.row_stride == scales.shape[1] && Same(loaded.scales.data, scales.bytes);
+}
+
+bool Same(const Vector<const float>& loaded, const Stored& expected) {
+  bool same = loaded.size == expected.shape[0];
+  for (std::int64_t i = 0; same && i < loaded.size; ++i) {
+    same = loaded.data[i] == expected.At(static_cast<std::size_t>(i));
+  }
+  return same;
+}
+
+// One expert of a stack.
+bool Same(const StackedWeight& stack, std::int64_t expert,
+          const std::map<std::string, Stored>& stored, const std::string& name) {
+  const Stored& expected = stored.at(name);
+  const auto* values =
+      static_cast<const char*>(stack.data) + expert * stack.rows * stack.cols * SizeOf(stack.type);
+  bool same = stack.rows == expected.shape[0] && stack.cols == expected.shape[1] &&
+              Same(values, expected.bytes);
+  if (stack.scales != nullptr) {
+    const Stored& scales = stored.at(name + "_scale_inv");
+    same = same && Same(stack.scales + expert * scales.shape[0] * scales.shape[1], scales.bytes);
+  }
+  return same;
+}
+
+// The element [head, row, col] of w_uk or w_uv.
+float At(const ConstAnyTensor3& tensor, std::int64_t head, std::int64_t row, std::int64_t col) {
+  const std::int64_t index = head * tensor.row_stride + row * tensor.head_stride + col;
+  return tensor.type == DataType::kF32 ? static_cast<const float*>(tensor.data)[index]
+                                       : ToFloat(static_cast<const Bf16*>(tensor.data)[index]);
+}
+
+DeviceWeights MustLoad(const Checkpoint& checkpoint, Backend& backend) {
+  NoProgress progress;
+  auto loaded = LoadWeights(checkpoint, backend, progress);
+  INFO((loaded.ok() ? "" : loaded.error().message));
+  REQUIRE(loaded.ok());
+  return std::move(loaded).value();
+}
+
+void CheckMlp(const MlpWeights& mlp, const std::map<std::string, Stored>& stored,
+              const std::string& prefix) {
+  CHECK(Same(mlp.gate, stored, prefix + "gate_proj.weight"));
+  CHECK(Same(mlp.up, stored, prefix + "up_proj.weight"));
+  CHECK(Same(mlp.down, stored, prefix + "down_proj.weight"));
+}
+
+void CheckMoe(const MoeWeights& moe, const ModelConfig& config,
+              const std::map<std::string, Stored>& stored, const std::string& prefix) {
+  CHECK(Same(moe.gate.data, stored.at(prefix + "gate.weight").bytes));
+  CHECK(Same(moe.gate_bias, stored.at(prefix + "gate.e_score_correction_bias")));
+  CHECK(moe.expert_gate.experts == config.experts);
+  for (std::int64_t expert = 0; expert < config.experts; ++expert) {
+    const std::string name = prefix + "experts." + std::to_string(expert) + ".";
+    CHECK(Same(moe.expert_gate, expert, stored, name + "gate_proj.weight"));
+    CHECK(Same(moe.expert_up, expert, stored, name + "up_proj.weight"));
+    CHECK(Same(moe.expert_down, expert, stored, name + "down_proj.weight"));
+  }
+  REQUIRE(moe.shared.has_value() == (config.shared_width > 0));
+  if (moe.shared) {
+    CheckMlp(*moe.shared, stored, prefix + "shared_experts.");
+  }
+}
+
+// w_uk and w_uv against kv_b [H * (N + V), 512], de-quantized here.
+void CheckLatent(const AttentionWeights& weights, const ModelConfig& config,
+                 const std::map<std::string, Stored>& stored, const std::string& name) {
+  const Stored& kv_b = stored.at(name);
+  REQUIRE(weights.w_uk.rows == config.heads);
+  REQUIRE(weights.w_uk.heads == config.nope);
+  REQUIRE(weights.w_uv.heads == config.value);
+  REQUIRE(weights.w_uk.type == config.activation_type);
+  std::int64_t wrong = 0;
+  for (std::int64_t row = 0; row < kv_b.shape[0]; ++row) {
+    for (std::int64_t col = 0; col < 512; ++col) {
+      double expected = kv_b.At(static_cast<std::size_t>(row * 512 + col));
+      if (kv_b.type == "F8_E4M3") {
+        expected *=
+            stored.at(name + "_scale_inv").At(static_cast<std::size_t>(row / 128 * 4 + col / 128));
+      }
+      if (config.activation_type == DataType::kBf16) {
+        expected = ToFloat(ToBf16(static_cast<float>(expected)));
+      }
+      const std::int64_t head = row / (config.nope + config.value);
+      const std::int64_t within = row % (config.nope + config.value);
+      const float actual = within < config.nope ? At(weights.w_uk, head, within, col)
+                                                : At(weights.w_uv, head, within - config.nope, col);
+      wrong += actual != static_cast<float>(expected) ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+void CheckLayer(const LayerWeights& layer, const ModelConfig& config,
+                const std::map<std::string, Stored>& stored, const std::string& prefix) {
+  CHECK(Same(layer.attention_norm, stored.at(prefix + "input_layernorm.weight")));
+  CHECK(Same(layer.ffn_norm, stored.at(prefix + "post_attention_layernorm.weight")));
+  const std::string attention = prefix + "self_attn.";
+  if (config.q_latent > 0) {
+    CHECK(Same(layer.attention.q_a, stored, attention + "q_a_proj.weight"));
+    CHECK(Same(layer.attention.q_a_norm, stored.at(attention + "q_a_layernorm.weight")));
+    CHECK(Same(layer.attention.q_b, stored, attention + "q_b_proj.weight"));
+  } else {
+    CHECK(layer.attention.q_a.weight.data == nullptr);
+    CHECK(Same(layer.attention.q_b, stored, attention + "q_proj.weight"));
+  }
+  CHECK(Same(layer.attention.kv_a, stored, attention + "kv_a_proj_with_mqa.weight"));
+  CHECK(Same(layer.attention.kv_a_norm, stored.at(attention + "kv_a_layernorm.weight")));
+  CHECK(Same(layer.attention.o, stored, attention + "o_proj.weight"));
+  CheckLatent(layer.attention, config, stored, attention + "kv_b_proj.weight");
+  REQUIRE(layer.indexer.has_value() == config.has_indexer());
+  if (layer.indexer) {
+    const std::string indexer = attention + "indexer.";
+    CHECK(Same(layer.indexer->wq_b, stored, indexer + "wq_b.weight"));
+    CHECK(Same(layer.indexer->wk, stored, indexer + "wk.weight"));
+    CHECK(Same(layer.indexer->k_norm_weight, stored.at(indexer + "k_norm.weight")));
+    CHECK(Same(layer.indexer->k_norm_bias, stored.at(indexer + "k_norm.bias")));
+    CHECK(Same(layer.indexer->weights_proj.data, stored.at(indexer + "weights_proj.weight").bytes));
+  }
+  CHECK(layer.dense.has_value() != layer.moe.has_value());
+  if (layer.dense) {
+    CheckMlp(*layer.dense, stored, prefix + "mlp.");
+  } else {
+    CheckMoe(*layer.moe, config, stored, prefix + "mlp.");
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Every loaded value equals the file's", "[model][weights]") {
+  const auto type = GENERATE(CheckpointType::kFp8, CheckpointType::kBf16, CheckpointType::kF32);
+  const auto architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kDeepseekV3, Architecture::kGlmMoeDsa);
+  RandomCheckpointOptions options = SmallOptions();
+  options.type = type;
+  options.architecture = architecture;
+  options.scale_format =
+      architecture == Architecture::kDeepseekV3 ? ScaleFormat::kPlain : ScaleFormat::kPowerOfTwo;
+  options.shards = 3;  // scales stand in another shard than their weights
+  options.mtp_layers = 1;
+  options.shared_experts = architecture == Architecture::kGlmMoeDsa ? 2 : 1;
+  if (architecture == Architecture::kGlmMoeDsa) {
+    options.nope = 192;
+    options.value = 256;
+  }
+  options.q_latent = architecture == Architecture::kDeepseekV3 ? 0 : 48;
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  const auto stored = ReadAll(folder);
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(checkpoint, backend);
+  const ModelWeights& weights = device.weights;
+  CHECK(weights.embedding.rows == options.vocabulary);
+  CHECK(Same(weights.embedding.data, stored.at("model.embed_tokens.weight").bytes));
+  CHECK(Same(weights.head.data, stored.at("lm_head.weight").bytes));
+  CHECK(Same(weights.final_norm, stored.at("model.norm.weight")));
+  REQUIRE(weights.layers.size() == 2);  // the MTP layer is left aside
+  CHECK(weights.layers[0].dense.has_value());
+  CHECK(weights.layers[1].moe.has_value());
+  for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
+    CheckLayer(weights.layers[layer], checkpoint.config(), stored,
+               "model.layers." + std::to_string(layer) + ".");
+  }
+}
+
+TEST_CASE("Tied embeddings are one tensor", "[model][weights]") {
+  RandomCheckpointOptions options = SmallOptions();
+  options.tied_embeddings = true;
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(checkpoint, backend);
+  CHECK(device.weights.head.data == device.weights.embedding.data);
+  CHECK(device.weights.head.rows == options.vocabulary);
+}
+
+TEST_CASE("The memory of the weights is known before they are loaded", "[model][weights]") {
+  const TemporaryFolder folder;
+  MustWrite(SmallOptions(), folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(checkpoint, backend);
+  std::size_t bytes = 0;
+  for (const DeviceBuffer& buffer : device.buffers) {
+    bytes += buffer.bytes();
+  }
+  CHECK(bytes == static_cast<std::size_t>(WeightBytes(checkpoint)));
+}
+
+namespace {
+
+// Collects the calls, and does something in the middle of the loading.
+class Recorder final : public LoadProgress {
+ public:
+  void OnBytes(std::int64_t bytes, std::int64_t bytes_total) override {
+    CHECK(bytes > done);
+    CHECK(bytes <= bytes_total);
+    done = bytes;
+    total = bytes_total;
+    if (on_first) {
+      std::exchange(on_first, nullptr)();
+    }
+  }
+  std::int64_t done = 0;
+  std::int64_t total = 0;
+  std::function<void()> on_first;
+};
+
+}  // namespace
+
+TEST_CASE("Progress grows to the total", "[model][weights]") {
+  const TemporaryFolder folder;
+  MustWrite(SmallOptions(), folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  Recorder recorder;
+  REQUIRE(LoadWeights(checkpoint, backend, recorder).ok());
+  CHECK(recorder.done > 0);
+  CHECK(recorder.done == recorder.total);
+}
+
+TEST_CASE("A file that changes while it is loaded is noticed", "[model][weights]") {
+  const TemporaryFolder folder;
+  MustWrite(SmallOptions(), folder.path());
+  const std::string path = folder / "model-00002-of-00002.safetensors";
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  Recorder recorder;
+  const bool shrinks = GENERATE(false, true);
+  recorder.on_first = [&] {
+    if (shrinks) {
+      std::filesystem::resize_file(path, 100);
+    } else {
+      std::ofstream(path, std::ios::app) << "x";
+    }
+  };
+  const auto loaded = LoadWeights(checkpoint, backend, recorder);
+  REQUIRE_FALSE(loaded.ok());
+  CHECK(loaded.error().message.find(path) == 0);
+  CHECK(testing::IsOneLine(loaded.error().message));
+}
+
+TEST_CASE("A scale that is not finite and positive is refused", "[model][weights]") {
+  const float bad = GENERATE(std::nanf(""), INFINITY, -INFINITY, 0.0F, -0.0F, -1.0F);
+  const std::string name =
+      GENERATE(as<std::string>(), "model.layers.1.self_attn.o_proj.weight_scale_inv",
+               "model.layers.0.self_attn.kv_b_proj.weight_scale_inv",
+               "model.layers.1.mlp.experts.3.down_proj.weight_scale_inv");
+  const TemporaryFolder folder;
+  RandomCheckpointOptions options = SmallOptions();
+  options.shards = 1;
+  MustWrite(options, folder.path());
+  const std::string path = folder / "model-00001-of-00001.safetensors";
+  ShardContents shard = ReadShard(path);
+  const std::size_t end = shard.header[name]["data_offsets"][1];
+  std::memcpy(shard.data.data() + end - 4, &bad, 4);  // the tensor's last scale
+  testing::WriteShard(path, shard);
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  NoProgress progress;
+  const auto loaded = LoadWeights(checkpoint, backend, progress);
+  REQUIRE_FALSE(loaded.ok());
+  INFO(loaded.error().message);
+  CHECK(loaded.error().code == ErrorCode::kInvalidArgument);
+  CHECK(loaded.error().message.find(path + ": tensor " + name) == 0);
+  CHECK(loaded.error().message.find("not finite and positive") != std::string::npos);
+}
+
+}  // namespace dsa
