@@ -27,6 +27,18 @@ machine() {
   uname -srm
 }
 
+sanitized() {  # TOOL [OPTION...] [CASES]
+  local tool=$1
+  shift
+  local options=()
+  while [[ ${1:-} == --* ]]; do
+    options+=("$1" "$2")
+    shift 2
+  done
+  echo "== compute-sanitizer $tool ${options[*]} $*"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 "${options[@]}" ./kernels_cuda_tests "$@"
+}
+
 run() {
   local sanitize=0
   if [[ ${1:-} == --sanitize ]]; then
@@ -45,11 +57,12 @@ run() {
     echo '== tests'
     ./kernels_cuda_tests
     if ((sanitize)); then
-      for tool in memcheck racecheck synccheck initcheck; do
-        echo "== compute-sanitizer $tool"
-        compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name regex:dsa \
-          ./kernels_cuda_tests "~[slow]" | tail -n 8
-      done
+      # NVIDIA's kernels are NVIDIA's: racecheck reports hazards inside cuBLASLt's split-K kernels,
+      # and initcheck does not see what they store through the copy engine.
+      sanitized memcheck
+      sanitized synccheck
+      sanitized racecheck --kernel-name kns=dsa
+      sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
     fi
     echo '== done'
   } 2>&1 | tee "$log"
