@@ -42,18 +42,21 @@ constexpr std::int64_t kFmaSteps = 20'000'000;
 
 float FmaLoop(float seed) {
   F32x8 sums[kChains];
-  for (F32x8& sum : sums) {
-    sum = F32x8::All(seed);
+#pragma GCC unroll 12
+  for (int chain = 0; chain < kChains; ++chain) {
+    sums[chain] = F32x8::All(seed);
   }
   const F32x8 factor = F32x8::All(0.999F);
   for (std::int64_t i = 0; i < kFmaSteps; ++i) {
-    for (F32x8& sum : sums) {
-      sum = MultiplyAdd(sum, factor, factor);
+#pragma GCC unroll 12  // so that every chain has a register
+    for (int chain = 0; chain < kChains; ++chain) {
+      sums[chain] = MultiplyAdd(sums[chain], factor, factor);
     }
   }
   float total = 0.0F;
-  for (const F32x8& sum : sums) {
-    total += ReduceSum(sum);
+#pragma GCC unroll 12
+  for (int chain = 0; chain < kChains; ++chain) {
+    total += ReduceSum(sums[chain]);
   }
   return total;
 }

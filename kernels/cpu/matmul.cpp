@@ -33,28 +33,36 @@ struct BlockTask {
   float* sums;                 // [rows, kGroup, kLanes]
 };
 
+// The loops over rows and outputs are unrolled, so that every sum has a register.
 template <int kRows>
 void AddBlock(const BlockTask& task, std::int64_t row) {
   F32x8 partial[kRows][kGroup];
-  for (auto& of_row : partial) {
-    for (F32x8& sum : of_row) {
-      sum = F32x8::Zero();
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kGroup; ++n) {
+      partial[r][n] = F32x8::Zero();
     }
   }
   const float* inputs = task.inputs + row * task.input_stride;
   for (std::int64_t k = 0; k < task.columns; k += kLanes) {
-    F32x8 weights[kGroup];
-    for (int n = 0; n < kGroup; ++n) {
-      weights[n] = Load8(task.weights + n * kBlock + k);
-    }
+    F32x8 x[kRows];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const F32x8 x = Load8(inputs + r * task.input_stride + k);
-      for (int n = 0; n < kGroup; ++n) {
-        partial[r][n] = MultiplyAdd(x, weights[n], partial[r][n]);
+      x[r] = Load8(inputs + r * task.input_stride + k);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < kGroup; ++n) {
+      const F32x8 weight = Load8(task.weights + n * kBlock + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        partial[r][n] = MultiplyAdd(x[r], weight, partial[r][n]);
       }
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
     for (int n = 0; n < kGroup; ++n) {
       float* sums = task.sums + ((row + r) * kGroup + n) * kLanes;
       const float scale =
