@@ -9,9 +9,10 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kBlock = 128;       // columns that share a scale, and the length of a chain
-constexpr std::int64_t kRowTile = 48;      // rows of x that meet a decoded block of W
-constexpr std::int64_t kGroup = 4;         // outputs that are computed together
+constexpr std::int64_t kBlock = 128;   // columns that share a scale, and the length of a chain
+constexpr std::int64_t kRowTile = 48;  // rows of x that meet a decoded block of W
+constexpr std::int64_t kGroup = 4;     // outputs that are computed together
+static_assert(kBlock % kGroup == 0, "the outputs of a group share a scale");
 constexpr std::int64_t kRowsTogether = 3;  // 3 x 4 sums, 4 weights or inputs: the 16 registers
 
 constexpr std::int64_t CeilDivide(std::int64_t a, std::int64_t b) {
@@ -29,8 +30,8 @@ struct BlockTask {
   std::int64_t columns;       // of this block, a multiple of kLanes
   const float* input_scales;  // [rows] at input_scale_stride, or null
   std::int64_t input_scale_stride;
-  const float* weight_scales;  // [kGroup], or null
-  float* sums;                 // [rows, kGroup, kLanes]
+  float weight_scale;  // of all outputs of the group
+  float* sums;         // [rows, kGroup, kLanes]
 };
 
 // The loops over rows and outputs are unrolled, so that every sum has a register.
@@ -62,13 +63,13 @@ void AddBlock(const BlockTask& task, std::int64_t row) {
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+    const float scale =
+        task.input_scales == nullptr
+            ? 1.0F
+            : task.input_scales[(row + r) * task.input_scale_stride] * task.weight_scale;
 #pragma GCC unroll 4
     for (int n = 0; n < kGroup; ++n) {
       float* sums = task.sums + ((row + r) * kGroup + n) * kLanes;
-      const float scale =
-          task.input_scales == nullptr
-              ? 1.0F
-              : task.input_scales[(row + r) * task.input_scale_stride] * task.weight_scales[n];
       Store8(sums, MultiplyAdd(partial[r][n], F32x8::All(scale), Load8(sums)));
     }
   }
@@ -145,12 +146,10 @@ void RunGroup(const MatmulProblem& problem, const Tile& tile, std::int64_t outpu
   const bool scaled = problem.weight.scales != nullptr;
   for (std::int64_t column = 0; column < problem.inputs; column += kBlock) {
     DecodeWeights(problem, output, column, scratch.weights.data());
-    float weight_scales[kGroup] = {};
-    for (std::int64_t n = 0; scaled && n < kGroup && output + n < problem.outputs; ++n) {
-      weight_scales[n] =
-          problem.weight
-              .scales[(output + n) / kBlock * problem.weight.scale_stride + column / kBlock];
-    }
+    const float weight_scale =
+        scaled
+            ? problem.weight.scales[output / kBlock * problem.weight.scale_stride + column / kBlock]
+            : 1.0F;
     const BlockTask task{
         .inputs = scratch.inputs.data() + column,
         .input_stride = Padded(problem.inputs),
@@ -158,7 +157,7 @@ void RunGroup(const MatmulProblem& problem, const Tile& tile, std::int64_t outpu
         .columns = Padded(std::min(kBlock, problem.inputs - column)),
         .input_scales = scaled ? scratch.row_scales.data() + column / kBlock : nullptr,
         .input_scale_stride = CeilDivide(problem.inputs, kBlock),
-        .weight_scales = weight_scales,
+        .weight_scale = weight_scale,
         .sums = sums,
     };
     AddBlockAllRows(task, tile.rows);

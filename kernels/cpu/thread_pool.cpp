@@ -2,7 +2,26 @@
 
 #include "common/check.h"
 
+#include <immintrin.h>
+
 namespace dsa {
+namespace {
+
+constexpr int kPolls = 500;  // of some 40 ns
+
+// Returns once `value` is seen to differ from `old` (acquire).
+template <typename T>
+void WaitWhileEqual(const std::atomic<T>& value, T old) {
+  for (int poll = 0; poll < kPolls; ++poll) {
+    if (value.load(std::memory_order_acquire) != old) {
+      return;
+    }
+    _mm_pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
 
 ThreadPool::ThreadPool(int threads) {
   DSA_CHECK(threads > 0, "ThreadPool: threads={}", threads);
@@ -13,11 +32,9 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  started_.notify_all();
+  stopping_ = true;
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
   for (std::thread& worker : workers_) {
     worker.join();
   }
@@ -30,18 +47,17 @@ void ThreadPool::Run(std::int64_t count, Function function, const void* context)
     }
     return;
   }
-  {
-    const std::lock_guard lock(mutex_);
-    count_ = count;
-    function_ = function;
-    context_ = context;
-    pending_ = static_cast<int>(workers_.size());
-    ++generation_;
-  }
-  started_.notify_all();
+  count_ = count;
+  function_ = function;
+  context_ = context;
+  pending_.store(static_cast<std::int32_t>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
   RunShare(0);
-  std::unique_lock lock(mutex_);
-  finished_.wait(lock, [this] { return pending_ == 0; });
+  for (std::int32_t left = pending_.load(std::memory_order_acquire); left != 0;
+       left = pending_.load(std::memory_order_acquire)) {
+    WaitWhileEqual(pending_, left);
+  }
 }
 
 // Contiguous shares that differ by at most one index.
@@ -54,19 +70,16 @@ void ThreadPool::RunShare(int thread) const {
 }
 
 void ThreadPool::WorkerLoop(int thread) {
-  std::uint64_t seen = 0;
-  std::unique_lock lock(mutex_);
+  std::uint32_t seen = 0;
   while (true) {
-    started_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+    WaitWhileEqual(generation_, seen);
+    ++seen;  // one by one: a caller waits for every worker before it raises it again
     if (stopping_) {
       return;
     }
-    seen = generation_;
-    lock.unlock();
     RunShare(thread);
-    lock.lock();
-    if (--pending_ == 0) {
-      finished_.notify_one();
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pending_.notify_one();
     }
   }
 }
