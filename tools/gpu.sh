@@ -61,7 +61,7 @@ run() {
       # and initcheck does not see what they store through the copy engine.
       sanitized memcheck
       sanitized synccheck
-      sanitized racecheck --kernel-name kns=dsa
+      sanitized racecheck --kernel-name kns=dsa "~[slow]"
       sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
     fi
     echo '== done'
