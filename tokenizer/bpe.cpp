@@ -350,8 +350,9 @@ void Bpe::AppendWindows(std::string_view piece, BpeScratch& scratch,
   std::vector<TokenId>& window = scratch.window_ids_;
   const std::size_t first = ids.size();
   std::size_t begin = 0;
+  std::size_t end = 0;
   while (true) {
-    const std::size_t end = std::min(begin + window_bytes_, piece.size());
+    end = std::min(end + window_bytes_, piece.size());
     window.clear();
     AppendWindow(piece.substr(begin, end - begin), scratch, window);
     for (std::size_t back = kSeenAgainMax;
