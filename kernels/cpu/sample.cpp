@@ -68,8 +68,42 @@ double LogSum(const Candidates& candidates) {
   return candidates.largest + std::log(sum);
 }
 
-// The ids that survive min_p, top_k and top_p, most likely first only as far as a filter needs it;
-// their weights are filled.
+double SumOfWeights(const Candidates& candidates, std::span<const std::int32_t> ids) {
+  double sum = 0.0;
+  for (const std::int32_t id : ids) {
+    sum += candidates.weights[static_cast<std::size_t>(id)];
+  }
+  return sum;
+}
+
+// The fewest ids, most likely first, whose share reaches `top_p`.  Few are enough as a rule, so the
+// ids are sorted in growing pieces.
+std::span<std::int32_t> MostLikely(double top_p, const Candidates& candidates,
+                                   std::span<std::int32_t> ids) {
+  const MoreLikely more_likely{candidates.logits};
+  const double wanted_sum = top_p * SumOfWeights(candidates, ids);
+  double sum = 0.0;
+  std::size_t sorted = 0;
+  for (std::size_t piece = 64; sorted < ids.size(); piece *= 4) {
+    const std::span<std::int32_t> rest = ids.subspan(sorted);
+    const std::size_t count = std::min(piece, rest.size());
+    const auto end = rest.begin() + static_cast<std::ptrdiff_t>(count);
+    if (count < rest.size()) {
+      std::nth_element(rest.begin(), end - 1, rest.end(), more_likely);
+    }
+    std::sort(rest.begin(), end, more_likely);
+    for (std::size_t i = 0; i < count; ++i) {
+      sum += candidates.weights[static_cast<std::size_t>(rest[i])];
+      if (sum >= wanted_sum) {
+        return ids.first(sorted + i + 1);
+      }
+    }
+    sorted += count;
+  }
+  return ids;
+}
+
+// The ids that survive min_p, top_k and top_p, in no order; their weights are filled.
 std::span<std::int32_t> Filter(const SamplingRow& wanted, const Candidates& candidates) {
   const double temperature = wanted.temperature;
   const MoreLikely more_likely{candidates.logits};
@@ -90,33 +124,17 @@ std::span<std::int32_t> Filter(const SamplingRow& wanted, const Candidates& cand
     std::nth_element(kept.begin(), kept.begin() + wanted.top_k - 1, kept.end(), more_likely);
     kept = kept.first(top_k);
   }
-  if (wanted.top_p < 1.0F) {
-    std::sort(kept.begin(), kept.end(), more_likely);
-    double total = 0.0;
-    for (const std::int32_t id : kept) {
-      total += candidates.weights[static_cast<std::size_t>(id)];
-    }
-    double sum = 0.0;
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      sum += candidates.weights[static_cast<std::size_t>(kept[i])];
-      if (sum >= double{wanted.top_p} * total) {
-        return kept.first(i + 1);
-      }
-    }
-  }
-  return kept;
+  return wanted.top_p < 1.0F ? MostLikely(wanted.top_p, candidates, kept) : kept;
 }
 
 // One draw over the kept ids in ascending order.
 std::int32_t Draw(const SamplingRow& wanted, const Candidates& candidates,
                   std::span<std::int32_t> kept) {
-  std::sort(kept.begin(), kept.end());
-  double total = 0.0;
-  for (const std::int32_t id : kept) {
-    total += candidates.weights[static_cast<std::size_t>(id)];
+  if (!std::is_sorted(kept.begin(), kept.end())) {  // as it is where no filter reordered it
+    std::sort(kept.begin(), kept.end());
   }
-  const double target =
-      total * CounterUniform(wanted.seed, static_cast<std::uint64_t>(wanted.position));
+  const double target = SumOfWeights(candidates, kept) *
+                        CounterUniform(wanted.seed, static_cast<std::uint64_t>(wanted.position));
   double sum = 0.0;
   std::int32_t drawn = kept.front();
   for (const std::int32_t id : kept) {
