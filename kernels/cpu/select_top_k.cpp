@@ -81,30 +81,36 @@ void CountBelow(const float* scores, std::int64_t visible, std::uint32_t prefix,
   }
 }
 
-// Positions of the keys above `threshold`, and of the first `ties` keys equal to it, ascending.
-// Unsigned order through signed compares: both sides have their top bit flipped.
+// Positions of the keys above `threshold` and of the first `ties` keys equal to it, ascending;
+// ties > 0.  With the last tie taken, equal keys are no longer looked for: where all scores are
+// equal, looking at each would cost more than all else.  Unsigned order through signed compares:
+// both sides have their top bit flipped.
 void Collect(const float* scores, std::int64_t visible, std::uint32_t threshold, std::int64_t ties,
              std::int32_t* selected) {
   const __m256i flip = _mm256_set1_epi32(static_cast<int>(0x80000000U));
-  const __m256i limit = _mm256_set1_epi32(static_cast<int>(threshold ^ 0x80000000U));
+  std::uint32_t smallest = threshold;
+  const auto take = [&](std::int64_t position, std::uint32_t key) {
+    if (key >= smallest) {
+      *selected++ = static_cast<std::int32_t>(position);
+      if (key == threshold && --ties == 0) {
+        ++smallest;  // the largest key, of infinity, is not the largest integer
+      }
+    }
+  };
   std::int64_t i = 0;
   for (; i + 8 <= visible; i += 8) {
     const __m256i keys = _mm256_xor_si256(Keys(scores + i), flip);
+    const __m256i limit = _mm256_set1_epi32(static_cast<int>(smallest ^ 0x80000000U));
     const __m256i below = _mm256_cmpgt_epi32(limit, keys);
     auto found =
         static_cast<std::uint32_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below))) & 0xFFU;
     for (; found != 0; found &= found - 1) {
       const std::int64_t position = i + std::countr_zero(found);
-      if (Key(scores[position]) != threshold || ties-- > 0) {
-        *selected++ = static_cast<std::int32_t>(position);
-      }
+      take(position, Key(scores[position]));
     }
   }
   for (; i < visible; ++i) {
-    const std::uint32_t key = Key(scores[i]);
-    if (key > threshold || (key == threshold && ties-- > 0)) {
-      *selected++ = static_cast<std::int32_t>(i);
-    }
+    take(i, Key(scores[i]));
   }
 }
 
