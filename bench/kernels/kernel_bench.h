@@ -20,5 +20,8 @@ void BenchLinear(Backend& backend, const Report& report);
 void BenchRows(Backend& backend, const Report& report);
 void BenchExperts(Backend& backend, const Report& report);
 void BenchDecode(Backend& backend, const Report& report);
+void BenchIndexer(Backend& backend, const Report& report);
+void BenchTopK(Backend& backend, const Report& report);
+void BenchAttention(Backend& backend, const Report& report);
 
 }  // namespace dsa::bench

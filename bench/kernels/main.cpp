@@ -47,13 +47,13 @@ int Main(int threads) {
   CpuBackend backend(threads);
   const Status reserved = backend.ReserveScratch({
       .tokens_max = 1024,
-      .context_max = 1024,
-      .masked_context_max = 0,
+      .context_max = 131072,
+      .masked_context_max = 4096,
       .hidden = 7168,
       .heads = 8,
       .nope = 128,
       .value = 128,
-      .index_heads = 4,
+      .index_heads = 16,
       .index_topk = 512,
       .experts = 64,
       .experts_per_token = 4,
@@ -71,6 +71,9 @@ int Main(int threads) {
   BenchRows(backend, report);
   BenchExperts(backend, report);
   BenchDecode(backend, report);
+  BenchIndexer(backend, report);
+  BenchTopK(backend, report);
+  BenchAttention(backend, report);
   return 0;
 }
 

@@ -31,7 +31,9 @@ Output Run(Backend& backend, const Input& input) {
   const auto tokens = static_cast<std::int64_t>(input.positions.size());
   const testing::DeviceArray<float> scores(backend, input.scores);
   const testing::DeviceArray<std::int32_t> positions(backend, input.positions);
-  const auto selected = testing::DeviceArray<std::int32_t>::Poisoned(backend, tokens * input.k);
+  // Not poisoned: poison reads as -1, which is what must be written.
+  const testing::DeviceArray<std::int32_t> selected(
+      backend, std::vector<std::int32_t>(static_cast<std::size_t>(tokens * input.k), 77));
   const auto counts = testing::DeviceArray<std::int32_t>::Poisoned(backend, tokens);
   const testing::DeviceArray<std::int32_t> faults(
       backend, std::vector<std::int32_t>(input.positions.size(), kEarlierFault));
