@@ -27,19 +27,19 @@ struct ToolCall {
 
 struct ChatMessage {
   ChatRole role = ChatRole::kUser;
-  std::optional<std::string> content;
-  std::string reasoning_content;     // assistant only
-  std::vector<ToolCall> tool_calls;  // assistant only
-  std::string tool_call_id;          // tool only; results belong to calls by position, not by id
-  std::vector<std::string> tools;    // system and developer only: as Chat::tools
-  std::string response_format;       // system and developer only: the text of a JSON value
+  std::optional<std::string> content{};
+  std::string reasoning_content{};     // assistant only
+  std::vector<ToolCall> tool_calls{};  // assistant only
+  std::string tool_call_id{};          // tool only; results belong to calls by position, not by id
+  std::vector<std::string> tools{};    // system and developer only: as Chat::tools
+  std::string response_format{};       // system and developer only: the text of a JSON value
 };
 
 struct Chat {
-  std::vector<ChatMessage> messages;
+  std::vector<ChatMessage> messages{};
   // The text of each "function" object, keys in client order.  They belong to the first system
   // message, or to an empty one before all others.
-  std::vector<std::string> tools;
+  std::vector<std::string> tools{};
   bool thinking = false;
 };
 

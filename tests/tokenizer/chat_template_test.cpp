@@ -3,9 +3,36 @@
 
 #include "tests/tokenizer/fixtures.h"
 
+#include <array>
+#include <filesystem>
+#include <fstream>
+
 #include <catch2/catch.hpp>
+#include <openssl/sha.h>
+#include <unistd.h>
 
 namespace dsa {
+namespace {
+
+// The prompt, or the error's message.
+std::string Render(const std::string& json) {
+  const Result<Chat> chat = ChatFromJson(json);
+  if (!chat.ok()) {
+    return chat.error().message;
+  }
+  const Result<RenderedPrompt> prompt = RenderChat(chat.value(), ChatFormat::kV32);
+  return prompt.ok() ? prompt.value().text : prompt.error().message;
+}
+
+std::string Call(const std::string& arguments) {
+  return R"({"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
+      "function": {"name": "f", "arguments": )" +
+         Json(arguments).dump() + "}}]}";
+}
+
+const std::string kUser = R"({"role": "user", "content": "u"})";
+
+}  // namespace
 
 TEST_CASE("V3.2 prompts equal those of the model's own encoder", "[tokenizer][chat]") {
   const Json cases = testing::ReadJsonFixture("tokenizer/chat_cases.json");
@@ -19,6 +46,168 @@ TEST_CASE("V3.2 prompts equal those of the model's own encoder", "[tokenizer][ch
     REQUIRE(prompt.ok());
     CHECK(prompt.value().text == entry["prompt"].get<std::string>());
   }
+}
+
+TEST_CASE("the preamble of tools is the one the model was trained on", "[tokenizer][chat]") {
+  const std::string prompt = Render(R"({"tools": [{"type": "function", "function":
+      {"name":"f","n":1e5}}], "messages": [)" +
+                                    kUser + "]}");
+  // Without a system message they belong to an empty one.
+  const std::string begin = "<｜begin▁of▁sentence｜>\n\n";
+  REQUIRE(prompt.rfind(begin, 0) == 0);
+  constexpr std::size_t kBytes = 1133;
+  const std::string preamble = prompt.substr(begin.size(), kBytes);
+  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest{};
+  SHA256(reinterpret_cast<const unsigned char*>(preamble.data()), preamble.size(), digest.data());
+  std::string hex;
+  for (const unsigned char byte : digest) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    hex += kDigits[byte / 16];
+    hex += kDigits[byte % 16];
+  }
+  CHECK(hex == "963a72ee9be43f07d21bec2348ed2d7e45185e4b502f2a4da35a540299dc2b03");
+  CHECK(prompt.substr(begin.size() + kBytes) ==
+        "{\"name\": \"f\", \"n\": 100000.0}\n</functions>\n<｜User｜>u<｜Assistant｜></think>");
+}
+
+TEST_CASE("arguments are written one parameter a line, as Python writes them",
+          "[tokenizer][chat]") {
+  const std::string prompt =
+      Render("{\"messages\": [" + kUser + "," +
+             Call(R"({"s": "a \"b\"\n<c>", "n": -0.0, "big": 12345678901234567890123, "l": [1,2.50],
+                  "o": {"k":null}, "t":true})") +
+             R"(,{"role": "tool", "name": "f", "tool_call_id": "1", "content": "r"}]})");
+  const std::string expected = R"(</think>
+
+<｜DSML｜function_calls>
+<｜DSML｜invoke name="f">
+<｜DSML｜parameter name="s" string="true">a "b"
+<c></｜DSML｜parameter>
+<｜DSML｜parameter name="n" string="false">-0.0</｜DSML｜parameter>
+<｜DSML｜parameter name="big" string="false">12345678901234567890123</｜DSML｜parameter>
+<｜DSML｜parameter name="l" string="false">[1, 2.5]</｜DSML｜parameter>
+<｜DSML｜parameter name="o" string="false">{"k": null}</｜DSML｜parameter>
+<｜DSML｜parameter name="t" string="false">true</｜DSML｜parameter>
+</｜DSML｜invoke>
+</｜DSML｜function_calls><｜end▁of▁sentence｜>
+
+<function_results>
+<result>r</result>
+</function_results>
+
+</think>)";
+  CHECK(prompt == "<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>" + expected);
+}
+
+TEST_CASE("content may be null, text or text parts", "[tokenizer][chat]") {
+  CHECK(Render(R"({"messages": [{"role": "system", "content": null},
+      {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+      "thinking": true})") == "<｜begin▁of▁sentence｜><｜User｜>ab<｜Assistant｜><think>");
+  CHECK(Render(R"({"messages": [{"role": "user", "content": []}]})") ==
+        "<｜begin▁of▁sentence｜><｜User｜><｜Assistant｜></think>");
+}
+
+TEST_CASE("a developer message is the last request or none", "[tokenizer][chat]") {
+  CHECK(Render(R"({"messages": [{"role": "developer", "content": "d"}], "thinking": true})") ==
+        "<｜begin▁of▁sentence｜><｜User｜>\n\n# The user's message is: d<｜Assistant｜><think>");
+  CHECK(Render(R"({"messages": [{"role": "developer", "content": "d"}, )" + kUser + "]}") ==
+        "messages[0].role: a developer message is supported only as the last request");
+  CHECK(Render(R"({"messages": [{"role": "developer", "content": ""}]})") ==
+        "messages[0].content: a developer message needs text");
+}
+
+TEST_CASE("what the format cannot express is refused by field", "[tokenizer][chat]") {
+  const std::string result = R"({"role": "tool", "content": "r"})";
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"[]", "chat: not an object"},
+      {"{}", "messages: missing"},
+      {R"({"messages": []})", "messages: empty, at least one is needed"},
+      {R"({"messages": 1})", "messages: not an array"},
+      {R"({"messages": [1]})", "messages[0]: not an object"},
+      {R"({"messages": [{"content": "x"}]})", "messages[0].role: missing"},
+      {R"({"messages": [{"role": "bot", "content": "x"}]})",
+       "messages[0].role: not one of system, developer, user, assistant, tool"},
+      {R"({"messages": [{"role": "user"}]})", "messages[0].content: a user message needs text"},
+      {R"({"messages": [{"role": "user", "content": 5}]})",
+       "messages[0].content: not null, a string or an array of text parts"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})",
+       "messages[0].content[0].type: only text parts are supported"},
+      {R"({"messages": [{"role": "user", "content": "u", "name": "n"}]})",
+       "messages[0].name: not supported"},
+      {R"({"messages": [{"role": "user", "content": "u", "prefix": true}]})",
+       "messages[0].prefix: not supported"},
+      {R"({"messages": [{"role": "user", "content": "u", "reasoning_content": "r"}]})",
+       "messages[0].reasoning_content: a user message has none"},
+      {"{\"messages\": [" + kUser + R"(], "thinking": 1})", "thinking: not true or false"},
+      {"{\"messages\": [" + kUser + R"(], "n": 2})", "n: not supported"},
+      {"{\"messages\": [" + kUser + "," + result + "]}",
+       "messages[1].role: tool result 1 of an assistant message with 0 tool calls"},
+      {"{\"messages\": [" + kUser + "," + Call("{}") + "," + kUser + "]}",
+       "messages[1].tool_calls: 1 calls, but 0 results follow"},
+      {"{\"messages\": [" + kUser + "," + Call("{}") + "," + result + "," + result + "]}",
+       "messages[3].role: tool result 2 of an assistant message with 1 tool calls"},
+      {"{\"messages\": [" + kUser + "," + Call("[]") + "," + result + "]}",
+       "messages[1].tool_calls[0].function.arguments: not the text of a JSON object"},
+      {"{\"messages\": [" + kUser + R"(, {"role": "assistant", "content": "x"}],
+       "thinking": true})",
+       "messages[1].reasoning_content: empty: with thinking on, an assistant message after the "
+       "last user message needs it or tool_calls"},
+      {R"({"messages": [{"role": "user", "content": "u"}], "tools": [{"type": "x"}]})",
+       "tools[0].type: only \"function\" is supported"},
+      {R"({"messages": [{"role": "user", "content": "u"}], "tools": [{"type": "function"}]})",
+       "tools[0].function: not an object"},
+  };
+  for (const auto& [json, error] : cases) {
+    CHECK(Render(json) == error);
+  }
+  CHECK(Render("{\"messages\": [" + kUser + "," + Call("{") + "," + result + "]}")
+            .rfind("messages[1].tool_calls[0].function.arguments: not valid JSON: ", 0) == 0);
+  CHECK(Render("{").rfind("chat: not valid JSON: ", 0) == 0);
+  // Keys that say nothing are no error: clients send them.
+  CHECK(Render(R"({"messages": [{"role": "user", "content": "u", "name": null, "audio": null,
+      "annotations": []}]})") == "<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜></think>");
+}
+
+TEST_CASE("the chat format follows the checkpoint's tokenizer", "[tokenizer][chat]") {
+  namespace fs = std::filesystem;
+  const fs::path folder =
+      fs::temp_directory_path() / ("dsa_chat_format_" + std::to_string(getpid()));
+  fs::create_directory(folder);
+  Json file = testing::ReadJsonFixture("deepseek_v3_tokenizer/tokenizer.json");
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder / name) << text;
+  };
+  // V3 has no think tokens: its format is another one.
+  CHECK_FALSE(FindChatFormat(folder, testing::DeepSeekTokenizer()).value().has_value());
+  for (Json& added : file["added_tokens"]) {
+    if (added["id"] == 128798 || added["id"] == 128799) {
+      added["content"] = added["id"] == 128798 ? "<think>" : "</think>";
+    }
+  }
+  write("tokenizer.json", file.dump());
+  const auto tokenizer = Tokenizer::Load((folder / "tokenizer.json").string()).value();
+  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV32);
+  write("tokenizer_config.json", R"({"add_bos_token": true})");
+  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV32);
+  write("tokenizer_config.json", R"({"chat_template": "{{ bos_token }}"})");
+  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV31);
+  write("tokenizer_config.json", R"({"chat_template": "{{'<｜Assistant｜><think>\\n'}}"})");
+  CHECK_FALSE(FindChatFormat(folder, *tokenizer).value().has_value());
+  write("tokenizer_config.json", "{");
+  CHECK_FALSE(FindChatFormat(folder, *tokenizer).ok());
+
+  // The vector on the model's card.
+  Chat chat;
+  chat.messages.push_back({.role = ChatRole::kUser, .content = "hello"});
+  chat.messages.push_back({.role = ChatRole::kAssistant, .content = "Hello! I am DeepSeek."});
+  chat.messages.push_back({.role = ChatRole::kUser, .content = "1+1=?"});
+  chat.thinking = true;
+  const RenderedPrompt prompt = RenderChat(chat, ChatFormat::kV32).value();
+  CHECK(testing::Values(tokenizer->EncodeWithAdded(prompt.text, prompt.template_ranges)) ==
+        std::vector<std::int32_t>{0,      128803, 33310, 128804, 128799, 19923,  3,
+                                  342,    1030,   22651, 4374,   1465,   16,     1,
+                                  128803, 19,     13,    19,     127252, 128804, 128798});
+  fs::remove_all(folder);
 }
 
 }  // namespace dsa
