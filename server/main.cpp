@@ -14,6 +14,8 @@ using AddCommand = void (*)(CLI::App&, int&);
 constexpr std::array kCommands = {
     AddCommand{dsa::AddGenerateCommand},
     AddCommand{dsa::AddLogitsCommand},
+    AddCommand{dsa::AddInspectCommand},
+    AddCommand{dsa::AddMakeCheckpointCommand},
     AddCommand{dsa::AddVersionCommand},
 };
 
