@@ -21,11 +21,12 @@ StopMatcher::StopMatcher(const std::vector<std::string>& strings) {
       border = static_cast<std::int16_t>(border + (text[i] == text[border] ? 1 : 0));
       fallback[i + 1] = border;
     }
+    first_bytes_.set(static_cast<unsigned char>(text[0]));
     automata_.push_back({.text = text, .fallback = std::move(fallback)});
   }
 }
 
-std::int64_t StopMatcher::Push(char byte) {
+std::int64_t StopMatcher::Advance(char byte) {
   std::int64_t found = 0;
   held_ = 0;
   for (Automaton& automaton : automata_) {

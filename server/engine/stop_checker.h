@@ -11,6 +11,7 @@
 #include "scheduler/validate.h"
 #include "server/engine/text_decoder.h"
 
+#include <bitset>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -27,7 +28,12 @@ class StopMatcher final {
   explicit StopMatcher(const std::vector<std::string>& strings);  // none empty
 
   // Reads one byte.  The length of the longest string that ends with it, or 0.
-  std::int64_t Push(char byte);
+  std::int64_t Push(char byte) {
+    if (held_ == 0 && !first_bytes_[static_cast<unsigned char>(byte)]) {
+      return 0;  // nothing has begun and nothing begins: nearly every byte
+    }
+    return Advance(byte);
+  }
   // How many of the last bytes may be the beginning of a string.
   std::int64_t held() const { return held_; }
   void Reset();
@@ -38,7 +44,10 @@ class StopMatcher final {
     std::vector<std::int16_t> fallback;  // [i]: longest border of the first i bytes
     std::int16_t matched = 0;
   };
+  std::int64_t Advance(char byte);
+
   std::vector<Automaton> automata_;
+  std::bitset<256> first_bytes_;  // that begin a string
   std::int64_t held_ = 0;
 };
 

@@ -1,0 +1,231 @@
+// What the engine adds to a step: everything but the model.
+//
+//   engine_bench [tokenizer.json]
+//
+// 256 running sequences of 4K tokens decode 10,000 steps with an executor that does nothing: plan,
+// batch, commit, detokenization, stop check and outbox together.  Then the prefix cache: hashing a
+// 128K prompt (on the submitting thread) and looking it up (on the engine thread).
+#include "cache/block_pool.h"
+#include "cache/prefix_cache.h"
+#include "cache/prefix_hash.h"
+#include "common/clock.h"
+#include "common/prng.h"
+#include "server/engine/engine_loop.h"
+#include "tokenizer/tokenizer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace dsa::bench {
+namespace {
+
+constexpr std::int64_t kSequences = 256;
+constexpr std::int32_t kPromptTokens = 4096;
+constexpr std::int64_t kSteps = 10000;
+constexpr std::int64_t kLongPrompt = 128 * 1024;
+constexpr std::int32_t kBlockTokens = 64;
+constexpr std::int32_t kVocabulary = 129280;
+
+double NowUs() {
+  return std::chrono::duration<double, std::micro>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Median, 99th percentile and largest of the samples, in microseconds.
+void Print(const char* what, std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  const std::size_t count = samples.size();
+  fmt::print("{:<44} median {:9.2f} us   p99 {:9.2f} us   max {:9.2f} us   n {}\n", what,
+             samples[count / 2], samples[count * 99 / 100], samples.back(), count);
+}
+
+// How often each id comes.
+enum class Ids {
+  kLogUniform,  // nearly as in text: a byte-pair vocabulary is ordered by frequency
+  kUniform,     // the worst for the host's caches
+};
+
+// Computes nothing: its tokens are drawn before the clock of a step is read.
+class IdleExecutor final : public StepExecutor {
+ public:
+  IdleExecutor(std::int32_t token_limit, Ids ids) : token_limit_(token_limit), ids_(ids) {
+    tokens_.resize(kSequences);
+    logprobs_.resize(kSequences);
+    top_ids_.assign(kSequences * kTopLogprobsMax, -1);
+    top_logprobs_.resize(kSequences * kTopLogprobsMax);
+    row_faults_.resize(1 << 16);
+    sample_faults_.resize(kSequences);
+    DrawTokens();
+  }
+
+  void DrawTokens() {
+    for (std::int32_t& token : tokens_) {
+      const double share = CounterUniform(5, counter_++);
+      token = static_cast<std::int32_t>(ids_ == Ids::kUniform ? share * token_limit_
+                                                              : std::pow(token_limit_, share));
+    }
+  }
+
+  const StepResult& Execute(const ForwardBatch& batch) override {
+    const std::size_t samples = batch.sample_rows.size();
+    result_ = {.tokens = std::span(tokens_).first(samples),
+               .logprobs = std::span(logprobs_).first(samples),
+               .top_ids = std::span(top_ids_).first(samples * kTopLogprobsMax),
+               .top_logprobs = std::span(top_logprobs_).first(samples * kTopLogprobsMax),
+               .row_faults = std::span(row_faults_).first(batch.token_ids.size()),
+               .sample_faults = std::span(sample_faults_).first(samples),
+               .logits = {}};
+    return result_;
+  }
+
+ private:
+  std::int32_t token_limit_;
+  Ids ids_;
+  std::uint64_t counter_ = 0;
+  std::vector<std::int32_t> tokens_;
+  std::vector<float> logprobs_;
+  std::vector<std::int32_t> top_ids_;
+  std::vector<float> top_logprobs_;
+  std::vector<std::int32_t> row_faults_;
+  std::vector<std::int32_t> sample_faults_;
+  StepResult result_{};
+};
+
+class CountingSink final : public TokenSink {
+ public:
+  void OnDelta(TokenDelta&& delta) override { bytes += delta.text.size(); }
+  std::size_t bytes = 0;
+};
+
+Request MakeRequest(std::int64_t index) {
+  Request request;
+  request.external_id = fmt::format("r{}", index);
+  for (std::int32_t i = 0; i < kPromptTokens; ++i) {
+    request.prompt.push_back(
+        TokenId{static_cast<std::int32_t>(CounterBits(index, i) % kVocabulary)});
+  }
+  request.stop.max_tokens = kSteps + 2000;
+  request.stop.ignore_end = true;
+  request.stop.stop_strings = {"\n\nUser:", "<stop>"};
+  return request;
+}
+
+void BenchStep(const char* what, const TextDecoderFactory* decoders, IdleExecutor& executor) {
+  const SteadyClock clock;
+  const std::int64_t context = kPromptTokens + kSteps + 4096;
+  EngineLoop engine({.scheduler = {.step_tokens_max = 8192,
+                                   .sequences_max = kSequences,
+                                   .waiting_max = 512,
+                                   .context_tokens_max = context,
+                                   .index_topk = 2048},
+                     .blocks = static_cast<std::int32_t>(kSequences * (context / kBlockTokens + 1)),
+                     .tokens_per_block = kBlockTokens,
+                     .vocabulary = kVocabulary,
+                     .end_ids = {TokenId{1}},
+                     .cache_identity = "bench"},
+                    {.executor = executor, .clock = clock, .decoders = decoders});
+  auto sink = std::make_shared<CountingSink>();
+  for (std::int64_t i = 0; i < kSequences; ++i) {
+    auto request = MakeRequest(i);
+    if (decoders == nullptr) {
+      request.stop.stop_strings.clear();
+    }
+    const Status status = engine.Submit(std::move(request), sink);
+    if (!status.ok()) {
+      fmt::print(stderr, "{}\n", status.error().message);
+      return;
+    }
+  }
+  while (engine.Load().waiting > 0 || engine.Load().tokens_computed < kSequences * kPromptTokens) {
+    engine.RunOnce();
+    engine.PumpOnce();
+  }
+  std::vector<double> steps;
+  std::vector<double> pumps;
+  for (std::int64_t step = 0; step < kSteps; ++step) {
+    executor.DrawTokens();
+    const double start = NowUs();
+    engine.RunOnce();
+    const double end = NowUs();
+    engine.PumpOnce();
+    pumps.push_back(NowUs() - end);
+    steps.push_back(end - start);
+  }
+  Print(what, std::move(steps));
+  Print("  stream pump, its own thread in a server", std::move(pumps));
+}
+
+void BenchPrefix() {
+  const PrefixHasher hasher({.identity = "bench", .tokens_per_block = kBlockTokens});
+  constexpr std::int64_t kBlocks = kLongPrompt / kBlockTokens;
+  BlockPool pool(4 * kBlocks, kBlockTokens);
+  PrefixCache cache(pool);
+  std::vector<TokenId> tokens;
+  for (std::int64_t i = 0; i < kLongPrompt; ++i) {
+    tokens.push_back(TokenId{static_cast<std::int32_t>(CounterBits(9, i) % kVocabulary)});
+  }
+  std::vector<double> hashing;
+  std::vector<double> lookups;
+  for (int round = 0; round < 200; ++round) {
+    PrefixChain chain;
+    chain.hashes.reserve(kBlocks);
+    const double start = NowUs();
+    chain.root = hasher.Root("");
+    hasher.Extend(tokens, chain);
+    hashing.push_back(NowUs() - start);
+    BlockTable table(kBlockTokens);
+    table.Reserve(kBlocks);
+    if (round == 0) {
+      while (table.blocks() < kBlocks) {
+        table.Append(*pool.TryAllocate());
+      }
+      cache.Publish(tokens, kBlocks, chain, table);
+      continue;
+    }
+    const double lookup = NowUs();
+    const std::int64_t found = cache.Match(tokens, kBlocks, chain, table);
+    lookups.push_back(NowUs() - lookup);
+    if (found != kBlocks) {
+      fmt::print(stderr, "found {} of {} blocks\n", found, kBlocks);
+      return;
+    }
+  }
+  Print("prefix of 128K tokens, hash (submitting)", std::move(hashing));
+  Print("prefix of 128K tokens, lookup (engine)", std::move(lookups));
+}
+
+int Main(const char* tokenizer_path) {
+  IdleExecutor silent(kVocabulary, Ids::kUniform);
+  BenchStep("step, 256 x 4K, no text", nullptr, silent);
+  if (tokenizer_path != nullptr) {
+    const auto tokenizer = Tokenizer::Load(tokenizer_path);
+    if (!tokenizer.ok()) {
+      fmt::print(stderr, "{}\n", tokenizer.error().message);
+      return ExitCode(tokenizer.error());
+    }
+    const auto decoders = MakeTextDecoderFactory(*tokenizer.value());
+    const std::int32_t limit = std::min(kVocabulary, tokenizer.value()->size());
+    IdleExecutor natural(limit, Ids::kLogUniform);
+    BenchStep("step, 256 x 4K, text, 2 stop strings", decoders.get(), natural);
+    IdleExecutor uniform(limit, Ids::kUniform);
+    BenchStep("step, 256 x 4K, text of uniform ids", decoders.get(), uniform);
+  }
+  BenchPrefix();
+  return 0;
+}
+
+}  // namespace
+}  // namespace dsa::bench
+
+int main(int argc, char** argv) {
+  return dsa::bench::Main(argc > 1 ? argv[1] : nullptr);
+}
