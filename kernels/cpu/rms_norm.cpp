@@ -1,4 +1,5 @@
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/pairwise_sum.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/simd.h"
@@ -8,12 +9,9 @@
 namespace dsa {
 namespace {
 
-// h = x + residual into `h`, rounded into the residual; returns the sum of the squares of h, kept
-// in 4 x 8 lanes so that chains stay short.
+// h = x + residual into `h`, rounded into the residual.
 template <typename T>
-float AddResidual(const T* x, T* residual, std::int64_t hidden, float* h) {
-  constexpr std::int64_t kChains = 4;
-  F32x8 sums[kChains] = {F32x8::Zero(), F32x8::Zero(), F32x8::Zero(), F32x8::Zero()};
+void AddResidual(const T* x, T* residual, std::int64_t hidden, float* h) {
   for (std::int64_t d = 0; d < hidden; d += kLanes) {
     F32x8 value = Load8(x + d);
     if (residual != nullptr) {
@@ -21,10 +19,7 @@ float AddResidual(const T* x, T* residual, std::int64_t hidden, float* h) {
       Store8(residual + d, value);
     }
     Store8(h + d, value);
-    F32x8& sum = sums[d / kLanes % kChains];
-    sum = MultiplyAdd(value, value, sum);
   }
-  return ReduceSum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <typename T>
@@ -33,7 +28,8 @@ void NormaliseRow(const RmsNormParams& params, std::int64_t row, std::int64_t hi
   T* residual =
       params.residual.data == nullptr ? nullptr : static_cast<T*>(RowOf(params.residual, row));
   T* y = static_cast<T*>(RowOf(params.y, row));
-  const float sum = AddResidual(x, residual, hidden, h);
+  AddResidual(x, residual, hidden, h);
+  const float sum = cpu::PairwiseSum<true>(h, hidden);
   const F32x8 root = F32x8::All(std::sqrt(sum / static_cast<float>(hidden) + params.eps));
   for (std::int64_t d = 0; d < hidden; d += kLanes) {
     Store8(y + d, Load8(h + d) / root * Load8(params.weight.data + d));

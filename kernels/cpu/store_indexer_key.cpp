@@ -3,10 +3,9 @@
 #include "common/check.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/dot.h"
+#include "kernels/cpu/pairwise_sum.h"
 #include "kernels/cpu/rotate.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/simd.h"
 
 #include <cmath>
 
@@ -15,17 +14,12 @@ namespace {
 
 // LayerNorm with bias; the variance is the biased one, of the centred values.
 void Normalize(const StoreIndexerKeyParams& params, float* values) {
-  F32x8 sum = F32x8::Zero();
-  for (std::int64_t i = 0; i < kIndexerValues; i += kLanes) {
-    sum = sum + Load8(values + i);
-  }
-  const float mean = ReduceSum(sum) / static_cast<float>(kIndexerValues);
+  const float mean =
+      cpu::PairwiseSum<false>(values, kIndexerValues) / static_cast<float>(kIndexerValues);
   for (int i = 0; i < kIndexerValues; ++i) {
     values[i] -= mean;
   }
-  float sum_of_squares = 0.0F;
-  const float* const columns[1] = {values};
-  cpu::DotTile<1, 1>(values, 0, columns, kIndexerValues, &sum_of_squares);
+  const float sum_of_squares = cpu::PairwiseSum<true>(values, kIndexerValues);
   const float deviation =
       std::sqrt(sum_of_squares / static_cast<float>(kIndexerValues) + params.eps);
   for (int i = 0; i < kIndexerValues; ++i) {

@@ -3,7 +3,7 @@
 #include "common/check.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/dot.h"
+#include "kernels/cpu/pairwise_sum.h"
 #include "kernels/cpu/rotate.h"
 #include "kernels/cpu/rows.h"
 
@@ -19,9 +19,7 @@ void StoreToken(const StoreLatentParams& params, std::int64_t row) {
   float values[cpu::kLatentRecordValues];
   LoadRow(RowOf(params.kv, row), params.kv.type, cpu::kLatentRecordValues, values);
 
-  float sum_of_squares = 0.0F;
-  const float* const columns[1] = {values};
-  cpu::DotTile<1, 1>(values, 0, columns, kLatentValues, &sum_of_squares);
+  const float sum_of_squares = cpu::PairwiseSum<true>(values, kLatentValues);
   const float deviation =
       std::sqrt(sum_of_squares / static_cast<float>(kLatentValues) + params.eps);
   for (int i = 0; i < kLatentValues; ++i) {
