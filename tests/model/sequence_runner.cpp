@@ -26,7 +26,7 @@ Request GreedyRequest(const SequenceRequest& wanted) {
   request.sampling.temperature = 0.0F;
   request.stop.max_tokens = wanted.max_tokens;
   request.stop.ignore_end = true;
-  request.prompt_logits = PromptLogits::kAll;
+  request.prompt_logits = wanted.prompt_logits;
   return request;
 }
 
@@ -82,7 +82,8 @@ void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
                           std::span<const std::int32_t> output_of_slot) {
   const StepPlan& plan = scheduler_.Plan(0);
   DSA_CHECK(!plan.rows.empty(), "SequenceRunner: nothing can run");
-  const ForwardBatch& batch = builder_->Build(plan, scheduler_.sequences());
+  ForwardBatch batch = builder_->Build(plan, scheduler_.sequences());
+  batch.copy_logits = true;
   const StepResult& result = executor_->Execute(batch);
   // The plan's rows are the batch's rows in order: which sequence each one belongs to.
   std::vector<std::int32_t> slot_of_row;

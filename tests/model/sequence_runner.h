@@ -39,6 +39,8 @@ struct SequenceOutput {
 struct SequenceRequest {
   std::vector<std::int32_t> prompt;
   std::int64_t max_tokens = 1;
+  // kAll also keeps the request from taking prompt positions out of the prefix cache.
+  PromptLogits prompt_logits = PromptLogits::kAll;
 };
 
 class SequenceRunner final {

@@ -1,0 +1,181 @@
+// What a sequence computes is its own affair: its logits are the same bits alone or in a batch, in
+// any chunks, in any blocks, after a prefix hit or a preemption, on any number of threads.
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/model/golden.h"
+#include "tests/model/sequence_runner.h"
+
+#include <cstring>
+#include <numeric>
+
+#include <catch2/catch.hpp>
+
+namespace dsa::testing {
+namespace {
+
+// One of each family and cache format.
+std::vector<std::string> Models() {
+  return {"v32_f32", "v32_fp8", "glm_bf16", "v3_fp8"};
+}
+
+std::vector<std::int32_t> Prompt(std::int64_t tokens, std::int32_t seed) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] =
+        static_cast<std::int32_t>((i * 37 + i * i * 11 + static_cast<std::size_t>(seed)) % 119);
+  }
+  return ids;
+}
+
+// A model on a backend of its own.
+struct Setting {
+  Setting(const std::string& name, int threads)
+      : backend(threads), model(CheckpointFolder(name, FindGoldenCase(name).options), backend) {
+    options.kv_format = model.config.default_kv_format();
+  }
+
+  CpuBackend backend;
+  TestModel model;
+  RunOptions options;
+};
+
+SequenceOutput RunAlone(const std::string& name, const SequenceRequest& request) {
+  Setting setting(name, 1);
+  SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+  return runner.Run({request}).front();
+}
+
+// Every position that `got` computed has the bits of `expected`, which computed all of them.
+bool SameBits(const SequenceOutput& got, const SequenceOutput& expected) {
+  if (got.ids != expected.ids || got.faulty || expected.faulty) {
+    return false;
+  }
+  for (const auto& [position, row] : got.logits) {
+    const std::vector<float>& other = expected.logits.at(position);
+    if (std::memcmp(row.data(), other.data(), row.size() * sizeof(float)) != 0) {
+      return false;
+    }
+  }
+  return !got.logits.empty();
+}
+
+const SequenceRequest kRequest = {.prompt = Prompt(150, 3), .max_tokens = 12};
+
+}  // namespace
+
+TEST_CASE("a prompt computed in chunks gives the bits of the whole", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  const SequenceOutput whole = RunAlone(name, kRequest);
+  REQUIRE(whole.logits.size() == 150 + 12 - 1);
+  for (const std::int64_t chunk : {1, 7, 16, 17, 63, 64, 65}) {
+    Setting setting(name, 2);
+    setting.options.step_tokens_max = chunk;
+    SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+    const SequenceOutput chunked = runner.Run({kRequest}).front();
+    CAPTURE(name, chunk);
+    CHECK(chunked.logits.size() == whole.logits.size());
+    CHECK(SameBits(chunked, whole));
+  }
+}
+
+TEST_CASE("a sequence gives the same bits alone and in a batch", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  const std::int64_t step_tokens = GENERATE(24, 256);
+  std::vector<SequenceRequest> requests = {kRequest};
+  for (const std::int64_t tokens : {1, 15, 16, 17, 64, 65, 130}) {
+    requests.push_back(
+        {.prompt = Prompt(tokens, static_cast<std::int32_t>(tokens)), .max_tokens = 20});
+  }
+  Setting setting(name, 2);
+  setting.options.step_tokens_max = step_tokens;
+  SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+  const std::vector<SequenceOutput> together = runner.Run(requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    CAPTURE(name, step_tokens, i);
+    CHECK(SameBits(together[i], RunAlone(name, requests[i])));
+  }
+}
+
+TEST_CASE("the number of threads and the tiles of scores change no bit", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  const SequenceOutput alone = RunAlone(name, kRequest);
+  for (const int threads : {2, 3, 5}) {
+    Setting setting(name, threads);
+    setting.options.score_bytes_max = threads == 3 ? 1 : 1 << 22;
+    SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+    CAPTURE(name, threads);
+    CHECK(SameBits(runner.Run({kRequest}).front(), alone));
+  }
+}
+
+TEST_CASE("which blocks hold the keys changes no bit", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  Setting setting(name, 2);
+  SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+  runner.Run({{.prompt = Prompt(200, 77), .max_tokens = 5}});  // leaves its keys behind
+  runner.ShuffleFreeBlocks();
+  CAPTURE(name);
+  CHECK(SameBits(runner.Run({kRequest}).front(), RunAlone(name, kRequest)));
+}
+
+TEST_CASE("a prefix hit gives the bits of computing it", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  Setting setting(name, 2);
+  SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+  // Shares two blocks with the request and then differs.
+  SequenceRequest first = kRequest;
+  first.prompt.resize(140);
+  first.prompt.back() = 5;
+  runner.Run({first});
+  SequenceRequest sampled_only = kRequest;
+  sampled_only.prompt_logits = PromptLogits::kNone;
+  const SequenceOutput hit = runner.Run({sampled_only}).front();
+  CAPTURE(name);
+  CHECK(hit.cache_hit_tokens == 128);
+  CHECK(hit.logits.size() == 12);
+  CHECK(SameBits(hit, RunAlone(name, kRequest)));
+  // A second hit, while another sequence still computes.
+  const auto both = runner.Run({{.prompt = Prompt(90, 9), .max_tokens = 30}, sampled_only});
+  CHECK(both[1].cache_hit_tokens == 128);
+  CHECK(SameBits(both[1], RunAlone(name, kRequest)));
+}
+
+TEST_CASE("a preempted sequence goes on with the same bits", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  Setting setting(name, 2);
+  setting.options.blocks = 6;  // two sequences of 3 blocks fit, their growth does not
+  SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+  const std::vector<SequenceRequest> requests = {
+      {.prompt = Prompt(100, 1), .max_tokens = 100},
+      {.prompt = Prompt(120, 2), .max_tokens = 80},
+      {.prompt = Prompt(60, 4), .max_tokens = 90},
+  };
+  const std::vector<SequenceOutput> outputs = runner.Run(requests);
+  std::int32_t preemptions = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    CAPTURE(name, i, outputs[i].preemptions);
+    preemptions += outputs[i].preemptions;
+    CHECK(SameBits(outputs[i], RunAlone(name, requests[i])));
+  }
+  CHECK(preemptions > 0);
+}
+
+// The absorbed arithmetic is one and the same: a selection of every visible key is the dense path.
+TEST_CASE("selecting every key gives the bits of dense attention", "[model][identity]") {
+  const std::string name = GENERATE(as<std::string>(), "v32_f32", "v32_fp8", "glm_bf16");
+  Setting dense(name, 2);
+  dense.options.attention = AttentionMode::kDense;
+  SequenceRunner dense_runner(dense.backend, dense.model.loaded(), dense.options);
+  const SequenceOutput all_keys = dense_runner.Run({kRequest}).front();
+  Setting sparse(name, 2);
+  const std::int64_t topk = sparse.model.config.index_topk;
+  SequenceRunner sparse_runner(sparse.backend, sparse.model.loaded(), sparse.options);
+  const SequenceOutput selected = sparse_runner.Run({kRequest}).front();
+  CAPTURE(name);
+  for (std::int64_t position = 0; position < 150; ++position) {
+    CAPTURE(position);
+    const bool same = all_keys.logits.at(position) == selected.logits.at(position);
+    CHECK(same == (position < topk));
+  }
+}
+
+}  // namespace dsa::testing
