@@ -1,3 +1,4 @@
+#include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/scratch.h"
@@ -90,6 +91,8 @@ void ChooseExperts(const GateParams& params, const GateExtents& extents, std::in
 void CpuBackend::Gate(const GateParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
+  DSA_CHECK(extents.experts <= scratch.limits.experts, "Gate: E={}, scratch is for {}",
+            extents.experts, scratch.limits.experts);
   float* logits = scratch.experts.gate_logits.data();
   const MatmulProblem problem{
       .x = {.data = params.x.data, .type = params.x.type, .row_stride = params.x.row_stride},
