@@ -363,6 +363,15 @@ TEST_CASE("Draws follow the distribution and depend on seed and position", "[ker
   }
 }
 
+TEST_CASE("A row samples from the logits that it names", "[kernels][sample]") {
+  CHECK(Run(testing::TestBackend(), {.logits = {{9, 0, 0, 0}, {0, 9, 0, 0}, {0, 0, 9, 0}},
+                                     .logit_rows = {2, 0, 0, 1},
+                                     .rows = std::vector<SamplingRow>(4, kGreedy),
+                                     .suppressed = {},
+                                     .vocabulary_limit = 4})
+            .tokens == std::vector<std::int32_t>{2, 0, 0, 1});
+}
+
 TEST_CASE("Sample of no rows", "[kernels][sample]") {
   CHECK(Run(testing::TestBackend(), {.logits = {{1, 2}},
                                      .logit_rows = {},
