@@ -29,19 +29,19 @@ ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64
 }
 
 void BenchCase(Backend& backend, const Report& report, std::int64_t rows) {
-  constexpr std::int64_t context = 4096;
-  constexpr DataType type = DataType::kBf16;
-  PagedBatch batch(backend, KvFormat::kFp8, context, rows);
+  constexpr std::int64_t kContext = 4096;
+  constexpr DataType kType = DataType::kBf16;
+  PagedBatch batch(backend, KvFormat::kFp8, kContext, rows);
   const KeySelection selection = batch.Select(kSelected);
-  const DeviceMatrix q = RandomMatrix(backend, type, rows, kHeads * (kNope + kLatentRopeValues));
-  const DeviceMatrix w_uk = RandomMatrix(backend, type, kHeads * kNope, kLatentValues);
-  const DeviceMatrix w_uv = RandomMatrix(backend, type, kHeads * kValue, kLatentValues);
-  const DeviceMatrix q_latent = RandomMatrix(backend, type, rows, kHeads * kLatentValues);
-  const DeviceMatrix o_latent = RandomMatrix(backend, type, rows, kHeads * kLatentValues);
-  const DeviceMatrix o = RandomMatrix(backend, type, rows, kHeads * kValue);
+  const DeviceMatrix q = RandomMatrix(backend, kType, rows, kHeads * (kNope + kLatentRopeValues));
+  const DeviceMatrix w_uk = RandomMatrix(backend, kType, kHeads * kNope, kLatentValues);
+  const DeviceMatrix w_uv = RandomMatrix(backend, kType, kHeads * kValue, kLatentValues);
+  const DeviceMatrix q_latent = RandomMatrix(backend, kType, rows, kHeads * kLatentValues);
+  const DeviceMatrix o_latent = RandomMatrix(backend, kType, rows, kHeads * kLatentValues);
+  const DeviceMatrix o = RandomMatrix(backend, kType, rows, kHeads * kValue);
   const AnyTensor3 queries = Heads(q, kHeads);
   const std::string shape =
-      fmt::format("fp8 T={} H={} K={} context={}", rows, kHeads, kSelected, context);
+      fmt::format("fp8 T={} H={} K={} context={}", rows, kHeads, kSelected, kContext);
   const double heads = static_cast<double>(rows * kHeads);
   const double projection = 2.0 * heads * static_cast<double>(kNope * kLatentValues);
   const double weight_bytes = static_cast<double>(kHeads * kNope * kLatentValues * 2);
@@ -80,8 +80,8 @@ void BenchCase(Backend& backend, const Report& report, std::int64_t rows) {
                                           .softmax_scale = 0.02F,
                                           .o = Heads(o, kHeads)});
                }),
-               {.bytes = static_cast<double>(context * LatentBlock::kTokenBytes * kHeads),
-                .flops = 2.0 * static_cast<double>(kHeads * context * (kNope + kValue)) * 512.0 +
+               {.bytes = static_cast<double>(kContext * LatentBlock::kTokenBytes * kHeads),
+                .flops = 2.0 * static_cast<double>(kHeads * kContext * (kNope + kValue)) * 512.0 +
                          2.0 * heads * static_cast<double>(kSelected * (kNope + 64 + kValue))});
   }
 }

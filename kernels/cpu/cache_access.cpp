@@ -14,28 +14,32 @@ constexpr DataType ElementType(KvFormat format) {
   return format == KvFormat::kF32 ? DataType::kF32 : DataType::kBf16;
 }
 
-// The first byte of a slot's block; `offset` becomes the token's place in it.
+// Where a token's record lies.
+struct Record {
+  std::uint8_t* block;  // first byte
+  int token;            // place in the block
+};
+
 template <typename CacheView>
-std::uint8_t* BlockOf(const char* op, const CacheView& cache, std::int64_t slot,
-                      std::int64_t token_bytes, int& offset) {
+Record RecordOf(const char* op, const CacheView& cache, std::int64_t slot,
+                std::int64_t token_bytes) {
   DSA_CHECK(slot >= 0 && slot < cache.blocks * kTokensPerBlock, "{}: slot {} of a cache of {}", op,
             slot, cache.blocks * kTokensPerBlock);
-  offset = static_cast<int>(slot % kTokensPerBlock);
-  return cache.data + slot / kTokensPerBlock * kTokensPerBlock * token_bytes;
+  return {.block = cache.data + slot / kTokensPerBlock * kTokensPerBlock * token_bytes,
+          .token = static_cast<int>(slot % kTokensPerBlock)};
 }
 
 }  // namespace
 
-std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t sequence,
-                    std::int64_t position, std::int64_t blocks) {
+std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t row,
+                    std::int64_t position) {
+  const std::int64_t sequence = rows.sequences.data[row];
   const std::int64_t index = position / kTokensPerBlock;
   DSA_CHECK(sequence >= 0 && sequence < rows.block_tables.rows, "{}: sequence {} of {}", op,
             sequence, rows.block_tables.rows);
   DSA_CHECK(position >= 0 && index < rows.block_tables.cols,
             "{}: position {} in a block table of {} blocks", op, position, rows.block_tables.cols);
   const std::int64_t block = rows.block_tables.Row(sequence)[index];
-  DSA_CHECK(block >= 0 && block < blocks, "{}: block {} of position {} in a cache of {}", op, block,
-            position, blocks);
   return block * kTokensPerBlock + position % kTokensPerBlock;
 }
 
@@ -65,9 +69,7 @@ float QuantizeBlock(const float* values, std::int64_t count, std::uint8_t* codes
 }
 
 void WriteLatent(const LatentCacheView& cache, std::int64_t slot, const float* values) {
-  int token = 0;
-  std::uint8_t* const block =
-      BlockOf("WriteLatent", cache, slot, LatentTokenBytes(cache.format), token);
+  const auto [block, token] = RecordOf("WriteLatent", cache, slot, LatentTokenBytes(cache.format));
   if (cache.format != KvFormat::kFp8) {
     const std::int64_t bytes = LatentTokenBytes(cache.format);
     StoreRow(values, kLatentRecordValues, block + token * bytes, ElementType(cache.format));
@@ -83,9 +85,7 @@ void WriteLatent(const LatentCacheView& cache, std::int64_t slot, const float* v
 }
 
 void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values) {
-  int token = 0;
-  const std::uint8_t* const block =
-      BlockOf("ReadLatent", cache, slot, LatentTokenBytes(cache.format), token);
+  const auto [block, token] = RecordOf("ReadLatent", cache, slot, LatentTokenBytes(cache.format));
   if (cache.format != KvFormat::kFp8) {
     const std::int64_t bytes = LatentTokenBytes(cache.format);
     LoadRow(block + token * bytes, ElementType(cache.format), kLatentRecordValues, values);
@@ -105,9 +105,8 @@ void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values) 
 }
 
 void WriteIndexerKey(const IndexerCacheView& cache, std::int64_t slot, const float* values) {
-  int token = 0;
-  std::uint8_t* const block =
-      BlockOf("WriteIndexerKey", cache, slot, IndexerTokenBytes(cache.format), token);
+  const auto [block, token] =
+      RecordOf("WriteIndexerKey", cache, slot, IndexerTokenBytes(cache.format));
   if (cache.format != KvFormat::kFp8) {
     const std::int64_t bytes = IndexerTokenBytes(cache.format);
     StoreRow(values, kIndexerValues, block + token * bytes, ElementType(cache.format));
@@ -118,9 +117,8 @@ void WriteIndexerKey(const IndexerCacheView& cache, std::int64_t slot, const flo
 }
 
 float ReadIndexerKey(const IndexerCacheView& cache, std::int64_t slot, float* values) {
-  int token = 0;
-  const std::uint8_t* const block =
-      BlockOf("ReadIndexerKey", cache, slot, IndexerTokenBytes(cache.format), token);
+  const auto [block, token] =
+      RecordOf("ReadIndexerKey", cache, slot, IndexerTokenBytes(cache.format));
   if (cache.format != KvFormat::kFp8) {
     const std::int64_t bytes = IndexerTokenBytes(cache.format);
     LoadRow(block + token * bytes, ElementType(cache.format), kIndexerValues, values);

@@ -12,10 +12,9 @@ namespace dsa::cpu {
 
 inline constexpr int kLatentRecordValues = kLatentValues + kLatentRopeValues;
 
-// The slot of `position` of a batch's sequence.  CHECK-fails, naming `op`, where the block table
-// has no valid block for it.
-std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t sequence,
-                    std::int64_t position, std::int64_t blocks);
+// The slot of `position` of the sequence of a row.  CHECK-fails, naming `op`, where the block table
+// ends before it; that the slot lies in the cache is checked by what reads it.
+std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t row, std::int64_t position);
 
 // How many keys a row attends to, all visible ones or its selection.  CHECK-fails, naming `op`, for
 // a row before position 0 and a count outside [1, K].

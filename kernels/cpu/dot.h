@@ -11,12 +11,16 @@ namespace dsa::cpu {
 // Products that a lane sums before the sum goes to the lane's total: short chains round less.
 inline constexpr std::int64_t kDotChunk = 24 * kLanes;
 
+struct FloatRows {
+  const float* data;
+  std::int64_t stride;
+};
+
 // out[i * kCols + j] = a[i] . b[j] over n values, n % 8 == 0.  Product k goes to lane k % 8; a lane
 // sums 24 products at a time; ReduceSum joins the lanes.  The bits depend neither on kRows nor on
 // kCols.
 template <int kRows, int kCols, typename TB>
-inline void DotTile(const float* a, std::int64_t a_stride, const TB* const (&b)[kCols],
-                    std::int64_t n, float* out) {
+inline void DotTile(FloatRows a, const TB* const (&b)[kCols], std::int64_t n, float* out) {
   F32x8 total[kRows][kCols];
   for (auto& row : total) {
     std::fill(row, row + kCols, F32x8::Zero());
@@ -33,7 +37,7 @@ inline void DotTile(const float* a, std::int64_t a_stride, const TB* const (&b)[
         column[j] = Load8(b[j] + k);
       }
       for (int i = 0; i < kRows; ++i) {
-        const F32x8 row = Load8(a + i * a_stride + k);
+        const F32x8 row = Load8(a.data + i * a.stride + k);
         for (int j = 0; j < kCols; ++j) {
           sum[i][j] = MultiplyAdd(row, column[j], sum[i][j]);
         }
@@ -61,47 +65,54 @@ struct ListedRows {
   std::int64_t operator()(std::int64_t j) const { return rows[j]; }
 };
 
-struct DotShape {
-  std::int64_t rows;  // of a
-  std::int64_t cols;  // rows of b
-  std::int64_t n;     // % 8 == 0
+// out[i, j] = a[i] . b[index(j)].
+template <typename TB>
+struct DotProblem {
+  std::int64_t rows;  // of a and out
+  std::int64_t cols;  // of out
+  std::int64_t n;     // values of a row of a and b, % 8 == 0
+  const float* a;
   std::int64_t a_stride;
+  const TB* b;
   std::int64_t b_stride;
+  float* out;
   std::int64_t out_stride;
 };
 
+// kRows rows from `first` on.
 template <int kRows, int kCols, typename TB, typename Index>
-inline void DotStrip(const DotShape& shape, const float* a, const TB* b, Index index, float* out) {
-  std::int64_t column = 0;
+inline void DotStrip(const DotProblem<TB>& problem, std::int64_t first, Index index) {
+  const FloatRows a = {.data = problem.a + first * problem.a_stride, .stride = problem.a_stride};
+  float* const out = problem.out + first * problem.out_stride;
   float tile[kRows * kCols];
-  for (; column + kCols <= shape.cols; column += kCols) {
+  std::int64_t column = 0;
+  for (; column + kCols <= problem.cols; column += kCols) {
     const TB* columns[kCols];
     for (int j = 0; j < kCols; ++j) {
-      columns[j] = b + index(column + j) * shape.b_stride;
+      columns[j] = problem.b + index(column + j) * problem.b_stride;
     }
-    DotTile<kRows, kCols>(a, shape.a_stride, columns, shape.n, tile);
+    DotTile<kRows, kCols>(a, columns, problem.n, tile);
     for (int i = 0; i < kRows; ++i) {
-      std::copy_n(tile + i * kCols, kCols, out + i * shape.out_stride + column);
+      std::copy_n(tile + i * kCols, kCols, out + i * problem.out_stride + column);
     }
   }
-  for (; column < shape.cols; ++column) {
-    const TB* const columns[1] = {b + index(column) * shape.b_stride};
-    DotTile<kRows, 1>(a, shape.a_stride, columns, shape.n, tile);
+  for (; column < problem.cols; ++column) {
+    const TB* const columns[1] = {problem.b + index(column) * problem.b_stride};
+    DotTile<kRows, 1>(a, columns, problem.n, tile);
     for (int i = 0; i < kRows; ++i) {
-      out[i * shape.out_stride + column] = tile[i];
+      out[i * problem.out_stride + column] = tile[i];
     }
   }
 }
 
-// out[i, j] = a[i] . b[index(j)].
 template <typename TB, typename Index>
-inline void DotMatrix(const DotShape& shape, const float* a, const TB* b, Index index, float* out) {
+inline void DotMatrix(const DotProblem<TB>& problem, Index index) {
   std::int64_t row = 0;
-  for (; row + 4 <= shape.rows; row += 4) {
-    DotStrip<4, 2>(shape, a + row * shape.a_stride, b, index, out + row * shape.out_stride);
+  for (; row + 4 <= problem.rows; row += 4) {
+    DotStrip<4, 2>(problem, row, index);
   }
-  for (; row < shape.rows; ++row) {
-    DotStrip<1, 4>(shape, a + row * shape.a_stride, b, index, out + row * shape.out_stride);
+  for (; row < problem.rows; ++row) {
+    DotStrip<1, 4>(problem, row, index);
   }
 }
 

@@ -14,31 +14,40 @@ constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileValues = 64;
 
 // Rows first .. last - 1 of one head.
+struct Tile {
+  std::int64_t head;
+  std::int64_t first;
+  std::int64_t last;
+};
+
 template <typename T>
-void ExpandTile(const ExpandValueParams& params, const T* w_uv, std::int64_t head,
-                std::int64_t first, std::int64_t last) {
+void ExpandTile(const ExpandValueParams& params, const Tile& tile) {
   const ConstAnyTensor3& latents = params.o_latent;
+  const ConstAnyTensor3& w_uv = params.w_uv;
   const AnyTensor3& target = params.o;
+  const T* const weights = static_cast<const T*>(w_uv.data) + tile.head * w_uv.row_stride;
   float inputs[kTileRows * kLatentValues];
-  for (std::int64_t row = first; row < last; ++row) {
-    const std::int64_t offset = row * latents.row_stride + head * latents.head_stride;
+  for (std::int64_t row = tile.first; row < tile.last; ++row) {
+    const std::int64_t offset = row * latents.row_stride + tile.head * latents.head_stride;
     LoadRow(Offset(latents.data, latents.type, offset), latents.type, kLatentValues,
-            inputs + (row - first) * kLatentValues);
+            inputs + (row - tile.first) * kLatentValues);
   }
   float values[kTileRows * kTileValues];
   for (std::int64_t v = 0; v < target.cols; v += kTileValues) {
     const std::int64_t count = std::min(kTileValues, target.cols - v);
-    const cpu::DotShape shape = {.rows = last - first,
-                                 .cols = count,
-                                 .n = kLatentValues,
-                                 .a_stride = kLatentValues,
-                                 .b_stride = params.w_uv.head_stride,
-                                 .out_stride = kTileValues};
-    const T* const weights = w_uv + head * params.w_uv.row_stride + v * params.w_uv.head_stride;
-    cpu::DotMatrix(shape, inputs, weights, cpu::EveryRow{}, values);
-    for (std::int64_t row = first; row < last; ++row) {
-      const std::int64_t offset = row * target.row_stride + head * target.head_stride + v;
-      StoreRow(values + (row - first) * kTileValues, count,
+    cpu::DotMatrix<T>({.rows = tile.last - tile.first,
+                       .cols = count,
+                       .n = kLatentValues,
+                       .a = inputs,
+                       .a_stride = kLatentValues,
+                       .b = weights + v * w_uv.head_stride,
+                       .b_stride = w_uv.head_stride,
+                       .out = values,
+                       .out_stride = kTileValues},
+                      cpu::EveryRow{});
+    for (std::int64_t row = tile.first; row < tile.last; ++row) {
+      const std::int64_t offset = row * target.row_stride + tile.head * target.head_stride + v;
+      StoreRow(values + (row - tile.first) * kTileValues, count,
                Offset(target.data, target.type, offset), target.type);
     }
   }
@@ -52,11 +61,12 @@ void CpuBackend::ExpandValue(const ExpandValueParams& params) {
   pool_.ParallelFor(tiles * extents.heads, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t item = first; item < last; ++item) {
       const std::int64_t row = item % tiles * kTileRows;
-      const std::int64_t row_end = std::min(row + kTileRows, extents.tokens);
+      const Tile tile = {
+          .head = item / tiles, .first = row, .last = std::min(row + kTileRows, extents.tokens)};
       if (params.w_uv.type == DataType::kF32) {
-        ExpandTile(params, static_cast<const float*>(params.w_uv.data), item / tiles, row, row_end);
+        ExpandTile<float>(params, tile);
       } else {
-        ExpandTile(params, static_cast<const Bf16*>(params.w_uv.data), item / tiles, row, row_end);
+        ExpandTile<Bf16>(params, tile);
       }
     }
   });

@@ -88,10 +88,10 @@ void AddHeads(const float* queries, const float* weights, const float* keys, F32
   }
 }
 
-// Scores of the block's first `count` keys for one row.
+// Scores of the block's first keys, as many as `scores` has room for, for one row.
 void ScoreRow(const float* queries, const Vector<const float>& weights, const KeyBlock& keys,
-              std::int64_t count, float* scores) {
-  for (std::int64_t strip = 0; strip < count; strip += kStripKeys) {
+              const Vector<float>& scores) {
+  for (std::int64_t strip = 0; strip < scores.size; strip += kStripKeys) {
     F32x8 score[2] = {F32x8::Zero(), F32x8::Zero()};
     const float* const values = keys.values + strip;
     std::int64_t head = 0;
@@ -104,7 +104,8 @@ void ScoreRow(const float* queries, const Vector<const float>& weights, const Ke
     float scaled[kStripKeys];
     Store8(scaled, score[0] * Load8(keys.scales + strip));
     Store8(scaled + kLanes, score[1] * Load8(keys.scales + strip + kLanes));
-    std::copy_n(scaled, std::min<std::int64_t>(kStripKeys, count - strip), scores + strip);
+    std::copy_n(scaled, std::min<std::int64_t>(kStripKeys, scores.size - strip),
+                scores.data + strip);
   }
 }
 
@@ -122,9 +123,7 @@ void LoadQueries(const ConstAnyTensor3& source, const Tile& tile, float* queries
 void ScoreBlock(const IndexerLogitsParams& params, const Tile& tile, std::int64_t block,
                 const AttentionScratch& scratch) {
   const std::int64_t first_position = block * kTokensPerBlock;
-  const std::int64_t slot =
-      cpu::SlotOf("IndexerLogits", params.rows, params.rows.sequences.data[tile.first],
-                  first_position, params.cache.blocks);
+  const std::int64_t slot = cpu::SlotOf("IndexerLogits", params.rows, tile.first, first_position);
   KeyBlock keys = {.values = scratch.index_keys.data(), .scales = {}};
   ReadBlock(params.cache, slot / kTokensPerBlock, keys);
   const std::int64_t heads = params.queries.heads;
@@ -137,8 +136,8 @@ void ScoreBlock(const IndexerLogitsParams& params, const Tile& tile, std::int64_
         std::min<std::int64_t>(kTokensPerBlock, position + 1 - first_position);
     if (count > 0) {
       ScoreRow(scratch.index_queries.data() + (row - tile.first) * heads * kIndexerValues,
-               {.data = params.weights.Row(row), .size = heads}, keys, count,
-               params.scores.Row(row) + first_position);
+               {.data = params.weights.Row(row), .size = heads}, keys,
+               {.data = params.scores.Row(row) + first_position, .size = count});
     }
   }
 }

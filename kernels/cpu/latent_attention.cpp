@@ -39,21 +39,25 @@ void LoadQueries(const LatentAttentionParams& params, const Share& share, float*
   }
 }
 
-// The share's keys first .. first + count - 1, in the order in which they are attended to.
-void ReadKeys(const LatentAttentionParams& params, const Share& share, std::int64_t first,
-              std::int64_t count, float* keys) {
+// Some of a share's keys, in the order in which they are attended to.
+struct KeyRange {
+  std::int64_t first;
+  std::int64_t count;
+};
+
+void ReadKeys(const LatentAttentionParams& params, const Share& share, const KeyRange& range,
+              float* keys) {
   const std::int64_t last = params.rows.positions.data[share.row];
   const std::int32_t* const selected = params.selection.positions.data == nullptr
                                            ? nullptr
                                            : params.selection.positions.Row(share.row);
-  for (std::int64_t j = 0; j < count; ++j) {
-    const std::int64_t position = selected == nullptr ? first + j : selected[first + j];
+  for (std::int64_t j = range.first; j < range.first + range.count; ++j) {
+    const std::int64_t position = selected == nullptr ? j : selected[j];
     DSA_CHECK(position <= last, "LatentAttention: row {} at position {} selects position {}",
               share.row, last, position);
-    const std::int64_t slot =
-        cpu::SlotOf("LatentAttention", params.rows, params.rows.sequences.data[share.row], position,
-                    params.cache.blocks);
-    cpu::ReadLatent(params.cache, slot, keys + j * kLatentRecordValues);
+    const std::int64_t slot = cpu::SlotOf("LatentAttention", params.rows, share.row, position);
+    cpu::ReadLatent(params.cache, slot, keys);
+    keys += kLatentRecordValues;
   }
 }
 
@@ -68,14 +72,17 @@ void Attend(const LatentAttentionParams& params, const Share& share,
   LoadQueries(params, share, queries);
   for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
     const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
-    ReadKeys(params, share, first, count, keys);
-    const cpu::DotShape shape = {.rows = share.heads,
-                                 .cols = count,
-                                 .n = kLatentRecordValues,
-                                 .a_stride = kLatentRecordValues,
-                                 .b_stride = kLatentRecordValues,
-                                 .out_stride = stride};
-    cpu::DotMatrix(shape, queries, keys, cpu::EveryRow{}, scores + first);
+    ReadKeys(params, share, {.first = first, .count = count}, keys);
+    cpu::DotMatrix<float>({.rows = share.heads,
+                           .cols = count,
+                           .n = kLatentRecordValues,
+                           .a = queries,
+                           .a_stride = kLatentRecordValues,
+                           .b = keys,
+                           .b_stride = kLatentRecordValues,
+                           .out = scores + first,
+                           .out_stride = stride},
+                          cpu::EveryRow{});
   }
   for (std::int64_t i = 0; i < share.heads; ++i) {
     float* const row = scores + i * stride;
@@ -88,15 +95,18 @@ void Attend(const LatentAttentionParams& params, const Share& share,
   for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
     const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
     if (share.keys > kAttentionKeys) {  // else they are still there
-      ReadKeys(params, share, first, count, keys);
+      ReadKeys(params, share, {.first = first, .count = count}, keys);
     }
-    const cpu::WeightedSumShape shape = {.rows = share.heads,
-                                         .terms = count,
-                                         .width = kLatentValues,
-                                         .weight_stride = stride,
-                                         .b_stride = kLatentRecordValues,
-                                         .out_stride = kLatentValues};
-    cpu::AddWeightedSum(shape, scores + first, keys, cpu::EveryRow{}, outputs);
+    cpu::AddWeightedSum<float>({.rows = share.heads,
+                                .terms = count,
+                                .width = kLatentValues,
+                                .weights = scores + first,
+                                .weight_stride = stride,
+                                .b = keys,
+                                .b_stride = kLatentRecordValues,
+                                .out = outputs,
+                                .out_stride = kLatentValues},
+                               cpu::EveryRow{});
   }
   const AnyTensor3& target = params.o_latent;
   for (std::int64_t i = 0; i < share.heads; ++i) {

@@ -52,32 +52,41 @@ void LoadWeights(const MaskedAttentionParams& params, std::int64_t head, float* 
   }
 }
 
-// Keys and values of one head at every position that the run sees.
-void Expand(const MaskedAttentionParams& params, const HeadShape& shape, const Run& run,
-            const AttentionScratch& scratch) {
-  const float* const w_uk = scratch.weights.data();
-  const float* const w_uv = w_uk + shape.nope * kLatentValues;
+// One head of the op on one thread; its weights are in scratch.
+struct HeadContext {
+  const MaskedAttentionParams& params;
+  const HeadShape& shape;
+  const AttentionScratch& scratch;
+  std::int64_t head;
+};
+
+// Keys and values at every position that the run sees.
+void Expand(const HeadContext& context, const Run& run) {
+  const auto& [params, shape, scratch, head] = context;
   float* const latents = scratch.keys.data();
   for (std::int64_t first = 0; first < run.keys_max; first += kAttentionKeys) {
     const std::int64_t count = std::min(kAttentionKeys, run.keys_max - first);
     for (std::int64_t j = 0; j < count; ++j) {
-      const std::int64_t slot =
-          cpu::SlotOf("MaskedAttention", params.rows, params.rows.sequences.data[run.first],
-                      first + j, params.cache.blocks);
+      const std::int64_t slot = cpu::SlotOf("MaskedAttention", params.rows, run.first, first + j);
       cpu::ReadLatent(params.cache, slot, latents + j * kLatentRecordValues);
     }
     float* const keys = scratch.expanded_keys.data() + first * shape.key_width;
     float* const values = scratch.expanded_values.data() + first * shape.value_width;
-    cpu::DotShape dots = {.rows = count,
-                          .cols = shape.nope,
-                          .n = kLatentValues,
-                          .a_stride = kLatentRecordValues,
-                          .b_stride = kLatentValues,
-                          .out_stride = shape.key_width};
-    cpu::DotMatrix(dots, latents, w_uk, cpu::EveryRow{}, keys);
+    cpu::DotProblem<float> dots = {.rows = count,
+                                   .cols = shape.nope,
+                                   .n = kLatentValues,
+                                   .a = latents,
+                                   .a_stride = kLatentRecordValues,
+                                   .b = scratch.weights.data(),
+                                   .b_stride = kLatentValues,
+                                   .out = keys,
+                                   .out_stride = shape.key_width};
+    cpu::DotMatrix(dots, cpu::EveryRow{});
     dots.cols = shape.value;
+    dots.b += shape.nope * kLatentValues;
+    dots.out = values;
     dots.out_stride = shape.value_width;
-    cpu::DotMatrix(dots, latents, w_uv, cpu::EveryRow{}, values);
+    cpu::DotMatrix(dots, cpu::EveryRow{});
     for (std::int64_t j = 0; j < count; ++j) {
       float* const key = keys + j * shape.key_width;
       RoundRow(key, shape.nope, params.q.type);
@@ -91,45 +100,49 @@ void Expand(const MaskedAttentionParams& params, const HeadShape& shape, const R
   }
 }
 
-// One head of one row.  What the mask hides is not computed.
+// The query in scratch meets `keys` keys.  What the mask hides is not computed.
 template <typename Index>
-void AttendTo(const MaskedAttentionParams& params, const HeadShape& shape, std::int64_t keys,
-              Index index, const AttentionScratch& scratch) {
-  const float* const query = scratch.queries.data();
+void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
+  const auto& [params, shape, scratch, head] = context;
   float* const scores = scratch.scores.data();
   float* const output = scratch.outputs.data();
-  const cpu::DotShape dots = {.rows = 1,
-                              .cols = keys,
-                              .n = shape.key_width,
-                              .a_stride = shape.key_width,
-                              .b_stride = shape.key_width,
-                              .out_stride = keys};
-  cpu::DotMatrix(dots, query, scratch.expanded_keys.data(), index, scores);
+  cpu::DotMatrix<float>({.rows = 1,
+                         .cols = keys,
+                         .n = shape.key_width,
+                         .a = scratch.queries.data(),
+                         .a_stride = shape.key_width,
+                         .b = scratch.expanded_keys.data(),
+                         .b_stride = shape.key_width,
+                         .out = scores,
+                         .out_stride = keys},
+                        index);
   for (std::int64_t j = 0; j < keys; ++j) {
     scores[j] *= params.softmax_scale;
   }
   cpu::Softmax(scores, keys, params.q.type);
   std::fill_n(output, shape.value_width, 0.0F);
-  const cpu::WeightedSumShape sum = {.rows = 1,
-                                     .terms = keys,
-                                     .width = shape.value_width,
-                                     .weight_stride = keys,
-                                     .b_stride = shape.value_width,
-                                     .out_stride = shape.value_width};
-  cpu::AddWeightedSum(sum, scores, scratch.expanded_values.data(), index, output);
+  cpu::AddWeightedSum<float>({.rows = 1,
+                              .terms = keys,
+                              .width = shape.value_width,
+                              .weights = scores,
+                              .weight_stride = keys,
+                              .b = scratch.expanded_values.data(),
+                              .b_stride = shape.value_width,
+                              .out = output,
+                              .out_stride = shape.value_width},
+                             index);
 }
 
-void Attend(const MaskedAttentionParams& params, const HeadShape& shape, std::int64_t row,
-            std::int64_t head, const AttentionScratch& scratch) {
+void Attend(const HeadContext& context, std::int64_t row) {
+  const auto& [params, shape, scratch, head] = context;
   const std::int64_t keys =
       cpu::AttendedKeys("MaskedAttention", params.rows, params.selection, row);
   float* const query = scratch.queries.data();
-  LoadRow(
-      Offset(params.q.data, params.q.type, row * params.q.row_stride + head * params.q.head_stride),
-      params.q.type, params.q.cols, query);
-  std::fill(query + params.q.cols, query + shape.key_width, 0.0F);
+  const ConstAnyTensor3& q = params.q;
+  LoadRow(Offset(q.data, q.type, row * q.row_stride + head * q.head_stride), q.type, q.cols, query);
+  std::fill(query + q.cols, query + shape.key_width, 0.0F);
   if (params.selection.positions.data == nullptr) {
-    AttendTo(params, shape, keys, cpu::EveryRow{}, scratch);
+    AttendTo(context, keys, cpu::EveryRow{});
   } else {
     const std::int32_t* const selected = params.selection.positions.Row(row);
     const std::int32_t last = params.rows.positions.data[row];
@@ -138,12 +151,11 @@ void Attend(const MaskedAttentionParams& params, const HeadShape& shape, std::in
                 "MaskedAttention: row {} at position {} selects position {}", row, last,
                 selected[j]);
     }
-    AttendTo(params, shape, keys, cpu::ListedRows{selected}, scratch);
+    AttendTo(context, keys, cpu::ListedRows{selected});
   }
-  StoreRow(
-      scratch.outputs.data(), shape.value,
-      Offset(params.o.data, params.o.type, row * params.o.row_stride + head * params.o.head_stride),
-      params.o.type);
+  const AnyTensor3& o = params.o;
+  StoreRow(scratch.outputs.data(), shape.value,
+           Offset(o.data, o.type, row * o.row_stride + head * o.head_stride), o.type);
 }
 
 }  // namespace
@@ -166,15 +178,17 @@ void CpuBackend::MaskedAttention(const MaskedAttentionParams& params) {
     const AttentionScratch& scratch =
         ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
     for (std::int64_t head = first; head < last; ++head) {
+      const HeadContext context = {
+          .params = params, .shape = shape, .scratch = scratch, .head = head};
       LoadWeights(params, head, scratch.weights.data());
       for (std::int64_t row = 0; row < extents.tokens;) {
         const Run run = FindRun(params.rows, row);
         DSA_CHECK(run.keys_max <= scratch.masked_context_max,
                   "MaskedAttention: row {} sees up to {} keys, scratch is for {}", row,
                   run.keys_max, scratch.masked_context_max);
-        Expand(params, shape, run, scratch);
+        Expand(context, run);
         for (; row < run.last; ++row) {
-          Attend(params, shape, row, head, scratch);
+          Attend(context, row);
         }
       }
     }

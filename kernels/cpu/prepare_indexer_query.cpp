@@ -1,6 +1,5 @@
 #include "kernels/ops/prepare_indexer_query.h"
 
-#include "common/check.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rotate.h"
@@ -13,9 +12,6 @@ namespace {
 
 void PrepareRow(const PrepareIndexerQueryParams& params, std::int64_t row) {
   const std::int32_t position = params.positions.data[row];
-  DSA_CHECK(position >= 0 && position < params.table.cos.rows,
-            "PrepareIndexerQuery: position {} in a table of {} rows", position,
-            params.table.cos.rows);
   // In double and rounded once, so that every head count gets the nearest float.
   const auto norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(params.q.heads)) /
                                        std::sqrt(static_cast<double>(kIndexerValues)));
@@ -25,8 +21,7 @@ void PrepareRow(const PrepareIndexerQueryParams& params, std::int64_t row) {
     float values[kIndexerValues];
     const std::int64_t source = row * params.q.row_stride + head * params.q.head_stride;
     LoadRow(Offset(params.q.data, params.q.type, source), params.q.type, kIndexerValues, values);
-    cpu::RotateHead(values, params.table.cos.Row(position), params.table.sin.Row(position),
-                    kIndexerRopeValues / 2, params.layout);
+    cpu::RotateHead(values, params.table, position, params.layout);
     RoundRow(values, kIndexerRopeValues, params.q.type);
 
     const std::int64_t target = row * params.queries.row_stride + head * params.queries.head_stride;

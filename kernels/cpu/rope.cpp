@@ -1,6 +1,5 @@
 #include "kernels/ops/rope.h"
 
-#include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rotate.h"
 
@@ -10,12 +9,9 @@ namespace {
 template <typename T>
 void RotateRow(const RopeParams& params, std::int64_t row) {
   const std::int32_t position = params.positions.data[row];
-  DSA_CHECK(position >= 0 && position < params.table.cos.rows,
-            "Rope: position {} in a table of {} rows", position, params.table.cos.rows);
   T* const x = static_cast<T*>(params.x.data) + row * params.x.row_stride;
   for (std::int64_t head = 0; head < params.x.heads; ++head) {
-    cpu::RotateHead(x + head * params.x.head_stride, params.table.cos.Row(position),
-                    params.table.sin.Row(position), params.table.cos.cols, params.layout);
+    cpu::RotateHead(x + head * params.x.head_stride, params.table, position, params.layout);
   }
 }
 

@@ -2,7 +2,8 @@
 // spreads an indexer vector's outliers before it is quantized.
 #pragma once
 
-#include "common/numeric.h"
+#include "common/check.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/rope.h"
 
@@ -11,32 +12,23 @@
 
 namespace dsa::cpu {
 
-inline float AsFloat(float value) {
-  return value;
-}
-inline float AsFloat(Bf16 value) {
-  return ToFloat(value);
-}
-inline void Assign(float& target, float value) {
-  target = value;
-}
-inline void Assign(Bf16& target, float value) {
-  target = ToBf16(value);
-}
-
-// Rotates one head of 2 * pairs values in place.
+// Rotates one head of 2 * table.cos.cols values in place.
 template <typename T>
-inline void RotateHead(T* x, const float* cosines, const float* sines, std::int64_t pairs,
-                       RopeLayout layout) {
+inline void RotateHead(T* x, const RopeTable& table, std::int64_t position, RopeLayout layout) {
+  DSA_CHECK(position >= 0 && position < table.cos.rows, "RoPE: position {} in a table of {} rows",
+            position, table.cos.rows);
+  const float* const cosines = table.cos.Row(position);
+  const float* const sines = table.sin.Row(position);
+  const std::int64_t pairs = table.cos.cols;
   const std::int64_t step = layout == RopeLayout::kInterleaved ? 2 : 1;
   const std::int64_t partner = layout == RopeLayout::kInterleaved ? 1 : pairs;
   for (std::int64_t i = 0; i < pairs; ++i) {
     T& first = x[i * step];
     T& second = x[i * step + partner];
-    const float a = AsFloat(first);
-    const float b = AsFloat(second);
-    Assign(first, a * cosines[i] - b * sines[i]);
-    Assign(second, b * cosines[i] + a * sines[i]);
+    const float a = LoadOne(&first);
+    const float b = LoadOne(&second);
+    StoreOne(&first, a * cosines[i] - b * sines[i]);
+    StoreOne(&second, b * cosines[i] + a * sines[i]);
   }
 }
 

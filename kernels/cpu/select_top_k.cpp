@@ -43,14 +43,17 @@ std::uint32_t FindBin(const Histogram& histogram, int bins, std::int64_t& rank) 
   return 0;
 }
 
+// The scores that a row sees.
+using Scores = Vector<const float>;
+
 // Counts of the top 11 bits.  Four histograms in turn, because neighbours often share a bin and an
 // increment would wait for the one before it.
-bool CountTop(const float* scores, std::int64_t visible, Histogram& histogram) {
+bool CountTop(const Scores& scores, Histogram& histogram) {
   std::array<Histogram, 4> parts{};
   bool nan = false;
-  for (std::int64_t i = 0; i < visible; ++i) {
-    nan |= scores[i] != scores[i];
-    ++parts[i & 3][Key(scores[i]) >> (32 - kTopBits)];
+  for (std::int64_t i = 0; i < scores.size; ++i) {
+    nan |= scores.data[i] != scores.data[i];
+    ++parts[i & 3][Key(scores.data[i]) >> (32 - kTopBits)];
   }
   for (int bin = 0; bin < kBins; ++bin) {
     histogram[bin] = parts[0][bin] + parts[1][bin] + parts[2][bin] + parts[3][bin];
@@ -58,23 +61,31 @@ bool CountTop(const float* scores, std::int64_t visible, Histogram& histogram) {
   return nan;
 }
 
-// Counts `bits` key bits above `shift` of the keys whose bits further up equal `prefix`.
-void CountBelow(const float* scores, std::int64_t visible, std::uint32_t prefix, int shift,
-                int bits, Histogram& histogram) {
+// Some bits of a key: `count` of them, above the `shift` lowest.
+struct Digit {
+  int shift;
+  int count;
+};
+
+// Counts a digit of the keys whose bits further up equal `prefix`.
+void CountDigit(const Scores& scores, std::uint32_t prefix, const Digit& digit,
+                Histogram& histogram) {
+  const auto [shift, bits] = digit;
   histogram.fill(0);
   const std::uint32_t mask = (1U << bits) - 1U;
   const __m256i wanted = _mm256_set1_epi32(static_cast<int>(prefix));
   const __m128i above = _mm_cvtsi32_si128(shift + bits);
   std::int64_t i = 0;
-  for (; i + 8 <= visible; i += 8) {
-    const __m256i equal = _mm256_cmpeq_epi32(_mm256_srl_epi32(Keys(scores + i), above), wanted);
+  for (; i + 8 <= scores.size; i += 8) {
+    const __m256i equal =
+        _mm256_cmpeq_epi32(_mm256_srl_epi32(Keys(scores.data + i), above), wanted);
     auto found = static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(equal)));
     for (; found != 0; found &= found - 1) {
-      ++histogram[(Key(scores[i + std::countr_zero(found)]) >> shift) & mask];
+      ++histogram[(Key(scores.data[i + std::countr_zero(found)]) >> shift) & mask];
     }
   }
-  for (; i < visible; ++i) {
-    const std::uint32_t key = Key(scores[i]);
+  for (; i < scores.size; ++i) {
+    const std::uint32_t key = Key(scores.data[i]);
     if (key >> (shift + bits) == prefix) {
       ++histogram[(key >> shift) & mask];
     }
@@ -85,7 +96,7 @@ void CountBelow(const float* scores, std::int64_t visible, std::uint32_t prefix,
 // ties > 0.  With the last tie taken, equal keys are no longer looked for: where all scores are
 // equal, looking at each would cost more than all else.  Unsigned order through signed compares:
 // both sides have their top bit flipped.
-void Collect(const float* scores, std::int64_t visible, std::uint32_t threshold, std::int64_t ties,
+void Collect(const Scores& scores, std::uint32_t threshold, std::int64_t ties,
              std::int32_t* selected) {
   const __m256i flip = _mm256_set1_epi32(static_cast<int>(0x80000000U));
   std::uint32_t smallest = threshold;
@@ -98,19 +109,19 @@ void Collect(const float* scores, std::int64_t visible, std::uint32_t threshold,
     }
   };
   std::int64_t i = 0;
-  for (; i + 8 <= visible; i += 8) {
-    const __m256i keys = _mm256_xor_si256(Keys(scores + i), flip);
+  for (; i + 8 <= scores.size; i += 8) {
+    const __m256i keys = _mm256_xor_si256(Keys(scores.data + i), flip);
     const __m256i limit = _mm256_set1_epi32(static_cast<int>(smallest ^ 0x80000000U));
     const __m256i below = _mm256_cmpgt_epi32(limit, keys);
     auto found =
         static_cast<std::uint32_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below))) & 0xFFU;
     for (; found != 0; found &= found - 1) {
       const std::int64_t position = i + std::countr_zero(found);
-      take(position, Key(scores[position]));
+      take(position, Key(scores.data[position]));
     }
   }
-  for (; i < visible; ++i) {
-    take(i, Key(scores[i]));
+  for (; i < scores.size; ++i) {
+    take(i, Key(scores.data[i]));
   }
 }
 
@@ -121,7 +132,6 @@ void SelectFirst(std::int64_t count, std::int32_t* selected) {
 }
 
 void SelectRow(const SelectTopKParams& params, std::int64_t row) {
-  const float* const scores = params.scores.Row(row);
   std::int32_t* const selected = params.selected.Row(row);
   const std::int64_t visible = std::int64_t{params.positions.data[row]} + 1;
   DSA_CHECK(visible > 0 && visible <= params.scores.cols,
@@ -131,8 +141,9 @@ void SelectRow(const SelectTopKParams& params, std::int64_t row) {
   params.counts.data[row] = static_cast<std::int32_t>(count);
   std::fill(selected + count, selected + params.selected.cols, -1);
 
+  const Scores scores = {.data = params.scores.Row(row), .size = visible};
   Histogram histogram;
-  const bool nan = CountTop(scores, visible, histogram);
+  const bool nan = CountTop(scores, histogram);
   if (nan) {
     params.faults.data[row] |= kRowFaultIndexerNan;
   }
@@ -142,11 +153,11 @@ void SelectRow(const SelectTopKParams& params, std::int64_t row) {
   }
   std::int64_t rank = count;
   std::uint32_t threshold = FindBin(histogram, kBins, rank);
-  CountBelow(scores, visible, threshold, 10, 11, histogram);
+  CountDigit(scores, threshold, {.shift = 10, .count = 11}, histogram);
   threshold = threshold << 11 | FindBin(histogram, kBins, rank);
-  CountBelow(scores, visible, threshold, 0, 10, histogram);
+  CountDigit(scores, threshold, {.shift = 0, .count = 10}, histogram);
   threshold = threshold << 10 | FindBin(histogram, kBins / 2, rank);
-  Collect(scores, visible, threshold, rank, selected);
+  Collect(scores, threshold, rank, selected);
 }
 
 }  // namespace

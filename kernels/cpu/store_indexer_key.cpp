@@ -1,6 +1,5 @@
 #include "kernels/ops/store_indexer_key.h"
 
-#include "common/check.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/pairwise_sum.h"
@@ -29,15 +28,12 @@ void Normalize(const StoreIndexerKeyParams& params, float* values) {
 
 void StoreToken(const StoreIndexerKeyParams& params, std::int64_t row) {
   const std::int32_t position = params.positions.data[row];
-  DSA_CHECK(position >= 0 && position < params.table.cos.rows,
-            "StoreIndexerKey: position {} in a table of {} rows", position, params.table.cos.rows);
   float values[kIndexerValues];
   LoadRow(RowOf(params.k, row), params.k.type, kIndexerValues, values);
 
   Normalize(params, values);
   RoundRow(values, kIndexerValues, params.k.type);
-  cpu::RotateHead(values, params.table.cos.Row(position), params.table.sin.Row(position),
-                  kIndexerRopeValues / 2, params.layout);
+  cpu::RotateHead(values, params.table, position, params.layout);
   RoundRow(values, kIndexerRopeValues, params.k.type);
   if (params.cache.format == KvFormat::kFp8) {
     cpu::HadamardTransform(values);

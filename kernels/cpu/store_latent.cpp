@@ -1,6 +1,5 @@
 #include "kernels/ops/store_latent.h"
 
-#include "common/check.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/pairwise_sum.h"
@@ -14,8 +13,6 @@ namespace {
 
 void StoreToken(const StoreLatentParams& params, std::int64_t row) {
   const std::int32_t position = params.positions.data[row];
-  DSA_CHECK(position >= 0 && position < params.table.cos.rows,
-            "StoreLatent: position {} in a table of {} rows", position, params.table.cos.rows);
   float values[cpu::kLatentRecordValues];
   LoadRow(RowOf(params.kv, row), params.kv.type, cpu::kLatentRecordValues, values);
 
@@ -25,8 +22,7 @@ void StoreToken(const StoreLatentParams& params, std::int64_t row) {
   for (int i = 0; i < kLatentValues; ++i) {
     values[i] = params.norm_weight.data[i] * (values[i] / deviation);
   }
-  cpu::RotateHead(values + kLatentValues, params.table.cos.Row(position),
-                  params.table.sin.Row(position), kLatentRopeValues / 2, params.layout);
+  cpu::RotateHead(values + kLatentValues, params.table, position, params.layout);
   RoundRow(values, cpu::kLatentRecordValues, params.kv.type);
   cpu::WriteLatent(params.cache, params.slots.data[row], values);
 }
