@@ -133,7 +133,8 @@ void GenerationCall::Advance() {
   if (!last && (method_.delivery == Delivery::kWhole || cancelled())) {
     return;
   }
-  const bool something = !pending_.empty() || (last && FinalStatus().ok());
+  // An answer that has begun gets its last message whatever the status.
+  const bool something = !pending_.empty() || (last && (headers_sent_ || FinalStatus().ok()));
   if (!headers_sent_ && something) {
     // Only now: a header before the first token would keep clients from retrying an error.
     rpc_->AddInitialMetadata(kRequestIdHeader, head_.request_id);

@@ -20,8 +20,8 @@ struct GrpcServerConfig {
 
 class GrpcServer final {
  public:
-  // Listens; health says SERVING.  FAILED_PRECONDITION is never returned: an address that cannot
-  // be bound is INVALID_ARGUMENT.  `context` outlives the server.
+  // Listens; health says SERVING.  INVALID_ARGUMENT for an address that cannot be bound.  `context`
+  // outlives the server.
   static Result<std::unique_ptr<GrpcServer>> Start(const GrpcServerConfig& config,
                                                    ServiceContext& context);
   ~GrpcServer();  // stops at once

@@ -1,0 +1,175 @@
+#include "server/app.h"
+
+#include "common/log.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "server/load_progress_bar.h"
+#include "server/sizing.h"
+#include "server/version.h"
+#include "server/warm_up.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kUsPerSecond = 1'000'000;
+
+Result<std::unique_ptr<Backend>> MakeBackend(const ServerConfig& config) {
+  if (config.device != "cpu") {
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("device: \"{}\" cannot serve yet: only \"cpu\" can", config.device)};
+  }
+  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  const std::int64_t threads =
+      config.threads > 0 ? config.threads : std::max(cores, std::int64_t{1});
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(static_cast<int>(threads)));
+}
+
+// "/models/v3.2/" is "v3.2".
+std::string FolderName(const std::string& folder) {
+  const auto path = std::filesystem::path(folder).lexically_normal();
+  const std::string name = path.has_filename() ? path.filename() : path.parent_path().filename();
+  return name.empty() || name == "." ? "model" : name;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<App>> App::Start(const ServerConfig& config) {
+  DSA_RETURN_IF_ERROR(Validate(config));
+  DSA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(config.model));
+  auto app = std::unique_ptr<App>(new App(config, std::move(checkpoint)));
+  DSA_RETURN_IF_ERROR(app->LoadText());
+  DSA_RETURN_IF_ERROR(app->LoadModel());
+  DSA_RETURN_IF_ERROR(app->WarmUp());
+  DSA_RETURN_IF_ERROR(app->Listen());
+  return app;
+}
+
+App::App(const ServerConfig& config, Checkpoint checkpoint)
+    : config_(config), checkpoint_(std::move(checkpoint)) {}
+
+App::~App() {
+  if (engine_ != nullptr) {
+    engine_->Stop();  // ends every call, so that the server has none to wait for
+  }
+}
+
+Status App::LoadText() {
+  DSA_ASSIGN_OR_RETURN(text_, LoadModelText({.model_folder = config_.model,
+                                             .tokenizer_path = config_.tokenizer,
+                                             .chat_format = config_.chat_format},
+                                            checkpoint_.config()));
+  if (text_.tokenizer == nullptr) {
+    Log(LogLevel::kWarning, "no tokenizer: only completions of token ids are served");
+  } else if (!text_.chat_format) {
+    Log(LogLevel::kWarning, "no known chat format: chat is refused");
+  }
+  return {};
+}
+
+Status App::LoadModel() {
+  const ModelConfig& model = checkpoint_.config();
+  const std::int32_t vocabulary_limit = text_.tokenizer == nullptr
+                                            ? static_cast<std::int32_t>(model.vocabulary)
+                                            : text_.tokenizer->size();
+  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeServer(config_, model, vocabulary_limit));
+  context_length_ = sizes.engine.scheduler.context_tokens_max;
+  DSA_ASSIGN_OR_RETURN(backend_, MakeBackend(config_));
+  LoadProgressBar progress;
+  DSA_ASSIGN_OR_RETURN(weights_, LoadWeights(checkpoint_, *backend_, progress));
+  DSA_ASSIGN_OR_RETURN(
+      executor_, ModelExecutor::Create(*backend_, {.config = model, .weights = weights_.weights},
+                                       sizes.executor));
+  if (text_.tokenizer != nullptr) {
+    decoders_ = MakeTextDecoderFactory(*text_.tokenizer);
+  }
+  const EngineLoop::Dependencies dependencies = {
+      .executor = *executor_, .clock = clock_, .decoders = decoders_.get()};
+  engine_ = std::make_unique<EngineLoop>(sizes.engine, dependencies);
+  engine_->Start();
+  Log(LogLevel::kInfo, "model loaded",
+      {{"model", config_.model},
+       {"type", ToString(model.architecture)},
+       {"layers", model.layers},
+       {"device", backend_->Name()},
+       {"context_tokens", context_length_},
+       {"cache_blocks", std::int64_t{sizes.engine.blocks}},
+       {"cache_bytes", executor_->arena().bytes()}});
+  return {};
+}
+
+Status App::WarmUp() {
+  const ModelConfig& model = checkpoint_.config();
+  const std::int64_t past_selection = model.index_topk + 1;
+  return RunWarmUp(*engine_, clock_,
+                   {.prompt_tokens = std::clamp(past_selection, std::int64_t{1},
+                                                context_length_ - 2 > 0 ? context_length_ - 2 : 1),
+                    .vocabulary = model.vocabulary});
+}
+
+ServedModel App::DescribeModel() const {
+  const ModelConfig& model = checkpoint_.config();
+  ServedModel served;
+  served.id =
+      config_.served_model_name.empty() ? FolderName(config_.model) : config_.served_model_name;
+  served.model_type = ToString(model.architecture);
+  served.context_length = context_length_;
+  served.vocabulary = static_cast<std::int32_t>(model.vocabulary);
+  served.layers = model.layers;
+  served.index_topk = model.index_topk;
+  for (const std::int32_t id : model.end_ids) {
+    served.end_ids.push_back(TokenId{id});
+  }
+  served.chat_format = text_.chat_format;
+  served.bos = text_.bos;
+  served.add_bos = text_.add_bos;
+  served.max_tokens_default = config_.max_tokens_default;
+  served.temperature = model.sampling.temperature;
+  served.top_p = model.sampling.top_p;
+  served.top_k = model.sampling.top_k;
+  served.min_p = model.sampling.min_p;
+  return served;
+}
+
+Status App::Listen() {
+  context_.reset(new ServiceContext{.engine = *engine_,
+                                    .clock = clock_,
+                                    .tokenizer = text_.tokenizer.get(),
+                                    .model = DescribeModel(),
+                                    .server = {.version = std::string(kVersion),
+                                               .device = config_.device,
+                                               .configuration_json = ToJson(config_),
+                                               .ready_us = clock_.NowUs()},
+                                    .slow_client = {},
+                                    .draining = false,
+                                    .live = {}});
+  DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config_.listen));
+  GrpcServerConfig listening;
+  listening.host = address.host;
+  listening.port = address.port;
+  listening.message_bytes_max = config_.max_message_bytes;
+  listening.streams_max = config_.max_concurrent_streams;
+  DSA_ASSIGN_OR_RETURN(server_, GrpcServer::Start(listening, *context_));
+  Log(LogLevel::kInfo, "ready",
+      {{"host", address.host},
+       {"port", server_->port()},
+       {"model", context_->model.id},
+       {"configuration", Differences(config_)}});
+  return {};
+}
+
+void App::Drain() {
+  // What the last answers need to leave the machine after the engine has ended them.
+  constexpr std::int64_t kLastWritesUs = 2 * kUsPerSecond;
+  server_->BeginDrain();
+  engine_->Drain(config_.shutdown_timeout_s * kUsPerSecond);
+  server_->Stop(kLastWritesUs);
+  engine_->Stop();
+}
+
+}  // namespace dsa

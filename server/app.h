@@ -1,0 +1,67 @@
+// The composition root: makes every part of the server in order, and takes it down in order.
+//
+//   configuration -> checkpoint -> tokenizer -> weights -> caches -> engine -> one real prefill and
+//   decode -> listening
+//
+// Nothing listens before all of that has happened.  Main thread.
+#pragma once
+
+#include "common/clock.h"
+#include "common/status.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/weight_loader.h"
+#include "server/api/grpc_server.h"
+#include "server/api/service_context.h"
+#include "server/config.h"
+#include "server/engine/engine_loop.h"
+#include "server/engine/model_executor.h"
+#include "server/engine/text_decoder.h"
+#include "server/model_files.h"
+
+#include <memory>
+
+namespace dsa {
+
+class App final {
+ public:
+  // INVALID_ARGUMENT for configuration and files, FAILED_PRECONDITION for devices and memory; one
+  // line.  Returns when health says SERVING.
+  static Result<std::unique_ptr<App>> Start(const ServerConfig& config);
+  ~App();  // stops at once
+  App(const App&) = delete;
+  App& operator=(const App&) = delete;
+
+  std::int64_t port() const { return server_->port(); }
+  Engine& engine() { return *engine_; }
+
+  // Health says NOT_SERVING, new requests are refused, running ones get shutdown_timeout_s, the
+  // rest is aborted; then stops listening.
+  void Drain();
+
+ private:
+  App(const ServerConfig& config, Checkpoint checkpoint);
+
+  Status LoadText();
+  Status LoadModel();
+  Status WarmUp();
+  Status Listen();
+  ServedModel DescribeModel() const;
+
+  const ServerConfig config_;
+  const SteadyClock clock_;
+  const Checkpoint checkpoint_;
+  ModelText text_;
+
+  // Destroyed in reverse: the server before the engine, the engine before the device.
+  std::unique_ptr<Backend> backend_;
+  DeviceWeights weights_;
+  std::int64_t context_length_ = 0;
+  std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<TextDecoderFactory> decoders_;
+  std::unique_ptr<EngineLoop> engine_;
+  std::unique_ptr<ServiceContext> context_;
+  std::unique_ptr<GrpcServer> server_;
+};
+
+}  // namespace dsa

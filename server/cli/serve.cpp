@@ -1,0 +1,88 @@
+#include "common/log.h"
+#include "server/app.h"
+#include "server/cli/commands.h"
+#include "server/cli/config_flags.h"
+
+#include <atomic>
+#include <csignal>
+
+#include <CLI/CLI.hpp>
+#include <fmt/core.h>
+#include <semaphore.h>
+#include <unistd.h>
+
+namespace dsa {
+namespace {
+
+// Signals end the process until it serves, then drain it once, then end it again.
+enum class Phase : int { kLoading, kServing, kDraining };
+std::atomic<Phase> phase{Phase::kLoading};
+static_assert(std::atomic<Phase>::is_always_lock_free, "used in a signal handler");
+sem_t stop_asked;
+
+void OnStopSignal(int /*signal*/) {
+  Phase serving = Phase::kServing;
+  if (phase.compare_exchange_strong(serving, Phase::kDraining, std::memory_order_relaxed)) {
+    sem_post(&stop_asked);
+  } else {
+    _exit(1);
+  }
+}
+
+void TakeStopSignals() {
+  sem_init(&stop_asked, 0, 0);
+  struct sigaction action {};
+  action.sa_handler = OnStopSignal;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+void WaitForStopSignal() {
+  while (sem_wait(&stop_asked) != 0) {
+  }
+}
+
+int Fail(const Error& error) {
+  FlushLog();
+  fmt::print(stderr, "error: {}\n", error.message);
+  return ExitCode(error);
+}
+
+int Serve(const ConfigFlags& flags, bool print_config) {
+  const Result<ServerConfig> config = ReadConfig(flags);
+  if (!config.ok()) {
+    return Fail(config.error());
+  }
+  if (print_config) {
+    fmt::print("{}\n", ToJson(config.value()));
+    return 0;
+  }
+  ConfigureLog(*ParseLogLevel(config.value().log_level),
+               *ParseLogFormat(config.value().log_format));
+  TakeStopSignals();
+  Result<std::unique_ptr<App>> app = App::Start(config.value());
+  if (!app.ok()) {
+    return Fail(app.error());
+  }
+  phase.store(Phase::kServing, std::memory_order_relaxed);
+  WaitForStopSignal();
+  Log(LogLevel::kInfo, "draining");
+  app.value()->Drain();
+  Log(LogLevel::kInfo, "stopped");
+  return 0;
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& app, int& exit_code) {
+  CLI::App* command = app.add_subcommand("serve", "Serve a model over gRPC");
+  const auto flags = AddConfigFlags(*command);
+  auto print_config = std::make_shared<bool>(false);
+  command->add_flag("--print-config", *print_config,
+                    "Print the effective configuration as JSON and exit");
+  command->footer("SIGTERM or SIGINT drains and exits with 0; a second one stops at once.");
+  command->callback(
+      [flags, print_config, &exit_code] { exit_code = Serve(*flags, *print_config); });
+}
+
+}  // namespace dsa

@@ -1,0 +1,197 @@
+#include "server/config.h"
+
+#include "common/file.h"
+#include "common/json.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kFileBytesMax = std::int64_t{1} << 20;
+
+template <typename... Cases>
+struct Overloaded : Cases... {
+  using Cases::operator()...;
+};
+template <typename... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;
+
+// Assigns a Result's value or returns its error.
+template <typename T>
+Status Assign(T& target, Result<T> value) {
+  if (!value.ok()) {
+    return value.error();
+  }
+  target = std::move(value).value();
+  return {};
+}
+
+Status ReadKey(const ConfigKey& key, JsonObject& object, ServerConfig& config) {
+  const std::string_view name = key.name;
+  return std::visit(
+      Overloaded{
+          [&](const TextValue& v) { return Assign(config.*v.field, object.ReadString(name)); },
+          [&](const ChoiceValue& v) {
+            return Assign(config.*v.field, object.ReadChoice(name, v.allowed));
+          },
+          [&](const IntValue& v) {
+            return Assign(config.*v.field, object.ReadInt(name, v.minimum, v.maximum));
+          },
+          [&](const SwitchValue& v) { return Assign(config.*v.field, object.ReadBool(name)); },
+      },
+      key.value);
+}
+
+Json ToJsonValue(const ConfigKey& key, const ServerConfig& config) {
+  return std::visit([&](const auto& v) { return Json(config.*v.field); }, key.value);
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
+}
+
+}  // namespace
+
+Result<ListenAddress> ParseListen(std::string_view text) {
+  constexpr std::int64_t kPortMax = 65535;
+  const auto refuse = [&] {
+    return InvalidArgument(
+        fmt::format("listen: \"{}\" is not HOST:PORT with a port in [0, {}]", text, kPortMax));
+  };
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) {
+    return refuse();
+  }
+  std::string_view host = text.substr(0, colon);
+  if (host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  } else if (host.find(':') != std::string_view::npos) {
+    return refuse();  // IPv6 without brackets
+  }
+  const std::string_view digits = text.substr(colon + 1);
+  std::int64_t port = -1;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  if (host.empty() || error != std::errc() || end != digits.data() + digits.size() || port < 0 ||
+      port > kPortMax) {
+    return refuse();
+  }
+  return ListenAddress{.host = std::string(host), .port = port};
+}
+
+Status ReadConfigFile(const std::string& path, ServerConfig& config) {
+  DSA_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kFileBytesMax));
+  DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text, path));
+  DSA_ASSIGN_OR_RETURN(JsonObject object, JsonObject::From(document, path, ""));
+  for (const ConfigKey& key : ConfigKeys()) {
+    if (document.contains(std::string(key.name))) {
+      DSA_RETURN_IF_ERROR(ReadKey(key, object, config));
+    }
+  }
+  return object.CheckAllRead();
+}
+
+Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& config) {
+  const auto refuse = [&](std::string_view allowed) {
+    return Status(
+        InvalidArgument(fmt::format("{}: \"{}\" is not {}", FlagName(key), text, allowed)));
+  };
+  return std::visit(
+      Overloaded{
+          [&](const TextValue& v) {
+            config.*v.field = std::string(text);
+            return Status();
+          },
+          [&](const ChoiceValue& v) {
+            if (std::find(v.allowed.begin(), v.allowed.end(), text) == v.allowed.end()) {
+              return refuse("one of " + AllowedValues(key));
+            }
+            config.*v.field = std::string(text);
+            return Status();
+          },
+          [&](const IntValue& v) {
+            std::int64_t value = 0;
+            const auto [end, error] =
+                std::from_chars(text.data(), text.data() + text.size(), value);
+            if (error != std::errc() || end != text.data() + text.size() || value < v.minimum ||
+                value > v.maximum) {
+              return refuse("an integer in " + AllowedValues(key));
+            }
+            config.*v.field = value;
+            return Status();
+          },
+          [&](const SwitchValue& v) {
+            if (text != "true" && text != "false") {
+              return refuse("true or false");
+            }
+            config.*v.field = text == "true";
+            return Status();
+          },
+      },
+      key.value);
+}
+
+Status Validate(const ServerConfig& config) {
+  if (config.model.empty()) {
+    return InvalidArgument("model: missing: the directory of a checkpoint");
+  }
+  DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config.listen));
+  if (!IsLoopback(address.host) && !config.insecure) {
+    return InvalidArgument(
+        fmt::format("listen: \"{}\" reaches beyond this machine: say insecure too, since there is "
+                    "neither encryption nor authentication",
+                    config.listen));
+  }
+  if (config.max_num_batched_tokens < config.max_num_seqs) {
+    return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",
+                                       config.max_num_batched_tokens, config.max_num_seqs));
+  }
+  return {};
+}
+
+std::string ToJson(const ServerConfig& config) {
+  Json document = Json::object();
+  for (const ConfigKey& key : ConfigKeys()) {
+    document[std::string(key.name)] = ToJsonValue(key, config);
+  }
+  return document.dump(2);
+}
+
+std::string Differences(const ServerConfig& config) {
+  const ServerConfig defaults;
+  std::vector<std::string> differing;
+  for (const ConfigKey& key : ConfigKeys()) {
+    const std::string value = ValueText(key, config);
+    if (value != ValueText(key, defaults)) {
+      differing.push_back(fmt::format("{}={}", key.name, value));
+    }
+  }
+  return fmt::format("{}", fmt::join(differing, " "));
+}
+
+std::string AllowedValues(const ConfigKey& key) {
+  return std::visit(
+      Overloaded{
+          [](const TextValue&) { return std::string("text"); },
+          [](const ChoiceValue& v) { return fmt::format("{}", fmt::join(v.allowed, ", ")); },
+          [](const IntValue& v) { return fmt::format("[{}, {}]", v.minimum, v.maximum); },
+          [](const SwitchValue&) { return std::string("true, false"); },
+      },
+      key.value);
+}
+
+std::string ValueText(const ConfigKey& key, const ServerConfig& config) {
+  return ToJsonValue(key, config).dump();
+}
+
+std::string FlagName(const ConfigKey& key) {
+  std::string flag = "--" + std::string(key.name);
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return flag;
+}
+
+}  // namespace dsa

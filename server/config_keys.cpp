@@ -1,0 +1,105 @@
+#include "server/config.h"
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kTokensMax = std::int64_t{1} << 24;
+constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+constexpr std::int64_t kBytesMax = std::int64_t{1} << 50;
+
+using C = ServerConfig;
+
+std::vector<ConfigKey> ModelKeys() {
+  return {
+      {"model", "Model", "Directory of the checkpoint, in the Hugging Face layout. Required.",
+       TextValue{&C::model}},
+      {"served_model_name", "Model",
+       "The id that requests name. Empty: the name of the model's directory.",
+       TextValue{&C::served_model_name}},
+      {"tokenizer", "Model",
+       "Path of tokenizer.json. Empty: the one beside the model; without one only token ids work.",
+       TextValue{&C::tokenizer}},
+      {"chat_format", "Model",
+       "How conversations become prompts. auto: by model type and tokenizer_config.json; none: "
+       "chat "
+       "is refused.",
+       ChoiceValue{&C::chat_format, {"auto", "v3.2", "v3.1", "none"}}},
+      {"device", "Computation", "Where the model runs.", ChoiceValue{&C::device, {"cpu", "cuda"}}},
+      {"threads", "Computation", "Threads of the CPU backend. 0: one a core.",
+       IntValue{&C::threads, 0, 1024}},
+      {"attention", "Computation",
+       "sparse: over the indexer's selection; dense: the same weights without selection.",
+       ChoiceValue{&C::attention, {"sparse", "dense"}}},
+      {"masked_mha_until", "Computation",
+       "Prefill rows below this position attend with expanded keys under the selection's mask. 0: "
+       "none do.",
+       IntValue{&C::masked_mha_until, 0, kTokensMax}},
+      {"kv_cache_dtype", "Cache",
+       "Format of the paged caches. auto: fp8 for a quantized checkpoint, otherwise its own type.",
+       ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
+      {"kv_cache_memory_bytes", "Cache",
+       "Memory of the paged caches. 0: as much as max_num_seqs sequences of max_model_len can use, "
+       "at most 4 GiB, at least one such sequence.",
+       IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},
+  };
+}
+
+std::vector<ConfigKey> ServingKeys() {
+  return {
+      {"max_model_len", "Limits",
+       "Tokens of prompt and answer together. 0: what the model was made for.",
+       IntValue{&C::max_model_len, 0, kTokensMax}},
+      {"max_num_seqs", "Limits", "Sequences that take part in steps at once.",
+       IntValue{&C::max_num_seqs, 1, 65536}},
+      {"max_num_batched_tokens", "Limits",
+       "Tokens that one step computes; longer prompts are computed in chunks. At least "
+       "max_num_seqs.",
+       IntValue{&C::max_num_batched_tokens, 1, 1 << 20}},
+      {"max_queued_requests", "Limits",
+       "Requests that wait; more are refused with RESOURCE_EXHAUSTED.",
+       IntValue{&C::max_queued_requests, 1, 1 << 20}},
+      {"max_tokens_default", "Limits",
+       "Tokens of an answer whose request names no max_tokens, where the context leaves so many.",
+       IntValue{&C::max_tokens_default, 1, kTokensMax}},
+      {"scheduling_policy", "Limits",
+       "Who goes first. fcfs: who came first; priority: the lower priority of the request.",
+       ChoiceValue{&C::scheduling_policy, {"fcfs", "priority"}}},
+      {"preemption", "Limits",
+       "recompute: a sequence may lose its blocks to one before it and is computed again; none: a "
+       "sequence starts only when the blocks for all it can become are free.",
+       ChoiceValue{&C::preemption, {"recompute", "none"}}},
+      {"listen", "Listening",
+       "Address and port to listen on. Port 0: one that is free; the log names it. An address "
+       "other "
+       "than loopback only together with insecure.",
+       TextValue{&C::listen}},
+      {"insecure", "Listening",
+       "Listen beyond this machine although there is neither encryption nor authentication.",
+       SwitchValue{&C::insecure}},
+      {"max_message_bytes", "Listening", "Bytes of a request; larger ones are RESOURCE_EXHAUSTED.",
+       IntValue{&C::max_message_bytes, 1024, 256 * kMiB}},
+      {"max_concurrent_streams", "Listening", "Open calls of one connection.",
+       IntValue{&C::max_concurrent_streams, 1, 65536}},
+      {"shutdown_timeout_s", "Listening",
+       "Seconds that running requests get to finish after SIGTERM or SIGINT.",
+       IntValue{&C::shutdown_timeout_s, 0, 86400}},
+      {"log_level", "Logs", "The least level that is logged.",
+       ChoiceValue{&C::log_level, {"debug", "info", "warning", "error"}}},
+      {"log_format", "Logs", "auto: text on a terminal, otherwise one JSON object a line.",
+       ChoiceValue{&C::log_format, {"auto", "text", "json"}}},
+  };
+}
+
+}  // namespace
+
+const std::vector<ConfigKey>& ConfigKeys() {
+  static const std::vector<ConfigKey> keys = [] {
+    std::vector<ConfigKey> all = ModelKeys();
+    const std::vector<ConfigKey> serving = ServingKeys();
+    all.insert(all.end(), serving.begin(), serving.end());
+    return all;
+  }();
+  return keys;
+}
+
+}  // namespace dsa

@@ -1,0 +1,126 @@
+#include "server/sizing.h"
+
+#include "scheduler/validate.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kCacheBytesDefault = std::int64_t{4} << 30;
+constexpr std::int64_t kScoreBytesMax = std::int64_t{64} << 20;
+
+std::int64_t DivideUp(std::int64_t value, std::int64_t by) {
+  return (value + by - 1) / by;
+}
+
+Result<std::int64_t> ContextLength(const ServerConfig& config, const ModelConfig& model) {
+  if (config.max_model_len == 0) {
+    return model.context_max;
+  }
+  if (config.max_model_len < 2 || config.max_model_len > model.context_max) {
+    return InvalidArgument(fmt::format("max_model_len: {} is not in [2, {}], the model's context",
+                                       config.max_model_len, model.context_max));
+  }
+  return config.max_model_len;
+}
+
+KvFormat CacheFormat(const ServerConfig& config, const ModelConfig& model) {
+  if (config.kv_cache_dtype == "fp8") {
+    return KvFormat::kFp8;
+  }
+  if (config.kv_cache_dtype == "bf16") {
+    return KvFormat::kBf16;
+  }
+  if (config.kv_cache_dtype == "f32") {
+    return KvFormat::kF32;
+  }
+  return model.default_kv_format();
+}
+
+Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& model,
+                                 std::int64_t context_length) {
+  const KvFormat format = CacheFormat(config, model);
+  const std::int64_t block_bytes = BytesPerBlock(static_cast<int>(model.layers),
+                                                 static_cast<int>(model.indexer_layers()), format);
+  const std::int64_t sequence_blocks = DivideUp(context_length, kTokensPerBlock);
+  std::int64_t blocks = config.kv_cache_memory_bytes / block_bytes;
+  if (config.kv_cache_memory_bytes == 0) {
+    blocks = std::clamp(config.max_num_seqs * sequence_blocks, sequence_blocks,
+                        std::max(sequence_blocks, kCacheBytesDefault / block_bytes));
+  }
+  if (blocks < sequence_blocks) {
+    return InvalidArgument(
+        fmt::format("kv_cache_memory_bytes: {} holds {} blocks of {} bytes, but one sequence of {} "
+                    "tokens needs "
+                    "{}: {} bytes, or a smaller max_model_len",
+                    config.kv_cache_memory_bytes, blocks, block_bytes, context_length,
+                    sequence_blocks, sequence_blocks * block_bytes));
+  }
+  if (blocks > std::numeric_limits<std::int32_t>::max()) {
+    return InvalidArgument(fmt::format("kv_cache_memory_bytes: {} makes {} blocks, at most {}",
+                                       config.kv_cache_memory_bytes, blocks,
+                                       std::numeric_limits<std::int32_t>::max()));
+  }
+  return static_cast<std::int32_t>(blocks);
+}
+
+// Requests whose cached keys may be shared: the same weights, computed the same way.
+std::string CacheIdentity(const ServerConfig& config, KvFormat format) {
+  return fmt::format("{} kv={} attention={} masked_mha_until={}", config.model,
+                     static_cast<int>(format), config.attention, config.masked_mha_until);
+}
+
+}  // namespace
+
+Result<ServerSizes> SizeServer(const ServerConfig& config, const ModelConfig& model,
+                               std::int32_t vocabulary_limit) {
+  DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model));
+  DSA_ASSIGN_OR_RETURN(const std::int32_t blocks, CacheBlocks(config, model, context_length));
+  const KvFormat format = CacheFormat(config, model);
+  const bool sparse = config.attention == "sparse" && model.has_indexer();
+
+  EngineConfig engine;
+  engine.scheduler = {.step_tokens_max = config.max_num_batched_tokens,
+                      .sequences_max = config.max_num_seqs,
+                      .waiting_max = config.max_queued_requests,
+                      .context_tokens_max = context_length,
+                      .policy = config.scheduling_policy == "priority"
+                                    ? SchedulingPolicyKind::kPriority
+                                    : SchedulingPolicyKind::kFirstCome,
+                      .reservation = config.preemption == "none" ? ReservationMode::kFull
+                                                                 : ReservationMode::kPrompt,
+                      .preemptions_max = SchedulerConfig().preemptions_max,
+                      .attention = sparse ? AttentionMode::kSparse : AttentionMode::kDense,
+                      .index_topk = model.index_topk,
+                      .masked_mha_until = config.masked_mha_until};
+  engine.blocks = blocks;
+  engine.tokens_per_block = kTokensPerBlock;
+  engine.vocabulary = model.vocabulary;
+  for (const std::int32_t id : model.end_ids) {
+    engine.end_ids.push_back(TokenId{id});
+  }
+  engine.cache_identity = CacheIdentity(config, format);
+  DSA_RETURN_IF_ERROR(Validate(engine));
+
+  const std::int64_t suppressed_per_row =
+      kStopIdsMax + static_cast<std::int64_t>(model.end_ids.size());
+  const ModelExecutorConfig executor = {
+      .limits = {.tokens_max = config.max_num_batched_tokens,
+                 .sequences_max = config.max_num_seqs,
+                 .context_max = context_length,
+                 .logit_rows_max = config.max_num_seqs,
+                 .suppressed_max = config.max_num_seqs * suppressed_per_row,
+                 .masked_until = config.masked_mha_until,
+                 .score_bytes_max = kScoreBytesMax,
+                 .logits_rows_host = 0},
+      .blocks = blocks,
+      .kv_format = format,
+      .vocabulary_limit = vocabulary_limit};
+  return ServerSizes{.engine = std::move(engine), .executor = executor};
+}
+
+}  // namespace dsa
