@@ -15,7 +15,7 @@ AttentionScratch MakeAttentionScratch(const ScratchLimits& limits) {
   scratch.scores = ScratchArray<float>(kAttentionHeads * scratch.score_stride);
   scratch.outputs = ScratchArray<float>(kAttentionHeads * kLatentValues);
 
-  scratch.index_keys = ScratchArray<float>(kTokensPerBlock * kIndexerValues);
+  scratch.index_keys = ScratchArray<float>(std::int64_t{kTokensPerBlock} * kIndexerValues);
   scratch.index_queries = ScratchArray<float>(kIndexerRows * limits.index_heads * kIndexerValues);
   scratch.index_heads_max = limits.index_heads;
 

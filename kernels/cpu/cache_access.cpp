@@ -75,7 +75,7 @@ void WriteLatent(const LatentCacheView& cache, std::int64_t slot, const float* v
     StoreRow(values, kLatentRecordValues, block + token * bytes, ElementType(cache.format));
     return;
   }
-  for (int i = 0; i < LatentBlock::kScales; ++i) {
+  for (std::int64_t i = 0; i < LatentBlock::kScales; ++i) {
     const float scale = QuantizeBlock(values + i * kValuesPerScale, kValuesPerScale,
                                       block + LatentBlock::Values(token) + i * kValuesPerScale);
     std::memcpy(block + LatentBlock::Scales(token) + i * 4, &scale, sizeof(scale));
@@ -92,7 +92,7 @@ void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values) 
     return;
   }
   const auto* codes = reinterpret_cast<const Fp8E4m3*>(block + LatentBlock::Values(token));
-  for (int i = 0; i < LatentBlock::kScales; ++i) {
+  for (std::int64_t i = 0; i < LatentBlock::kScales; ++i) {
     float scale = 0.0F;
     std::memcpy(&scale, block + LatentBlock::Scales(token) + i * 4, sizeof(scale));
     const F32x8 factor = F32x8::All(scale);

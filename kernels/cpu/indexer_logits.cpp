@@ -59,12 +59,12 @@ void AddHeads(const float* queries, const float* weights, const float* keys, F32
   for (auto& dot : dots) {
     std::fill(dot, dot + 2, F32x8::Zero());
   }
-  for (int first = 0; first < kIndexerValues; first += kProductChunk) {
+  for (std::int64_t first = 0; first < kIndexerValues; first += kProductChunk) {
     F32x8 sum[kHeads][2];
     for (auto& part : sum) {
       std::fill(part, part + 2, F32x8::Zero());
     }
-    for (int d = first; d < first + kProductChunk; ++d) {
+    for (std::int64_t d = first; d < first + kProductChunk; ++d) {
       const F32x8 low = Load8(keys + d * kTokensPerBlock);
       const F32x8 high = Load8(keys + d * kTokensPerBlock + kLanes);
       for (int h = 0; h < kHeads; ++h) {
