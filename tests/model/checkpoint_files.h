@@ -23,7 +23,9 @@ namespace dsa::testing {
 class TemporaryFolder final {
  public:
   TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "dsa-test-XXXXXX").string();
+    // mkdtemp replaces the last six letters.
+    std::string pattern = (std::filesystem::temp_directory_path() / "dsa-test-").string();
+    pattern.append(6, 'X');
     DSA_CHECK(mkdtemp(pattern.data()) != nullptr, "mkdtemp");
     path_ = pattern;
   }
