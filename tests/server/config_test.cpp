@@ -1,0 +1,152 @@
+// Laws of the configuration: flags over file over defaults, nothing unknown, documents in step.
+#include "server/config.h"
+
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+#include <unistd.h>
+
+namespace dsa {
+namespace {
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// A file that is gone with the test.
+struct TemporaryFile {
+  explicit TemporaryFile(const std::string& text)
+      : path(fmt::format("{}/config_test_{}.json", DSA_BUILD_DIR, ::getpid())) {
+    std::ofstream(path) << text;
+  }
+  ~TemporaryFile() { std::remove(path.c_str()); }
+  std::string path;
+};
+
+Status ReadText(const std::string& text, ServerConfig& config) {
+  const TemporaryFile file(text);
+  return ReadConfigFile(file.path, config);
+}
+
+const ConfigKey& Key(std::string_view name) {
+  for (const ConfigKey& key : ConfigKeys()) {
+    if (key.name == name) {
+      return key;
+    }
+  }
+  FAIL("no key " << name);
+  return ConfigKeys().front();
+}
+
+}  // namespace
+
+TEST_CASE("configs/README.md documents every key as the code has it", "[config]") {
+  const std::string readme = ReadAll(DSA_SOURCE_DIR "/configs/README.md");
+  const ServerConfig defaults;
+  std::size_t rows = 0;
+  for (const ConfigKey& key : ConfigKeys()) {
+    const std::string row = fmt::format("| `{}` | `{}` | {} | {} |\n", key.name,
+                                        ValueText(key, defaults), AllowedValues(key), key.help);
+    INFO(row);
+    CHECK(readme.find(row) != std::string::npos);
+    ++rows;
+  }
+  CHECK(rows <= 25);
+  std::size_t found = 0;
+  for (std::size_t at = 0; (at = readme.find("\n| `", at)) != std::string::npos; ++at) {
+    ++found;
+  }
+  CHECK(found == rows + 2);  // and the two files
+}
+
+TEST_CASE("configs/server.json is the defaults, all of them", "[config]") {
+  const std::string path = DSA_SOURCE_DIR "/configs/server.json";
+  ServerConfig config;
+  config.max_num_seqs = 1;
+  REQUIRE(ReadConfigFile(path, config).ok());
+  CHECK(ToJson(config) == ToJson(ServerConfig()));
+  CHECK(ReadAll(path) == ToJson(ServerConfig()) + "\n");
+  ServerConfig tiny;
+  REQUIRE(ReadConfigFile(DSA_SOURCE_DIR "/configs/tiny_cpu.json", tiny).ok());
+  CHECK(Validate(tiny).ok());
+}
+
+TEST_CASE("a flag wins over the file, the file over the default", "[config]") {
+  ServerConfig config;
+  REQUIRE(ReadText(R"({"max_num_seqs": 7, "port": 1})", config)
+              .error()
+              .message.find("port: unknown key") != std::string::npos);
+  config = {};
+  REQUIRE(ReadText(R"({"max_num_seqs": 7, "attention": "dense"})", config).ok());
+  CHECK(config.max_num_seqs == 7);
+  CHECK(config.attention == "dense");
+  CHECK(config.max_queued_requests == ServerConfig().max_queued_requests);
+  REQUIRE(SetFromFlag(Key("max_num_seqs"), "9", config).ok());
+  CHECK(config.max_num_seqs == 9);
+  CHECK(FlagName(Key("max_num_seqs")) == "--max-num-seqs");
+  CHECK(Differences(config) == "attention=\"dense\" max_num_seqs=9");
+}
+
+TEST_CASE("values beyond a key's border are refused by name", "[config]") {
+  for (const ConfigKey& key : ConfigKeys()) {
+    const std::string name(key.name);
+    CAPTURE(name);
+    ServerConfig config;
+    std::vector<std::string> bad = {"null", "[]", "{}", "1.5"};
+    if (const auto* range = std::get_if<IntValue>(&key.value)) {
+      CHECK(SetFromFlag(key, std::to_string(range->minimum), config).ok());
+      CHECK(SetFromFlag(key, std::to_string(range->maximum), config).ok());
+      for (const std::string& text :
+           {std::to_string(range->minimum - 1), std::to_string(range->maximum + 1),
+            std::string("99999999999999999999"), std::string("1x"), std::string("")}) {
+        const Status status = SetFromFlag(key, text, config);
+        REQUIRE_FALSE(status.ok());
+        CHECK(status.error().message.rfind(FlagName(key) + ": ", 0) == 0);
+      }
+      bad.insert(bad.end(), {std::to_string(range->maximum + 1), "\"1\"", "true"});
+    } else if (std::holds_alternative<ChoiceValue>(key.value)) {
+      CHECK_FALSE(SetFromFlag(key, "other", config).ok());
+      bad.insert(bad.end(), {"\"other\"", "true"});
+    } else if (std::holds_alternative<SwitchValue>(key.value)) {
+      CHECK_FALSE(SetFromFlag(key, "yes", config).ok());
+      bad.insert(bad.end(), {"1", "\"true\""});
+    }
+    for (const std::string& value : bad) {
+      const Status status = ReadText("{\"" + name + "\": " + value + "}", config);
+      CAPTURE(value);
+      REQUIRE_FALSE(status.ok());
+      CHECK(status.error().message.find(name) != std::string::npos);
+      CHECK(status.error().message.find('\n') == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("listening beyond this machine is asked for by name", "[config]") {
+  ServerConfig config;
+  CHECK_FALSE(Validate(config).ok());  // no model
+  config.model = "/m";
+  for (const char* good : {"127.0.0.1:50051", "localhost:0", "[::1]:1", "127.9.9.9:65535"}) {
+    config.listen = good;
+    CAPTURE(good);
+    CHECK(Validate(config).ok());
+  }
+  for (const char* bad : {"0.0.0.0:50051", "[::]:1", "10.0.0.1:2", "", ":1", "127.0.0.1", "::1:1",
+                          "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:1x", "127.0.0.1:"}) {
+    config.listen = bad;
+    CAPTURE(bad);
+    CHECK_FALSE(Validate(config).ok());
+  }
+  config.listen = "0.0.0.0:50051";
+  config.insecure = true;
+  CHECK(Validate(config).ok());
+  config.max_num_seqs = config.max_num_batched_tokens + 1;
+  CHECK_FALSE(Validate(config).ok());
+}
+
+}  // namespace dsa
