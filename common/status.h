@@ -102,6 +102,7 @@ class [[nodiscard]] Status {
     }                                          \
   } while (false)
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration cannot stand in parentheses
 #define DSA_ASSIGN_OR_RETURN(declaration, expression) \
   DSA_ASSIGN_OR_RETURN_AS(DSA_STATUS_CONCAT(dsa_result_, __LINE__), declaration, expression)
 #define DSA_ASSIGN_OR_RETURN_AS(result, declaration, expression) \
@@ -110,3 +111,4 @@ class [[nodiscard]] Status {
     return ::dsa::Error(result.error());                         \
   }                                                              \
   declaration = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)
