@@ -1,0 +1,319 @@
+// The whole server on a small random model, over loopback.
+#include "model/random_checkpoint.h"
+#include "proto/admin.grpc.pb.h"
+#include "proto/chat.grpc.pb.h"
+#include "proto/completion.grpc.pb.h"
+#include "server/app.h"
+
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+namespace dsa {
+namespace {
+
+// Written once; the same options always make the same bytes.
+const std::string& TinyModel() {
+  static const std::string folder = [] {
+    std::string path = std::string(DSA_BUILD_DIR) + "/e2e-model";
+    RandomCheckpointOptions options;
+    options.layers = 3;
+    options.index_topk = 32;
+    const Status status = WriteRandomCheckpoint(options, path);
+    DSA_CHECK(status.ok(), "e2e: the checkpoint cannot be written");
+    return path;
+  }();
+  return folder;
+}
+
+ServerConfig TinyConfig() {
+  ServerConfig config;
+  config.model = TinyModel();
+  config.listen = "127.0.0.1:0";
+  config.threads = 2;
+  config.max_model_len = 512;
+  config.max_num_seqs = 16;
+  config.max_num_batched_tokens = 64;
+  config.max_tokens_default = 32;
+  config.shutdown_timeout_s = 60;
+  return config;
+}
+
+struct Server {
+  explicit Server(const ServerConfig& config) : app(std::move(App::Start(config)).value()) {
+    channel = grpc::CreateChannel(fmt::format("127.0.0.1:{}", app->port()),
+                                  grpc::InsecureChannelCredentials());
+  }
+  std::unique_ptr<App> app;
+  std::shared_ptr<grpc::Channel> channel;
+};
+
+// Request `number`: its own prompt of its own length, some greedy and some drawn.
+v1::CompletionRequest Numbered(int number) {
+  v1::CompletionRequest request;
+  const int tokens = 5 + (number * 37) % 150;
+  for (int i = 0; i < tokens; ++i) {
+    request.mutable_token_ids()->add_ids((number * 131 + i * 17) % 500);
+  }
+  request.mutable_sampling()->set_temperature(number % 2 == 0 ? 0.0F : 0.9F);
+  request.mutable_sampling()->set_seed(static_cast<std::uint64_t>(number));
+  request.mutable_stop()->set_max_tokens(6 + number % 7);
+  request.mutable_stop()->set_ignore_eos(true);
+  return request;
+}
+
+struct Answer {
+  grpc::Status status;
+  std::vector<std::int64_t> ids;
+  std::string text;
+  v1::CompletionStreamResponse last;
+};
+
+Answer Ask(const std::shared_ptr<grpc::Channel>& channel, const v1::CompletionRequest& request,
+           grpc::ClientContext& rpc) {
+  const auto stub = v1::CompletionService::NewStub(channel);
+  const auto reader = stub->CompleteStream(&rpc, request);
+  Answer answer;
+  for (v1::CompletionStreamResponse part; reader->Read(&part); answer.last = part) {
+    answer.ids.insert(answer.ids.end(), part.token_ids().begin(), part.token_ids().end());
+    answer.text += part.text();
+  }
+  answer.status = reader->Finish();
+  return answer;
+}
+
+Answer Ask(const std::shared_ptr<grpc::Channel>& channel, const v1::CompletionRequest& request) {
+  grpc::ClientContext rpc;
+  return Ask(channel, request, rpc);
+}
+
+// Waits until no request is live and no block is referenced; at most 30 s.
+bool BecomesQuiet(Engine& engine) {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (std::chrono::steady_clock::now() < limit) {
+    const EngineLoad load = engine.Load();
+    if (load.waiting == 0 && load.running == 0 && load.blocks_referenced == 0) {
+      return true;
+    }
+    std::this_thread::yield();
+  }
+  return false;
+}
+
+// A request that runs until it is stopped.
+v1::CompletionRequest Endless() {
+  v1::CompletionRequest request = Numbered(1);
+  request.mutable_stop()->set_max_tokens(400);
+  return request;
+}
+
+}  // namespace
+
+TEST_CASE("64 concurrent streams equal isolated runs", "[e2e]") {
+  constexpr int kStreams = 64;
+  std::vector<Answer> alone;
+  {
+    Server server(TinyConfig());
+    for (int i = 0; i < kStreams; ++i) {
+      alone.push_back(Ask(server.channel, Numbered(i)));
+      REQUIRE(alone.back().status.ok());
+      CHECK(static_cast<int>(alone.back().ids.size()) == 6 + i % 7);
+    }
+  }
+  Server server(TinyConfig());
+  std::vector<Answer> together(kStreams);
+  std::vector<std::thread> clients;
+  for (int i = 0; i < kStreams; ++i) {
+    clients.emplace_back([&, i] { together[i] = Ask(server.channel, Numbered(i)); });
+  }
+  for (std::thread& client : clients) {
+    client.join();
+  }
+  for (int i = 0; i < kStreams; ++i) {
+    CAPTURE(i);
+    CHECK(together[i].status.ok());
+    CHECK(together[i].ids == alone[i].ids);
+    CHECK(together[i].text == alone[i].text);
+    CHECK(together[i].last.seed() == static_cast<std::uint64_t>(i));
+  }
+  CHECK(BecomesQuiet(server.app->engine()));
+  // Once more, now from the prefix cache.
+  const Answer again = Ask(server.channel, Numbered(3));
+  CHECK(again.ids == alone[3].ids);
+  CHECK(again.last.usage().cache_hit_tokens() > 0);
+}
+
+TEST_CASE("cancel, deadline and abort free their blocks", "[e2e]") {
+  Server server(TinyConfig());
+  const auto stub = v1::CompletionService::NewStub(server.channel);
+  {
+    grpc::ClientContext rpc;
+    const auto reader = stub->CompleteStream(&rpc, Endless());
+    v1::CompletionStreamResponse part;
+    REQUIRE(reader->Read(&part));
+    rpc.TryCancel();
+    while (reader->Read(&part)) {
+    }
+    CHECK(reader->Finish().error_code() == grpc::StatusCode::CANCELLED);
+    CHECK(BecomesQuiet(server.app->engine()));
+  }
+  {
+    grpc::ClientContext rpc;
+    rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+    v1::CompletionRequest request = Endless();
+    const Answer answer = Ask(server.channel, request, rpc);
+    CHECK(answer.status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED);
+    CHECK(BecomesQuiet(server.app->engine()));
+  }
+  {
+    grpc::ClientContext rpc;
+    v1::CompletionRequest request = Endless();
+    request.set_request_id("doomed");
+    const auto reader = stub->CompleteStream(&rpc, request);
+    v1::CompletionStreamResponse part;
+    REQUIRE(reader->Read(&part));
+    grpc::ClientContext admin_rpc;
+    v1::AbortRequest abort;
+    abort.set_request_id("doomed");
+    v1::AbortResponse response;
+    CHECK(v1::AdminService::NewStub(server.channel)->Abort(&admin_rpc, abort, &response).ok());
+    CHECK(response.aborted());
+    v1::CompletionStreamResponse last;
+    while (reader->Read(&part)) {
+      last = part;
+    }
+    CHECK(reader->Finish().ok());
+    CHECK(last.finish_reason() == v1::FINISH_REASON_ABORTED);
+    CHECK(BecomesQuiet(server.app->engine()));
+  }
+}
+
+TEST_CASE("a full queue refuses at once and the rest finish", "[e2e]") {
+  ServerConfig config = TinyConfig();
+  config.max_num_seqs = 1;
+  config.max_queued_requests = 2;
+  Server server(config);
+  constexpr int kClients = 24;
+  std::atomic<int> fine{0};
+  std::atomic<int> refused{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < kClients; ++i) {
+    clients.emplace_back([&, i] {
+      v1::CompletionRequest request = Numbered(i);
+      request.mutable_stop()->set_max_tokens(60);
+      const Answer answer = Ask(server.channel, request);
+      fine += answer.status.ok() ? 1 : 0;
+      refused += answer.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ? 1 : 0;
+    });
+  }
+  for (std::thread& client : clients) {
+    client.join();
+  }
+  CHECK(fine + refused == kClients);
+  CHECK(fine >= 2);
+  CHECK(refused >= 1);
+  CHECK(BecomesQuiet(server.app->engine()));
+}
+
+TEST_CASE("a drain lets running streams finish and refuses new ones", "[e2e]") {
+  Server server(TinyConfig());
+  v1::CompletionRequest request = Endless();
+  request.mutable_stop()->set_max_tokens(100);
+  const auto stub = v1::CompletionService::NewStub(server.channel);
+  grpc::ClientContext rpc;
+  const auto reader = stub->CompleteStream(&rpc, request);
+  v1::CompletionStreamResponse part;
+  REQUIRE(reader->Read(&part));
+  std::thread drain([&] { server.app->Drain(); });
+  std::size_t ids = part.token_ids_size();
+  v1::CompletionStreamResponse last = part;
+  while (reader->Read(&part)) {
+    ids += part.token_ids_size();
+    last = part;
+  }
+  CHECK(reader->Finish().ok());
+  CHECK(ids == 100);
+  CHECK(last.finish_reason() == v1::FINISH_REASON_LENGTH);
+  drain.join();
+  CHECK(Ask(server.channel, Numbered(0)).status.error_code() == grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_CASE("a drain that runs out of time ends the rest as UNAVAILABLE", "[e2e]") {
+  ServerConfig config = TinyConfig();
+  config.shutdown_timeout_s = 0;
+  Server server(config);
+  const auto stub = v1::CompletionService::NewStub(server.channel);
+  grpc::ClientContext rpc;
+  const auto reader = stub->CompleteStream(&rpc, Endless());
+  v1::CompletionStreamResponse part;
+  REQUIRE(reader->Read(&part));
+  server.app->Drain();
+  while (reader->Read(&part)) {
+  }
+  CHECK(reader->Finish().error_code() == grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_CASE("a chat streams from prompt to usage", "[e2e]") {
+  Server server(TinyConfig());
+  const auto stub = v1::ChatService::NewStub(server.channel);
+  v1::ChatRequest request;
+  v1::Message& message = *request.add_messages();
+  message.set_role(v1::ROLE_USER);
+  message.set_content("Hello!");
+  request.mutable_stop()->set_max_tokens(40);
+  request.mutable_stop()->set_ignore_eos(true);
+  request.mutable_sampling()->set_seed(1);
+  request.set_logprobs(true);
+  request.set_top_logprobs(3);
+  grpc::ClientContext rpc;
+  const auto reader = stub->ChatStream(&rpc, request);
+  std::string content;
+  int logprobs = 0;
+  v1::ChatStreamResponse last;
+  for (v1::ChatStreamResponse part; reader->Read(&part); last = part) {
+    content += part.content();
+    logprobs += part.logprobs_size();
+    for (const v1::TokenLogprob& token : part.logprobs()) {
+      CHECK(token.logprob() <= 0.0F);
+      CHECK(token.top_size() == 3);
+    }
+  }
+  const grpc::Status status = reader->Finish();
+  INFO(status.error_message());
+  REQUIRE(status.ok());
+  CHECK(last.usage().completion_tokens() == 40);
+  CHECK(logprobs == 40);
+  // The unary method gives the same answer.
+  grpc::ClientContext unary;
+  v1::ChatResponse whole;
+  REQUIRE(stub->Chat(&unary, request, &whole).ok());
+  CHECK(whole.message().content() == content);
+  CHECK(whole.finish_reason() == v1::FINISH_REASON_LENGTH);
+}
+
+TEST_CASE("a configuration or model that cannot be is refused before anything listens", "[e2e]") {
+  ServerConfig config = TinyConfig();
+  config.model = "/nowhere";
+  CHECK(App::Start(config).error().message.find("/nowhere") != std::string::npos);
+  config = TinyConfig();
+  config.max_model_len = 1 << 24;
+  CHECK(App::Start(config).error().message.rfind("max_model_len: ", 0) == 0);
+  config = TinyConfig();
+  config.kv_cache_memory_bytes = 1024;
+  CHECK(App::Start(config).error().message.rfind("kv_cache_memory_bytes: ", 0) == 0);
+  config = TinyConfig();
+  config.tokenizer = DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json";
+  const Error error = App::Start(config).error();
+  CHECK(error.message.find("vocabulary") != std::string::npos);
+  CHECK(ExitCode(error) == 2);
+  config = TinyConfig();
+  config.device = "cuda";
+  CHECK(ExitCode(App::Start(config).error()) == 3);
+}
+
+}  // namespace dsa
