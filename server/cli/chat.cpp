@@ -24,6 +24,8 @@ struct ChatOptions {
   std::optional<std::int64_t> max_tokens;
   std::optional<float> temperature;
   std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<std::int64_t> top_k;
   std::optional<std::uint64_t> seed;
   std::vector<std::string> words;
 };
@@ -45,6 +47,12 @@ v1::ChatRequest FirstRequest(const ChatOptions& options) {
   }
   if (options.top_p) {
     request.mutable_sampling()->set_top_p(*options.top_p);
+  }
+  if (options.min_p) {
+    request.mutable_sampling()->set_min_p(*options.min_p);
+  }
+  if (options.top_k) {
+    request.mutable_sampling()->set_top_k(*options.top_k);
   }
   if (options.seed) {
     request.mutable_sampling()->set_seed(*options.seed);
@@ -174,7 +182,9 @@ void AddChatCommand(CLI::App& app, int& exit_code) {
                     "Let the model reason first; its reasoning goes to standard error");
   command->add_option("--max-tokens", options->max_tokens, "Tokens of an answer at most");
   command->add_option("--temperature", options->temperature, "[0, 2]; 0 is greedy");
-  command->add_option("--top-p", options->top_p, "(0, 1]");
+  command->add_option("--top-p", options->top_p, "(0, 1]; 1 keeps all");
+  command->add_option("--min-p", options->min_p, "[0, 1]; 0 keeps all");
+  command->add_option("--top-k", options->top_k, "The k most likely; 0 keeps all");
   command->add_option("--seed", options->seed, "Of the random numbers; absent: drawn");
   command->callback([options, &exit_code] { exit_code = Chat(*options); });
 }

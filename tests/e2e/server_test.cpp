@@ -1,12 +1,11 @@
 // The whole server on a small random model, over loopback.
-#include "model/random_checkpoint.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
 #include "server/app.h"
+#include "tests/e2e/tiny_model.h"
 
 #include <atomic>
-#include <filesystem>
 #include <thread>
 
 #include <catch2/catch.hpp>
@@ -17,23 +16,9 @@
 namespace dsa {
 namespace {
 
-// Written once; the same options always make the same bytes.
-const std::string& TinyModel() {
-  static const std::string folder = [] {
-    std::string path = std::string(DSA_BUILD_DIR) + "/e2e-model";
-    RandomCheckpointOptions options;
-    options.layers = 3;
-    options.index_topk = 32;
-    const Status status = WriteRandomCheckpoint(options, path);
-    DSA_CHECK(status.ok(), "e2e: the checkpoint cannot be written");
-    return path;
-  }();
-  return folder;
-}
-
 ServerConfig TinyConfig() {
   ServerConfig config;
-  config.model = TinyModel();
+  config.model = testing::TinyModel();
   config.listen = "127.0.0.1:0";
   config.threads = 2;
   config.max_model_len = 512;

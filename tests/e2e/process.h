@@ -1,0 +1,67 @@
+// Runs the real `dsa` binary as a process.  Every wait ends after a limit, by killing the process.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+namespace dsa::testing {
+
+using Arguments = std::vector<std::string>;
+
+// How a process ended and what it wrote.
+struct Ended {
+  int exit_code = -1;  // -1: by a signal, or not within the limit
+  std::string out;
+  std::string err;
+};
+
+// What standard input, output and error are.
+enum class Streams {
+  kPipes,
+  kTerminal,  // one controlling terminal for all three; what it shows is in out()
+};
+
+// One process.  Test thread only; killed where it still runs when the object goes.
+class Process final {
+ public:
+  Process(const Arguments& arguments, Streams streams);
+  ~Process();
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void Write(const std::string& text) const;  // to its standard input
+  void CloseInput();
+  void Signal(int signal) const;
+
+  // Reads on until the output, or the error output, holds `text` behind byte `from`.  False where
+  // it ends or a minute passes before.
+  bool WaitForOut(const std::string& text, std::size_t from);
+  bool WaitForErr(const std::string& text);
+
+  const std::string& out() const { return out_; }
+  const std::string& err() const { return err_; }
+
+  // Waits until it ends, at most a minute.
+  Ended Wait();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void Start(const Arguments& arguments, const int (&child_ends)[3], const char* terminal);
+  bool ReadMore(Clock::time_point limit);  // false: both are at their end, or it is too late
+
+  pid_t pid_ = -1;
+  int in_ = -1;
+  int out_end_ = -1;
+  int err_end_ = -1;  // -1 on a terminal
+  std::string out_;
+  std::string err_;
+};
+
+// Runs `dsa` to its end with `input` as its standard input.
+Ended RunDsa(const Arguments& arguments, const std::string& input);
+
+}  // namespace dsa::testing
