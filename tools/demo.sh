@@ -13,7 +13,7 @@ if [[ ! -f $model/config.json ]]; then
   "$dsa" make-checkpoint --output "$model"
 fi
 
-"$dsa" serve --model "$model" --device cpu --listen "$address" 2>"$log" &
+"$dsa" serve --config configs/tiny_cpu.json --model "$model" --listen "$address" 2>"$log" &
 server=$!
 trap 'kill -TERM "$server" 2>/dev/null || true' EXIT
 

@@ -6,11 +6,12 @@
 namespace dsa {
 namespace {
 
-Result<ParsedGeneration> Parse(const grpc::ByteBuffer& bytes, const ServiceContext& context) {
+Result<Generation> Parse(const grpc::ByteBuffer& bytes, const ServiceContext& context,
+                         std::string& request_id) {
   v1::CompletionRequest message;
   DSA_RETURN_IF_ERROR(ParseStrictly(bytes, message));
-  DSA_ASSIGN_OR_RETURN(Generation generation, Translate(message, context));
-  return ParsedGeneration{.generation = std::move(generation), .request_id = message.request_id()};
+  request_id = message.request_id();
+  return Translate(message, context);
 }
 
 grpc::ByteBuffer EncodeWhole(const ReplyPart& part, const ReplyHead& head,

@@ -20,7 +20,12 @@ GenerationCall::GenerationCall(const GenerationMethod& method, ServiceContext& c
       context_(context),
       arrival_us_(context.clock.NowUs()),
       rpc_(&rpc),
-      transport_(&transport) {}
+      transport_(&transport) {
+  const std::string from_header = ClientRequestId(rpc);
+  if (IsRequestId(from_header)) {
+    head_.request_id = from_header;
+  }
+}
 
 GenerationCall::~GenerationCall() = default;
 
@@ -43,12 +48,17 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
     return DrainingError();
   }
   deadline_us_ = DeadlineUs(*rpc_, context_.clock);
-  DSA_ASSIGN_OR_RETURN(ParsedGeneration parsed, method_.parse(request, context_));
-  Request& submitted = parsed.generation.request;
-  DSA_ASSIGN_OR_RETURN(head_.request_id, ClaimId(parsed.request_id));
+  std::string wanted;
+  Result<Generation> parsed = method_.parse(request, context_, wanted);
+  if (IsRequestId(wanted)) {
+    head_.request_id = wanted;
+  }
+  DSA_ASSIGN_OR_RETURN(Generation generation, std::move(parsed));
+  DSA_RETURN_IF_ERROR(ClaimId(wanted));
+  Request& submitted = generation.request;
   head_.seed = submitted.sampling.seed;
-  head_.logprobs = parsed.generation.logprobs;
-  assembler_.emplace(parsed.generation.format);
+  head_.logprobs = generation.logprobs;
+  assembler_.emplace(generation.format);
   submitted.id = context_.engine.NextRequestId();
   submitted.external_id = head_.request_id;
   submitted.arrival_us = arrival_us_;
@@ -57,11 +67,15 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
   return context_.engine.Submit(std::move(submitted), self);
 }
 
-Result<std::string> GenerationCall::ClaimId(const std::string& wanted) {
+Status GenerationCall::ClaimId(const std::string& wanted) {
   if (!wanted.empty()) {
-    return context_.live.Claim(wanted, "request_id");
+    DSA_ASSIGN_OR_RETURN(head_.request_id, context_.live.Claim(wanted, "request_id"));
+  } else {
+    DSA_ASSIGN_OR_RETURN(head_.request_id,
+                         context_.live.Claim(ClientRequestId(*rpc_), kRequestIdHeader));
   }
-  return context_.live.Claim(ClientRequestId(*rpc_), kRequestIdHeader);
+  claimed_ = true;
+  return {};
 }
 
 void GenerationCall::Refuse(const Error& error) {
@@ -198,7 +212,7 @@ void GenerationCall::Close(const grpc::Status& status) {
     rpc_->AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
   }
   Log(status);
-  if (!head_.request_id.empty()) {
+  if (claimed_) {
     context_.live.Release(head_.request_id);
   }
 }

@@ -27,12 +27,6 @@
 
 namespace dsa {
 
-// A parsed and translated request.
-struct ParsedGeneration {
-  Generation generation;
-  std::string request_id;  // the client's, or empty
-};
-
 enum class Delivery : std::uint8_t {
   kWhole,   // one message at the end
   kStream,  // parts as they come
@@ -42,7 +36,9 @@ enum class Delivery : std::uint8_t {
 struct GenerationMethod {
   std::string_view name;  // "ChatService/Chat"
   Delivery delivery;
-  Result<ParsedGeneration> (*parse)(const grpc::ByteBuffer& bytes, const ServiceContext& context);
+  // Parses and translates.  `request_id` receives the message's, also where the rest is refused.
+  Result<Generation> (*parse)(const grpc::ByteBuffer& bytes, const ServiceContext& context,
+                              std::string& request_id);
   grpc::ByteBuffer (*encode)(const ReplyPart& part, const ReplyHead& head,
                              const ServiceContext& context);
 };
@@ -85,7 +81,7 @@ class GenerationCall final : public TokenSink {
 
  private:
   Status Submit(const grpc::ByteBuffer& request, const std::shared_ptr<GenerationCall>& self);
-  Result<std::string> ClaimId(const std::string& wanted);
+  Status ClaimId(const std::string& wanted);
   void Refuse(const Error& error);
   void Advance();              // mutex_ held
   void DropIfSlow();           // mutex_ held
@@ -98,7 +94,8 @@ class GenerationCall final : public TokenSink {
   ServiceContext& context_;
   const MonotonicUs arrival_us_;
   std::optional<MonotonicUs> deadline_us_;
-  ReplyHead head_;
+  ReplyHead head_;  // its request_id may be the client's before it is claimed
+  bool claimed_ = false;
 
   std::optional<ReplyAssembler> assembler_;  // stream pump thread
 

@@ -44,8 +44,6 @@ void ConfigureLibraries() {
 }
 
 void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
-  // Clients may ping every 5 s, also without a call; some room for jitter.
-  constexpr int kPingIntervalMsMin = 4'000;
   constexpr int kKeepaliveMs = 30'000;  // finds dead clients, whose blocks are then freed
   constexpr int kKeepaliveTimeoutMs = 10'000;
   constexpr int kMetadataBytesMax = 16 << 10;
@@ -55,7 +53,7 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(config.streams_max));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             kPingIntervalMsMin);
+                             static_cast<int>(config.ping_interval_ms_min));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);

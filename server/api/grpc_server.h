@@ -14,7 +14,10 @@ struct GrpcServerConfig {
   std::string host = "127.0.0.1";
   std::int64_t port = 50051;  // 0: one that is free
   std::int64_t message_bytes_max = std::int64_t{16} << 20;
-  std::int64_t streams_max = 1024;                          // a connection
+  std::int64_t streams_max = 1024;  // a connection
+  // Clients may ping this often, with and without calls; we promise every 5 s, and leave room for
+  // jitter.
+  std::int64_t ping_interval_ms_min = 4'000;
   std::int64_t memory_bytes_max = std::int64_t{512} << 20;  // gRPC's own buffers
 };
 

@@ -22,6 +22,11 @@ bool IsIdCharacter(char c) {
 
 }  // namespace
 
+bool IsRequestId(std::string_view text) {
+  return !text.empty() && text.size() <= kRequestIdBytesMax &&
+         std::all_of(text.begin(), text.end(), IsIdCharacter);
+}
+
 RequestIds::RequestIds() : nonce_(RandomNonce()) {}
 
 Result<std::string> RequestIds::Claim(std::string_view wanted, std::string_view field) {

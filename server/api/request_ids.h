@@ -14,6 +14,9 @@ namespace dsa {
 
 inline constexpr std::size_t kRequestIdBytesMax = 64;
 
+// 1 to kRequestIdBytesMax of A-Z a-z 0-9 . _ -, so that it may go into headers and logs as it is.
+bool IsRequestId(std::string_view text);
+
 class RequestIds final {
  public:
   RequestIds();

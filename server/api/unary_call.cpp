@@ -17,9 +17,18 @@ grpc::ServerUnaryReactor* AnswerUnary(const UnaryCall& call, google::protobuf::M
   if (status.ok()) {
     call.response = Serialize(response);
   }
+  const std::string request_id = ClientRequestId(call.rpc);
+  if (IsRequestId(request_id)) {
+    // Where the calls of chat and completion have it, too.
+    if (status.ok()) {
+      call.rpc.AddInitialMetadata(kRequestIdHeader, request_id);
+    } else {
+      call.rpc.AddTrailingMetadata(kRequestIdHeader, request_id);
+    }
+  }
   const grpc::Status answer = status.ok() ? grpc::Status::OK : ToGrpc(status.error());
   Log(LogLevel::kInfo, "request",
-      {{"id", Escape(ClientRequestId(call.rpc), kLoggedBytesMax)},
+      {{"id", Escape(request_id, kLoggedBytesMax)},
        {"method", call.name},
        {"code", CodeName(answer.error_code())},
        {"error", Escape(answer.error_message(), kLoggedBytesMax)},

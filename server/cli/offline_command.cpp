@@ -4,7 +4,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "model/checkpoint.h"
 #include "model/weight_loader.h"
-#include "server/cli/progress.h"
+#include "server/load_progress_bar.h"
 
 #include <algorithm>
 #include <charconv>
@@ -116,7 +116,7 @@ Result<OfflineResult> RunOfflineCommand(
   const ModelConfig& config = checkpoint.config();
   DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_format, config));
   CpuBackend backend(ThreadsFor(arguments.threads));
-  ProgressBar progress("loading");
+  LoadProgressBar progress;
   DSA_ASSIGN_OR_RETURN(const DeviceWeights loaded, LoadWeights(checkpoint, backend, progress));
   vocabulary = config.vocabulary;
   Request request = make_request(config);
