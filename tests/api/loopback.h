@@ -15,7 +15,8 @@
 
 namespace dsa::testing {
 
-// Message bytes to one method, whatever they are; waits for the status.
+// Message bytes to one method, whatever they are; waits for the status.  Without a deadline of its
+// own, `rpc` should have one: the fake engine answers nothing by itself.
 inline grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel,
                             const std::string& method, const std::string& bytes,
                             grpc::ClientContext& rpc) {
@@ -32,6 +33,7 @@ inline grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel,
 inline grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel,
                             const std::string& method, const std::string& bytes) {
   grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
   return CallRaw(channel, method, bytes, rpc);
 }
 

@@ -163,6 +163,73 @@ TEST_CASE("clients may ping without a call and under a silent stream", "[api]") 
   CHECK(text == "a");
 }
 
+TEST_CASE("no header before the first token, so that an error before it can be retried", "[api]") {
+  Loopback loopback(nullptr);
+  const auto stub = v1::CompletionService::NewStub(loopback.channel);
+  v1::CompletionRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  grpc::CompletionQueue events;
+  bool ok = false;
+  const auto next = [&](std::chrono::milliseconds wait) -> void* {
+    void* tag = nullptr;
+    const auto limit = std::chrono::system_clock::now() + wait;
+    const bool came = events.AsyncNext(&tag, &ok, limit) == grpc::CompletionQueue::GOT_EVENT;
+    return came ? tag : nullptr;
+  };
+  int started = 0;
+  int header = 0;
+  int message = 0;
+  int finished = 0;
+  constexpr auto kLong = std::chrono::milliseconds(30'000);
+  const auto reader = stub->AsyncCompleteStream(&rpc, request, &events, &started);
+  REQUIRE(next(kLong) == &started);
+  reader->ReadInitialMetadata(&header);
+  const auto submitted = loopback.engine.Wait(0);
+  REQUIRE(submitted);
+  CHECK(next(std::chrono::milliseconds(300)) == nullptr);
+  submitted->sink->OnDelta(Delta("a", {1}));
+  CHECK(next(kLong) == &header);
+  CHECK(rpc.GetServerInitialMetadata().count("x-request-id") == 1);
+  submitted->sink->OnDelta(LastDelta(FinishReason::kStop));
+  v1::CompletionStreamResponse part;
+  grpc::Status status;
+  do {
+    reader->Read(&part, &message);
+    REQUIRE(next(kLong) == &message);
+  } while (ok);
+  reader->Finish(&status, &finished);
+  CHECK(next(kLong) == &finished);
+}
+
+TEST_CASE("an error before the first token is a status alone", "[api]") {
+  struct Case {
+    FinishReason reason;
+    grpc::StatusCode code;
+  };
+  const auto one =
+      GENERATE(values<Case>({{FinishReason::kDeadline, grpc::StatusCode::DEADLINE_EXCEEDED},
+                             {FinishReason::kError, grpc::StatusCode::INTERNAL}}));
+  Loopback loopback(nullptr);
+  const auto stub = v1::CompletionService::NewStub(loopback.channel);
+  v1::CompletionRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  request.set_request_id("r6");
+  grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  const auto reader = stub->CompleteStream(&rpc, request);
+  const auto submitted = loopback.engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(LastDelta(one.reason));
+  v1::CompletionStreamResponse part;
+  CHECK_FALSE(reader->Read(&part));
+  const grpc::Status status = reader->Finish();
+  CHECK(status.error_code() == one.code);
+  CHECK(rpc.GetServerInitialMetadata().empty());
+  CHECK(EchoedId(rpc, status) == "r6");
+}
+
 TEST_CASE("x-request-id comes back on every call, also on one that fails early", "[api]") {
   Loopback loopback(nullptr);
   const auto completion = v1::CompletionService::NewStub(loopback.channel);
