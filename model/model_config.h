@@ -54,7 +54,7 @@ struct ModelConfig {
   std::int64_t q_latent = 0;  // q_lora_rank; 0: q_proj instead (deepseek_v3 only)
   std::int64_t nope = 0;      // N: width of a q/k head without RoPE
   std::int64_t value = 0;     // V: width of a value head
-  float softmax_scale = 0;    // (N + 64)^-1/2, times YaRN's factor
+  double softmax_scale = 0;   // (N + 64)^-1/2, times YaRN's factor
 
   std::int64_t index_heads = 0;  // 0 without DSA
   std::int64_t index_topk = 0;   // 0 without DSA

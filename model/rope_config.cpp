@@ -154,7 +154,7 @@ Status ReadRope(JsonObject& json, ModelConfig& config) {
       scale *= temperature * temperature;
     }
   }
-  config.softmax_scale = static_cast<float>(scale);
+  config.softmax_scale = scale;
   return {};
 }
 

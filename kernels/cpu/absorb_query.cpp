@@ -19,7 +19,10 @@ struct Tile {
   std::int64_t last;
 };
 
-// A chunk of the sum at a time, so that its part of W_UK serves all rows while it is near.
+// A chunk of the sum at a time, so that its part of W_UK serves all rows while it is near.  The
+// terms of a value form one ascending chain, the order in which NumPy's einsum adds them: products
+// of bfloat16 are exact, so a value has the bits of the numpy reference and rounds to the same
+// side.
 template <typename T>
 void AbsorbTile(const AbsorbQueryParams& params, const Tile& tile) {
   const ConstAnyTensor3& q = params.q_nope;
@@ -35,16 +38,16 @@ void AbsorbTile(const AbsorbQueryParams& params, const Tile& tile) {
       LoadRow(Offset(q.data, q.type, offset), q.type, terms,
               queries + (row - tile.first) * cpu::kWeightedSumChunk);
     }
-    cpu::AddWeightedSum<T>({.rows = tile.last - tile.first,
-                            .terms = terms,
-                            .width = kLatentValues,
-                            .weights = queries,
-                            .weight_stride = cpu::kWeightedSumChunk,
-                            .b = weights + n * w_uk.head_stride,
-                            .b_stride = w_uk.head_stride,
-                            .out = sums,
-                            .out_stride = kLatentValues},
-                           cpu::EveryRow{});
+    cpu::AddWeightedSum<cpu::Chunks::kChained, T>({.rows = tile.last - tile.first,
+                                                   .terms = terms,
+                                                   .width = kLatentValues,
+                                                   .weights = queries,
+                                                   .weight_stride = cpu::kWeightedSumChunk,
+                                                   .b = weights + n * w_uk.head_stride,
+                                                   .b_stride = w_uk.head_stride,
+                                                   .out = sums,
+                                                   .out_stride = kLatentValues},
+                                                  cpu::EveryRow{});
   }
   for (std::int64_t row = tile.first; row < tile.last; ++row) {
     const std::int64_t offset = row * target.row_stride + tile.head * target.head_stride;

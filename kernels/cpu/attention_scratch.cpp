@@ -12,7 +12,8 @@ AttentionScratch MakeAttentionScratch(const ScratchLimits& limits) {
   scratch.score_stride = padded(limits.context_max);
   scratch.queries = ScratchArray<float>(kAttentionHeads * cpu::kLatentRecordValues);
   scratch.keys = ScratchArray<float>(kAttentionKeys * cpu::kLatentRecordValues);
-  scratch.scores = ScratchArray<float>(kAttentionHeads * scratch.score_stride);
+  scratch.scores = ScratchArray<double>(kAttentionHeads * scratch.score_stride);
+  scratch.probabilities = ScratchArray<float>(kAttentionHeads * scratch.score_stride);
   scratch.outputs = ScratchArray<float>(kAttentionHeads * kLatentValues);
 
   scratch.index_keys = ScratchArray<float>(std::int64_t{kTokensPerBlock} * kIndexerValues);

@@ -56,6 +56,29 @@ inline void DotTile(FloatRows a, const TB* const (&b)[kCols], std::int64_t n, fl
   }
 }
 
+// out[i * 2 + j] = a[i] . b[j] over n values, n % 16 == 0, in the order of NumPy's einsum: product
+// k goes to lane k % 4, of 16 products the last four first, and neighbouring lanes are joined.  The
+// two columns lie side by side in a vector of eight lanes.
+template <int kRows, typename TB>
+inline void EinsumTile(FloatRows a, const TB* const (&b)[2], std::int64_t n, float* out) {
+  F32x8 sum[kRows];
+  std::fill(sum, sum + kRows, F32x8::Zero());
+  for (std::int64_t first = 0; first < n; first += 16) {
+    for (std::int64_t k = first + 12; k >= first; k -= 4) {
+      const F32x8 columns = Load4And4(b[0] + k, b[1] + k);
+      for (int i = 0; i < kRows; ++i) {
+        sum[i] = MultiplyAdd(LoadTwice4(a.data + i * a.stride + k), columns, sum[i]);
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    float lanes[kLanes];
+    Store8(lanes, sum[i]);
+    out[i * 2] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    out[i * 2 + 1] = (lanes[4] + lanes[5]) + (lanes[6] + lanes[7]);
+  }
+}
+
 // Which row of a matrix is meant by the j-th: itself, or the j-th of a list.
 struct EveryRow {
   std::int64_t operator()(std::int64_t j) const { return j; }
@@ -78,6 +101,35 @@ struct DotProblem {
   float* out;
   std::int64_t out_stride;
 };
+
+// kRows rows from `first` on, in the order of EinsumTile.
+template <int kRows, typename TB>
+inline void EinsumStrip(const DotProblem<TB>& problem, std::int64_t first) {
+  const FloatRows a = {.data = problem.a + first * problem.a_stride, .stride = problem.a_stride};
+  float* const out = problem.out + first * problem.out_stride;
+  float tile[kRows * 2];
+  for (std::int64_t column = 0; column < problem.cols; column += 2) {
+    const std::int64_t count = std::min<std::int64_t>(2, problem.cols - column);
+    const TB* const even = problem.b + column * problem.b_stride;
+    const TB* const columns[2] = {even, count == 2 ? even + problem.b_stride : even};
+    EinsumTile<kRows>(a, columns, problem.n, tile);
+    for (int i = 0; i < kRows; ++i) {
+      std::copy_n(tile + i * 2, count, out + i * problem.out_stride + column);
+    }
+  }
+}
+
+// out[i, j] = a[i] . b[j], n % 16 == 0, with the bits of NumPy's einsum where products are exact.
+template <typename TB>
+inline void EinsumMatrix(const DotProblem<TB>& problem) {
+  std::int64_t row = 0;
+  for (; row + 8 <= problem.rows; row += 8) {
+    EinsumStrip<8>(problem, row);
+  }
+  for (; row < problem.rows; ++row) {
+    EinsumStrip<1>(problem, row);
+  }
+}
 
 // kRows rows from `first` on.
 template <int kRows, int kCols, typename TB, typename Index>

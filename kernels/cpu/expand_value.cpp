@@ -20,6 +20,8 @@ struct Tile {
   std::int64_t last;
 };
 
+// In the summation order of NumPy's einsum: products of bfloat16 are exact, so a value has the bits
+// of the numpy reference and rounds to the same side.
 template <typename T>
 void ExpandTile(const ExpandValueParams& params, const Tile& tile) {
   const ConstAnyTensor3& latents = params.o_latent;
@@ -35,16 +37,15 @@ void ExpandTile(const ExpandValueParams& params, const Tile& tile) {
   float values[kTileRows * kTileValues];
   for (std::int64_t v = 0; v < target.cols; v += kTileValues) {
     const std::int64_t count = std::min(kTileValues, target.cols - v);
-    cpu::DotMatrix<T>({.rows = tile.last - tile.first,
-                       .cols = count,
-                       .n = kLatentValues,
-                       .a = inputs,
-                       .a_stride = kLatentValues,
-                       .b = weights + v * w_uv.head_stride,
-                       .b_stride = w_uv.head_stride,
-                       .out = values,
-                       .out_stride = kTileValues},
-                      cpu::EveryRow{});
+    cpu::EinsumMatrix<T>({.rows = tile.last - tile.first,
+                          .cols = count,
+                          .n = kLatentValues,
+                          .a = inputs,
+                          .a_stride = kLatentValues,
+                          .b = weights + v * w_uv.head_stride,
+                          .b_stride = w_uv.head_stride,
+                          .out = values,
+                          .out_stride = kTileValues});
     for (std::int64_t row = tile.first; row < tile.last; ++row) {
       const std::int64_t offset = row * target.row_stride + tile.head * target.head_stride + v;
       StoreRow(values + (row - tile.first) * kTileValues, count,

@@ -4,8 +4,8 @@
 #include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/dot.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/score_matrix.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
 #include "kernels/cpu/weighted_sum.h"
@@ -66,30 +66,31 @@ void Attend(const LatentAttentionParams& params, const Share& share,
   const std::int64_t stride = scratch.score_stride;
   float* const queries = scratch.queries.data();
   float* const keys = scratch.keys.data();
-  float* const scores = scratch.scores.data();
+  double* const scores = scratch.scores.data();
+  float* const probabilities = scratch.probabilities.data();
   float* const outputs = scratch.outputs.data();
 
   LoadQueries(params, share, queries);
   for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
     const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
     ReadKeys(params, share, {.first = first, .count = count}, keys);
-    cpu::DotMatrix<float>({.rows = share.heads,
-                           .cols = count,
-                           .n = kLatentRecordValues,
-                           .a = queries,
-                           .a_stride = kLatentRecordValues,
-                           .b = keys,
-                           .b_stride = kLatentRecordValues,
-                           .out = scores + first,
-                           .out_stride = stride},
-                          cpu::EveryRow{});
+    cpu::ScoreMatrix({.rows = share.heads,
+                      .cols = count,
+                      .n = kLatentRecordValues,
+                      .a = queries,
+                      .a_stride = kLatentRecordValues,
+                      .b = keys,
+                      .b_stride = kLatentRecordValues,
+                      .scale = params.softmax_scale,
+                      .scores = scores + first,
+                      .score_stride = stride},
+                     cpu::EveryRow{});
   }
   for (std::int64_t i = 0; i < share.heads; ++i) {
-    float* const row = scores + i * stride;
-    for (std::int64_t j = 0; j < share.keys; ++j) {
-      row[j] *= params.softmax_scale;
-    }
-    cpu::Softmax(row, share.keys, params.q_latent.type);
+    cpu::Softmax({.scores = scores + i * stride,
+                  .probabilities = probabilities + i * stride,
+                  .count = share.keys,
+                  .type = params.q_latent.type});
   }
   std::fill_n(outputs, share.heads * kLatentValues, 0.0F);
   for (std::int64_t first = 0; first < share.keys; first += kAttentionKeys) {
@@ -97,16 +98,16 @@ void Attend(const LatentAttentionParams& params, const Share& share,
     if (share.keys > kAttentionKeys) {  // else they are still there
       ReadKeys(params, share, {.first = first, .count = count}, keys);
     }
-    cpu::AddWeightedSum<float>({.rows = share.heads,
-                                .terms = count,
-                                .width = kLatentValues,
-                                .weights = scores + first,
-                                .weight_stride = stride,
-                                .b = keys,
-                                .b_stride = kLatentRecordValues,
-                                .out = outputs,
-                                .out_stride = kLatentValues},
-                               cpu::EveryRow{});
+    cpu::AddWeightedSum<cpu::Chunks::kApart, float>({.rows = share.heads,
+                                                     .terms = count,
+                                                     .width = kLatentValues,
+                                                     .weights = probabilities + first,
+                                                     .weight_stride = stride,
+                                                     .b = keys,
+                                                     .b_stride = kLatentRecordValues,
+                                                     .out = outputs,
+                                                     .out_stride = kLatentValues},
+                                                    cpu::EveryRow{});
   }
   const AnyTensor3& target = params.o_latent;
   for (std::int64_t i = 0; i < share.heads; ++i) {

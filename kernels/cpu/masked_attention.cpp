@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/score_matrix.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
 #include "kernels/cpu/weighted_sum.h"
@@ -104,33 +105,33 @@ void Expand(const HeadContext& context, const Run& run) {
 template <typename Index>
 void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
   const auto& [params, shape, scratch, head] = context;
-  float* const scores = scratch.scores.data();
+  double* const scores = scratch.scores.data();
+  float* const probabilities = scratch.probabilities.data();
   float* const output = scratch.outputs.data();
-  cpu::DotMatrix<float>({.rows = 1,
-                         .cols = keys,
-                         .n = shape.key_width,
-                         .a = scratch.queries.data(),
-                         .a_stride = shape.key_width,
-                         .b = scratch.expanded_keys.data(),
-                         .b_stride = shape.key_width,
-                         .out = scores,
-                         .out_stride = keys},
-                        index);
-  for (std::int64_t j = 0; j < keys; ++j) {
-    scores[j] *= params.softmax_scale;
-  }
-  cpu::Softmax(scores, keys, params.q.type);
+  cpu::ScoreMatrix({.rows = 1,
+                    .cols = keys,
+                    .n = shape.key_width,
+                    .a = scratch.queries.data(),
+                    .a_stride = shape.key_width,
+                    .b = scratch.expanded_keys.data(),
+                    .b_stride = shape.key_width,
+                    .scale = params.softmax_scale,
+                    .scores = scores,
+                    .score_stride = keys},
+                   index);
+  cpu::Softmax(
+      {.scores = scores, .probabilities = probabilities, .count = keys, .type = params.q.type});
   std::fill_n(output, shape.value_width, 0.0F);
-  cpu::AddWeightedSum<float>({.rows = 1,
-                              .terms = keys,
-                              .width = shape.value_width,
-                              .weights = scores,
-                              .weight_stride = keys,
-                              .b = scratch.expanded_values.data(),
-                              .b_stride = shape.value_width,
-                              .out = output,
-                              .out_stride = shape.value_width},
-                             index);
+  cpu::AddWeightedSum<cpu::Chunks::kApart, float>({.rows = 1,
+                                                   .terms = keys,
+                                                   .width = shape.value_width,
+                                                   .weights = probabilities,
+                                                   .weight_stride = keys,
+                                                   .b = scratch.expanded_values.data(),
+                                                   .b_stride = shape.value_width,
+                                                   .out = output,
+                                                   .out_stride = shape.value_width},
+                                                  index);
 }
 
 void Attend(const HeadContext& context, std::int64_t row) {

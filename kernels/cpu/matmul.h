@@ -1,9 +1,16 @@
 // The one matrix product of the CPU backend:  y = x W^T, for any mix of element types.
 //
-// Summation order, the same for every (row, output) whatever stands beside it: the K columns are
-// cut into blocks of 128; within a block, lane l of 8 adds the products of columns l, l + 8, ... in
-// turn with fused multiply-adds; the block's lanes, times its scale, are added to 8 running lanes;
-// at the end the 8 lanes are added as a tree.  Short chains keep the error near one rounding.
+// Sums are taken in double: lane l of 4 adds the products of columns l, l + 4, ... in turn, then
+// (0 + 2) + (1 + 3).  fp8 values are multiplied by their scales first, each product rounded to
+// float32.  So a result differs from the exact one by a single rounding to float32, and next to
+// none rounds to another bfloat16 or fp8 value than with any other careful implementation.
+//
+// Where all of W's scales are powers of two, products and nearly all sums are exact in float32, and
+// the faster form is used: the K columns are cut into blocks of 128; within a block, lane l of 8
+// adds the products of columns l, l + 8, ...; the block's lanes, times its scale, are added to 8
+// running lanes; at the end the 8 lanes are added as a tree.
+//
+// Either order is the same for every (row, output) whatever stands beside it.
 #pragma once
 
 #include "common/view.h"

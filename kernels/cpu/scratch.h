@@ -76,11 +76,12 @@ struct SampleScratch {
 // Per thread; kernels/cpu/attention_scratch.h.
 struct AttentionScratch {
   std::int64_t context_max = 0;
-  std::int64_t score_stride = 0;  // context_max, rounded up to whole vectors
-  ScratchArray<float> queries;    // [heads of a share, 576]
-  ScratchArray<float> keys;       // [keys at a time, 576]  de-quantized latents and RoPE keys
-  ScratchArray<float> scores;     // [heads of a share, score_stride]  then probabilities
-  ScratchArray<float> outputs;    // [heads of a share, 512]
+  std::int64_t score_stride = 0;      // context_max, rounded up to whole vectors
+  ScratchArray<float> queries;        // [heads of a share, 576]
+  ScratchArray<float> keys;           // [keys at a time, 576]  de-quantized latents and RoPE keys
+  ScratchArray<double> scores;        // [heads of a share, score_stride]
+  ScratchArray<float> probabilities;  // [heads of a share, score_stride]
+  ScratchArray<float> outputs;        // [heads of a share, 512]
 
   std::int64_t index_heads_max = 0;
   ScratchArray<float> index_keys;     // [128, 64]  a block of indexer keys, transposed

@@ -84,6 +84,19 @@ inline F32x8 Load8(const Fp8E4m3* source) {
   return {_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0F))};
 }
 
+// Four values twice, and four of one row beside four of another, as float, exactly.
+inline F32x8 LoadTwice4(const float* source) {
+  return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(source))};
+}
+inline F32x8 Load4And4(const float* low, const float* high) {
+  return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1)};
+}
+inline F32x8 Load4And4(const Bf16* low, const Bf16* high) {
+  const __m128i bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(low)),
+                                          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+
 // Rounds to the element type of `target`, to nearest even, and stores eight values.
 inline void Store8(float* target, F32x8 value) {
   _mm256_storeu_ps(target, value.lanes);

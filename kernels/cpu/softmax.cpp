@@ -2,7 +2,6 @@
 
 #include "kernels/cpu/exp.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/simd.h"
 
 #include <algorithm>
 #include <limits>
@@ -10,35 +9,33 @@
 namespace dsa::cpu {
 namespace {
 
-constexpr std::int64_t kSumChunk = 64;
+constexpr std::int64_t kDoubleLanes = 4;
+constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
 }  // namespace
 
-// The sum of a chunk is float32, eight lanes joined by ReduceSum; chunk sums are added in double,
-// so that a long context loses nothing.
-void Softmax(float* values, std::int64_t count, DataType type) {
-  const std::int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  std::fill(values + count, values + padded, -std::numeric_limits<float>::infinity());
-  F32x8 largest = F32x8::All(-std::numeric_limits<float>::infinity());
-  for (std::int64_t j = 0; j < padded; j += kLanes) {
-    largest = MaxSkippingNan(Load8(values + j), largest);
+void Softmax(const SoftmaxRow& row) {
+  const std::int64_t padded = (row.count + kDoubleLanes - 1) / kDoubleLanes * kDoubleLanes;
+  std::fill(row.scores + row.count, row.scores + padded, kLowest);
+  __m256d largest = _mm256_set1_pd(kLowest);
+  for (std::int64_t j = 0; j < padded; j += kDoubleLanes) {
+    largest = _mm256_max_pd(_mm256_loadu_pd(row.scores + j), largest);  // skips NaN
   }
-  const F32x8 shift = F32x8::All(ReduceMax(largest));
-  double total = 0.0;
-  for (std::int64_t first = 0; first < padded; first += kSumChunk) {
-    F32x8 sum = F32x8::Zero();
-    for (std::int64_t j = first; j < std::min(first + kSumChunk, padded); j += kLanes) {
-      const F32x8 power = ExpNonPositive(Load8(values + j) - shift);
-      Store8(values + j, power);
-      sum = sum + power;
-    }
-    total += static_cast<double>(ReduceSum(sum));
+  double lanes[kDoubleLanes];
+  _mm256_storeu_pd(lanes, largest);
+  const __m256d shift = _mm256_set1_pd(*std::max_element(lanes, lanes + kDoubleLanes));
+  __m256d sum = _mm256_setzero_pd();
+  for (std::int64_t j = 0; j < padded; j += kDoubleLanes) {
+    const __m256d power = ExpNonPositive(_mm256_sub_pd(_mm256_loadu_pd(row.scores + j), shift));
+    _mm256_storeu_pd(row.scores + j, power);
+    sum = _mm256_add_pd(sum, power);
   }
-  const F32x8 divisor = F32x8::All(static_cast<float>(total));
-  for (std::int64_t j = 0; j < padded; j += kLanes) {
-    Store8(values + j, Load8(values + j) / divisor);
+  _mm256_storeu_pd(lanes, sum);
+  const double total = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+  for (std::int64_t j = 0; j < row.count; ++j) {
+    row.probabilities[j] = static_cast<float>(row.scores[j] / total);
   }
-  RoundRow(values, count, type);
+  RoundRow(row.probabilities, row.count, row.type);
 }
 
 }  // namespace dsa::cpu

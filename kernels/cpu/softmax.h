@@ -7,9 +7,15 @@
 
 namespace dsa::cpu {
 
-// values[j] <- round(exp(values[j] - max) / sum), round to `type` (f32 or bf16).  A NaN or an
-// infinite maximum makes every probability NaN.  `values` has room for `count` rounded up to 8; the
-// padding is overwritten.
-void Softmax(float* values, std::int64_t count, DataType type);
+struct SoftmaxRow {
+  double* scores;        // [count]  room for `count` rounded up to 4; overwritten
+  float* probabilities;  // [count]
+  std::int64_t count;
+  DataType type;  // f32 or bf16
+};
+
+// probabilities[j] = round(exp(scores[j] - max) / sum), round to `type`, all before it in double. A
+// NaN or an infinite maximum makes every probability NaN.
+void Softmax(const SoftmaxRow& row);
 
 }  // namespace dsa::cpu

@@ -9,8 +9,14 @@
 
 namespace dsa::cpu {
 
-// Rows that are summed before their sum goes to the total: short chains round less.
+// Rows that are summed before their sum goes to the total.
 inline constexpr std::int64_t kWeightedSumChunk = 64;
+
+// How chunks join.
+enum class Chunks : std::uint8_t {
+  kApart,    // each is summed from zero and then added: short chains round less
+  kChained,  // each goes on from the total before it: ascending terms in one chain
+};
 
 // out[i] += sum over j of weights[i, j] * b[index(j)].
 template <typename TB>
@@ -34,14 +40,17 @@ struct WeightedSumPart {
 };
 
 // kRows rows, 8 * kVectors columns from `column` on; terms in ascending order.
-template <int kRows, int kVectors, typename TB, typename Index>
+template <Chunks kChunks, int kRows, int kVectors, typename TB, typename Index>
 inline void WeightedSumTile(const WeightedSumProblem<TB>& problem, const WeightedSumPart& part,
                             std::int64_t column, Index index) {
   const float* const weights = problem.weights + part.row * problem.weight_stride;
   float* const out = problem.out + part.row * problem.out_stride + column;
   F32x8 sum[kRows][kVectors];
-  for (auto& row : sum) {
-    std::fill(row, row + kVectors, F32x8::Zero());
+  for (int i = 0; i < kRows; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[i][v] = kChunks == Chunks::kApart ? F32x8::Zero()
+                                            : Load8(out + i * problem.out_stride + v * kLanes);
+    }
   }
   for (std::int64_t j = part.first; j < part.last; ++j) {
     const TB* const source = problem.b + index(j) * problem.b_stride + column;
@@ -59,34 +68,34 @@ inline void WeightedSumTile(const WeightedSumProblem<TB>& problem, const Weighte
   for (int i = 0; i < kRows; ++i) {
     for (int v = 0; v < kVectors; ++v) {
       float* const target = out + i * problem.out_stride + v * kLanes;
-      Store8(target, Load8(target) + sum[i][v]);
+      Store8(target, kChunks == Chunks::kApart ? Load8(target) + sum[i][v] : sum[i][v]);
     }
   }
 }
 
-template <int kRows, int kVectors, typename TB, typename Index>
+template <Chunks kChunks, int kRows, int kVectors, typename TB, typename Index>
 inline void WeightedSumStrip(const WeightedSumProblem<TB>& problem, const WeightedSumPart& part,
                              Index index) {
   std::int64_t column = 0;
   for (; column + kVectors * kLanes <= problem.width; column += kVectors * kLanes) {
-    WeightedSumTile<kRows, kVectors>(problem, part, column, index);
+    WeightedSumTile<kChunks, kRows, kVectors>(problem, part, column, index);
   }
   for (; column < problem.width; column += kLanes) {
-    WeightedSumTile<kRows, 1>(problem, part, column, index);
+    WeightedSumTile<kChunks, kRows, 1>(problem, part, column, index);
   }
 }
 
 // 64 terms at a time, ascending.  The bits do not depend on how many rows are summed together.
-template <typename TB, typename Index>
+template <Chunks kChunks, typename TB, typename Index>
 inline void AddWeightedSum(const WeightedSumProblem<TB>& problem, Index index) {
   for (std::int64_t first = 0; first < problem.terms; first += kWeightedSumChunk) {
     const std::int64_t last = std::min(first + kWeightedSumChunk, problem.terms);
     std::int64_t row = 0;
     for (; row + 4 <= problem.rows; row += 4) {
-      WeightedSumStrip<4, 2>(problem, {.row = row, .first = first, .last = last}, index);
+      WeightedSumStrip<kChunks, 4, 2>(problem, {.row = row, .first = first, .last = last}, index);
     }
     for (; row < problem.rows; ++row) {
-      WeightedSumStrip<1, 8>(problem, {.row = row, .first = first, .last = last}, index);
+      WeightedSumStrip<kChunks, 1, 8>(problem, {.row = row, .first = first, .last = last}, index);
     }
   }
 }

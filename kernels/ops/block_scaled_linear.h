@@ -1,11 +1,10 @@
-// Linear projection with fp8 weights that have one scale per 128 x 128 block, of activations from
 // QuantizeFp8:
 //
 //   y[t, n] = round(sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b]
 //                                        * sum over k in b of x[t, k] * weight[n, k])
 //
-// Both sums are float32.  Their order is the same for any number of rows, so that a row's result
-// does not depend on the rows beside it.
+// Both sums are at least float32.  Their order is the same for any number of rows, so that a row's
+// result does not depend on the rows beside it.
 #pragma once
 
 #include "common/view.h"

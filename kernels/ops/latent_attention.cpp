@@ -23,7 +23,7 @@ LatentAttentionExtents Validate(const LatentAttentionParams& params) {
       "LatentAttention: q_latent has type {}, q_rope {}, o_latent {}",
       static_cast<int>(params.q_latent.type), static_cast<int>(params.q_rope.type),
       static_cast<int>(params.o_latent.type));
-  DSA_CHECK(params.softmax_scale > 0.0F, "LatentAttention: softmax_scale={}", params.softmax_scale);
+  DSA_CHECK(params.softmax_scale > 0.0, "LatentAttention: softmax_scale={}", params.softmax_scale);
   return {.tokens = tokens, .heads = heads};
 }
 

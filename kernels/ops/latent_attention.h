@@ -26,7 +26,7 @@ struct LatentAttentionParams {
   LatentCacheView cache;
   PagedRows rows;  // [T]
   KeySelection selection;
-  float softmax_scale;
+  double softmax_scale;
   AnyTensor3 o_latent;  // [T, H, 512]  type of q_latent
 };
 struct LatentAttentionExtents {

@@ -1,4 +1,5 @@
-// Linear projection:  y = x W^T, accumulated in float32 and rounded once to the type of y.
+// Linear projection:  y = x W^T, accumulated in float32 or better and rounded once to the type of
+// y.
 //
 // The order of the sum over K is the same for any number of rows, so that a row's result does not
 // depend on the rows beside it.  y of float32 next to bfloat16 x serves the indexer's head weights

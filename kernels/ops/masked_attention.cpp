@@ -27,7 +27,7 @@ MaskedAttentionExtents Validate(const MaskedAttentionParams& params) {
   DSA_CHECK(params.w_uk.type != DataType::kFp8E4m3 && params.w_uv.type == params.w_uk.type,
             "MaskedAttention: w_uk has type {}, w_uv {}", static_cast<int>(params.w_uk.type),
             static_cast<int>(params.w_uv.type));
-  DSA_CHECK(params.softmax_scale > 0.0F, "MaskedAttention: softmax_scale={}", params.softmax_scale);
+  DSA_CHECK(params.softmax_scale > 0.0, "MaskedAttention: softmax_scale={}", params.softmax_scale);
   return {.tokens = tokens, .heads = heads, .nope = nope, .value = value};
 }
 

@@ -27,7 +27,7 @@ struct MaskedAttentionParams {
   LatentCacheView cache;
   PagedRows rows;  // [T]
   KeySelection selection;
-  float softmax_scale;
+  double softmax_scale;
   AnyTensor3 o;  // [T, H, V]  type of q
 };
 struct MaskedAttentionExtents {
