@@ -80,7 +80,10 @@ Status CheckFolder(const std::string& folder, const CheckpointFiles& files) {
       return Error{ErrorCode::kNotFound, fmt::format("{}: {}", path, error.message())};
     }
     if (std::mismatch(root.begin(), root.end(), real.begin(), real.end()).first != root.end()) {
-      return InvalidArgument(fmt::format("{}: a link that leads out of the folder", path));
+      return InvalidArgument(fmt::format(
+          "{}: a link that leads out of the folder to {}; shards must lie in the folder, "
+          "copy them there (cp -rL FOLDER COPY follows links)",
+          path, QuotedName(real.string())));
     }
   }
   fs::directory_iterator entry(folder, error);

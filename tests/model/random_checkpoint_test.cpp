@@ -3,6 +3,7 @@
 
 #include "model/checkpoint.h"
 #include "tests/model/checkpoint_files.h"
+#include "tokenizer/tokenizer.h"
 
 #include <cmath>
 
@@ -194,6 +195,26 @@ TEST_CASE("The tokenizer file has DeepSeek's form", "[model][random]") {
   }
   CHECK_FALSE(
       nlohmann::json::parse(ReadBytes(folder / "tokenizer_config.json")).contains("chat_template"));
+}
+
+TEST_CASE("The tokenizer that is written encodes a prompt of the V3.2 format", "[model][random]") {
+  const TemporaryFolder folder;
+  MustWrite({}, folder.path());
+  const auto tokenizer = Tokenizer::Load(folder / "tokenizer.json");
+  INFO((tokenizer.ok() ? "" : tokenizer.error().message));
+  REQUIRE(tokenizer.ok());
+  // Three added tokens, 256 bytes ('!' is the first), 94 merges in order of the pieces, then the
+  // other added tokens.
+  const std::string prompt =
+      "<｜begin▁of▁sentence｜><｜User｜>Hello world! 42\n\nThe other<｜Assistant｜><think>";
+  std::vector<std::int32_t> ids;
+  for (const TokenId id : tokenizer.value()->EncodeWithAdded(prompt)) {
+    ids.push_back(Value(id));
+  }
+  CHECK(ids == std::vector<std::int32_t>{0, 361, 338, 342, 3, 223, 22, 20, 349, 334, 265, 350, 319,
+                                         362, 356});
+  CHECK(tokenizer.value()->size() == 373);
+  CHECK(tokenizer.value()->AddedToken("</think>") == TokenId{357});
 }
 
 TEST_CASE("Options that make no model are refused before anything is written", "[model][random]") {
