@@ -1,0 +1,62 @@
+"""Muon for the matrices, Adam for the rest (embedding, head, norms, router, head weights of the indexer).
+
+Muon: Jordan et al. 2024; the update is scaled to AdamW's size as in Liu et al. 2025 (Moonlight), so one learning rate
+serves both.  State is float32.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+_ADAM_NAMES = ("embed_tokens", "lm_head", "norm", "router", "weights_proj")
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """Five Newton-Schulz steps towards the nearest orthogonal matrix of each [..., m, n]; bf16."""
+    x = g.bfloat16()
+    transposed = x.shape[-2] > x.shape[-1]
+    if transposed:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if transposed else x
+
+
+class Optimizer:
+    """Steps a set of named parameters whose gradients are in `.grad`; all on one device."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float, adam_scale: float = 1.0, momentum: float = 0.95) -> None:
+        self._momentum, self._weight_decay, self._adam_scale = momentum, weight_decay, adam_scale
+        groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        adam = []
+        for name, parameter in parameters.items():
+            if parameter.dim() < 2 or any(part in name for part in _ADAM_NAMES):
+                adam.append(parameter)
+            else:
+                groups[parameter.shape[-2:]].append(parameter)
+        self._groups = list(groups.values())
+        self._buffers = {p: torch.zeros_like(p) for group in self._groups for p in group}
+        fused = bool(adam) and adam[0].is_cuda
+        self._adam = torch.optim.Adam(adam, lr=1e-3, betas=(0.9, 0.95), eps=1e-10, fused=fused) if adam else None
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update.  `lr` is the size of a Muon update in AdamW's terms; Adam's is `adam_scale` times that."""
+        if self._adam is not None:
+            for group in self._adam.param_groups:
+                group["lr"] = lr * self._adam_scale
+            self._adam.step()
+        for group in self._groups:
+            gradients, buffers = [p.grad for p in group], [self._buffers[p] for p in group]
+            torch._foreach_lerp_(buffers, gradients, 1 - self._momentum)
+            looked_ahead = torch._foreach_lerp(gradients, buffers, self._momentum)  # Nesterov
+            shape = group[0].shape[-2:]
+            stacked = torch.cat([u.reshape(-1, *shape) for u in looked_ahead])
+            updates = orthogonalize(stacked).float() * (0.2 * max(shape) ** 0.5)
+            parts = updates.split([u.numel() // (shape[0] * shape[1]) for u in looked_ahead])
+            torch._foreach_mul_(group, 1 - lr * self._weight_decay)
+            torch._foreach_add_(group, [u.view(p.shape) for u, p in zip(parts, group)], alpha=-lr)

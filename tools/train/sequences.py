@@ -1,0 +1,193 @@
+"""Builds training and evaluation sequences: haystacks with hidden facts, packed conversations, plain text.
+
+Every sequence is `ids` [L + 1] with `kinds` [L], the kind of each target token ids[1:]: what the loss makes of it.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import chat_format as cf
+from errors import require_file
+from tasks import Conversations
+from tokenizer import Encoder
+from vocabulary import ADJECTIVES, CODE_MAX, CODE_MIN, NOUNS
+
+KIND_NONE, KIND_TEXT, KIND_ANSWER, KIND_CODE = 0, 1, 2, 3  # not trained, plain text, assistant's words, a fact's value
+_HELD_OUT_PAIRS_EVERY = 10
+_BYTES_HOW = "run tools/train/prepare.py first"
+
+
+def is_held_out_pair(adjective: int, noun: int) -> bool:
+    """True for the tenth of all (adjective, noun) pairs that only the evaluation uses."""
+    return (adjective * 31 + noun * 17) % _HELD_OUT_PAIRS_EVERY == 0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the kinds of sequence in a batch; the rest is packed conversations."""
+
+    retrieval: float
+    text: float
+    tools: float = 0.0  # share of packed sequences that hold a conversation with tools
+
+
+@dataclass(frozen=True)
+class Needle:
+    """An evaluation question about one fact: where the value must be predicted, and where the fact stands."""
+
+    sequence: int
+    answer_at: int  # index into the targets: the logits of this position must name the value
+    fact_at: int  # index of the fact's first token in ids
+    fact_end: int
+
+
+class SequenceBuilder:
+    """Draws sequences from a prepared data folder.  One instance a process; not thread-safe."""
+
+    def __init__(self, data: Path, split: str) -> None:
+        text = np.load(require_file(data / f"text_{split}.npz", _BYTES_HOW))
+        self.text, self._starts = text["ids"].astype(np.int32), text["starts"]
+        self.dictionary = json.loads(require_file(data / "dictionary.json", _BYTES_HOW).read_text())
+        self.encoder = Encoder(data / "tokenizer.json")
+        self._chats = Conversations(self.dictionary)
+        self._held_out = split == "held"
+        piece = self.encoder.piece
+        self._full_stop, self._full_stop_break = piece(".")[0], piece(".\n\n")
+        self._space = piece(" ")[0]
+        self._adjectives = [piece(" " + w)[0] for w in ADJECTIVES]
+        self._nouns = [piece(" " + w)[0] for w in NOUNS]
+        self._codes = [piece(str(n))[0] for n in range(CODE_MIN, CODE_MAX + 1)]
+        self._bos, self._eos = piece(cf.BOS)[0], piece(cf.EOS)[0]
+        self._user, self._turn_end = piece(cf.USER)[0], piece(cf.ASSISTANT) + piece(cf.END_THINK)
+        self._fact_head, self._is = piece(" The code of the"), piece(" is")[0]
+        self._answer_head = piece("The code of the")
+
+    # ---- facts
+    def _draw_facts(self, rng: np.random.Generator, count: int, hard: bool) -> list[tuple[int, int, int]]:
+        """Distinct (adjective, noun, code) indices; hard facts share their nouns, so both words matter."""
+        nouns = rng.permutation(len(NOUNS))[: max(1, count // 4) if hard else count]
+        facts: dict[tuple[int, int], int] = {}
+        while len(facts) < count:
+            noun = int(nouns[len(facts) % len(nouns)] if not hard else nouns[int(rng.integers(len(nouns)))])
+            adjective = int(rng.integers(len(ADJECTIVES)))
+            if is_held_out_pair(adjective, noun) == self._held_out:
+                facts.setdefault((adjective, noun), int(rng.integers(len(self._codes))))
+        return [(a, n, c) for (a, n), c in facts.items()]
+
+    def _fact(self, fact: tuple[int, int, int]) -> list[int]:
+        adjective, noun, code = fact
+        return [*self._fact_head, self._adjectives[adjective], self._nouns[noun], self._is, self._space, self._codes[code], self._full_stop]
+
+    def _question(self, fact: tuple[int, int, int], opening: str, full: bool) -> tuple[list[int], list[int], list[int]]:
+        """(question ids, answer ids, kinds of the answer); the full form answers with a sentence."""
+        adjective, noun, code = self._adjectives[fact[0]], self._nouns[fact[1]], self._codes[fact[2]]
+        piece, mark = self.encoder.piece, self.encoder.piece("?")[0]
+        if full:
+            question = [*piece(opening + "Tell me about the"), adjective, noun, self._full_stop, *self._turn_end]
+            answer = [*self._answer_head, adjective, noun, self._is, self._space, code, self._full_stop, self._eos]
+            return question, answer, [KIND_ANSWER] * (len(answer) - 3) + [KIND_CODE, KIND_ANSWER, KIND_ANSWER]
+        question = [*piece(opening + "What is the code of the"), adjective, noun, mark, *self._turn_end]
+        return question, [code, self._eos], [KIND_CODE, KIND_ANSWER]
+
+    # ---- sequences
+    def _filler(self, rng: np.random.Generator, cuts: int, length: int) -> list[np.ndarray]:
+        """`cuts` + 1 runs of whole sentences, together at most `length` tokens and close to it."""
+        first = int(rng.integers(0, np.searchsorted(self._starts, max(1, len(self.text) - length - 1))))
+        begin = self._starts[first]
+        last = int(np.searchsorted(self._starts, begin + length, side="right")) - 1
+        inner = np.sort(rng.integers(first, last + 1, cuts)) if last > first else np.full(cuts, first)
+        edges = self._starts[np.concatenate(([first], inner, [max(last, first)]))]
+        return [self.text[a:b] for a, b in zip(edges[:-1], edges[1:])]
+
+    def retrieval(self, rng: np.random.Generator, length: int, facts_count: int, questions_count: int, *,
+                  restated: int = 0, hard: bool = False, full_share: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[Needle]]:
+        """One haystack conversation of exactly length + 1 tokens.
+
+        Facts stand between sentences of plain text; `restated` of them are said a second time, which also asks for the
+        value.  Then each question is one turn.  Short of `length`, the sequence is filled with the start of plain text.
+        """
+        facts = self._draw_facts(rng, facts_count, hard)
+        asked = [facts[int(i)] for i in rng.permutation(facts_count)[:questions_count]]
+        turns = [self._question(f, "" if i or rng.random() < 0.5 else " ", rng.random() < full_share) for i, f in enumerate(asked)]
+        stated = [(f, False) for f in facts] + [(facts[int(i)], True) for i in rng.integers(0, facts_count, restated)]
+        order = rng.permutation(len(stated))
+        room = length + 1 - 3 - sum(len(q) + len(a) + 1 for q, a, _ in turns) - sum(len(self._fact(f)) for f, _ in stated)
+        runs = self._filler(rng, len(stated), max(room, 0))
+        ids: list[int] = [self._bos, self._user]
+        kinds: list[int] = [KIND_NONE, KIND_NONE]  # of each id; the first falls away at the end
+        seen: dict[tuple[int, int, int], tuple[int, int]] = {}
+        for index, run in enumerate(runs):
+            ids.extend(run.tolist())
+            kinds.extend([KIND_TEXT] * len(run))
+            if index < len(stated):
+                fact = stated[int(order[index])][0]
+                tokens = self._fact(fact)
+                kinds.extend([KIND_NONE] * (len(tokens) - 2) + [KIND_CODE if fact in seen else KIND_NONE, KIND_NONE])
+                seen.setdefault(fact, (len(ids), len(ids) + len(tokens)))
+                ids.extend(tokens)
+        needles = []
+        for index, ((question, answer, answer_kinds), fact) in enumerate(zip(turns, asked)):
+            if index:
+                ids.append(self._user)
+                kinds.append(KIND_NONE)
+            elif question[0] == self.encoder.piece("What")[0] or question[0] == self.encoder.piece("Tell")[0]:
+                if ids[-1] == self._full_stop:  # the question stands in its own paragraph
+                    ids[-1:] = self._full_stop_break
+                    kinds[-1:] = [KIND_NONE] * len(self._full_stop_break)
+            at = len(ids) + len(question) + answer_kinds.index(KIND_CODE)
+            needles.append(Needle(0, at - 1, *seen[fact]))
+            ids.extend(question + answer)
+            kinds.extend([KIND_NONE] * len(question) + answer_kinds)
+        rest = length + 1 - len(ids)
+        if rest > 0:
+            tail = self.text[: rest - 1] if rest - 1 <= len(self.text) else np.resize(self.text, rest - 1)
+            ids.extend([self._bos, *tail.tolist()])
+            kinds.extend([KIND_NONE] * rest)
+        return np.array(ids[: length + 1], np.uint16), np.array(kinds[1 : length + 1], np.uint8), needles
+
+    def packed(self, rng: np.random.Generator, length: int, tools_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Conversations one after another."""
+        ids: list[int] = []
+        kinds: list[int] = []
+        with_tools = rng.random() < tools_share
+        while len(ids) < length + 1:
+            segments = self._chats.draw_tools(rng) if with_tools and len(ids) + 700 < length else self._chats.draw(rng)
+            for text, is_answer in segments:
+                tokens = self.encoder.ids(text)
+                ids.extend(tokens)
+                kinds.extend([KIND_ANSWER if is_answer else KIND_NONE] * len(tokens))
+        return np.array(ids[: length + 1], np.uint16), np.array(kinds[1 : length + 1], np.uint8)
+
+    def plain(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Consecutive plain text from the start of a sentence."""
+        begin = int(self._starts[int(rng.integers(0, np.searchsorted(self._starts, max(1, len(self.text) - length))))])
+        ids = np.resize(self.text[begin : begin + length], length)
+        return np.concatenate(([self._bos], ids)).astype(np.uint16), np.full(length, KIND_TEXT, np.uint8)
+
+    def batch(self, rng: np.random.Generator, count: int, length: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+        """(ids [count, length + 1] uint16, kinds [count, length] uint8); the shares are exact up to rounding."""
+        retrieval, text = round(count * mixture.retrieval), round(count * mixture.text)
+        if count < 8:  # too few sequences for shares: draw each
+            retrieval, text = (int(v) for v in rng.multinomial(count, [mixture.retrieval, mixture.text, 1 - mixture.retrieval - mixture.text])[:2])
+        rows = []
+        for _ in range(retrieval):
+            rows.append(self.retrieval(rng, length, **draw_shape(rng, length))[:2])
+        rows += [self.plain(rng, length) for _ in range(text)]
+        rows += [self.packed(rng, length, mixture.tools) for _ in range(count - len(rows))]
+        return np.stack([ids for ids, _ in rows]), np.stack([kinds for _, kinds in rows])
+
+
+def draw_shape(rng: np.random.Generator, length: int) -> dict[str, object]:
+    """How many facts, questions and restatements a training haystack of `length` tokens has."""
+    if length < 128:
+        return {"facts_count": 2, "questions_count": 2, "restated": int(rng.integers(0, 2)), "full_share": 0.1}
+    facts = int(rng.integers(1, min(3 + length // 96, 24) + 1))
+    questions = min(facts, int(rng.integers(1, 3 + min(length // 160, 6))))
+    restated = int(rng.integers(0, min(length // 96, 40) + 1))
+    room = length - 11 * (facts + restated) - 17 * questions  # a full answer is longer; the sequence may end in it
+    restated = max(0, restated + min(0, room // 11))
+    return {"facts_count": facts, "questions_count": questions, "restated": restated, "hard": bool(rng.random() < 0.35), "full_share": 0.2}

@@ -1,0 +1,59 @@
+"""The training plan: dense pre-training from short to long, indexer warm-up, sparse training, chat tuning.
+
+Recall is learned first, at 96 tokens, where a batch holds hundreds of questions; a longer length follows only when the
+shorter one is solved (`advance_at` of the fresh batches' facts recalled) or its steps are used up.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sequences import Mixture
+
+DENSE_STAGE, WARMUP_STAGE, SPARSE_STAGE = "dense", "warmup", "sparse"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training; every field is part of the settings that a resumed run must repeat."""
+
+    name: str
+    kind: str  # DENSE_STAGE, WARMUP_STAGE or SPARSE_STAGE
+    lengths: tuple[tuple[int, float], ...]  # (sequence length, share of the steps)
+    batch_tokens: int  # a step, all processes together
+    steps: int  # at most
+    lr: float
+    lr_end: float | None = None  # linear decay to this over the stage
+    advance_at: float = 2.0  # recall at which the stage ends early; over 1 means never
+    steps_min: int = 100
+    mixture: Mixture = Mixture(0.6, 0.1, 0.02)
+    text_weight: float = 0.15  # loss weight of a plain-text token; an answer's is 1
+    code_weight: float = 2.0  # of a fact's value
+    indexer_lr: float = 0.0
+
+
+_RECALL = Mixture(0.75, 0.05)
+_MIXED = Mixture(0.6, 0.12, 0.05)
+_LONG = Mixture(0.75, 0.15, 0.1)
+_CHAT = Mixture(0.45, 0.12, 0.1)
+_SMALL, _LARGE = 24576, 49152
+
+PLAN: tuple[Stage, ...] = (
+    Stage("recall-96", DENSE_STAGE, ((96, 1.0),), _SMALL, 3000, 3e-3, advance_at=0.97, mixture=_RECALL),
+    Stage("recall-192", DENSE_STAGE, ((192, 0.8), (96, 0.2)), _SMALL, 1500, 3e-3, advance_at=0.97, mixture=_RECALL),
+    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (192, 0.3)), _LARGE, 1200, 3e-3, advance_at=0.97, mixture=_MIXED),
+    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (256, 0.3)), _LARGE, 1000, 3e-3, advance_at=0.97, mixture=_MIXED),
+    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (512, 0.3)), _LARGE, 800, 3e-3, advance_at=0.97, mixture=_MIXED),
+    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (512, 0.3)), _LARGE, 600, 3e-3, advance_at=0.97, mixture=_MIXED),
+    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (512, 0.3)), _LARGE, 500, 2e-3, advance_at=0.97, mixture=_LONG),
+    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (512, 0.3)), _LARGE, 400, 2e-3, advance_at=0.97, mixture=_LONG),
+    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _LARGE, 600, 0.0, indexer_lr=2e-3, mixture=_LONG),
+    Stage("sparse", SPARSE_STAGE, ((1024, 0.3), (2048, 0.2), (4096, 0.2), (8192, 0.2), (16384, 0.1)), _LARGE, 400, 1e-3, mixture=_MIXED, indexer_lr=1e-3),
+    Stage("chat", SPARSE_STAGE, ((512, 0.5), (1024, 0.2), (4096, 0.1), (8192, 0.1), (16384, 0.1)), _LARGE, 800, 1e-3, lr_end=1e-5, mixture=_CHAT, indexer_lr=3e-4),
+)
+
+SMOKE_PLAN: tuple[Stage, ...] = (
+    Stage("recall-96", DENSE_STAGE, ((96, 1.0),), 768, 8, 3e-3, mixture=_RECALL),
+    Stage("warmup", WARMUP_STAGE, ((96, 1.0),), 192, 4, 0.0, indexer_lr=2e-3),
+    Stage("sparse", SPARSE_STAGE, ((96, 1.0),), 192, 4, 1e-3, lr_end=1e-5, indexer_lr=1e-3),
+)
+PLANS = {"full": PLAN, "smoke": SMOKE_PLAN}

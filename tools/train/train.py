@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Trains the small DSA model: dense pre-training, indexer warm-up, sparse training, chat tuning (stages.py).
+
+    train.py DATA_DIR OUT_DIR [--time-limit SECONDS] [--resume CHECKPOINT_DIR]
+    torchrun --nproc-per-node N train.py ...         (the same batches, divided among N GPUs)
+
+OUT_DIR/checkpoint holds bf16 weights, settings and state; OUT_DIR/metrics.jsonl one line per log interval.  The run saves
+at every stage's end and when the time limit nears, and goes on from there with --resume; the optimizer is warmed up again.
+A resumed run with other settings is refused, and so is overwriting a finished checkpoint without --replace.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import checkpoint
+import reference_ops
+from errors import ToolError, require_file, run_main
+from loader import Loader
+from model import DENSE, SPARSE, DsaModel, indexer_loss
+from model_config import TINY_FOR_TESTS, ModelConfig
+from optimizer import Optimizer
+from sequences import KIND_ANSWER, KIND_CODE, KIND_TEXT
+from stages import DENSE_STAGE, PLANS, SPARSE_STAGE, WARMUP_STAGE, Stage
+
+_WARMUP_STEPS = 60  # of the learning rate, after a start, a resume and a change of the loss
+_BIAS_STEP = 1e-3  # of the routing bias, a training step
+_SUMS = ("text_loss", "text", "answer_loss", "answer", "answer_right", "code_loss", "code", "code_right", "kl", "mass", "kl_count")
+
+
+class Trainer:
+    """The state of a run: model, optimizers, counters."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.rank, self.ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.stages: tuple[Stage, ...] = PLANS[args.plan]
+        config = TINY_FOR_TESTS if args.plan == "smoke" else ModelConfig()
+        self.settings: dict[str, Any] = {
+            "model": dataclasses.asdict(config), "stages": [dataclasses.asdict(s) for s in self.stages], "seed": args.seed, "weight_decay": args.weight_decay,
+            "data_sha256": json.loads(require_file(args.data / "summary.json", "run tools/train/prepare.py first").read_text())["sha256"]}
+        self.started = time.time()
+        # Before the GPU is touched: the loader forks.
+        self.loader = Loader(args.data, self.stages, args.seed, self.rank, self.ranks, args.workers)
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+        ops: Any = reference_ops
+        if self.device.type == "cuda":
+            import kernels as ops  # noqa: PLC0415  (Triton needs a GPU)
+            torch.cuda.set_device(self.device)
+        if self.ranks > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        torch.manual_seed(args.seed)
+        self.model = DsaModel(config, ops, compiled=args.compile).to(self.device)
+        self.state: dict[str, Any] = {"stage": 0, "step": 0, "tokens": 0, "seconds": 0.0}
+        if args.resume:
+            if not args.new_settings:
+                checkpoint.check_settings(args.resume, self.settings)
+            checkpoint.load_weights(args.resume, self.model)
+            self.state |= {k: v for k, v in checkpoint.read_state(args.resume).items() if k in self.state}
+            if args.start_stage:
+                self._start_at(args.start_stage)
+        self.before = self.state["seconds"]
+        self._make_gradients()
+
+    def _start_at(self, name: str) -> None:
+        names = [s.name for s in self.stages]
+        if name not in names:
+            raise ToolError(f"--start-stage {name}: not a stage; the stages are {', '.join(names)}")
+        self.state |= {"stage": names.index(name), "step": 0}
+
+    def _make_gradients(self) -> None:
+        """One flat gradient buffer, so that clearing and averaging are one operation each."""
+        named = dict(self.model.named_parameters())
+        self.gradients = torch.zeros(sum(p.numel() for p in named.values()), device=self.device)
+        offset = 0
+        for parameter in named.values():
+            parameter.grad = self.gradients[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+        main = {n: p for n, p in named.items() if ".indexer." not in n}
+        self.optimizer = Optimizer(main, self.args.weight_decay)
+        self.indexer_optimizer = Optimizer({n: p for n, p in named.items() if n not in main}, 0.0)
+        self.since_start = 0
+
+    # ---- one step
+    def step(self, stage: Stage, number: int, index: int, sums: torch.Tensor, loads: list[torch.Tensor]) -> None:
+        ids, kinds = self.loader.batch(index, number)
+        ids, kinds = ids.to(self.device, non_blocking=True), kinds.to(self.device, non_blocking=True)
+        inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        form = SPARSE if stage.kind == SPARSE_STAGE else DENSE
+        with_indexer = stage.kind != DENSE_STAGE
+        with torch.set_grad_enabled(stage.kind != WARMUP_STAGE):
+            output = self.model(inputs, form, trace=with_indexer)
+            losses, right = self.model.token_losses(output.hidden.flatten(0, 1), targets.flatten())
+        flat = kinds.flatten()
+        is_text, is_answer, is_code = (flat == k for k in (KIND_TEXT, KIND_ANSWER, KIND_CODE))
+        weights = stage.text_weight * is_text + 1.0 * is_answer + stage.code_weight * is_code
+        loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
+        kl = mass = torch.zeros((), device=self.device)
+        if with_indexer:
+            rows = self._loss_rows(kinds)
+            parts = [indexer_loss(self.model, layer, trace, rows) for layer, trace in zip(self.model.layers, output.traces)]
+            kl, mass = sum(k for k, _ in parts), sum(m for _, m in parts) / len(parts)
+            loss = kl if stage.kind == WARMUP_STAGE else loss + kl
+        loss.backward()
+        if self.ranks > 1:
+            dist.all_reduce(self.gradients)
+            self.gradients /= self.ranks
+        factor = min(1.0, (self.since_start + 1) / _WARMUP_STEPS)
+        progress = number / stage.steps
+        lr = stage.lr if stage.lr_end is None else stage.lr + (stage.lr_end - stage.lr) * progress
+        indexer_lr = stage.indexer_lr * (lr / stage.lr if stage.lr_end is not None else 1.0)
+        if stage.kind != WARMUP_STAGE:
+            self.optimizer.step(lr * factor)
+            self._balance(output.loads, loads)
+        if with_indexer:
+            self.indexer_optimizer.step(indexer_lr * factor)
+        self.gradients.zero_()
+        self.since_start += 1
+        with torch.no_grad():
+            values = [(losses * is_text).sum(), is_text.sum(), (losses * is_answer).sum(), is_answer.sum(), (right & is_answer).sum(),
+                      (losses * is_code).sum(), is_code.sum(), (right & is_code).sum(), kl / len(self.model.layers), mass, torch.ones_like(kl)]
+            sums += torch.stack([v.float() for v in values])
+
+    def _loss_rows(self, kinds: torch.Tensor) -> torch.Tensor:
+        """[B, R] query positions for the indexer's loss: half where answers are predicted, half anywhere."""
+        B, T = kinds.shape
+        count = min(T, self.args.indexer_rows)
+        priority = torch.rand(B, T, device=self.device) + 2.0 * (kinds == KIND_CODE) + 0.3 * (kinds == KIND_ANSWER)
+        anywhere = torch.randint(T, (B, count - count // 2), device=self.device)
+        return torch.cat((priority.topk(count // 2, dim=1).indices, anywhere), 1)
+
+    @torch.no_grad()
+    def _balance(self, step_loads: list[torch.Tensor], loads: list[torch.Tensor]) -> None:
+        """Move each expert's routing bias against its load (the paper's balance without an auxiliary loss)."""
+        layers = [layer for layer in self.model.layers if layer.is_moe]
+        stacked = torch.stack(step_loads)
+        if self.ranks > 1:
+            dist.all_reduce(stacked)
+        for layer, load, total in zip(layers, stacked, loads):
+            layer.router_bias += _BIAS_STEP * torch.sign(load.mean() - load)
+            total += load
+
+    # ---- the run
+    def run(self) -> None:
+        while self.state["stage"] < len(self.stages):
+            if not self._run_stage(self.stages[self.state["stage"]], self.state["stage"]):
+                self.save(False)
+                return
+            self.state |= {"stage": self.state["stage"] + 1, "step": 0}
+            self.save(self.state["stage"] == len(self.stages))
+            if self.stages[self.state["stage"] - 1].name == self.args.stop_after:
+                return
+
+    def _run_stage(self, stage: Stage, index: int) -> bool:
+        """True when the stage is complete, False when the time is up."""
+        sums = torch.zeros(len(_SUMS), device=self.device)
+        moe = sum(layer.is_moe for layer in self.model.layers)
+        loads = [torch.zeros(self.model.config.n_routed_experts, device=self.device) for _ in range(moe)]
+        if index and stage.kind != self.stages[index - 1].kind:
+            self.since_start = 0
+        window_start, solved = time.time(), 0
+        for number in range(self.state["step"], stage.steps):
+            self.step(stage, number, index, sums, loads)
+            self.state["step"] = number + 1
+            self.state["tokens"] += stage.batch_tokens
+            if (number + 1) % self.args.log_every and number + 1 < stage.steps:
+                continue
+            recall = self._log(stage, number + 1, sums, loads, time.time() - window_start)
+            window_start = time.time()
+            solved = solved + 1 if recall >= stage.advance_at else 0
+            if solved >= 2 and number + 1 >= stage.steps_min:
+                return True
+            if self._time_is_up():
+                return number + 1 == stage.steps
+        return True
+
+    def _time_is_up(self) -> bool:
+        up = torch.tensor(float(time.time() - self.started > self.args.time_limit), device=self.device)
+        if self.ranks > 1:
+            dist.all_reduce(up, op=dist.ReduceOp.MAX)
+        return bool(up.item())
+
+    def _log(self, stage: Stage, number: int, sums: torch.Tensor, loads: list[torch.Tensor], seconds: float) -> float:
+        """Write one metrics line, clear the sums, return the recall of the window."""
+        if self.ranks > 1:
+            dist.all_reduce(sums)
+        v = dict(zip(_SUMS, sums.tolist()))
+        since = getattr(self, "_logged", 0)
+        line = {
+            "stage": stage.name, "step": number, "tokens": self.state["tokens"], "text_loss": v["text_loss"] / max(v["text"], 1),
+            "answer_loss": v["answer_loss"] / max(v["answer"], 1), "answer_right": v["answer_right"] / max(v["answer"], 1),
+            "code_loss": v["code_loss"] / max(v["code"], 1), "recall": v["code_right"] / max(v["code"], 1),
+            "kl": v["kl"] / max(v["kl_count"], 1), "mass": v["mass"] / max(v["kl_count"], 1),
+            "load_max": max(((load.max() / load.mean().clamp_min(1)).item() for load in loads), default=0.0),
+            "tokens_per_s": (self.state["tokens"] - since) / seconds if since else 0.0}
+        self._logged = self.state["tokens"]
+        sums.zero_()
+        for load in loads:
+            load.zero_()
+        self.state["seconds"] = self.before + time.time() - self.started
+        line = {k: round(x, 5) if isinstance(x, float) else x for k, x in {**line, "seconds": self.state["seconds"]}.items()}
+        if self.rank == 0:
+            with open(self.args.out / "metrics.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+            print(" ".join(f"{k}={x:.4g}" if isinstance(x, float) else f"{k}={x}" for k, x in line.items()), flush=True)
+        return line["recall"]
+
+    def save(self, finished: bool) -> None:
+        if self.rank == 0:
+            checkpoint.save(self.args.out / "checkpoint", self.model, self.settings, {**self.state, checkpoint.FINISHED: finished})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="data folder made by prepare.py")
+    parser.add_argument("out", type=Path, help="folder for checkpoint and metrics")
+    parser.add_argument("--plan", choices=PLANS, default="full", help="stages to run; smoke is a test on the CPU (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=0.02, help="of the matrices (default: %(default)s)")
+    parser.add_argument("--time-limit", type=float, default=1e9, metavar="SECONDS", help="save and stop after this long (default: no limit)")
+    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT_DIR", help="go on from this checkpoint")
+    parser.add_argument("--new-settings", action="store_true", help="resume although the settings differ (a fork of the run)")
+    parser.add_argument("--start-stage", metavar="NAME", help="with --resume: start this stage instead of the stored one")
+    parser.add_argument("--stop-after", metavar="NAME", help="stop at the end of this stage")
+    parser.add_argument("--indexer-rows", type=int, default=64, help="query rows a sequence in the indexer's loss (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="data processes (default: %(default)s)")
+    parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="use torch.compile")
+    parser.add_argument("--replace", action="store_true", help="overwrite a finished checkpoint in OUT_DIR")
+    args = parser.parse_args()
+    stored = args.out / "checkpoint"
+    if (stored / "state.json").exists() and checkpoint.read_state(stored).get(checkpoint.FINISHED) and not args.replace:
+        raise ToolError(f"{stored}: holds a finished checkpoint; pass --replace to overwrite it")
+    if (args.start_stage or args.new_settings) and not args.resume:
+        raise ToolError("--start-stage and --new-settings need --resume")
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    trainer = Trainer(args)
+    try:
+        trainer.run()
+    finally:
+        trainer.loader.close()
+        if trainer.ranks > 1:
+            dist.destroy_process_group()
+    print(f"stopped at stage {trainer.state['stage']} of {len(trainer.stages)}, step {trainer.state['step']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_main(main)
