@@ -228,7 +228,7 @@ class DsaModel(nn.Module):
             attended = attend(qn, qr, kn, kr, v, mask, c.softmax_scale)
             if trace:
                 out.traces.append(LayerTrace(*(t.detach() for t in (h, q_lat, qn, qr, kn, kr)), mask))
-            x, load = self._feed_forward(layer, x, attended.reshape(1, B * T, *attended.shape[2:]), c, numerics)
+            x, load = self._feed_forward(layer, x, attended.contiguous().view(1, B * T, *attended.shape[2:]), c, numerics)
             if layer.is_moe:
                 out.loads.append(load.detach())
         out.hidden = rms_norm(x, self.norm, c.rms_norm_eps, numerics.dtype).view(B, T, -1)

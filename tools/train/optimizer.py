@@ -27,10 +27,10 @@ def orthogonalize(g: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Steps a set of named parameters whose gradients are in `.grad`; all on one device."""
+    """Steps a set of named parameters whose gradients are in `.grad`; all on one device.  Can be captured in a CUDA graph."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float, adam_scale: float = 1.0, momentum: float = 0.95) -> None:
-        self._momentum, self._weight_decay, self._adam_scale = momentum, weight_decay, adam_scale
+    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float, momentum: float = 0.95) -> None:
+        self._momentum, self._weight_decay = momentum, weight_decay
         groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         adam = []
         for name, parameter in parameters.items():
@@ -40,23 +40,29 @@ class Optimizer:
                 groups[parameter.shape[-2:]].append(parameter)
         self._groups = list(groups.values())
         self._buffers = {p: torch.zeros_like(p) for group in self._groups for p in group}
-        fused = bool(adam) and adam[0].is_cuda
-        self._adam = torch.optim.Adam(adam, lr=1e-3, betas=(0.9, 0.95), eps=1e-10, fused=fused) if adam else None
+        device = adam[0].device
+        self._lr = torch.zeros((), device=device)  # a tensor, so that a captured graph sees it change
+        on_gpu = device.type == "cuda"
+        self._adam = torch.optim.Adam(adam, lr=self._lr if on_gpu else 1e-3, betas=(0.9, 0.95), eps=1e-10, fused=on_gpu, capturable=on_gpu)
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of both methods, in AdamW's terms."""
+        self._lr.fill_(lr)
+        if not self._lr.is_cuda:
+            for group in self._adam.param_groups:
+                group["lr"] = lr
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One update.  `lr` is the size of a Muon update in AdamW's terms; Adam's is `adam_scale` times that."""
-        if self._adam is not None:
-            for group in self._adam.param_groups:
-                group["lr"] = lr * self._adam_scale
-            self._adam.step()
+    def step(self) -> None:
+        self._adam.step()
         for group in self._groups:
             gradients, buffers = [p.grad for p in group], [self._buffers[p] for p in group]
             torch._foreach_lerp_(buffers, gradients, 1 - self._momentum)
             looked_ahead = torch._foreach_lerp(gradients, buffers, self._momentum)  # Nesterov
             shape = group[0].shape[-2:]
             stacked = torch.cat([u.reshape(-1, *shape) for u in looked_ahead])
-            updates = orthogonalize(stacked).float() * (0.2 * max(shape) ** 0.5)
+            updates = orthogonalize(stacked).float() * (self._lr * (0.2 * max(shape) ** 0.5))
             parts = updates.split([u.numel() // (shape[0] * shape[1]) for u in looked_ahead])
-            torch._foreach_mul_(group, 1 - lr * self._weight_decay)
-            torch._foreach_add_(group, [u.view(p.shape) for u, p in zip(parts, group)], alpha=-lr)
+            if self._weight_decay:
+                torch._foreach_mul_(group, 1 - self._lr * self._weight_decay)
+            torch._foreach_sub_(group, [u.view(p.shape) for u, p in zip(parts, group)])

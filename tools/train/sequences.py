@@ -183,10 +183,10 @@ class SequenceBuilder:
 
 def draw_shape(rng: np.random.Generator, length: int) -> dict[str, object]:
     """How many facts, questions and restatements a training haystack of `length` tokens has."""
-    if length < 128:
-        return {"facts_count": 2, "questions_count": 2, "restated": int(rng.integers(0, 2)), "full_share": 0.1}
-    facts = int(rng.integers(1, min(3 + length // 96, 24) + 1))
-    questions = min(facts, int(rng.integers(1, 3 + min(length // 160, 6))))
+    if length < 200:  # never all facts asked: the last answer would follow by elimination
+        return {"facts_count": 5, "questions_count": 3, "restated": int(rng.integers(0, 2)), "full_share": 0.1}
+    facts = int(rng.integers(4, min(4 + length // 64, 24) + 1)) if rng.random() < 0.8 else int(rng.integers(1, 4))
+    questions = min(max(1, facts - 2), int(rng.integers(1, 3 + min(length // 160, 6))))
     restated = int(rng.integers(0, min(length // 96, 40) + 1))
     room = length - 11 * (facts + restated) - 17 * questions  # a full answer is longer; the sequence may end in it
     restated = max(0, restated + min(0, room // 11))

@@ -1,6 +1,6 @@
 """The training plan: dense pre-training from short to long, indexer warm-up, sparse training, chat tuning.
 
-Recall is learned first, at 96 tokens, where a batch holds hundreds of questions; a longer length follows only when the
+Recall is learned first, at 128 tokens, where a batch holds hundreds of questions; a longer length follows only when the
 shorter one is solved (`advance_at` of the fresh batches' facts recalled) or its steps are used up.
 """
 from __future__ import annotations
@@ -35,25 +35,25 @@ _RECALL = Mixture(0.75, 0.05)
 _MIXED = Mixture(0.6, 0.12, 0.05)
 _LONG = Mixture(0.75, 0.15, 0.1)
 _CHAT = Mixture(0.45, 0.12, 0.1)
-_SMALL, _LARGE = 24576, 49152
+_TOKENS = 32768
 
 PLAN: tuple[Stage, ...] = (
-    Stage("recall-96", DENSE_STAGE, ((96, 1.0),), _SMALL, 3000, 3e-3, advance_at=0.97, mixture=_RECALL),
-    Stage("recall-192", DENSE_STAGE, ((192, 0.8), (96, 0.2)), _SMALL, 1500, 3e-3, advance_at=0.97, mixture=_RECALL),
-    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (192, 0.3)), _LARGE, 1200, 3e-3, advance_at=0.97, mixture=_MIXED),
-    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (256, 0.3)), _LARGE, 1000, 3e-3, advance_at=0.97, mixture=_MIXED),
-    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (512, 0.3)), _LARGE, 800, 3e-3, advance_at=0.97, mixture=_MIXED),
-    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (512, 0.3)), _LARGE, 600, 3e-3, advance_at=0.97, mixture=_MIXED),
-    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (512, 0.3)), _LARGE, 500, 2e-3, advance_at=0.97, mixture=_LONG),
-    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (512, 0.3)), _LARGE, 400, 2e-3, advance_at=0.97, mixture=_LONG),
-    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _LARGE, 600, 0.0, indexer_lr=2e-3, mixture=_LONG),
-    Stage("sparse", SPARSE_STAGE, ((1024, 0.3), (2048, 0.2), (4096, 0.2), (8192, 0.2), (16384, 0.1)), _LARGE, 400, 1e-3, mixture=_MIXED, indexer_lr=1e-3),
-    Stage("chat", SPARSE_STAGE, ((512, 0.5), (1024, 0.2), (4096, 0.1), (8192, 0.1), (16384, 0.1)), _LARGE, 800, 1e-3, lr_end=1e-5, mixture=_CHAT, indexer_lr=3e-4),
+    Stage("recall-128", DENSE_STAGE, ((128, 1.0),), _TOKENS, 4000, 3e-3, advance_at=0.975, mixture=_RECALL),
+    Stage("recall-256", DENSE_STAGE, ((256, 0.7), (128, 0.3)), _TOKENS, 2000, 3e-3, advance_at=0.975, mixture=_RECALL),
+    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (256, 0.3)), _TOKENS, 2000, 3e-3, advance_at=0.975, mixture=_MIXED),
+    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (256, 0.3)), _TOKENS, 1500, 3e-3, advance_at=0.975, mixture=_MIXED),
+    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (256, 0.3)), _TOKENS, 1500, 3e-3, advance_at=0.975, mixture=_MIXED),
+    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (256, 0.3)), _TOKENS, 1200, 3e-3, advance_at=0.975, mixture=_MIXED),
+    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (256, 0.3)), _TOKENS, 1000, 2e-3, advance_at=0.975, mixture=_LONG),
+    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (256, 0.3)), _TOKENS, 800, 2e-3, advance_at=0.975, mixture=_LONG),
+    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _TOKENS, 600, 0.0, indexer_lr=2e-3, mixture=_LONG),
+    Stage("sparse", SPARSE_STAGE, ((1024, 0.4), (4096, 0.3), (8192, 0.2), (16384, 0.1)), _TOKENS, 600, 1e-3, mixture=_MIXED, indexer_lr=1e-3),
+    Stage("chat", SPARSE_STAGE, ((512, 0.6), (1024, 0.2), (4096, 0.1), (16384, 0.1)), _TOKENS, 1000, 1e-3, lr_end=1e-5, mixture=_CHAT, indexer_lr=3e-4),
 )
 
 SMOKE_PLAN: tuple[Stage, ...] = (
-    Stage("recall-96", DENSE_STAGE, ((96, 1.0),), 768, 8, 3e-3, mixture=_RECALL),
-    Stage("warmup", WARMUP_STAGE, ((96, 1.0),), 192, 4, 0.0, indexer_lr=2e-3),
-    Stage("sparse", SPARSE_STAGE, ((96, 1.0),), 192, 4, 1e-3, lr_end=1e-5, indexer_lr=1e-3),
+    Stage("recall-128", DENSE_STAGE, ((128, 1.0),), 1024, 8, 3e-3, mixture=_RECALL),
+    Stage("warmup", WARMUP_STAGE, ((128, 1.0),), 256, 4, 0.0, indexer_lr=2e-3),
+    Stage("sparse", SPARSE_STAGE, ((128, 1.0),), 256, 4, 1e-3, lr_end=1e-5, indexer_lr=1e-3),
 )
 PLANS = {"full": PLAN, "smoke": SMOKE_PLAN}

@@ -26,15 +26,12 @@ import checkpoint
 import reference_ops
 from errors import ToolError, require_file, run_main
 from loader import Loader
-from model import DENSE, SPARSE, DsaModel, indexer_loss
+from model import DsaModel
 from model_config import TINY_FOR_TESTS, ModelConfig
-from optimizer import Optimizer
-from sequences import KIND_ANSWER, KIND_CODE, KIND_TEXT
-from stages import DENSE_STAGE, PLANS, SPARSE_STAGE, WARMUP_STAGE, Stage
+from stages import PLANS, Stage
+from step import SUMS, TrainStep
 
 _WARMUP_STEPS = 60  # of the learning rate, after a start, a resume and a change of the loss
-_BIAS_STEP = 1e-3  # of the routing bias, a training step
-_SUMS = ("text_loss", "text", "answer_loss", "answer", "answer_right", "code_loss", "code", "code_right", "kl", "mass", "kl_count")
 
 
 class Trainer:
@@ -55,11 +52,15 @@ class Trainer:
         ops: Any = reference_ops
         if self.device.type == "cuda":
             import kernels as ops  # noqa: PLC0415  (Triton needs a GPU)
+            from dense_attention import DenseAttention  # noqa: PLC0415
             torch.cuda.set_device(self.device)
         if self.ranks > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(args.seed)
+        torch._dynamo.config.recompile_limit = 32  # one variant each of layer kind, batch size, gradient mode
         self.model = DsaModel(config, ops, compiled=args.compile).to(self.device)
+        if self.device.type == "cuda":
+            self.model.dense_attention = DenseAttention()
         self.state: dict[str, Any] = {"stage": 0, "step": 0, "tokens": 0, "seconds": 0.0}
         if args.resume:
             if not args.new_settings:
@@ -69,7 +70,8 @@ class Trainer:
             if args.start_stage:
                 self._start_at(args.start_stage)
         self.before = self.state["seconds"]
-        self._make_gradients()
+        self.work = TrainStep(self.model, self.ranks, args.weight_decay, args.indexer_rows, args.graphs)
+        self.since_start, self.data_seconds, self.logged = 0, 0.0, 0
 
     def _start_at(self, name: str) -> None:
         names = [s.name for s in self.stages]
@@ -77,77 +79,15 @@ class Trainer:
             raise ToolError(f"--start-stage {name}: not a stage; the stages are {', '.join(names)}")
         self.state |= {"stage": names.index(name), "step": 0}
 
-    def _make_gradients(self) -> None:
-        """One flat gradient buffer, so that clearing and averaging are one operation each."""
-        named = dict(self.model.named_parameters())
-        self.gradients = torch.zeros(sum(p.numel() for p in named.values()), device=self.device)
-        offset = 0
-        for parameter in named.values():
-            parameter.grad = self.gradients[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
-        main = {n: p for n, p in named.items() if ".indexer." not in n}
-        self.optimizer = Optimizer(main, self.args.weight_decay)
-        self.indexer_optimizer = Optimizer({n: p for n, p in named.items() if n not in main}, 0.0)
-        self.since_start = 0
-
-    # ---- one step
-    def step(self, stage: Stage, number: int, index: int, sums: torch.Tensor, loads: list[torch.Tensor]) -> None:
+    def step(self, stage: Stage, number: int, index: int) -> None:
+        started = time.time()
         ids, kinds = self.loader.batch(index, number)
-        ids, kinds = ids.to(self.device, non_blocking=True), kinds.to(self.device, non_blocking=True)
-        inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-        form = SPARSE if stage.kind == SPARSE_STAGE else DENSE
-        with_indexer = stage.kind != DENSE_STAGE
-        with torch.set_grad_enabled(stage.kind != WARMUP_STAGE):
-            output = self.model(inputs, form, trace=with_indexer)
-            losses, right = self.model.token_losses(output.hidden.flatten(0, 1), targets.flatten())
-        flat = kinds.flatten()
-        is_text, is_answer, is_code = (flat == k for k in (KIND_TEXT, KIND_ANSWER, KIND_CODE))
-        weights = stage.text_weight * is_text + 1.0 * is_answer + stage.code_weight * is_code
-        loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
-        kl = mass = torch.zeros((), device=self.device)
-        if with_indexer:
-            rows = self._loss_rows(kinds)
-            parts = [indexer_loss(self.model, layer, trace, rows) for layer, trace in zip(self.model.layers, output.traces)]
-            kl, mass = sum(k for k, _ in parts), sum(m for _, m in parts) / len(parts)
-            loss = kl if stage.kind == WARMUP_STAGE else loss + kl
-        loss.backward()
-        if self.ranks > 1:
-            dist.all_reduce(self.gradients)
-            self.gradients /= self.ranks
+        self.data_seconds += time.time() - started
         factor = min(1.0, (self.since_start + 1) / _WARMUP_STEPS)
-        progress = number / stage.steps
-        lr = stage.lr if stage.lr_end is None else stage.lr + (stage.lr_end - stage.lr) * progress
-        indexer_lr = stage.indexer_lr * (lr / stage.lr if stage.lr_end is not None else 1.0)
-        if stage.kind != WARMUP_STAGE:
-            self.optimizer.step(lr * factor)
-            self._balance(output.loads, loads)
-        if with_indexer:
-            self.indexer_optimizer.step(indexer_lr * factor)
-        self.gradients.zero_()
+        if stage.lr_end is not None:
+            factor *= 1.0 + (stage.lr_end / stage.lr - 1.0) * number / stage.steps
+        self.work.run(stage, ids, kinds, stage.lr * factor, stage.indexer_lr * factor)
         self.since_start += 1
-        with torch.no_grad():
-            values = [(losses * is_text).sum(), is_text.sum(), (losses * is_answer).sum(), is_answer.sum(), (right & is_answer).sum(),
-                      (losses * is_code).sum(), is_code.sum(), (right & is_code).sum(), kl / len(self.model.layers), mass, torch.ones_like(kl)]
-            sums += torch.stack([v.float() for v in values])
-
-    def _loss_rows(self, kinds: torch.Tensor) -> torch.Tensor:
-        """[B, R] query positions for the indexer's loss: half where answers are predicted, half anywhere."""
-        B, T = kinds.shape
-        count = min(T, self.args.indexer_rows)
-        priority = torch.rand(B, T, device=self.device) + 2.0 * (kinds == KIND_CODE) + 0.3 * (kinds == KIND_ANSWER)
-        anywhere = torch.randint(T, (B, count - count // 2), device=self.device)
-        return torch.cat((priority.topk(count // 2, dim=1).indices, anywhere), 1)
-
-    @torch.no_grad()
-    def _balance(self, step_loads: list[torch.Tensor], loads: list[torch.Tensor]) -> None:
-        """Move each expert's routing bias against its load (the paper's balance without an auxiliary loss)."""
-        layers = [layer for layer in self.model.layers if layer.is_moe]
-        stacked = torch.stack(step_loads)
-        if self.ranks > 1:
-            dist.all_reduce(stacked)
-        for layer, load, total in zip(layers, stacked, loads):
-            layer.router_bias += _BIAS_STEP * torch.sign(load.mean() - load)
-            total += load
 
     # ---- the run
     def run(self) -> None:
@@ -162,19 +102,16 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, index: int) -> bool:
         """True when the stage is complete, False when the time is up."""
-        sums = torch.zeros(len(_SUMS), device=self.device)
-        moe = sum(layer.is_moe for layer in self.model.layers)
-        loads = [torch.zeros(self.model.config.n_routed_experts, device=self.device) for _ in range(moe)]
         if index and stage.kind != self.stages[index - 1].kind:
             self.since_start = 0
         window_start, solved = time.time(), 0
         for number in range(self.state["step"], stage.steps):
-            self.step(stage, number, index, sums, loads)
+            self.step(stage, number, index)
             self.state["step"] = number + 1
             self.state["tokens"] += stage.batch_tokens
             if (number + 1) % self.args.log_every and number + 1 < stage.steps:
                 continue
-            recall = self._log(stage, number + 1, sums, loads, time.time() - window_start)
+            recall = self._log(stage, number + 1, time.time() - window_start)
             window_start = time.time()
             solved = solved + 1 if recall >= stage.advance_at else 0
             if solved >= 2 and number + 1 >= stage.steps_min:
@@ -189,23 +126,22 @@ class Trainer:
             dist.all_reduce(up, op=dist.ReduceOp.MAX)
         return bool(up.item())
 
-    def _log(self, stage: Stage, number: int, sums: torch.Tensor, loads: list[torch.Tensor], seconds: float) -> float:
+    def _log(self, stage: Stage, number: int, seconds: float) -> float:
         """Write one metrics line, clear the sums, return the recall of the window."""
+        sums = self.work.sums.clone()
         if self.ranks > 1:
             dist.all_reduce(sums)
-        v = dict(zip(_SUMS, sums.tolist()))
-        since = getattr(self, "_logged", 0)
+        v = dict(zip(SUMS, sums.tolist()))
+        loads = self.work.loads
         line = {
             "stage": stage.name, "step": number, "tokens": self.state["tokens"], "text_loss": v["text_loss"] / max(v["text"], 1),
             "answer_loss": v["answer_loss"] / max(v["answer"], 1), "answer_right": v["answer_right"] / max(v["answer"], 1),
             "code_loss": v["code_loss"] / max(v["code"], 1), "recall": v["code_right"] / max(v["code"], 1),
             "kl": v["kl"] / max(v["kl_count"], 1), "mass": v["mass"] / max(v["kl_count"], 1),
-            "load_max": max(((load.max() / load.mean().clamp_min(1)).item() for load in loads), default=0.0),
-            "tokens_per_s": (self.state["tokens"] - since) / seconds if since else 0.0}
-        self._logged = self.state["tokens"]
-        sums.zero_()
-        for load in loads:
-            load.zero_()
+            "load_max": (loads / loads.mean(1, keepdim=True).clamp_min(1)).max().item(),
+            "tokens_per_s": (self.state["tokens"] - self.logged) / seconds if self.logged else 0.0, "data_share": self.data_seconds / seconds}
+        self.logged, self.data_seconds = self.state["tokens"], 0.0
+        self.work.clear_sums()
         self.state["seconds"] = self.before + time.time() - self.started
         line = {k: round(x, 5) if isinstance(x, float) else x for k, x in {**line, "seconds": self.state["seconds"]}.items()}
         if self.rank == 0:
@@ -235,6 +171,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="data processes (default: %(default)s)")
     parser.add_argument("--log-every", type=int, default=25, metavar="STEPS", help="(default: %(default)s)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="use torch.compile")
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="use CUDA graphs")
     parser.add_argument("--replace", action="store_true", help="overwrite a finished checkpoint in OUT_DIR")
     args = parser.parse_args()
     stored = args.out / "checkpoint"
