@@ -25,21 +25,25 @@ def _scaled_dot_product(backend: SDPBackend, pad_values: bool) -> Callable[..., 
 
 
 _CANDIDATES: dict[str, Callable[..., Tensor]] = {
+    # First the kernel that check_kernels.py compares with plain PyTorch: the others must agree with it.
+    "triton": lambda qn, qr, kn, kr, v, scale: kernels.attention(qn, qr, kn, kr, v, None, scale),
     "cudnn": _scaled_dot_product(SDPBackend.CUDNN_ATTENTION, False),
     "flash": _scaled_dot_product(SDPBackend.FLASH_ATTENTION, True),
-    "triton": lambda qn, qr, kn, kr, v, scale: kernels.attention(qn, qr, kn, kr, v, None, scale),
 }
 
 
 class DenseAttention:
     """Callable like kernels.attention with mask None."""
 
-    def __init__(self) -> None:
+    def __init__(self, forward_only: bool = False) -> None:
+        self._forward_only = forward_only  # evaluation: cuDNN, without timing
         self._chosen: dict[tuple[int, ...], str] = {}
         self.timings: dict[tuple[int, ...], dict[str, float]] = {}  # ms, forward and backward
 
     def __call__(self, qn: Tensor, qr: Tensor, kn: Tensor, kr: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         assert mask is None
+        if self._forward_only:
+            return _CANDIDATES["cudnn"](qn, qr, kn, kr, v, scale)
         shape = tuple(qn.shape)
         if shape not in self._chosen:
             self._choose(shape, (qn, qr, kn, kr, v), scale)
@@ -47,21 +51,27 @@ class DenseAttention:
 
     def _choose(self, shape: tuple[int, ...], inputs: tuple[Tensor, ...], scale: float) -> None:
         timings: dict[str, float] = {}
-        expected = None
+        expected = expected_gradients = None
         with torch.enable_grad():
             leaves = [torch.randn_like(x).requires_grad_() for x in inputs]
+            upstream = torch.randn_like(leaves[-1])
             for name, attend in _CANDIDATES.items():
                 try:
                     out = attend(*leaves, scale)
                     expected = out.detach() if expected is None else expected
                     if not (out.detach() - expected).float().norm() < 0.02 * expected.float().norm():
                         continue
-                    grad = torch.randn_like(out)
+                    gradients = torch.autograd.grad(out, leaves, upstream)
+                    expected_gradients = gradients if expected_gradients is None else expected_gradients
+                    errors = [((a - b).float().norm() / b.float().norm()).item() for a, b in zip(gradients, expected_gradients)]
+                    if not max(errors) < 0.02:
+                        print(f"attention {name} {shape}: gradients differ by {[round(e, 3) for e in errors]}", flush=True)
+                        continue
                     for repeat in range(4):
                         if repeat == 1:
                             torch.cuda.synchronize()
                             start = time.perf_counter()
-                        torch.autograd.grad(attend(*leaves, scale), leaves, grad)
+                        torch.autograd.grad(attend(*leaves, scale), leaves, upstream)
                     torch.cuda.synchronize()
                     timings[name] = (time.perf_counter() - start) / 3 * 1e3
                 except RuntimeError as error:

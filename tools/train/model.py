@@ -193,6 +193,41 @@ class Output:
     traces: list[LayerTrace] = field(default_factory=list)
 
 
+_CONSTANT = 0.3  # the first value of every embedding row at the start, the others being N(0, 0.1)
+_SHARPNESS = 2.0  # logits per frequency of the first layer's positional heads
+_LOCAL_FREQUENCIES = 12  # the fastest ones, which tell near positions apart
+
+
+@torch.no_grad()
+def set_positional_heads(layer: Layer, c: ModelConfig) -> None:
+    """Start the layer's heads 1, 2, ... as heads that look 1, 2, ... tokens back; the last two stay free.
+
+    Looking a value up needs the value's token to know its key a few tokens before.  From a near-uniform start a small
+    model does not find that in 100 million tokens: it settles on guessing among the values it sees.  Given it, the
+    lookup is learned at once.  The heads rest on the embedding's constant first value and are trained like all others.
+    """
+    frequencies = torch.tensor(c.rope_frequencies()[:_LOCAL_FREQUENCIES])
+    size = (c.hidden_size * _CONSTANT**2 / (_CONSTANT**2 + 0.01 * (c.hidden_size - 1))) ** 0.5  # of the constant after the norm
+    amplitude = (_SHARPNESS / c.softmax_scale) ** 0.5
+    pairs = 2 * torch.arange(_LOCAL_FREQUENCIES)
+    keys = layer.kv_a_proj_with_mqa[c.kv_lora_rank :]
+    keys *= 0.3
+    keys[pairs, 0], keys[pairs + 1, 0] = amplitude / size, 0.0
+    # The query's constant passes the latent's norm as one value of known size.
+    layer.q_a_proj[:, 0] = 0.0
+    layer.q_a_proj[0] = 0.0
+    layer.q_a_proj[0, 0] = 1.0
+    others = layer.q_a_proj[1:, 1:].square().sum(1).mean() * (c.hidden_size - size**2) / c.hidden_size
+    latent = size / ((size**2 + others * (c.q_lora_rank - 1)) / c.q_lora_rank) ** 0.5
+    heads = layer.q_b_proj.view(c.num_attention_heads, -1, c.q_lora_rank)[:, c.qk_nope_head_dim :]
+    heads[:, :, 0] = 0.0
+    for head in range(c.num_attention_heads - 2):
+        shift = (head + 1) * frequencies
+        heads[head] *= 0.3
+        heads[head, pairs, 0] = amplitude / latent * shift.cos()
+        heads[head, pairs + 1, 0] = -amplitude / latent * shift.sin()
+
+
 class DsaModel(nn.Module):
     """Weights and forward pass.  `ops` gives attention, index_scores and select_topk (kernels or reference_ops)."""
 
@@ -200,7 +235,9 @@ class DsaModel(nn.Module):
         super().__init__()
         self.config, self.numerics, self.ops = config, numerics, ops
         self.embed_tokens = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.1)
+        self.embed_tokens.data[:, 0] = _CONSTANT
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        set_positional_heads(self.layers[0], config)
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.lm_head = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.02)
         angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * torch.tensor(config.rope_frequencies(), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Muon for the matrices, Adam for the rest (embedding, head, norms, router, head weights of the indexer).
+"""AdamW, or Muon for the matrices and Adam for the rest (embedding, head, norms, router, head weights of the indexer).
 
 Muon: Jordan et al. 2024; the update is scaled to AdamW's size as in Liu et al. 2025 (Moonlight), so one learning rate
 serves both.  State is float32.
@@ -26,24 +26,34 @@ def orthogonalize(g: Tensor) -> Tensor:
     return x.mT if transposed else x
 
 
-class Optimizer:
-    """Steps a set of named parameters whose gradients are in `.grad`; all on one device.  Can be captured in a CUDA graph."""
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.dim() >= 2 and not any(part in name for part in _ADAM_NAMES)
 
-    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float, momentum: float = 0.95) -> None:
+
+class Optimizer:
+    """Steps a set of named parameters whose gradients are in `.grad`; all on one device.  Can be captured in a CUDA graph.
+
+    `muon` says which matrices Muon takes: "all", "mlp" or "none"; Adam takes the rest.  Weight decay is for matrices alone.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float, muon: str = "all", momentum: float = 0.95) -> None:
         self._momentum, self._weight_decay = momentum, weight_decay
         groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-        adam = []
+        decayed, plain = [], []
         for name, parameter in parameters.items():
-            if parameter.dim() < 2 or any(part in name for part in _ADAM_NAMES):
-                adam.append(parameter)
-            else:
+            if not _is_matrix(name, parameter):
+                plain.append(parameter)
+            elif muon == "all" or (muon == "mlp" and parameter.dim() == 3):
                 groups[parameter.shape[-2:]].append(parameter)
+            else:
+                decayed.append(parameter)
         self._groups = list(groups.values())
         self._buffers = {p: torch.zeros_like(p) for group in self._groups for p in group}
-        device = adam[0].device
+        device = plain[0].device
         self._lr = torch.zeros((), device=device)  # a tensor, so that a captured graph sees it change
         on_gpu = device.type == "cuda"
-        self._adam = torch.optim.Adam(adam, lr=self._lr if on_gpu else 1e-3, betas=(0.9, 0.95), eps=1e-10, fused=on_gpu, capturable=on_gpu)
+        adam = [{"params": plain, "weight_decay": 0.0}] + ([{"params": decayed, "weight_decay": weight_decay}] if decayed else [])
+        self._adam = torch.optim.AdamW(adam, lr=self._lr if on_gpu else 1e-3, betas=(0.9, 0.95), eps=1e-10, fused=on_gpu, capturable=on_gpu)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of both methods, in AdamW's terms."""

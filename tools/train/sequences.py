@@ -16,7 +16,8 @@ from tasks import Conversations
 from tokenizer import Encoder
 from vocabulary import ADJECTIVES, CODE_MAX, CODE_MIN, NOUNS
 
-KIND_NONE, KIND_TEXT, KIND_ANSWER, KIND_CODE = 0, 1, 2, 3  # not trained, plain text, assistant's words, a fact's value
+# What a target token is: not trained, plain text, the assistant's words, a fact's value asked for, a fact's value said again.
+KIND_NONE, KIND_TEXT, KIND_ANSWER, KIND_CODE, KIND_AGAIN = 0, 1, 2, 3, 4
 _HELD_OUT_PAIRS_EVERY = 10
 _BYTES_HOW = "run tools/train/prepare.py first"
 
@@ -32,6 +33,7 @@ class Mixture:
 
     retrieval: float
     text: float
+    pairs: float = 0.0  # dense lists of facts, see SequenceBuilder.pairs
     tools: float = 0.0  # share of packed sequences that hold a conversation with tools
 
 
@@ -126,7 +128,7 @@ class SequenceBuilder:
             if index < len(stated):
                 fact = stated[int(order[index])][0]
                 tokens = self._fact(fact)
-                kinds.extend([KIND_NONE] * (len(tokens) - 2) + [KIND_CODE if fact in seen else KIND_NONE, KIND_NONE])
+                kinds.extend([KIND_NONE] * (len(tokens) - 2) + [KIND_AGAIN if fact in seen else KIND_NONE, KIND_NONE])
                 seen.setdefault(fact, (len(ids), len(ids) + len(tokens)))
                 ids.extend(tokens)
         needles = []
@@ -149,6 +151,32 @@ class SequenceBuilder:
             kinds.extend([KIND_NONE] * rest)
         return np.array(ids[: length + 1], np.uint16), np.array(kinds[1 : length + 1], np.uint8), needles
 
+    def pairs(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """A list of facts in short and long forms, each said many times; every mention but a fact's first asks for its value.
+
+        Where haystacks ask a handful of questions, this asks dozens: looking a value up by its key is learned here first.
+        """
+        facts = self._draw_facts(rng, int(rng.integers(3, max(4, min(24, length // 14)) + 1)), False)
+        comma, the = self.encoder.piece(",")[0], self.encoder.piece(" the")[0]
+        forms = [int(f) for f in (rng.integers(0, 4, 1) if rng.random() < 0.5 else rng.permutation(4))]
+        ids, kinds, seen = [self._bos, self._user], [KIND_NONE, KIND_NONE], set()
+        while len(ids) < length + 1:
+            fact = facts[int(rng.integers(len(facts)))]
+            adjective, noun, value = self._adjectives[fact[0]], self._nouns[fact[1]], [self._space, self._codes[fact[2]]]
+            form = forms[int(rng.integers(len(forms)))]
+            if form == 0:
+                tokens = [noun, *value, comma]
+            elif form == 1:
+                tokens = [adjective, noun, *value, comma]
+            elif form == 2:
+                tokens = [the, adjective, noun, self._is, *value, self._full_stop]
+            else:
+                tokens = self._fact(fact)
+            ids.extend(tokens)
+            kinds.extend([KIND_NONE] * (len(tokens) - 2) + [KIND_AGAIN if fact in seen else KIND_NONE, KIND_NONE])
+            seen.add(fact)
+        return np.array(ids[: length + 1], np.uint16), np.array(kinds[1 : length + 1], np.uint8)
+
     def packed(self, rng: np.random.Generator, length: int, tools_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Conversations one after another."""
         ids: list[int] = []
@@ -170,19 +198,23 @@ class SequenceBuilder:
 
     def batch(self, rng: np.random.Generator, count: int, length: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
         """(ids [count, length + 1] uint16, kinds [count, length] uint8); the shares are exact up to rounding."""
-        retrieval, text = round(count * mixture.retrieval), round(count * mixture.text)
+        shares = [mixture.retrieval, mixture.text, mixture.pairs]
+        retrieval, text, pairs = (round(count * share) for share in shares)
         if count < 8:  # too few sequences for shares: draw each
-            retrieval, text = (int(v) for v in rng.multinomial(count, [mixture.retrieval, mixture.text, 1 - mixture.retrieval - mixture.text])[:2])
+            retrieval, text, pairs = (int(v) for v in rng.multinomial(count, [*shares, max(0.0, 1 - sum(shares))])[:3])
         rows = []
         for _ in range(retrieval):
             rows.append(self.retrieval(rng, length, **draw_shape(rng, length))[:2])
         rows += [self.plain(rng, length) for _ in range(text)]
+        rows += [self.pairs(rng, length) for _ in range(pairs)]
         rows += [self.packed(rng, length, mixture.tools) for _ in range(count - len(rows))]
         return np.stack([ids for ids, _ in rows]), np.stack([kinds for _, kinds in rows])
 
 
 def draw_shape(rng: np.random.Generator, length: int) -> dict[str, object]:
     """How many facts, questions and restatements a training haystack of `length` tokens has."""
+    if length < 100:
+        return {"facts_count": 3, "questions_count": 1, "restated": int(rng.random() < 0.3), "full_share": 0.0}
     if length < 200:  # never all facts asked: the last answer would follow by elimination
         return {"facts_count": 5, "questions_count": 3, "restated": int(rng.integers(0, 2)), "full_share": 0.1}
     facts = int(rng.integers(4, min(4 + length // 64, 24) + 1)) if rng.random() < 0.8 else int(rng.integers(1, 4))

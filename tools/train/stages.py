@@ -1,6 +1,6 @@
 """The training plan: dense pre-training from short to long, indexer warm-up, sparse training, chat tuning.
 
-Recall is learned first, at 128 tokens, where a batch holds hundreds of questions; a longer length follows only when the
+Recall is learned first, at 64 tokens, where a batch asks thousands of times; a longer length follows only when the
 shorter one is solved (`advance_at` of the fresh batches' facts recalled) or its steps are used up.
 """
 from __future__ import annotations
@@ -25,30 +25,34 @@ class Stage:
     lr_end: float | None = None  # linear decay to this over the stage
     advance_at: float = 2.0  # recall at which the stage ends early; over 1 means never
     steps_min: int = 100
+    required: float = 0.0  # recall without which the run stops at the stage's end: later stages would be wasted
     mixture: Mixture = Mixture(0.6, 0.1, 0.02)
     text_weight: float = 0.15  # loss weight of a plain-text token; an answer's is 1
     code_weight: float = 2.0  # of a fact's value
     indexer_lr: float = 0.0
 
 
-_RECALL = Mixture(0.75, 0.05)
-_MIXED = Mixture(0.6, 0.12, 0.05)
-_LONG = Mixture(0.75, 0.15, 0.1)
-_CHAT = Mixture(0.45, 0.12, 0.1)
+_FIRST = Mixture(0.3, 0.03, 0.55)  # mostly dense lists of facts
+_RECALL = Mixture(0.5, 0.05, 0.25)
+_MIXED = Mixture(0.5, 0.15, 0.1, tools=0.05)
+_LONG = Mixture(0.65, 0.15, 0.1, tools=0.1)
+_CHAT = Mixture(0.4, 0.12, 0.04, tools=0.1)
 _TOKENS = 32768
+_SOLVED = 0.97
 
 PLAN: tuple[Stage, ...] = (
-    Stage("recall-128", DENSE_STAGE, ((128, 1.0),), _TOKENS, 4000, 3e-3, advance_at=0.975, mixture=_RECALL),
-    Stage("recall-256", DENSE_STAGE, ((256, 0.7), (128, 0.3)), _TOKENS, 2000, 3e-3, advance_at=0.975, mixture=_RECALL),
-    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (256, 0.3)), _TOKENS, 2000, 3e-3, advance_at=0.975, mixture=_MIXED),
-    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (256, 0.3)), _TOKENS, 1500, 3e-3, advance_at=0.975, mixture=_MIXED),
-    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (256, 0.3)), _TOKENS, 1500, 3e-3, advance_at=0.975, mixture=_MIXED),
-    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (256, 0.3)), _TOKENS, 1200, 3e-3, advance_at=0.975, mixture=_MIXED),
-    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (256, 0.3)), _TOKENS, 1000, 2e-3, advance_at=0.975, mixture=_LONG),
-    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (256, 0.3)), _TOKENS, 800, 2e-3, advance_at=0.975, mixture=_LONG),
-    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _TOKENS, 600, 0.0, indexer_lr=2e-3, mixture=_LONG),
-    Stage("sparse", SPARSE_STAGE, ((1024, 0.4), (4096, 0.3), (8192, 0.2), (16384, 0.1)), _TOKENS, 600, 1e-3, mixture=_MIXED, indexer_lr=1e-3),
-    Stage("chat", SPARSE_STAGE, ((512, 0.6), (1024, 0.2), (4096, 0.1), (16384, 0.1)), _TOKENS, 1000, 1e-3, lr_end=1e-5, mixture=_CHAT, indexer_lr=3e-4),
+    Stage("recall-64", DENSE_STAGE, ((64, 1.0),), _TOKENS, 900, 1.5e-3, advance_at=_SOLVED, mixture=_FIRST, required=0.5),
+    Stage("recall-128", DENSE_STAGE, ((128, 0.8), (64, 0.2)), _TOKENS, 900, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL, required=0.6),
+    Stage("recall-256", DENSE_STAGE, ((256, 0.8), (128, 0.2)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL),
+    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, mixture=_MIXED),
+    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=300, mixture=_MIXED),
+    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=200, mixture=_MIXED),
+    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=200, mixture=_MIXED),
+    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (128, 0.3)), _TOKENS, 600, 1.2e-3, advance_at=_SOLVED, steps_min=200, mixture=_LONG),
+    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (128, 0.3)), _TOKENS, 500, 1.2e-3, advance_at=_SOLVED, steps_min=200, mixture=_LONG),
+    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _TOKENS, 400, 0.0, indexer_lr=1.5e-3, mixture=_LONG),
+    Stage("sparse", SPARSE_STAGE, ((1024, 0.4), (4096, 0.3), (8192, 0.2), (16384, 0.1)), _TOKENS, 600, 8e-4, mixture=_MIXED, indexer_lr=8e-4),
+    Stage("chat", SPARSE_STAGE, ((256, 0.6), (1024, 0.2), (4096, 0.1), (16384, 0.1)), _TOKENS, 900, 8e-4, lr_end=1e-5, mixture=_CHAT, indexer_lr=4e-4),
 )
 
 SMOKE_PLAN: tuple[Stage, ...] = (

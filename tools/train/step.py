@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from model import DENSE, SPARSE, DsaModel, indexer_loss
 from optimizer import Optimizer
-from sequences import KIND_ANSWER, KIND_CODE, KIND_TEXT
+from sequences import KIND_AGAIN, KIND_ANSWER, KIND_CODE, KIND_TEXT
 from stages import DENSE_STAGE, SPARSE_STAGE, WARMUP_STAGE, Stage
 
-SUMS = ("text_loss", "text", "answer_loss", "answer", "answer_right", "code_loss", "code", "code_right", "kl", "mass", "kl_count")
+SUMS = ("text_loss", "text", "answer_loss", "answer", "answer_right", "code_loss", "code", "code_right", "again_loss", "again", "again_right", "kl", "mass", "kl_count")
 _EAGER_STEPS = 2  # before a graph is captured: they compile, time attention kernels and allocate
 _BIAS_STEP = 1e-3  # of the routing bias, a training step
 
@@ -23,7 +23,7 @@ _BIAS_STEP = 1e-3  # of the routing bias, a training step
 class TrainStep:
     """Holds the optimizers and the buffers of a run.  `sums` [len(SUMS)] and `loads` [MoE layers, experts] add up until cleared."""
 
-    def __init__(self, model: DsaModel, ranks: int, weight_decay: float, indexer_rows: int, use_graphs: bool) -> None:
+    def __init__(self, model: DsaModel, ranks: int, weight_decay: float, muon: str, indexer_rows: int, use_graphs: bool) -> None:
         self._model, self._ranks, self._rows = model, ranks, indexer_rows
         self._device = model.embed_tokens.device
         named = dict(model.named_parameters())
@@ -33,8 +33,8 @@ class TrainStep:
         for parameter in named.values():
             parameter.grad = self._gradients[offset : offset + parameter.numel()].view_as(parameter)
             offset += parameter.numel()
-        self._main = Optimizer({n: p for n, p in named.items() if ".indexer." not in n}, weight_decay)
-        self._indexer = Optimizer({n: p for n, p in named.items() if ".indexer." in n}, 0.0)
+        self._main = Optimizer({n: p for n, p in named.items() if ".indexer." not in n}, weight_decay, muon)
+        self._indexer = Optimizer({n: p for n, p in named.items() if ".indexer." in n}, 0.0, muon)
         self._moe_layers = [layer for layer in model.layers if layer.is_moe]
         self.sums = torch.zeros(len(SUMS), device=self._device)
         self.loads = torch.zeros(len(self._moe_layers), model.config.n_routed_experts, device=self._device)
@@ -98,8 +98,8 @@ class TrainStep:
         output = self._model(inputs, SPARSE if stage.kind == SPARSE_STAGE else DENSE, trace=with_indexer)
         losses, right = self._model.token_losses(output.hidden.flatten(0, 1), targets)
         flat = kinds.flatten()
-        is_text, is_answer, is_code = (flat == k for k in (KIND_TEXT, KIND_ANSWER, KIND_CODE))
-        weights = stage.text_weight * is_text + 1.0 * is_answer + stage.code_weight * is_code
+        is_text, is_answer, is_code, is_again = (flat == k for k in (KIND_TEXT, KIND_ANSWER, KIND_CODE, KIND_AGAIN))
+        weights = stage.text_weight * is_text + 1.0 * is_answer + stage.code_weight * is_code + 1.0 * is_again
         loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
         kl = mass = torch.zeros((), device=self._device)
         if with_indexer:
@@ -111,8 +111,10 @@ class TrainStep:
         loss.backward()
         with torch.no_grad():
             self._step_loads.copy_(torch.stack(output.loads))
-            values = [(losses * is_text).sum(), is_text.sum(), (losses * is_answer).sum(), is_answer.sum(), (right & is_answer).sum(),
-                      (losses * is_code).sum(), is_code.sum(), (right & is_code).sum(), kl / len(self._model.layers), mass, torch.ones_like(kl)]
+            values = [(losses * is_text).sum(), is_text.sum()]
+            for kind in (is_answer, is_code, is_again):
+                values += [(losses * kind).sum(), kind.sum(), (right & kind).sum()]
+            values += [kl / len(self._model.layers), mass, torch.ones_like(kl)]
             self.sums += torch.stack([v.detach().float() for v in values])
 
     def _loss_rows(self, kinds: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@
     torchrun --nproc-per-node N train.py ...         (the same batches, divided among N GPUs)
 
 OUT_DIR/checkpoint holds bf16 weights, settings and state; OUT_DIR/metrics.jsonl one line per log interval.  The run saves
-at every stage's end and when the time limit nears, and goes on from there with --resume; the optimizer is warmed up again.
+at every stage's end and when the time limit is reached (which ends a stage with a decaying learning rate early), and goes on from there with --resume; the optimizer is warmed up again.
 A resumed run with other settings is refused, and so is overwriting a finished checkpoint without --replace.
 """
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Trainer:
         self.stages: tuple[Stage, ...] = PLANS[args.plan]
         config = TINY_FOR_TESTS if args.plan == "smoke" else ModelConfig()
         self.settings: dict[str, Any] = {
-            "model": dataclasses.asdict(config), "stages": [dataclasses.asdict(s) for s in self.stages], "seed": args.seed, "weight_decay": args.weight_decay,
+            "model": dataclasses.asdict(config), "stages": [dataclasses.asdict(s) for s in self.stages], "seed": args.seed, "weight_decay": args.weight_decay, "muon": args.muon,
             "data_sha256": json.loads(require_file(args.data / "summary.json", "run tools/train/prepare.py first").read_text())["sha256"]}
         self.started = time.time()
         # Before the GPU is touched: the loader forks.
@@ -70,8 +70,9 @@ class Trainer:
             if args.start_stage:
                 self._start_at(args.start_stage)
         self.before = self.state["seconds"]
-        self.work = TrainStep(self.model, self.ranks, args.weight_decay, args.indexer_rows, args.graphs)
+        self.work = TrainStep(self.model, self.ranks, args.weight_decay, args.muon, args.indexer_rows, args.graphs)
         self.since_start, self.data_seconds, self.logged = 0, 0.0, 0
+        self.time_progress, self.stage_started = 0.0, 0.0  # of a decaying stage, under a time limit
 
     def _start_at(self, name: str) -> None:
         names = [s.name for s in self.stages]
@@ -85,7 +86,7 @@ class Trainer:
         self.data_seconds += time.time() - started
         factor = min(1.0, (self.since_start + 1) / _WARMUP_STEPS)
         if stage.lr_end is not None:
-            factor *= 1.0 + (stage.lr_end / stage.lr - 1.0) * number / stage.steps
+            factor *= 1.0 + (stage.lr_end / stage.lr - 1.0) * max(number / stage.steps, self.time_progress)
         self.work.run(stage, ids, kinds, stage.lr * factor, stage.indexer_lr * factor)
         self.since_start += 1
 
@@ -104,7 +105,8 @@ class Trainer:
         """True when the stage is complete, False when the time is up."""
         if index and stage.kind != self.stages[index - 1].kind:
             self.since_start = 0
-        window_start, solved = time.time(), 0
+        window_start, solved, recall = time.time(), 0, 0.0
+        self.stage_started, self.time_progress = time.time(), 0.0
         for number in range(self.state["step"], stage.steps):
             self.step(stage, number, index)
             self.state["step"] = number + 1
@@ -116,15 +118,21 @@ class Trainer:
             solved = solved + 1 if recall >= stage.advance_at else 0
             if solved >= 2 and number + 1 >= stage.steps_min:
                 return True
-            if self._time_is_up():
-                return number + 1 == stage.steps
+            if self._time_is_up():  # a decaying stage has come to its end then
+                return number + 1 == stage.steps or stage.lr_end is not None
+        if recall < stage.required:
+            self.save(False)
+            raise ToolError(f"stage {stage.name}: recall {recall:.2f} at its end, {stage.required} required (stages.py)")
         return True
 
     def _time_is_up(self) -> bool:
-        up = torch.tensor(float(time.time() - self.started > self.args.time_limit), device=self.device)
+        """Rank 0's clock decides for all, also how far a decaying stage is: the learning rate must be the same everywhere."""
+        now, end = time.time(), self.started + self.args.time_limit
+        clock = torch.tensor([float(now > end), (now - self.stage_started) / max(end - self.stage_started, 1.0)], device=self.device)
         if self.ranks > 1:
-            dist.all_reduce(up, op=dist.ReduceOp.MAX)
-        return bool(up.item())
+            dist.broadcast(clock, 0)
+        self.time_progress = min(1.0, clock[1].item())
+        return bool(clock[0].item())
 
     def _log(self, stage: Stage, number: int, seconds: float) -> float:
         """Write one metrics line, clear the sums, return the recall of the window."""
@@ -136,7 +144,7 @@ class Trainer:
         line = {
             "stage": stage.name, "step": number, "tokens": self.state["tokens"], "text_loss": v["text_loss"] / max(v["text"], 1),
             "answer_loss": v["answer_loss"] / max(v["answer"], 1), "answer_right": v["answer_right"] / max(v["answer"], 1),
-            "code_loss": v["code_loss"] / max(v["code"], 1), "recall": v["code_right"] / max(v["code"], 1),
+            "code_loss": v["code_loss"] / max(v["code"], 1), "recall": v["code_right"] / max(v["code"], 1), "again": v["again_right"] / max(v["again"], 1),
             "kl": v["kl"] / max(v["kl_count"], 1), "mass": v["mass"] / max(v["kl_count"], 1),
             "load_max": (loads / loads.mean(1, keepdim=True).clamp_min(1)).max().item(),
             "tokens_per_s": (self.state["tokens"] - self.logged) / seconds if self.logged else 0.0, "data_share": self.data_seconds / seconds}
@@ -161,7 +169,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for checkpoint and metrics")
     parser.add_argument("--plan", choices=PLANS, default="full", help="stages to run; smoke is a test on the CPU (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and data (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.02, help="of the matrices (default: %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="of the matrices (default: %(default)s)")
+    parser.add_argument("--muon", choices=("all", "mlp", "none"), default="all", help="which matrices Muon trains instead of AdamW (default: %(default)s)")
     parser.add_argument("--time-limit", type=float, default=1e9, metavar="SECONDS", help="save and stop after this long (default: no limit)")
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT_DIR", help="go on from this checkpoint")
     parser.add_argument("--new-settings", action="store_true", help="resume although the settings differ (a fork of the run)")
