@@ -25,6 +25,7 @@ def make_batch(builder: SequenceBuilder, stages: tuple[Stage, ...], seed: int, s
     """(ids [B, L + 1], kinds [B, L]) of one rank's share of a step."""
     length = length_of_step(stages[stage], seed, step)
     count = max(1, stages[stage].batch_tokens // ranks // length)
+    builder.limit_keys(stages[stage].keys)
     return builder.batch(np.random.default_rng([seed, stage, step, rank]), count, length, stages[stage].mixture)
 
 

@@ -67,17 +67,24 @@ class SequenceBuilder:
         self._user, self._turn_end = piece(cf.USER)[0], piece(cf.ASSISTANT) + piece(cf.END_THINK)
         self._fact_head, self._is = piece(" The code of the"), piece(" is")[0]
         self._answer_head = piece("The code of the")
+        self._limits = (len(ADJECTIVES), len(NOUNS), len(self._codes))
+
+    def limit_keys(self, keys: int) -> None:
+        """Draw facts from the first `keys` adjectives and nouns and the first keys^2 / 16 codes only; 0 lifts the limit."""
+        sizes = (len(ADJECTIVES), len(NOUNS), len(self._codes))
+        self._limits = tuple(min(n, w) for n, w in zip(sizes, (keys, keys, keys * keys // 16))) if keys else sizes
 
     # ---- facts
     def _draw_facts(self, rng: np.random.Generator, count: int, hard: bool) -> list[tuple[int, int, int]]:
         """Distinct (adjective, noun, code) indices; hard facts share their nouns, so both words matter."""
-        nouns = rng.permutation(len(NOUNS))[: max(1, count // 4) if hard else count]
+        adjectives, all_nouns, codes = self._limits
+        nouns = rng.permutation(all_nouns)[: max(1, count // 4) if hard else count]
         facts: dict[tuple[int, int], int] = {}
         while len(facts) < count:
             noun = int(nouns[len(facts) % len(nouns)] if not hard else nouns[int(rng.integers(len(nouns)))])
-            adjective = int(rng.integers(len(ADJECTIVES)))
+            adjective = int(rng.integers(adjectives))
             if is_held_out_pair(adjective, noun) == self._held_out:
-                facts.setdefault((adjective, noun), int(rng.integers(len(self._codes))))
+                facts.setdefault((adjective, noun), int(rng.integers(codes)))
         return [(a, n, c) for (a, n), c in facts.items()]
 
     def _fact(self, fact: tuple[int, int, int]) -> list[int]:
@@ -156,7 +163,7 @@ class SequenceBuilder:
 
         Where haystacks ask a handful of questions, this asks dozens: looking a value up by its key is learned here first.
         """
-        facts = self._draw_facts(rng, int(rng.integers(3, max(4, min(24, length // 14)) + 1)), False)
+        facts = self._draw_facts(rng, int(rng.integers(3, max(4, min(16, length // 14)) + 1)), False)
         comma, the = self.encoder.piece(",")[0], self.encoder.piece(" the")[0]
         forms = [int(f) for f in (rng.integers(0, 4, 1) if rng.random() < 0.5 else rng.permutation(4))]
         ids, kinds, seen = [self._bos, self._user], [KIND_NONE, KIND_NONE], set()

@@ -1,7 +1,9 @@
 """The training plan: dense pre-training from short to long, indexer warm-up, sparse training, chat tuning.
 
-Recall is learned first, at 64 tokens, where a batch asks thousands of times; a longer length follows only when the
-shorter one is solved (`advance_at` of the fresh batches' facts recalled) or its steps are used up.
+Recall is learned first, at 64 tokens and with few keys and values.  With all of them from the start the model learns to
+guess among the values that it sees and stays there; with 16 it looks them up after a hundred steps, and then more are
+added.  A longer length follows when the shorter one is solved (`advance_at` of the fresh batches' facts recalled) or its
+steps are used up.
 """
 from __future__ import annotations
 
@@ -30,29 +32,31 @@ class Stage:
     text_weight: float = 0.15  # loss weight of a plain-text token; an answer's is 1
     code_weight: float = 2.0  # of a fact's value
     indexer_lr: float = 0.0
+    keys: int = 0  # only the first so many nouns, adjectives and codes; 0 is all
 
 
-_FIRST = Mixture(0.3, 0.03, 0.55)  # mostly dense lists of facts
-_RECALL = Mixture(0.5, 0.05, 0.25)
-_MIXED = Mixture(0.5, 0.15, 0.1, tools=0.05)
-_LONG = Mixture(0.65, 0.15, 0.1, tools=0.1)
-_CHAT = Mixture(0.4, 0.12, 0.04, tools=0.1)
+_FIRST = Mixture(0.27, 0.03, 0.65)  # mostly dense lists of facts
+_RECALL = Mixture(0.45, 0.05, 0.3)
+_MIXED = Mixture(0.5, 0.12, 0.1, tools=0.05)
+_CHAT = Mixture(0.45, 0.1, 0.05, tools=0.1)
 _TOKENS = 32768
 _SOLVED = 0.97
 
 PLAN: tuple[Stage, ...] = (
-    Stage("recall-64", DENSE_STAGE, ((64, 1.0),), _TOKENS, 900, 1.5e-3, advance_at=_SOLVED, mixture=_FIRST, required=0.5),
-    Stage("recall-128", DENSE_STAGE, ((128, 0.8), (64, 0.2)), _TOKENS, 900, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL, required=0.6),
-    Stage("recall-256", DENSE_STAGE, ((256, 0.8), (128, 0.2)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL),
-    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, mixture=_MIXED),
-    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=300, mixture=_MIXED),
-    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=200, mixture=_MIXED),
-    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (128, 0.3)), _TOKENS, 700, 1.5e-3, advance_at=_SOLVED, steps_min=200, mixture=_MIXED),
-    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (128, 0.3)), _TOKENS, 600, 1.2e-3, advance_at=_SOLVED, steps_min=200, mixture=_LONG),
-    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (128, 0.3)), _TOKENS, 500, 1.2e-3, advance_at=_SOLVED, steps_min=200, mixture=_LONG),
-    Stage("warmup", WARMUP_STAGE, ((1024, 0.4), (4096, 0.4), (16384, 0.2)), _TOKENS, 400, 0.0, indexer_lr=1.5e-3, mixture=_LONG),
-    Stage("sparse", SPARSE_STAGE, ((1024, 0.4), (4096, 0.3), (8192, 0.2), (16384, 0.1)), _TOKENS, 600, 8e-4, mixture=_MIXED, indexer_lr=8e-4),
-    Stage("chat", SPARSE_STAGE, ((256, 0.6), (1024, 0.2), (4096, 0.1), (16384, 0.1)), _TOKENS, 900, 8e-4, lr_end=1e-5, mixture=_CHAT, indexer_lr=4e-4),
+    Stage("keys-16", DENSE_STAGE, ((64, 1.0),), _TOKENS, 400, 1.5e-3, advance_at=0.9, steps_min=50, mixture=_FIRST, keys=16, required=0.6),
+    Stage("keys-32", DENSE_STAGE, ((64, 1.0),), _TOKENS, 250, 1.5e-3, advance_at=0.9, steps_min=50, mixture=_FIRST, keys=32, required=0.5),
+    Stage("keys-64", DENSE_STAGE, ((64, 1.0),), _TOKENS, 300, 1.5e-3, advance_at=0.9, steps_min=50, mixture=_FIRST, keys=64),
+    Stage("recall-64", DENSE_STAGE, ((64, 1.0),), _TOKENS, 600, 1.5e-3, advance_at=0.95, mixture=_FIRST, required=0.5),
+    Stage("recall-128", DENSE_STAGE, ((128, 1.0),), _TOKENS, 600, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL),
+    Stage("recall-256", DENSE_STAGE, ((256, 1.0),), _TOKENS, 350, 1.5e-3, advance_at=_SOLVED, mixture=_RECALL),
+    Stage("recall-512", DENSE_STAGE, ((512, 0.7), (128, 0.3)), _TOKENS, 300, 1.5e-3, advance_at=_SOLVED, mixture=_MIXED),
+    Stage("dense-1k", DENSE_STAGE, ((1024, 0.7), (128, 0.3)), _TOKENS, 350, 1.5e-3, advance_at=_SOLVED, steps_min=200, mixture=_MIXED),
+    Stage("dense-2k", DENSE_STAGE, ((2048, 0.7), (128, 0.3)), _TOKENS, 300, 1.5e-3, advance_at=_SOLVED, steps_min=150, mixture=_MIXED),
+    Stage("dense-4k", DENSE_STAGE, ((4096, 0.7), (128, 0.3)), _TOKENS, 300, 1.5e-3, advance_at=_SOLVED, steps_min=150, mixture=_MIXED),
+    Stage("dense-8k", DENSE_STAGE, ((8192, 0.7), (128, 0.3)), _TOKENS, 200, 1.2e-3, advance_at=_SOLVED, mixture=_MIXED),
+    Stage("dense-16k", DENSE_STAGE, ((16384, 0.7), (128, 0.3)), _TOKENS, 100, 1.2e-3, advance_at=_SOLVED, mixture=_MIXED),
+    Stage("warmup", WARMUP_STAGE, ((1024, 0.5), (4096, 0.5)), _TOKENS, 200, 0.0, indexer_lr=2e-3, mixture=_MIXED),
+    Stage("chat", SPARSE_STAGE, ((512, 0.5), (1024, 0.2), (4096, 0.2), (16384, 0.1)), _TOKENS, 1200, 1e-3, lr_end=1e-5, mixture=_CHAT, indexer_lr=1e-3),
 )
 
 SMOKE_PLAN: tuple[Stage, ...] = (

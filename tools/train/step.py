@@ -1,6 +1,6 @@
 """One training step: gradients of a batch, their average over the GPUs, the update.
 
-On a GPU each (stage, length) is captured as a CUDA graph after its first steps, because launching the thousand small
+On a GPU each (kind of stage, length) is captured as a CUDA graph after its first steps, because launching the thousand small
 kernels of a step takes longer than running them.  Gradients, sums and learning rates live in fixed buffers for that.
 """
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TrainStep:
         fixed_kinds.copy_(kinds, non_blocking=True)
         self._main.set_lr(lr)
         self._indexer.set_lr(indexer_lr)
-        self._captured(("gradients", stage, kinds.shape), lambda: self._compute_gradients(stage, fixed_ids, fixed_kinds))
+        self._captured(("gradients", stage.kind, stage.text_weight, stage.code_weight, kinds.shape), lambda: self._compute_gradients(stage, fixed_ids, fixed_kinds))
         if self._ranks > 1:
             dist.all_reduce(self._gradients)
             dist.all_reduce(self._step_loads)
