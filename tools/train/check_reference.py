@@ -19,10 +19,16 @@ import torch
 
 import export
 import reference_ops
+from chat_format import Turn, render
 from errors import ToolError, require_file, run_main
 from model import SPARSE, DsaModel
 from model_config import TINY_FOR_TESTS, ModelConfig
 from numerics import Numerics
+from tokenizer import Encoder
+
+
+_PROMPT = ("The hounds followed the trail into the forest. The code of the red lantern is 481. Nobody spoke for a long while, and the rain "
+           "fell on the roof. The code of the old bridge is 250. She closed the book. What is the code of the red lantern?")
 
 
 def _compare(oracle: object, folder: Path, config: ModelConfig, numerics: Numerics, ids: np.ndarray) -> float:
@@ -61,7 +67,9 @@ def main() -> None:
     exact, fp8_exact, served = Numerics(torch.float32), Numerics(torch.float32, fp8=True), Numerics(torch.bfloat16, fp8=True)
     if args.checkpoint:
         config = ModelConfig()
-        checks = [(args.checkpoint, fp8_exact, 5e-2), (args.checkpoint, served, 5e-2)]
+        encoder = Encoder(args.checkpoint / "tokenizer.json")
+        ids = np.array(encoder.ids("".join(text for text, _ in render([Turn(_PROMPT, "481")]))))
+        checks = [(args.checkpoint, fp8_exact, 5e-2), (args.checkpoint, served, 0.2)]
     else:
         model = DsaModel(config, reference_ops)
         with torch.no_grad():

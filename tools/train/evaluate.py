@@ -89,10 +89,10 @@ class Evaluation:
         return {"right": right / len(turns), "samples": len(turns)}
 
     @torch.no_grad()
-    def perplexity(self, length: int, form: str) -> dict[str, Any]:
+    def perplexity(self, length: int, form: str, windows_max: int) -> dict[str, Any]:
         """Perplexity of the held-out text in windows of `length`."""
         text = self.builder.text
-        windows = [text[i : i + length] for i in range(0, len(text) - length, length)]
+        windows = [text[i : i + length] for i in range(0, len(text) - length, length)][:windows_max]
         total = 0.0
         for window in windows:
             ids = torch.from_numpy(np.concatenate(([0], window)).astype(np.int64)).to(self.device)[None]
@@ -154,11 +154,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--numerics", nargs="+", choices=("bf16", "fp8"), default=["bf16", "fp8"], help="(default: both)")
     parser.add_argument("--form", nargs="+", choices=(DENSE, SPARSE), default=[SPARSE, DENSE], help="(default: both)")
-    parser.add_argument("--only", nargs="+", choices=("recall", "faults", "chat", "perplexity", "overlap"), help="parts to run (default: all)")
+    parser.add_argument("--only", nargs="+", choices=("recall", "multi", "faults", "chat", "perplexity", "overlap"), help="parts to run (default: all)")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096, 8192, 16384], help="of the haystacks (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="questions a length (default: %(default)s)")
     parser.add_argument("--fault-length", type=int, default=8192, help="(default: %(default)s)")
     parser.add_argument("--fault-samples", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument("--window", type=int, default=4096, help="of the perplexity (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=1000, help="at most so many (default: %(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=65536, help="(default: %(default)s)")
     args = parser.parse_args()
     if min(args.lengths) < 256:
@@ -166,7 +168,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     builder = SequenceBuilder(args.data, "held")
     results: list[dict[str, Any]] = []
-    parts = args.only or ("recall", "chat", "perplexity", "overlap", "faults")
+    parts = args.only or ("recall", "multi", "chat", "perplexity", "overlap", "faults")
 
     def measure(name: str, work: Callable[[], dict[str, Any]], **labels: Any) -> None:
         started = time.time()
@@ -184,10 +186,10 @@ def main() -> None:
         for form in args.form:
             for length in args.lengths if "recall" in parts else ():
                 measure("recall", lambda: e.recall(length, args.samples, form, 4, False), numerics=kind, form=form, length=length)
-            if "recall" in parts:
+            if "multi" in parts:
                 measure("multi-needle", lambda: e.recall(args.fault_length, args.fault_samples, form, 8, True), numerics=kind, form=form, length=args.fault_length)
             if "perplexity" in parts:
-                measure("perplexity", lambda: e.perplexity(4096, form), numerics=kind, form=form, length=4096)
+                measure("perplexity", lambda: e.perplexity(args.window, form, args.windows), numerics=kind, form=form, length=args.window)
         if "overlap" in parts:
             measure("overlap", lambda: e.overlap(4096, 16), numerics=kind, length=4096)
         if "faults" in parts and kind == args.numerics[0]:

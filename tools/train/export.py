@@ -112,7 +112,7 @@ def write_checkpoint(model: DsaModel, out: Path, fp8: bool) -> int:
         text += b" " * (-len(text) % 8)
         (out / file_name).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(raw for *_, raw in shard))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=0) + "\n")
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, separators=(",", ":")) + "\n")
     (out / "config.json").write_text(json.dumps(model.config.to_hugging_face(fp8), indent=2) + "\n")
     generation = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

@@ -63,7 +63,7 @@ def train(texts: Iterable[str], out: Path) -> None:
     data["added_tokens"] += [
         {"id": len(vocabulary) + i, "content": t, **flags, "normalized": True, "special": False} for i, t in enumerate(_TRAILING)]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+    (out / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     special = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     config = {
         "add_bos_token": False, "add_eos_token": False, "bos_token": {**special, "content": cf.BOS}, "clean_up_tokenization_spaces": False,
