@@ -10,6 +10,7 @@ figure with its sample count; it is written after each, so a run that is cut off
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -21,14 +22,13 @@ import torch
 import checkpoint
 import export
 import reference_ops
-from chat_format import render
 from errors import ToolError, run_main
+from evaluation_sets import definitions, haystacks, prompt_and_answer, sums
 from faults import FAULTS
 from model import DENSE, SPARSE, DsaModel, IndexerOptions, indexer_loss
 from model_config import ModelConfig
 from numerics import Numerics
 from sequences import Needle, SequenceBuilder
-from tasks import definition_turn, is_held_out_sum, sum_turn
 
 _SEED = 20
 
@@ -49,32 +49,24 @@ class Evaluation:
 
     def recall(self, length: int, questions: int, form: str, facts: int, hard: bool, fault: str | None = None) -> dict[str, Any]:
         """Recall of facts hidden at random depth; `facts` a haystack, all asked for in turn.  Ten bins of depth."""
-        rng = np.random.default_rng([_SEED, length, facts, int(hard)])
         right, total = np.zeros(10, int), np.zeros(10, int)
-        per_batch = max(1, self.batch_tokens // length)
-        remaining = questions
-        while remaining > 0:
-            count = min(per_batch, -(-remaining // facts))
-            drawn = [self.builder.retrieval(rng, length, facts, facts, hard=hard) for _ in range(count)]
+        source = haystacks(self.builder, length, questions, facts, hard)
+        while drawn := list(itertools.islice(source, max(1, self.batch_tokens // length))):
             ids = np.stack([d[0] for d in drawn])
-            needles = [Needle(i, n.answer_at, n.fact_at, n.fact_end) for i, d in enumerate(drawn) for n in d[2]][:remaining]
+            needles = [Needle(i, n.answer_at, n.fact_at, n.fact_end) for i, d in enumerate(drawn) for n in d[1]]
             options = FAULTS[fault](needles) if fault else IndexerOptions()
             best = self._best(ids[:, :-1], form, [(n.sequence, n.answer_at) for n in needles], options)
             for needle, token in zip(needles, best):
                 depth = min(9, needle.fact_at * 10 // length)
                 total[depth] += 1
                 right[depth] += int(token == ids[needle.sequence, needle.answer_at + 1])
-            remaining -= len(needles)
         return {"recall": float(right.sum() / total.sum()), "samples": int(total.sum()), "right_by_depth": right.tolist(), "samples_by_depth": total.tolist()}
 
     def turns(self, turns: list[Any], form: str) -> dict[str, Any]:
         """Share of single-turn conversations whose whole answer is the greedy one."""
-        encode, right = self.builder.encoder.ids, 0
+        right = 0
         for begin in range(0, len(turns), 128):
-            rows = []
-            for turn in turns[begin : begin + 128]:
-                (head, _), (question, _), (answer, _) = render([turn])
-                rows.append((encode(head + question), encode(answer)))
+            rows = [prompt_and_answer(self.builder, turn) for turn in turns[begin : begin + 128]]
             width = max(len(p) + len(a) for p, a in rows)
             ids = np.full((len(rows), width), 1)
             at = []
@@ -113,17 +105,6 @@ class Evaluation:
             rows = torch.from_numpy(np.concatenate(([n.answer_at for n in needles], anywhere))).to(self.device)[None]
             sums += [indexer_loss(self.model, layer, trace, rows)[1].item() for layer, trace in zip(self.model.layers, traces)]
         return {"mass_by_layer": (sums / haystacks).tolist(), "haystacks": haystacks}
-
-
-def _sums(count: int) -> list[Any]:
-    rng = np.random.default_rng(_SEED)
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if is_held_out_sum(a, b)]
-    return [sum_turn(*pairs[int(i)]) for i in rng.permutation(len(pairs))[:count]]
-
-
-def _definitions(builder: SequenceBuilder, count: int) -> list[Any]:
-    rng = np.random.default_rng(_SEED)
-    return [definition_turn(builder.dictionary[int(i)]) for i in rng.permutation(len(builder.dictionary))[:count]]
 
 
 def load_model(folder: Path, numerics: Numerics, device: torch.device, compiled: bool) -> DsaModel:
@@ -181,8 +162,8 @@ def main() -> None:
         model = load_model(args.model, Numerics(torch.bfloat16, fp8=kind == "fp8"), device, compiled=False)
         e = Evaluation(model, builder, args.batch_tokens)
         if "chat" in parts:
-            measure("definitions", lambda: e.turns(_definitions(builder, 500), SPARSE), numerics=kind)
-            measure("sums", lambda: e.turns(_sums(500), SPARSE), numerics=kind)
+            measure("definitions", lambda: e.turns(definitions(builder, 500), SPARSE), numerics=kind)
+            measure("sums", lambda: e.turns(sums(500), SPARSE), numerics=kind)
         for form in args.form:
             for length in args.lengths if "recall" in parts else ():
                 measure("recall", lambda: e.recall(length, args.samples, form, 4, False), numerics=kind, form=form, length=length)
