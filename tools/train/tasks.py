@@ -44,7 +44,8 @@ _WEATHER_WORDS = ("sunny", "rainy", "cloudy", "windy", "cold", "warm")
 def is_held_out_sum(a: int, b: int) -> bool:
     """True for the tenth of all unordered pairs that only the evaluation asks for."""
     low, high = min(a, b), max(a, b)
-    return (low * 7919 + high * 104729) % 10 == 3
+    # Knuth's multiplicative hash: a linear one modulo 10 would hold out all sums that end in one digit.
+    return ((low * 128 + high) * 2654435761 % 2**32 >> 16) % 10 == 3
 
 
 def definition_turn(entry: dict[str, str]) -> Turn:
