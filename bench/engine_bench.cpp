@@ -30,7 +30,7 @@ namespace {
 constexpr std::int64_t kSequences = 256;
 constexpr std::int32_t kPromptTokens = 4096;
 constexpr std::int64_t kSteps = 10000;
-constexpr std::int64_t kLongPrompt = 128 * 1024;
+constexpr std::int64_t kLongPrompt = 131072;
 constexpr std::int32_t kBlockTokens = 64;
 constexpr std::int32_t kVocabulary = 129280;
 

@@ -16,7 +16,9 @@ struct Case {
 };
 
 void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
-  const auto [format, name, context, rows] = bench_case;
+  const KvFormat format = bench_case.format;
+  const std::int64_t context = bench_case.context;
+  const std::int64_t rows = bench_case.rows;
   const PagedBatch batch(backend, format, context, rows);
   const DataType stored = format == KvFormat::kFp8 ? DataType::kFp8E4m3 : DataType::kF32;
   const DeviceMatrix q = RandomMatrix(backend, DataType::kF32, rows, kHeads * kIndexerValues);
@@ -31,7 +33,8 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
                          .row_stride = matrix.view.row_stride};
   };
   const Matrix<float> weight_view = floats(weights);
-  const std::string shape = fmt::format("{} T={} H={} context={}", name, rows, kHeads, context);
+  const std::string shape =
+      fmt::format("{} T={} H={} context={}", bench_case.name, rows, kHeads, context);
   const Timing prepare = Measure([&] {
     backend.PrepareIndexerQuery({.q = Heads(q, kHeads),
                                  .positions = batch.Positions(),
