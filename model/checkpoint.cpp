@@ -31,7 +31,9 @@ class TensorCheck final {
         first = CheckSpec(spec);
       }
     });
-    DSA_RETURN_IF_ERROR(first);
+    if (!first.ok()) {
+      return first;
+    }
     for (const SafetensorsFile& file : files) {
       for (const StoredTensor& stored : file.tensors()) {
         if (!expected_.contains(stored.name) && !Tolerated(stored)) {

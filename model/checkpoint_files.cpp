@@ -34,7 +34,9 @@ Status ReadWeightMap(const Json& map, const std::string& source, CheckpointFiles
                                        map.size(), kSafetensorsTensorsMax));
   }
   std::set<std::string> shards;
-  for (const auto& [name, shard] : map.items()) {
+  for (const auto& entry : map.items()) {
+    const std::string& name = entry.key();
+    const Json& shard = entry.value();
     const auto fail = [&](const std::string& what) {
       return InvalidArgument(fmt::format("{}: weight_map: {}: {}", source, QuotedName(name), what));
     };
@@ -74,7 +76,7 @@ Status CheckFolder(const std::string& folder, const CheckpointFiles& files) {
   std::error_code error;
   const fs::path root = fs::canonical(folder, error);
   for (const std::string& shard : files.shards) {
-    const std::string path = folder + "/" + shard;
+    const std::string path = fmt::format("{}/{}", folder, shard);
     const fs::path real = fs::canonical(path, error);
     if (error) {
       return Error{ErrorCode::kNotFound, fmt::format("{}: {}", path, error.message())};

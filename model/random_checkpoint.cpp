@@ -163,7 +163,7 @@ std::vector<float> RandomValues(const RandomTensor& tensor, double mean, std::ui
     const std::uint64_t bits = CounterBits(seed, i);
     const auto sum = static_cast<std::int64_t>((bits & 0xFFFFU) + ((bits >> 16) & 0xFFFFU) +
                                                ((bits >> 32) & 0xFFFFU) + (bits >> 48));
-    values[i] = static_cast<float>(mean + static_cast<double>(sum - 2 * 65535) * scale);
+    values[i] = static_cast<float>(mean + static_cast<double>(sum - 131070) * scale);
   }
   return values;
 }
@@ -274,7 +274,8 @@ Status WriteShards(const std::vector<Shard>& shards, const std::string& folder) 
     header.resize((header.size() + 7) / 8 * 8, ' ');  // aligns the data
     std::string text;
     AppendBytes(text, static_cast<std::uint64_t>(header.size()));
-    DSA_RETURN_IF_ERROR(WriteFile(folder + "/" + name, {text, header, shards[i].data}));
+    DSA_RETURN_IF_ERROR(
+        WriteFile(fmt::format("{}/{}", folder, name), {text, header, shards[i].data}));
     total_bytes += shards[i].data.size();
   }
   const Json index = {{"metadata", {{"total_size", total_bytes}}}, {"weight_map", weight_map}};

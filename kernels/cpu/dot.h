@@ -71,7 +71,7 @@ inline void EinsumTile(FloatRows a, const TB* const (&b)[2], std::int64_t n, flo
       }
     }
   }
-  for (int i = 0; i < kRows; ++i) {
+  for (std::ptrdiff_t i = 0; i < kRows; ++i) {
     float lanes[kLanes];
     Store8(lanes, sum[i]);
     out[i * 2] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);

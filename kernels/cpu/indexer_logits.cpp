@@ -67,7 +67,7 @@ void AddHeads(const float* queries, const float* weights, const float* keys, F32
     for (std::int64_t d = first; d < first + kProductChunk; ++d) {
       const F32x8 low = Load8(keys + d * kTokensPerBlock);
       const F32x8 high = Load8(keys + d * kTokensPerBlock + kLanes);
-      for (int h = 0; h < kHeads; ++h) {
+      for (std::int64_t h = 0; h < kHeads; ++h) {
         const F32x8 query = F32x8::All(queries[h * kIndexerValues + d]);
         sum[h][0] = MultiplyAdd(query, low, sum[h][0]);
         sum[h][1] = MultiplyAdd(query, high, sum[h][1]);

@@ -3,7 +3,7 @@
 // 3 no device or memory, 1 anything else).
 #pragma once
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): the library's name
 class App;
 }
 
