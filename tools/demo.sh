@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
-# demo.sh DSA: serves a small model on the CPU, waits until it is healthy, asks it one question over
-# gRPC, prints the streamed answer, and shuts the server down.
+# demo.sh DSA: serves the small model that ships with the server on the CPU, waits until it is
+# healthy, asks it over gRPC, prints the streamed answers, and shuts the server down.
 set -euo pipefail
 
 dsa=$1
-model=build/demo-model
+model=models/dsa-tiny
 address=127.0.0.1:50551
 log=build/demo-server.log
-
-if [[ ! -f $model/config.json ]]; then
-  echo "writing a small random model to $model (its answers are babble)" >&2
-  "$dsa" make-checkpoint --output "$model"
-fi
 
 "$dsa" serve --config configs/tiny_cpu.json --model "$model" --listen "$address" 2>"$log" &
 server=$!
@@ -27,9 +22,11 @@ for ((attempt = 0; attempt < 300; ++attempt)); do
   sleep 0.1
 done
 
-question='Hello! What can you do?'
-echo "you: $question" >&2
-"$dsa" chat --address "$address" --max-tokens 48 "$question"
+for question in 'What can you do?' 'What does abandon mean?' \
+  'The code of the red lantern is 481. What is the code of the red lantern?'; do
+  echo "you: $question" >&2
+  "$dsa" chat --address "$address" --temperature 0 --max-tokens 64 "$question"
+done
 
 kill -TERM "$server"
 wait "$server"
