@@ -12,16 +12,11 @@ using AddCommand = void (*)(CLI::App&, int&);
 
 // In the order that --help shows.
 constexpr std::array kCommands = {
-    AddCommand{dsa::AddServeCommand},
-    AddCommand{dsa::AddChatCommand},
-    AddCommand{dsa::AddGenerateCommand},
-    AddCommand{dsa::AddLogitsCommand},
-    AddCommand{dsa::AddTokenizeCommand},
-    AddCommand{dsa::AddRenderCommand},
-    AddCommand{dsa::AddInspectCommand},
-    AddCommand{dsa::AddMakeCheckpointCommand},
-    AddCommand{dsa::AddHealthcheckCommand},
-    AddCommand{dsa::AddVersionCommand},
+    AddCommand{dsa::AddServeCommand},       AddCommand{dsa::AddChatCommand},
+    AddCommand{dsa::AddGenerateCommand},    AddCommand{dsa::AddLogitsCommand},
+    AddCommand{dsa::AddTokenizeCommand},    AddCommand{dsa::AddRenderCommand},
+    AddCommand{dsa::AddInspectCommand},     AddCommand{dsa::AddMakeCheckpointCommand},
+    AddCommand{dsa::AddHealthcheckCommand}, AddCommand{dsa::AddVersionCommand},
 };
 
 }  // namespace
