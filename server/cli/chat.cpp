@@ -91,7 +91,7 @@ class Conversation final {
     question.set_content(text);
     v1::Message answer;
     answer.set_role(v1::ROLE_ASSISTANT);
-    const grpc::Status status = Stream(answer);
+    grpc::Status status = Stream(answer);
     if (status.ok()) {
       *request_.add_messages() = std::move(answer);
     } else {
@@ -116,7 +116,7 @@ class Conversation final {
       answer.mutable_reasoning_content()->append(part.reasoning_content());
       answer.mutable_tool_calls()->MergeFrom(part.tool_calls());
     }
-    const grpc::Status status = reader->Finish();
+    grpc::Status status = reader->Finish();
     interrupts_.Watch(nullptr);
     if (!answer.content().empty() || !answer.reasoning_content().empty()) {
       fmt::print("\n");
