@@ -3,6 +3,8 @@
 #include "server/cli/commands.h"
 
 #include <array>
+#include <cstdio>
+#include <exception>
 
 #include <CLI/CLI.hpp>
 
@@ -19,9 +21,7 @@ constexpr std::array kCommands = {
     AddCommand{dsa::AddHealthcheckCommand}, AddCommand{dsa::AddVersionCommand},
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Run(int argc, char** argv) {
   CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
   app.require_subcommand(1);
   app.footer("Run `dsa COMMAND --help` for the options of a command.");
@@ -37,4 +37,15 @@ int main(int argc, char** argv) {
   }
   dsa::FlushLog();
   return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return Run(argc, argv);
+  } catch (const std::exception& error) {  // none of ours is thrown: a library's, or no memory
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
 }
