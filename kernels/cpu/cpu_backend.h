@@ -1,8 +1,8 @@
 // The reference backend.  Read it to learn what an op means; the CUDA backend is tested against it.
 //
-// Float32 accumulation in a fixed order: threads split rows, columns or heads, never a sum, and
-// vector code uses a fixed number of lanes, so a row's bits do not depend on the batch, the number
-// of threads or the rows beside it.
+// Sums in float32 or double, in a fixed order (docs/numerics.md): threads split rows, columns or
+// heads, never a sum, and vector code uses a fixed number of lanes, so a row's bits do not depend
+// on the batch, the number of threads or the rows beside it.
 #pragma once
 
 #include "kernels/backend.h"
