@@ -27,21 +27,45 @@ bool MaySecond(unsigned char lead, unsigned char byte) {
   return byte >= low && byte <= high;
 }
 
+constexpr std::uint64_t kHighBits = 0x8080808080808080U;
+
+template <typename Word>
+std::uint64_t LoadWord(const char* bytes) {
+  Word word = 0;
+  std::memcpy(&word, bytes, sizeof(word));
+  return word;
+}
+
 // The end of the ASCII run at `offset`, eight bytes at a time.
 std::size_t SkipAscii(std::string_view text, std::size_t offset) {
-  constexpr std::uint64_t kHighBits = 0x8080808080808080U;
   while (offset + sizeof(std::uint64_t) <= text.size()) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, text.data() + offset, sizeof(word));
-    if ((word & kHighBits) != 0) {
+    if ((LoadWord<std::uint64_t>(text.data() + offset) & kHighBits) != 0) {
       break;
     }
-    offset += sizeof(word);
+    offset += sizeof(std::uint64_t);
   }
   while (offset < text.size() && static_cast<unsigned char>(text[offset]) < 0x80) {
     ++offset;
   }
   return offset;
+}
+
+// Quick for the few bytes of a token: its first and last four, or two, overlap.
+bool IsAscii(std::string_view text) {
+  const char* const begin = text.data();
+  const char* const end = begin + text.size();
+  if (text.size() > sizeof(std::uint64_t)) {
+    return SkipAscii(text, 0) == text.size();
+  }
+  std::uint64_t bytes = 0;
+  if (text.size() >= 4) {
+    bytes = LoadWord<std::uint32_t>(begin) | LoadWord<std::uint32_t>(end - 4);
+  } else if (text.size() >= 2) {
+    bytes = LoadWord<std::uint16_t>(begin) | LoadWord<std::uint16_t>(end - 2);
+  } else if (text.size() == 1) {
+    bytes = static_cast<unsigned char>(*begin);
+  }
+  return (bytes & kHighBits) == 0;
 }
 
 }  // namespace
@@ -112,6 +136,10 @@ bool Utf8Stream::Continues(unsigned char byte) const {
 }
 
 void Utf8Stream::Push(std::string_view bytes, std::string& out) {
+  if (count_ == 0 && IsAscii(bytes)) {  // as nearly every token is
+    out.append(bytes);
+    return;
+  }
   for (const char value : bytes) {
     const auto byte = static_cast<unsigned char>(value);
     if (count_ > 0 && !Continues(byte)) {
