@@ -30,6 +30,7 @@ class BlockTable final {
   void Append(BlockRef block) {
     ids_.push_back(Value(block.id()));
     references_.push_back(std::move(block));
+    ++changes_;
   }
 
   // Releases every block, the last one first, so that the end of a prefix is evicted before its
@@ -39,13 +40,16 @@ class BlockTable final {
     while (!references_.empty()) {
       references_.pop_back();
     }
+    ++changes_;
   }
 
   std::int64_t blocks() const { return static_cast<std::int64_t>(ids_.size()); }
   std::int64_t capacity_tokens() const { return blocks() * tokens_per_block_; }
   std::int32_t tokens_per_block() const { return tokens_per_block_; }
-  BlockId block(std::int64_t index) const { return references_[index].id(); }
+  BlockId block(std::int64_t index) const { return BlockId{ids_[index]}; }
   std::span<const std::int32_t> ids() const { return ids_; }
+  // How often it was changed: whoever remembers this number can tell later whether a copy holds.
+  std::int64_t changes() const { return changes_; }
 
   // Where the keys of `position` lie: block * tokens_per_block + offset.
   std::int64_t Slot(std::int64_t position) const {
@@ -56,9 +60,10 @@ class BlockTable final {
   }
 
  private:
+  std::vector<std::int32_t> ids_;  // the blocks as numbers, ready to be copied into a batch
   std::int32_t tokens_per_block_;
-  std::vector<BlockRef> references_;
-  std::vector<std::int32_t> ids_;  // the same blocks as numbers, ready to be copied into a batch
+  std::int64_t changes_ = 0;
+  std::vector<BlockRef> references_;  // to the same blocks
 };
 
 }  // namespace dsa

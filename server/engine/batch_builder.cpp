@@ -17,6 +17,7 @@ BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
   slots_.reserve(tokens);
   sequences_.reserve(tokens);
   block_tables_.resize(sequences * blocks);
+  filled_rows_.resize(sequences);
   runs_.reserve(3);
   logit_rows_.reserve(tokens);
   sample_rows_.reserve(sequences);
@@ -95,26 +96,33 @@ void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence)
   DSA_CHECK(end <= sequence.tokens(), "BatchBuilder: position {} of {} tokens", end - 1,
             sequence.tokens());
   const std::span<const TokenId> ids = sequence.token_ids();
-  for (std::int64_t position = row.first_position; position < end; ++position, ++tokens_) {
-    token_ids_[tokens_] = Value(ids[position]);
-    positions_[tokens_] = static_cast<std::int32_t>(position);
-    slots_[tokens_] = sequence.blocks().Slot(position);
-    sequences_[tokens_] = index;
+  std::int32_t* const token_ids = token_ids_.data() + tokens_;
+  std::int32_t* const positions = positions_.data() + tokens_;
+  std::int64_t* const slots = slots_.data() + tokens_;
+  for (std::int64_t i = 0; i < row.tokens; ++i) {
+    const std::int64_t position = row.first_position + i;
+    token_ids[i] = Value(ids[position]);
+    positions[i] = static_cast<std::int32_t>(position);
+    slots[i] = sequence.blocks().Slot(position);
   }
+  std::fill_n(sequences_.begin() + tokens_, row.tokens, index);
+  tokens_ += row.tokens;
   const std::int64_t blocks = (end + config_.tokens_per_block - 1) / config_.tokens_per_block;
   blocks_of_index_[index] = std::max(blocks_of_index_[index], blocks);
 }
 
 // Behind AddTokens: the row's tokens are the last of the batch.
 void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
-  const std::int64_t first_row = tokens_ - row.tokens;
-  const bool all = sequence.request().prompt_logits == PromptLogits::kAll;
-  copy_logits_ = copy_logits_ || all;
-  for (std::int64_t i = 0; i < row.tokens; ++i) {
-    const bool sampled = row.sample && i == row.tokens - 1;
-    if (sampled || (all && row.first_position + i < sequence.prompt_tokens())) {
-      logit_rows_.push_back(static_cast<std::int32_t>(first_row + i));
+  if (sequence.request().prompt_logits == PromptLogits::kAll) {
+    copy_logits_ = true;
+    const std::int64_t in_prompt = sequence.prompt_tokens() - row.first_position;
+    const std::int64_t rows = std::min(row.tokens - (row.sample ? 1 : 0), in_prompt);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      logit_rows_.push_back(static_cast<std::int32_t>(tokens_ - row.tokens + i));
     }
+  }
+  if (row.sample) {
+    logit_rows_.push_back(static_cast<std::int32_t>(tokens_ - 1));
   }
 }
 
@@ -157,12 +165,22 @@ std::int32_t BatchBuilder::SequenceIndex(const Sequence& sequence) {
 std::int64_t BatchBuilder::FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences) {
   const auto widest = std::max_element(blocks_of_index_.begin(), blocks_of_index_.end());
   const std::int64_t stride = widest == blocks_of_index_.end() ? 0 : *widest;
-  std::int32_t* out = block_tables_.data();
+  if (stride != filled_stride_) {
+    std::fill(filled_rows_.begin(), filled_rows_.end(), FilledRow{});
+    filled_stride_ = stride;
+  }
   for (std::size_t index = 0; index < slot_of_index_.size(); ++index) {
-    const auto blocks = sequences[slot_of_index_[index]]->blocks().ids();
-    std::copy_n(blocks.begin(), blocks_of_index_[index], out);
-    std::fill(out + blocks_of_index_[index], out + stride, -1);
-    out += stride;
+    const Sequence& sequence = *sequences[slot_of_index_[index]];
+    const FilledRow wanted{.sequence = sequence.id(),
+                           .changes = sequence.blocks().changes(),
+                           .blocks = blocks_of_index_[index]};
+    if (filled_rows_[index] != wanted) {
+      const auto blocks = sequence.blocks().ids();
+      std::int32_t* const out = block_tables_.data() + static_cast<std::int64_t>(index) * stride;
+      std::copy_n(blocks.begin(), wanted.blocks, out);
+      std::fill(out + wanted.blocks, out + stride, -1);
+      filled_rows_[index] = wanted;
+    }
   }
   return stride;
 }

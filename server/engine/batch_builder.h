@@ -44,13 +44,23 @@ class BatchBuilder final {
   std::int32_t SequenceIndex(const Sequence& sequence);
   std::int64_t FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences);
 
+  // What a row of block_tables_ holds.
+  struct FilledRow {
+    SequenceId sequence{-1};
+    std::int64_t changes = 0;  // BlockTable::changes()
+    std::int64_t blocks = 0;   // the rest of the row is -1
+    friend bool operator==(const FilledRow&, const FilledRow&) = default;
+  };
+
   const Config config_;
   std::int64_t tokens_ = 0;  // of the batch so far
   std::vector<std::int32_t> token_ids_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int64_t> slots_;
   std::vector<std::int32_t> sequences_;
-  std::vector<std::int32_t> block_tables_;
+  std::vector<std::int32_t> block_tables_;  // kept from step to step: few rows change
+  std::vector<FilledRow> filled_rows_;
+  std::int64_t filled_stride_ = 0;
   std::vector<AttentionRun> runs_;
   std::vector<std::int32_t> logit_rows_;
   std::vector<std::int32_t> sample_rows_;

@@ -163,13 +163,22 @@ plant_bug(scheduler/scheduler.cpp "generation of another block"
 
 planted_source(server/engine/batch_builder.cpp)
 plant_bug(server/engine/batch_builder.cpp "block table of the slot's former sequence"
-  [=[    const auto blocks = sequences[slot_of_index_[index]]->blocks().ids();]=]
+  [=[      const auto blocks = sequence.blocks().ids();]=]
   [=[    static std::vector<std::vector<std::int32_t>> former(1 << 10);
     auto& kept = former[slot_of_index_[index]];
-    const auto present = sequences[slot_of_index_[index]]->blocks().ids();
+    const auto present = sequence.blocks().ids();
     const auto present_blocks = static_cast<std::int64_t>(present.size());
     if (!BUG || static_cast<std::int64_t>(kept.size()) < present_blocks) { kept.assign(present.begin(), present.end()); }
     const auto& blocks = kept;]=])
+plant_bug(server/engine/batch_builder.cpp "block table kept though its blocks changed"
+  [[.changes = sequence.blocks().changes(),]]
+  [[.changes = BUG ? 0 : sequence.blocks().changes(),]])
+plant_bug(server/engine/batch_builder.cpp "block table kept from another sequence"
+  [[const FilledRow wanted{.sequence = sequence.id(),]]
+  [[const FilledRow wanted{.sequence = BUG ? SequenceId{0} : sequence.id(),]])
+plant_bug(server/engine/batch_builder.cpp "block tables kept under another stride"
+  [[  if (stride != filled_stride_) {]]
+  [[  if (!BUG && stride != filled_stride_) {]])
 plant_bug(server/engine/batch_builder.cpp "wrong slot offset"
   [[= sequence.blocks().Slot(position);]]
   [[= sequence.blocks().Slot(BUG && position > 0 ? position - 1 : position);]])
@@ -206,16 +215,8 @@ plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
 plant_bug(server/engine/engine_core.cpp "token of another row"
-  [[    ++entry;
-  }
-}
-
-void EngineCore::DeliverToken(]]
-  [[    entry += BUG && entry > 0 ? 0 : 1;
-  }
-}
-
-void EngineCore::DeliverToken(]])
+  [[  const TokenId token{result.tokens[entry]};]]
+  [[  const TokenId token{result.tokens[BUG && entry > 0 ? entry - 1 : entry]};]])
 plant_bug(server/engine/engine_core.cpp "place in the queue kept"
   [[  if (waiting != waiting_counted_) {]]
   [[  if (waiting > waiting_counted_ || (!BUG && waiting != waiting_counted_)) {]])
