@@ -37,14 +37,14 @@ enum class PromptLogits : std::uint8_t { kNone, kAll };
 
 struct Request {
   RequestId id{};
-  std::string external_id;      // the client's or ours; at most 64 bytes; for logs and Abort
-  std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
+  PromptLogits prompt_logits = PromptLogits::kNone;
   SamplingParams sampling;
   StopConditions stop;
-  std::string cache_salt;      // requests share cached prefixes only under equal salts
-  std::int32_t priority = 0;   // lower goes first under the priority policy
-  MonotonicUs arrival_us = 0;  // set by Engine::Submit
-  PromptLogits prompt_logits = PromptLogits::kNone;
+  std::string external_id;      // the client's or ours; at most 64 bytes; for logs and Abort
+  std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
+  std::string cache_salt;       // requests share cached prefixes only under equal salts
+  std::int32_t priority = 0;    // lower goes first under the priority policy
+  MonotonicUs arrival_us = 0;   // set by Engine::Submit
 };
 
 // Why a sequence ended.

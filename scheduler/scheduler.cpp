@@ -32,6 +32,7 @@ Scheduler::Scheduler(const SchedulerConfig& config, const Dependencies& dependen
     rows.reserve(config_.sequences_max);  // a sequence has at most one row a path
   }
   plan_.rows.reserve(rows_by_path_.size() * config_.sequences_max);
+  plan_.sample_rows.reserve(config_.sequences_max);
   plan_.writes.reserve(config_.step_tokens_max);
 }
 
@@ -71,6 +72,7 @@ std::int32_t Scheduler::Add(std::unique_ptr<Sequence> sequence) {
 const StepPlan& Scheduler::Plan(MonotonicUs now_us) {
   DSA_CHECK(!in_flight_, "Scheduler: a step of {} tokens is in flight", plan_.tokens);
   plan_.rows.clear();
+  plan_.sample_rows.clear();
   plan_.writes.clear();
   plan_.tokens = 0;
   plan_.sequences = 0;
@@ -79,13 +81,20 @@ const StepPlan& Scheduler::Plan(MonotonicUs now_us) {
   }
   budget_ = config_.step_tokens_max;
   const std::int64_t preemptions_before = preemptions_;
-  GrantDecode();
-  GrantCatchUp();
+  const std::int64_t granted = GrantDecode();
+  if (granted < static_cast<std::int64_t>(running_.size())) {
+    GrantCatchUp();
+  }
   if (preemptions_ == preemptions_before) {  // else the blocks are short: nobody new may start
     AdmitWaiting(now_us);
   }
   for (const auto& rows : rows_by_path_) {
-    plan_.rows.insert(plan_.rows.end(), rows.begin(), rows.end());
+    for (const StepPlan::Row& row : rows) {
+      if (row.sample) {
+        plan_.sample_rows.push_back(static_cast<std::int32_t>(plan_.rows.size()));
+      }
+      plan_.rows.push_back(row);
+    }
   }
   in_flight_ = !plan_.rows.empty();
   return plan_;
@@ -94,7 +103,9 @@ const StepPlan& Scheduler::Plan(MonotonicUs now_us) {
 // One token for each sequence that has all others, so that a long prompt never holds up a reply.
 // Only these need more blocks than they hold, and a victim lies behind the sequence that needs one
 // (or is itself), so nothing is taken from a sequence after it was granted tokens.
-void Scheduler::GrantDecode() {
+// Returns how many it granted.
+std::int64_t Scheduler::GrantDecode() {
+  std::int64_t granted = 0;
   std::size_t index = 0;
   while (index < running_.size()) {
     Sequence& sequence = *running_[index];
@@ -103,9 +114,11 @@ void Scheduler::GrantDecode() {
         continue;  // it preempted itself: the next one stands at this index now
       }
       Grant(sequence, 1);
+      ++granted;
     }
     ++index;
   }
+  return granted;
 }
 
 void Scheduler::GrantCatchUp() {
@@ -269,18 +282,14 @@ void Scheduler::Commit(const StepPlan& plan) {
               "Scheduler: block {} was written as generation {} and is generation {}",
               Value(write.block), write.generation, pool_.generation(write.block));
   }
-  // Two passes: the rows of a sequence are sorted by path, so it is only known afterwards how far
-  // it has come without a gap.
-  for (const StepPlan::Row& row : plan.rows) {
-    if (Sequence* sequence = FindLive(row.sequence, row.slot)) {
-      sequence->computed_ += row.tokens;
-    }
-  }
+  // The rows of a sequence may come in any order of position, since they are sorted by path: all
+  // have run, so that as many tokens as were counted so far lie in the cache without a gap.
   for (const StepPlan::Row& row : plan.rows) {
     Sequence* sequence = FindLive(row.sequence, row.slot);
     if (sequence == nullptr) {
       continue;
     }
+    sequence->computed_ += row.tokens;
     DSA_CHECK(sequence->computed_ <= sequence->tokens(), "Scheduler: {} of {} tokens are computed",
               sequence->computed_, sequence->tokens());
     const std::int64_t full_blocks = sequence->computed_ / pool_.tokens_per_block();

@@ -90,7 +90,7 @@ class Scheduler final {
   void CheckInvariants() const;
 
  private:
-  void GrantDecode();
+  std::int64_t GrantDecode();
   void GrantCatchUp();
   void AdmitWaiting(MonotonicUs now_us);
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);

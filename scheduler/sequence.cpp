@@ -7,10 +7,10 @@
 namespace dsa {
 
 Sequence::Sequence(Request request, const PrefixHasher& hasher)
-    : request_(std::move(request)),
-      prompt_tokens_(static_cast<std::int64_t>(request_.prompt.size())),
-      tokens_(std::move(request_.prompt)),
-      blocks_(hasher.tokens_per_block()) {
+    : tokens_(std::move(request.prompt)),
+      prompt_tokens_(static_cast<std::int64_t>(tokens_.size())),
+      blocks_(hasher.tokens_per_block()),
+      request_(std::move(request)) {
   DSA_CHECK(prompt_tokens_ > 0, "Sequence: request {} has no prompt", Value(request_.id));
   DSA_CHECK(request_.stop.max_tokens > 0, "Sequence: max_tokens is {}", request_.stop.max_tokens);
   request_.prompt.clear();

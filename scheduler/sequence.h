@@ -4,6 +4,7 @@
 
 #include "cache/block_table.h"
 #include "cache/prefix_hash.h"
+#include "common/cache_line.h"
 #include "common/clock.h"
 #include "common/ids.h"
 #include "scheduler/request.h"
@@ -17,7 +18,7 @@ namespace dsa {
 
 enum class SequenceState : std::uint8_t { kWaiting, kRunning };
 
-class Sequence final {
+class alignas(kCacheLineBytes) Sequence final {
  public:
   // Takes the request's prompt, hashes its full blocks and reserves all memory that the sequence
   // will use, so that nothing is allocated while it runs.
@@ -35,6 +36,9 @@ class Sequence final {
   // Tokens whose keys it can ever need: all but the last one generated.
   std::int64_t computed_max() const { return prompt_tokens_ + request_.stop.max_tokens - 1; }
 
+  // Asks the host's caches for what a step reads.
+  void Prefetch() const { PrefetchLines<3>(this); }
+
   SequenceId id() const { return id_; }
   std::int32_t slot() const { return slot_; }
   std::int64_t order() const { return order_; }  // of arrival at the scheduler
@@ -45,25 +49,26 @@ class Sequence final {
   // Prompt tokens that were not computed because the prefix cache had them when the sequence
   // first ran.  What a preempted sequence finds again does not count.
   std::int64_t cache_hit_tokens() const { return cache_hit_tokens_; }
-  std::optional<MonotonicUs> first_scheduled_us() const { return first_scheduled_us_; }
+  const std::optional<MonotonicUs>& first_scheduled_us() const { return first_scheduled_us_; }
 
  private:
   friend class Scheduler;  // the only writer
 
-  Request request_;
-  std::int64_t prompt_tokens_;
+  // What every step reads comes first, in as few cache lines as it fits.
   std::vector<TokenId> tokens_;
-  PrefixChain chain_;
-  BlockTable blocks_;
   std::int64_t computed_ = 0;
+  std::int64_t prompt_tokens_;
+  BlockTable blocks_;
   SequenceId id_{};
   std::int32_t slot_ = -1;
-  std::int64_t order_ = 0;
   SequenceState state_ = SequenceState::kWaiting;
-  std::int32_t preemptions_ = 0;
   bool fully_reserved_ = false;
+  std::int32_t preemptions_ = 0;
   std::int64_t cache_hit_tokens_ = 0;
   std::optional<MonotonicUs> first_scheduled_us_;
+  Request request_;
+  PrefixChain chain_;
+  std::int64_t order_ = 0;
 };
 
 }  // namespace dsa

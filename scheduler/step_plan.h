@@ -25,10 +25,11 @@ struct StepPlan {
     BlockId block;
     std::int64_t generation;
   };
-  std::vector<Row> rows;       // sorted by path, then by the scheduler's order
-  std::vector<Write> writes;   // each block once
-  std::int64_t tokens = 0;     // sum over rows
-  std::int64_t sequences = 0;  // distinct sequences of rows
+  std::vector<Row> rows;                  // sorted by path, then by the scheduler's order
+  std::vector<std::int32_t> sample_rows;  // indices of the rows with `sample`, ascending
+  std::vector<Write> writes;              // each block once
+  std::int64_t tokens = 0;                // sum over rows
+  std::int64_t sequences = 0;             // distinct sequences of rows
 };
 
 }  // namespace dsa

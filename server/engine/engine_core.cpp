@@ -8,6 +8,11 @@
 #include <utility>
 
 namespace dsa {
+namespace {
+
+constexpr std::int64_t kPrefetchEntries = 4;  // 2 to 8 measure alike, 16 slower
+
+}  // namespace
 
 EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependencies)
     : config_(config),
@@ -41,7 +46,7 @@ Outbox::Capacity EngineCore::StepCapacity(const EngineConfig& config, std::int64
 }
 
 EngineProgress EngineCore::RunOnce() {
-  if (!outbox_.HasRoom(step_capacity_)) {
+  if (!outbox_.TryReserve(step_capacity_)) {
     return EngineProgress::kBlocked;
   }
   const MonotonicUs start_us = clock_.NowUs();
@@ -79,9 +84,10 @@ void EngineCore::AdmitFromInbox() {
 
 // Ends what was cancelled, aborted or has expired, before anything is planned for it.
 void EngineCore::Sweep(MonotonicUs now_us) {
-  for (std::int32_t slot = 0; slot < scheduler_.slots(); ++slot) {
-    if (live_[slot] != nullptr) {
-      const auto ending = EndingOf(*live_[slot], *scheduler_.sequences()[slot], now_us);
+  for (const std::unique_ptr<LiveRequest>& live : live_) {
+    if (live != nullptr) {
+      const auto slot = static_cast<std::int32_t>(&live - live_.data());
+      const auto ending = EndingOf(*live, *scheduler_.sequences()[slot], now_us);
       if (ending.has_value()) {
         End(slot, *ending);
       }
@@ -110,6 +116,11 @@ std::optional<EngineCore::Ending> EngineCore::EndingOf(const LiveRequest& live,
 
 // Before Commit, so that no block of a faulty sequence becomes shareable.
 void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
+  const auto is_set = [](std::int32_t faults) { return faults != 0; };
+  if (std::none_of(result.row_faults.begin(), result.row_faults.end(), is_set) &&
+      std::none_of(result.sample_faults.begin(), result.sample_faults.end(), is_set)) {
+    return;
+  }
   std::int64_t first_row = 0;
   std::int64_t entry = 0;
   for (const StepPlan::Row& row : plan.rows) {
@@ -133,24 +144,29 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
 }
 
 void EngineCore::Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us) {
-  // The texts of a step's tokens lie anywhere in the vocabulary's: asked for together, they come
-  // together.
-  std::int64_t ahead = 0;
-  for (const StepPlan::Row& row : plan.rows) {
-    if (row.sample && live_[row.slot] != nullptr) {
-      live_[row.slot]->stop->Prefetch(TokenId{result.tokens[ahead]});
-    }
-    ahead += row.sample ? 1 : 0;
+  const auto entries = static_cast<std::int64_t>(plan.sample_rows.size());
+  for (std::int64_t ahead = 0; ahead < std::min(kPrefetchEntries, entries); ++ahead) {
+    Prefetch(plan, result, ahead);
   }
-  std::int64_t entry = 0;
-  for (const StepPlan::Row& row : plan.rows) {
-    if (!row.sample) {
-      continue;
+  for (std::int64_t entry = 0; entry < entries; ++entry) {
+    if (entry + kPrefetchEntries < entries) {
+      Prefetch(plan, result, entry + kPrefetchEntries);
     }
+    const StepPlan::Row& row = plan.rows[plan.sample_rows[entry]];
     if (scheduler_.Find(row.sequence, row.slot) != nullptr) {
       DeliverToken(row.slot, entry, result, now_us);
     }
-    ++entry;
+  }
+}
+
+// What a token's delivery reads lies apart for each sequence, and its text anywhere in the
+// vocabulary's: asked for a few tokens ahead, it has come when it is needed.
+void EngineCore::Prefetch(const StepPlan& plan, const StepResult& result,
+                          std::int64_t entry) const {
+  const std::int32_t slot = plan.rows[plan.sample_rows[entry]].slot;
+  if (live_[slot] != nullptr) {
+    scheduler_.sequences()[slot]->Prefetch();
+    live_[slot]->stop->Prefetch(TokenId{result.tokens[entry]});
   }
 }
 
@@ -210,19 +226,17 @@ void EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {
   load_.requests_finished.fetch_add(1, std::memory_order_relaxed);
 }
 
+// Writes every field.
 void EngineCore::FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage) {
   usage.prompt_tokens = sequence.prompt_tokens();
   usage.completion_tokens = live.completion_tokens;
   usage.cache_hit_tokens = sequence.cache_hit_tokens();
   usage.preemptions = sequence.preemptions();
-  const auto scheduled_us = sequence.first_scheduled_us();
-  if (scheduled_us.has_value()) {
-    usage.queue_us = *scheduled_us - live.arrival_us;
-    if (live.completion_tokens > 0) {
-      usage.prefill_us = live.first_token_us - *scheduled_us;
-      usage.decode_us = live.last_token_us - live.first_token_us;
-    }
-  }
+  const std::optional<MonotonicUs>& scheduled_us = sequence.first_scheduled_us();
+  const bool answered = live.completion_tokens > 0;
+  usage.queue_us = scheduled_us.has_value() ? *scheduled_us - live.arrival_us : 0;
+  usage.prefill_us = answered ? live.first_token_us - *scheduled_us : 0;
+  usage.decode_us = answered ? live.last_token_us - live.first_token_us : 0;
 }
 
 // Places of the queue follow the scheduler's queue: taken again by a preempted sequence.

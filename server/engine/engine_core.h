@@ -77,6 +77,7 @@ class EngineCore final {
                                  MonotonicUs now_us) const;
   void FailFaulty(const StepPlan& plan, const StepResult& result);
   void Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us);
+  void Prefetch(const StepPlan& plan, const StepResult& result, std::int64_t entry) const;
   void DeliverToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
                     MonotonicUs now_us);
   void End(std::int32_t slot, const Ending& ending);

@@ -1,6 +1,7 @@
 // A request between Submit and its last delta, and the index of those by the client's id.
 #pragma once
 
+#include "common/cache_line.h"
 #include "common/clock.h"
 #include "scheduler/sequence.h"
 #include "server/engine/stop_checker.h"
@@ -18,23 +19,27 @@ namespace dsa {
 
 // Made by the submitting thread, handed to the engine through the inbox and, with its last delta,
 // to the stream pump through the outbox, which destroys it: so nothing is freed within a step.
-struct LiveRequest {
+//
+// What every step reads comes first, in as few cache lines as it fits.
+struct alignas(kCacheLineBytes) LiveRequest {
   // Constant after construction; any thread.
   std::shared_ptr<TokenSink> sink;
-  std::string external_id;
   std::optional<MonotonicUs> deadline_us;
-  MonotonicUs arrival_us = 0;
   bool wants_logprobs = false;
 
   // A hint that is polled every step; nothing is ordered by it.
   std::atomic<bool> aborted{false};
 
   // Engine thread.
-  std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
   std::unique_ptr<StopChecker> stop;
   std::int64_t completion_tokens = 0;
   MonotonicUs first_token_us = 0;
   MonotonicUs last_token_us = 0;
+  std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
+
+  // Constant after construction; any thread.
+  MonotonicUs arrival_us = 0;
+  std::string external_id;
 };
 
 // Live requests by external id.  Thread-safe; the engine thread never takes its lock.

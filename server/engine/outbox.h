@@ -5,6 +5,7 @@
 // asks for the room of a whole step before it starts one.
 #pragma once
 
+#include "common/cache_line.h"
 #include "common/ids.h"
 #include "server/engine/live_request.h"
 #include "server/engine/token_sink.h"
@@ -31,6 +32,20 @@ struct OutboxEvent {
   std::int32_t text_bytes = 0;
   std::int32_t top_logprobs = 0;
   Usage usage{};
+
+  // All but the usage, field by field: assigning an empty event becomes a string instruction,
+  // which takes longer to start than this takes.
+  void Clear() {
+    request = nullptr;
+    finish.reset();
+    error_code = {};
+    error_message = nullptr;
+    has_token = false;
+    token = {};
+    logprob = 0.0F;
+    text_bytes = 0;
+    top_logprobs = 0;
+  }
 };
 
 class Outbox final {
@@ -40,17 +55,17 @@ class Outbox final {
     std::int64_t text_bytes;
     std::int64_t top_logprobs;
   };
-  explicit Outbox(const Capacity& capacity);
+  explicit Outbox(const Capacity& capacity);  // at least: each ring is a power of two
   Outbox(const Outbox&) = delete;
   Outbox& operator=(const Outbox&) = delete;
 
   // Producer.
-  bool HasRoom(const Capacity& needed) const;
-  // The entry that the next Push hands over, cleared: filled in place, since a copy of fields that
-  // were written a moment ago waits for them.  Room for an event must be there.
+  // True where this much may be pushed, in any number of events, before it is called again.
+  bool TryReserve(const Capacity& needed);
+  // The entry that the next Push hands over, cleared but for its usage: filled in place, since a
+  // copy of fields that were written a moment ago waits for them.
   OutboxEvent& Next();
-  // Hands it over; a Next comes first.  The event's counts are set from the views; there must be
-  // room for them.
+  // Hands it over; a Next comes first.  The event's counts are set from the views.
   void Push(std::string_view text, std::span<const TokenLogprob> top_logprobs);
 
   // Consumer.  The next event with its text and likely tokens, which are appended; false where
@@ -71,10 +86,11 @@ class Outbox final {
   // Each side counts what it has done since the start.  A count is written by one side with
   // release, after it has touched the entries, and read by the other with acquire, before it does.
   Position pushed_;              // producer
+  Position limit_;               // producer: how far the last TryReserve lets it go
   OutboxEvent* next_ = nullptr;  // producer: given out by Next, null behind Push
   Position popped_;              // consumer
-  alignas(64) std::atomic<std::int64_t> events_pushed_{0};
-  alignas(64) std::atomic<std::int64_t> events_popped_{0};
+  alignas(kCacheLineBytes) std::atomic<std::int64_t> events_pushed_{0};
+  alignas(kCacheLineBytes) std::atomic<std::int64_t> events_popped_{0};
   std::atomic<std::int64_t> text_bytes_popped_{0};
   std::atomic<std::int64_t> top_logprobs_popped_{0};
 };

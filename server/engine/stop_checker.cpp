@@ -6,6 +6,13 @@
 #include <utility>
 
 namespace dsa {
+namespace {
+
+bool Contains(std::span<const TokenId> ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+}  // namespace
 
 StopMatcher::StopMatcher(const std::vector<std::string>& strings) {
   automata_.reserve(strings.size());
@@ -26,7 +33,7 @@ StopMatcher::StopMatcher(const std::vector<std::string>& strings) {
   }
 }
 
-std::int64_t StopMatcher::Advance(char byte) {
+std::int64_t StopMatcher::Push(char byte) {
   std::int64_t found = 0;
   held_ = 0;
   for (Automaton& automaton : automata_) {
@@ -56,23 +63,24 @@ void StopMatcher::Reset() {
 
 StopChecker::StopChecker(const StopConditions& stop, const Config& config,
                          std::unique_ptr<TextDecoder> decoder)
-    : max_tokens_(stop.max_tokens),
+    : decoder_(std::move(decoder)),
+      max_tokens_(stop.max_tokens),
+      matcher_(stop.stop_strings),
       min_tokens_(stop.min_tokens),
-      ignore_end_(stop.ignore_end),
       stop_ids_(stop.stop_ids),
       end_ids_(config.end_ids),
-      decoder_(std::move(decoder)),
-      matcher_(stop.stop_strings) {
+      ignore_end_(stop.ignore_end) {
   text_.reserve(TextBytesMax(config.decoder_bytes_max));
 }
 
 std::optional<FinishReason> StopChecker::Push(TokenId id, std::int64_t generated) {
   DropShown();
-  if (EndsWith(id)) {
+  const bool is_end_id = Contains(end_ids_, id);
+  if ((is_end_id && !ignore_end_) || Contains(stop_ids_, id)) {
     Flush();
     return FinishReason::kStop;
   }
-  if (decoder_ != nullptr && !IsEndId(id)) {
+  if (decoder_ != nullptr && !is_end_id) {
     decoder_->Push(id, text_);
     if (Match(generated)) {
       return FinishReason::kStop;
@@ -100,15 +108,6 @@ void StopChecker::Flush() {
   matched_ = shown_;
 }
 
-bool StopChecker::EndsWith(TokenId id) const {
-  return (!ignore_end_ && IsEndId(id)) ||
-         std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end();
-}
-
-bool StopChecker::IsEndId(TokenId id) const {
-  return std::find(end_ids_.begin(), end_ids_.end(), id) != end_ids_.end();
-}
-
 // Keeps only what is held back: at most the longest stop string.
 void StopChecker::DropShown() {
   if (shown_ == text_.size()) {
@@ -123,6 +122,7 @@ void StopChecker::DropShown() {
 // Reads the bytes behind `matched_`.  True where a stop string is complete; the text then ends
 // before its first byte.
 bool StopChecker::Match(std::int64_t generated) {
+  matched_ += matcher_.CountPlain(std::string_view(text_).substr(matched_));  // nearly all
   for (; matched_ < text_.size(); ++matched_) {
     const std::int64_t length = matcher_.Push(text_[matched_]);
     if (length > 0 && generated >= min_tokens_) {

@@ -6,6 +6,7 @@
 // constant work a byte, however long the reply.
 #pragma once
 
+#include "common/cache_line.h"
 #include "common/ids.h"
 #include "scheduler/request.h"
 #include "scheduler/validate.h"
@@ -28,11 +29,17 @@ class StopMatcher final {
   explicit StopMatcher(const std::vector<std::string>& strings);  // none empty
 
   // Reads one byte.  The length of the longest string that ends with it, or 0.
-  std::int64_t Push(char byte) {
-    if (held_ == 0 && !first_bytes_[static_cast<unsigned char>(byte)]) {
-      return 0;  // nothing has begun and nothing begins: nearly every byte
+  std::int64_t Push(char byte);
+  // How many bytes at the beginning of `text` neither continue a string nor begin one.
+  std::size_t CountPlain(std::string_view text) const {
+    if (held_ > 0) {
+      return 0;
     }
-    return Advance(byte);
+    std::size_t plain = 0;
+    while (plain < text.size() && !first_bytes_[static_cast<unsigned char>(text[plain])]) {
+      ++plain;
+    }
+    return plain;
   }
   // How many of the last bytes may be the beginning of a string.
   std::int64_t held() const { return held_; }
@@ -44,14 +51,13 @@ class StopMatcher final {
     std::vector<std::int16_t> fallback;  // [i]: longest border of the first i bytes
     std::int16_t matched = 0;
   };
-  std::int64_t Advance(char byte);
 
   std::vector<Automaton> automata_;
   std::bitset<256> first_bytes_;  // that begin a string
   std::int64_t held_ = 0;
 };
 
-class StopChecker final {
+class alignas(kCacheLineBytes) StopChecker final {
  public:
   struct Config {
     std::span<const TokenId> end_ids;  // the model's; outlive the checker
@@ -68,6 +74,7 @@ class StopChecker final {
 
   // Says that Push of `id` comes soon.
   void Prefetch(TokenId id) const {
+    PrefetchLines<3>(this);
     if (decoder_ != nullptr) {
       decoder_->Prefetch(id);
     }
@@ -86,21 +93,19 @@ class StopChecker final {
   }
 
  private:
-  bool EndsWith(TokenId id) const;
-  bool IsEndId(TokenId id) const;
   void DropShown();
   bool Match(std::int64_t generated);
 
-  const std::int64_t max_tokens_;
-  const std::int64_t min_tokens_;
-  const bool ignore_end_;
-  const std::vector<TokenId> stop_ids_;
-  const std::span<const TokenId> end_ids_;
-  std::unique_ptr<TextDecoder> decoder_;
-  StopMatcher matcher_;
   std::string text_;         // shown by the last call, then held back
   std::size_t shown_ = 0;    // bytes of text_ that the last call showed
   std::size_t matched_ = 0;  // bytes of text_ that the matcher has read
+  std::unique_ptr<TextDecoder> decoder_;
+  const std::int64_t max_tokens_;
+  StopMatcher matcher_;
+  const std::int64_t min_tokens_;
+  const std::vector<TokenId> stop_ids_;
+  const std::span<const TokenId> end_ids_;
+  const bool ignore_end_;
 };
 
 }  // namespace dsa
