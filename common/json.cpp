@@ -1,6 +1,8 @@
 #include "common/json.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <unordered_set>
 #include <utility>
 
@@ -16,7 +18,7 @@ using nlohmann::json_sax;
 // nesting.
 class StrictBuilder final : public json_sax<Json> {
  public:
-  explicit StrictBuilder(int depth_max) : depth_max_(depth_max) {}
+  StrictBuilder(std::string_view text, int depth_max) : text_(text), depth_max_(depth_max) {}
 
   Json document;
   std::string problem;  // empty: none
@@ -42,10 +44,10 @@ class StrictBuilder final : public json_sax<Json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& /*token*/,
+  bool parse_error(std::size_t position, const std::string& token,
                    const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
-      problem = fmt::format("byte {}: {}", position, OneLine(error.what()));
+      problem = JsonFault(text_, position, token, error);
     }
     return false;
   }
@@ -92,11 +94,35 @@ class StrictBuilder final : public json_sax<Json> {
     return true;
   }
 
+  std::string_view text_;
   int depth_max_;
   std::string key_;
   std::vector<Json*> stack_;  // a parent does not grow while a child is open, so these stay valid
   std::vector<std::unordered_set<std::string>> keys_;
 };
+
+std::string CharacterName(char letter) {
+  const auto code = static_cast<unsigned char>(letter);
+  if (code < 0x20 || code == 0x7F) {
+    return fmt::format("control character U+{:04X}", code);
+  }
+  return code < 0x80 ? fmt::format("'{}'", letter) : std::string("a character beyond ASCII");
+}
+
+// "line 3, column 7", or "column 7" of a text that is one line.
+std::string TextPlace(std::string_view text, std::size_t offset) {
+  const std::string_view before = text.substr(0, offset);
+  const std::size_t line_start = before.rfind('\n') + 1;  // 0 where there is none
+  const auto column =
+      1 + std::count_if(before.begin() + static_cast<std::ptrdiff_t>(line_start), before.end(),
+                        [](char letter) { return (letter & 0xC0) != 0x80; });
+  const std::size_t first_break = text.find('\n');
+  if (first_break == std::string_view::npos || first_break + 1 == text.size()) {
+    return fmt::format("column {}", column);
+  }
+  return fmt::format("line {}, column {}", 1 + std::count(before.begin(), before.end(), '\n'),
+                     column);
+}
 
 std::string Join(const std::string& path, std::string_view key) {
   return path.empty() ? std::string(key) : fmt::format("{}.{}", path, key);
@@ -109,11 +135,46 @@ Result<Json> ParseJson(std::string_view text, std::string_view source, int depth
   if (text.find('\0') != std::string_view::npos || text.starts_with("\xEF\xBB\xBF")) {
     return InvalidArgument(fmt::format("{}: not valid JSON: NUL or byte-order mark", source));
   }
-  StrictBuilder builder(depth_max);
+  StrictBuilder builder(text, depth_max);
   if (!Json::sax_parse(text.begin(), text.end(), &builder) || !builder.problem.empty()) {
     return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, builder.problem));
   }
   return std::move(builder.document);
+}
+
+std::string JsonFault(std::string_view text, std::size_t position, std::string_view token,
+                      const nlohmann::detail::exception& error) {
+  constexpr int kNumberOverflow = 406;  // the library's
+  // `position` counts the characters read, the end of the text among them.
+  if (position > text.size() || position == 0) {
+    return fmt::format("{}: the text ends too early", TextPlace(text, text.size()));
+  }
+  const std::size_t last = position - 1;
+  const std::string_view what = error.what();
+  if (what.find("ill-formed UTF-8") != std::string_view::npos) {
+    return fmt::format("{}: not UTF-8", TextPlace(text, last));
+  }
+  const bool overflow = error.id == kNumberOverflow;
+  if (!overflow && what.find(" - unexpected ") == std::string_view::npos) {
+    // No token: its last character is the one that fits none.
+    const bool in_string = what.find("invalid string: ") != std::string_view::npos;
+    return fmt::format("{}: unexpected {}{}", TextPlace(text, last), CharacterName(text[last]),
+                       in_string ? " in a string" : "");
+  }
+  for (const std::string_view word : {"true", "false", "null"}) {
+    if (text.substr(0, position).ends_with(word)) {
+      return fmt::format("{}: unexpected {}", TextPlace(text, position - word.size()), word);
+    }
+  }
+  if (std::string_view("{}[]:,").find(text[last]) != std::string_view::npos) {
+    return fmt::format("{}: unexpected {}", TextPlace(text, last), CharacterName(text[last]));
+  }
+  // The library's token begins where the last string or number does.
+  const std::string place = TextPlace(text, position - std::min(token.size(), position));
+  if (overflow) {
+    return fmt::format("{}: number too large", place);
+  }
+  return fmt::format("{}: unexpected {}", place, text[last] == '"' ? "string" : "number");
 }
 
 std::string OneLine(std::string_view text) {

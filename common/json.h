@@ -26,6 +26,12 @@ inline constexpr int kJsonDepthMax = 64;
 Result<Json> ParseJson(std::string_view text, std::string_view source,
                        int depth_max = kJsonDepthMax);
 
+// Where JSON goes wrong and what stands there, from what the library tells a json_sax's
+// parse_error: "line 3, column 7: unexpected '}'".  No line where `text` has but one; columns count
+// characters. Quotes one character at most, since a text may be a client's.
+std::string JsonFault(std::string_view text, std::size_t position, std::string_view token,
+                      const nlohmann::detail::exception& error);
+
 // One object of a document.  Read* take a key once; CheckAllRead refuses what nobody asked for.
 // Must not outlive the document.
 class JsonObject final {

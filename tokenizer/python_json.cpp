@@ -17,6 +17,8 @@ using Kind = PythonValue::Kind;
 
 class PythonBuilder final : public nlohmann::json_sax<Json> {
  public:
+  explicit PythonBuilder(std::string_view text) : text_(text) {}
+
   PythonValue document;
   std::string problem;  // empty: none
 
@@ -48,10 +50,10 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& /*token*/,
-                   const nlohmann::detail::exception& /*error*/) override {
+  bool parse_error(std::size_t position, const std::string& token,
+                   const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
-      problem = fmt::format("byte {}", position);  // the library's own message quotes the text
+      problem = JsonFault(text_, position, token, error);
     }
     return false;
   }
@@ -92,6 +94,7 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
     return true;
   }
 
+  std::string_view text_;
   std::vector<PythonValue*> stack_;  // a parent does not grow while a child is open
   std::vector<std::unordered_set<std::string>> keys_;
 };
@@ -130,7 +133,7 @@ Result<PythonValue> ParsePython(std::string_view json, std::string_view source) 
   if (json.find('\0') != std::string_view::npos || json.starts_with("\xEF\xBB\xBF")) {
     return InvalidArgument(fmt::format("{}: not valid JSON: NUL or byte-order mark", source));
   }
-  PythonBuilder builder;
+  PythonBuilder builder(json);
   if (!Json::sax_parse(json.begin(), json.end(), &builder) || !builder.problem.empty()) {
     return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, builder.problem));
   }

@@ -1,7 +1,10 @@
 // The strict JSON reader: what it refuses and how its messages name the place.
 #include "common/json.h"
 
+#include <utility>
+
 #include <catch2/catch.hpp>
+#include <fmt/core.h>
 
 namespace dsa {
 
@@ -17,6 +20,38 @@ TEST_CASE("JSON with duplicates, depth, trailing text or bad UTF-8 is refused", 
   CHECK_FALSE(ParseJson("// c\n{}", "f").ok());
   CHECK_FALSE(ParseJson(std::string_view("{}\0x", 4), "f").ok());
   CHECK_FALSE(ParseJson("\xEF\xBB\xBF{}", "f").ok());
+}
+
+TEST_CASE("a message says where JSON goes wrong and what stands there", "[common][json]") {
+  const std::pair<const char*, const char*> cases[] = {
+      {"", "column 1: the text ends too early"},
+      {"{\"a\": [1, 2", "column 12: the text ends too early"},
+      {"{\"a\": tru", "column 10: the text ends too early"},
+      {"{\"a\": \"no end", "column 14: the text ends too early"},
+      {"{\n  \"a\": 1,\n}\n", "line 3, column 1: unexpected '}'"},
+      {"{\"a\": 1}\n\n{}", "line 3, column 1: unexpected '{'"},
+      {"{\"a\" 12}", "column 6: unexpected number"},
+      {"{\"a\": 1\n \"secret\": 2}", "line 2, column 2: unexpected string"},
+      {"[1 null]", "column 4: unexpected null"},
+      {"{'a': 1}", "column 2: unexpected '''"},
+      {"[NaN]", "column 2: unexpected 'N'"},
+      {"[tr\nue]\n", "line 1, column 4: unexpected control character U+000A"},
+      {"[01]", "column 3: unexpected number"},
+      {"[1.5, 2 -3]", "column 9: unexpected number"},
+      {"[\"true\" \"false\"]", "column 9: unexpected string"},
+      {"[-x]", "column 3: unexpected 'x'"},
+      {"[1e999]", "column 2: number too large"},
+      {"// c\n{}", "line 1, column 1: unexpected '/'"},
+      {"{\"\u4f60\u597d\": \u4f60}", "column 8: unexpected a character beyond ASCII"},
+      {"[\"ab\ncd\"]\n", "line 1, column 5: unexpected control character U+000A in a string"},
+      {"[\"a\\q\"]", "column 5: unexpected 'q' in a string"},
+      {"[\"a\xff\"]", "column 4: not UTF-8"},
+      {"\x01", "column 1: unexpected control character U+0001"},
+  };
+  for (const auto& [text, expected] : cases) {
+    CAPTURE(text);
+    CHECK(ParseJson(text, "f").error().message == fmt::format("f: not valid JSON: {}", expected));
+  }
 }
 
 TEST_CASE("a message is one short line, whatever the document holds", "[common][json]") {
