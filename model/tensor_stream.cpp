@@ -1,5 +1,7 @@
 #include "model/tensor_stream.h"
 
+#include "common/machine.h"
+
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
@@ -15,8 +17,8 @@ class ReadAhead final {
   ReadAhead(const Checkpoint& checkpoint, std::span<const StreamItem> items)
       : checkpoint_(checkpoint), items_(items) {
     constexpr std::size_t kReadersMax = 8;
-    const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
-    const std::size_t readers = std::min({cores, kReadersMax, items.size()});
+    const auto cpus = static_cast<std::size_t>(CountUsableCpus().count());
+    const std::size_t readers = std::min({cpus, kReadersMax, items.size()});
     slots_.resize(2 * readers);
     for (std::size_t i = 0; i < readers; ++i) {
       readers_.emplace_back([this] { ReadAll(); });

@@ -77,7 +77,9 @@ Status App::LoadModel() {
   DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeServer(config_, model, vocabulary_limit));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
   if (backend_ == nullptr) {
-    DSA_ASSIGN_OR_RETURN(own_backend_, MakeBackend(config_.device, config_.threads));
+    const CpuThreads threads = ChooseCpuThreads(config_.threads);
+    DSA_ASSIGN_OR_RETURN(own_backend_, MakeBackend(config_.device, threads.count));
+    Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
     backend_ = own_backend_.get();
   }
   LoadProgressBar progress;

@@ -25,7 +25,9 @@ std::vector<ConfigKey> ModelKeys() {
        "is refused.",
        ChoiceValue{&C::chat_format, {"auto", "v3.2", "v3.1", "none"}}},
       {"device", "Computation", "Where the model runs.", ChoiceValue{&C::device, {"cpu", "cuda"}}},
-      {"threads", "Computation", "Threads of the CPU backend. 0: one a core.",
+      {"threads", "Computation",
+       "Threads of the CPU backend. 0: one for every CPU that the process may use by its affinity "
+       "mask and, rounded up, by the CPU quota of its container.",
        IntValue{&C::threads, 0, 1024}},
       {"attention", "Computation",
        "sparse: over the indexer's selection; dense: the same weights without selection.",

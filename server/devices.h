@@ -10,8 +10,18 @@
 
 namespace dsa {
 
-// `threads` of a CPU; 0: one a core.  FAILED_PRECONDITION for a device that this program cannot use
-// or this machine has not.
+// How many threads the CPU backend gets, and why, for the log: "configured", or "3 CPUs by
+// affinity, 2 by quota".
+struct CpuThreads {
+  std::int64_t count;
+  std::string reason;
+};
+
+// `configured` of the configuration; 0: one for every CPU that the process may use.
+CpuThreads ChooseCpuThreads(std::int64_t configured);
+
+// `threads` of a CPU; 0: as ChooseCpuThreads.  FAILED_PRECONDITION for a device that this program
+// cannot use or this machine has not.
 Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int64_t threads);
 
 }  // namespace dsa

@@ -98,7 +98,9 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
       ->check(WholeNumber())
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 31))
       ->capture_default_str();
-  command.add_option("--threads", arguments.threads, "CPU threads; 0: one a hardware thread")
+  command
+      .add_option("--threads", arguments.threads,
+                  "CPU threads; 0: one for every CPU that the process may use")
       ->check(WholeNumber())
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

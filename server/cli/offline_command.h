@@ -26,7 +26,7 @@ struct OfflineArguments {
   std::string attention = "sparse";
   std::int64_t max_num_batched_tokens = 2048;
   std::int64_t masked_mha_until = 0;
-  int threads = 0;  // 0: one a hardware thread
+  int threads = 0;  // 0: one for every CPU that the process may use
 };
 
 // Adds the options above to a command.

@@ -132,6 +132,7 @@ TEST_CASE("serve is SERVING soon after exec, and its output is empty", "[e2e]") 
   const Ended ended = served.process.Wait();
   CHECK(ended.exit_code == 0);
   CHECK(ended.out.empty());
+  CHECK(ended.err.find("\"threads\":2,\"reason\":\"configured\"") != std::string::npos);
   // Not on a terminal: every line of the log is a JSON object.
   std::istringstream lines(ended.err);
   for (std::string line; std::getline(lines, line);) {

@@ -1,0 +1,129 @@
+#include "common/machine.h"
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include <sched.h>
+
+namespace dsa {
+namespace {
+
+constexpr char kCgroupRoot[] = "/sys/fs/cgroup";
+
+// A file of the kernel, whose size is known only once it is read; nullopt where there is none.
+std::optional<std::string> ReadKernelFile(const std::string& path) {
+  const std::ifstream file(path);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf())) {
+    return std::nullopt;
+  }
+  return text.str();
+}
+
+// The next word, cut off the front of `rest`; empty at its end.
+std::string_view TakeWord(std::string_view& rest) {
+  constexpr std::string_view kBlanks = " \t\n";
+  rest.remove_prefix(std::min(rest.find_first_not_of(kBlanks), rest.size()));
+  const std::string_view word = rest.substr(0, rest.find_first_of(kBlanks));
+  rest.remove_prefix(word.size());
+  return word;
+}
+
+// A positive number; 0 for anything else.
+std::int64_t PositiveNumber(std::string_view word) {
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
+  const bool whole = error == std::errc() && end == word.data() + word.size();
+  return whole ? std::max(number, std::int64_t{0}) : 0;
+}
+
+bool ListHolds(std::string_view list, std::string_view name) {
+  while (!list.empty()) {
+    const std::string_view item = list.substr(0, list.find(','));
+    if (item == name) {
+      return true;
+    }
+    list.remove_prefix(std::min(item.size() + 1, list.size()));
+  }
+  return false;
+}
+
+std::int64_t AffinityCount() {
+  constexpr int kCpusMax = 1 << 20;
+  for (int cpus = CPU_SETSIZE; cpus <= kCpusMax; cpus *= 2) {  // the kernel's set may be larger
+    std::vector<cpu_set_t> set(CPU_ALLOC_SIZE(cpus) / sizeof(cpu_set_t));
+    const std::size_t bytes = set.size() * sizeof(cpu_set_t);
+    if (sched_getaffinity(0, bytes, set.data()) == 0) {
+      return std::max(CPU_COUNT_S(bytes, set.data()), 1);
+    }
+  }
+  return std::max(1U, std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+std::optional<std::int64_t> ParseCpuQuota(std::string_view text) {
+  const std::int64_t quota_us = PositiveNumber(TakeWord(text));
+  const std::int64_t period_us = PositiveNumber(TakeWord(text));
+  if (quota_us == 0 || period_us == 0) {
+    return std::nullopt;
+  }
+  return (quota_us - 1) / period_us + 1;
+}
+
+std::vector<std::string> CgroupFolders(const std::string& root, std::string_view membership,
+                                       std::string_view controller) {
+  std::vector<std::string> folders;
+  while (!membership.empty()) {
+    const std::string_view line = membership.substr(0, membership.find('\n'));
+    membership.remove_prefix(std::min(line.size() + 1, membership.size()));
+    // "ID:CONTROLLERS:PATH"; version 2 has the id 0 and no controllers.
+    const std::size_t first = line.find(':');
+    const std::size_t second = line.find(':', std::min(first, line.size() - 1) + 1);
+    if (first == std::string_view::npos || second == std::string_view::npos) {
+      continue;
+    }
+    const std::string_view controllers = line.substr(first + 1, second - first - 1);
+    if (!controllers.empty() && !ListHolds(controllers, controller)) {
+      continue;
+    }
+    const std::string mount = controllers.empty() ? root : root + "/" + std::string(controller);
+    std::string_view path = line.substr(second + 1);
+    if (path == "/" || path.find("..") != std::string_view::npos) {
+      path = {};  // ".." leaves what is mounted here
+    }
+    while (!path.empty()) {
+      folders.push_back(mount + std::string(path));
+      path = path.substr(0, std::min(path.rfind('/'), path.size()));
+    }
+    folders.push_back(mount);
+  }
+  return folders;
+}
+
+std::optional<std::int64_t> SmallestCpuQuota(const std::vector<std::string>& folders) {
+  std::optional<std::int64_t> smallest;
+  for (const std::string& folder : folders) {
+    std::optional<std::string> text = ReadKernelFile(folder + "/cpu.max");
+    if (!text) {
+      text = ReadKernelFile(folder + "/cpu.cfs_quota_us").value_or("") + " " +
+             ReadKernelFile(folder + "/cpu.cfs_period_us").value_or("");
+    }
+    const std::optional<std::int64_t> quota = ParseCpuQuota(*text);
+    if (quota && (!smallest || *quota < *smallest)) {
+      smallest = quota;
+    }
+  }
+  return smallest;
+}
+
+UsableCpus CountUsableCpus() {
+  const std::string membership = ReadKernelFile("/proc/self/cgroup").value_or("");
+  return {.affinity = AffinityCount(),
+          .quota = SmallestCpuQuota(CgroupFolders(kCgroupRoot, membership, "cpu"))};
+}
+
+}  // namespace dsa

@@ -1,0 +1,36 @@
+// What of this machine the process may use: a container or an affinity mask gives it less than all.
+// Reads /proc and /sys/fs/cgroup (versions 1 and 2); any thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsa {
+
+// Whole CPUs that a quota pays for, rounded up: 1 or more.  `text` is cpu.max of version 2, "QUOTA
+// PERIOD" in us, or cfs_quota_us and cfs_period_us of version 1 with a blank between them.  nullopt
+// for no limit ("max", -1) and for what the kernel does not write.
+std::optional<std::int64_t> ParseCpuQuota(std::string_view text);
+
+// The folders whose limits bind a process, its own first, then those above.  `membership` is the
+// text of /proc/self/cgroup and `root` where the hierarchies are mounted; `controller` is "cpu".  A
+// container sees paths of the host there, so a folder need not exist.
+std::vector<std::string> CgroupFolders(const std::string& root, std::string_view membership,
+                                       std::string_view controller);
+
+// The smallest quota of these folders in CPUs; nullopt where none has one.
+std::optional<std::int64_t> SmallestCpuQuota(const std::vector<std::string>& folders);
+
+struct UsableCpus {
+  std::int64_t affinity;              // CPUs that the calling thread may run on; > 0
+  std::optional<std::int64_t> quota;  // CPUs that the control groups pay for; nullopt: no limit
+
+  std::int64_t count() const { return quota && *quota < affinity ? *quota : affinity; }
+};
+
+UsableCpus CountUsableCpus();
+
+}  // namespace dsa

@@ -1,0 +1,89 @@
+// What a process may use of its machine, from the texts that the kernel shows.
+#include "common/machine.h"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <sched.h>
+#include <unistd.h>
+
+namespace dsa {
+
+TEST_CASE("a CPU quota is whole CPUs, rounded up, or none", "[common][machine]") {
+  CHECK(ParseCpuQuota("200000 100000\n") == 2);
+  CHECK(ParseCpuQuota("150000 100000\n") == 2);
+  CHECK(ParseCpuQuota("200001 100000\n") == 3);
+  CHECK(ParseCpuQuota("1000 100000\n") == 1);
+  CHECK(ParseCpuQuota("50000\n 25000\n") == 2);  // two files of version 1
+  for (const char* unlimited : {"max 100000\n", "-1\n 100000\n", "", "\n", "200000", "200000 0",
+                                "0 100000", "x y", "2x 1", "99999999999999999999 1"}) {
+    CAPTURE(unlimited);
+    CHECK(ParseCpuQuota(unlimited) == std::nullopt);
+  }
+}
+
+TEST_CASE("the folders of a control group are its own and those above", "[common][machine]") {
+  using Folders = std::vector<std::string>;
+  CHECK(CgroupFolders("/g", "0::/\n", "cpu") == Folders{"/g"});
+  CHECK(CgroupFolders("/g", "0::/system.slice/a.service\n", "cpu") ==
+        Folders{"/g/system.slice/a.service", "/g/system.slice", "/g"});
+  CHECK(CgroupFolders("/g", "5:cpuset:/x\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/y\n", "cpu") ==
+        Folders{"/g/cpu/docker/1", "/g/cpu/docker", "/g/cpu"});
+  CHECK(CgroupFolders("/g", "0::/../other\n", "cpu") == Folders{"/g"});
+  for (const char* none : {"", "\n", "x", "1:cpuacct:/a", "::", "1:"}) {
+    CAPTURE(none);
+    CHECK(CgroupFolders("/g", none, "cpu") ==
+          (std::string(none) == "::" ? Folders{"/g"} : Folders{}));
+  }
+}
+
+TEST_CASE("the smallest quota of any folder binds, in either version", "[common][machine]") {
+  const std::filesystem::path root =
+      std::filesystem::temp_directory_path() / ("machine_test_" + std::to_string(::getpid()));
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::filesystem::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text;
+  };
+  const std::string top = root.string();
+  write("a/b/cpu.max", "max 100000\n");
+  const std::vector<std::string> folders = CgroupFolders(top, "0::/a/b\n", "cpu");
+  CHECK(SmallestCpuQuota(folders) == std::nullopt);
+  write("a/cpu.max", "250000 100000\n");
+  CHECK(SmallestCpuQuota(folders) == 3);
+  write("a/b/cpu.max", "500000 100000\n");
+  CHECK(SmallestCpuQuota(folders) == 3);
+  // In a container of version 1 the path is the host's and only the mount is there.
+  write("cpu/cpu.cfs_quota_us", "-1\n");
+  write("cpu/cpu.cfs_period_us", "100000\n");
+  const std::vector<std::string> old = CgroupFolders(top, "4:cpu:/docker/1\n", "cpu");
+  CHECK(SmallestCpuQuota(old) == std::nullopt);
+  write("cpu/cpu.cfs_quota_us", "120000\n");
+  CHECK(SmallestCpuQuota(old) == 2);
+  std::filesystem::remove_all(root);
+}
+
+TEST_CASE("the affinity mask is what counts, not the machine", "[common][machine]") {
+  cpu_set_t all;
+  REQUIRE(sched_getaffinity(0, sizeof(all), &all) == 0);
+  CHECK(CountUsableCpus().affinity == CPU_COUNT(&all));
+  int first = 0;
+  while (!CPU_ISSET(first, &all)) {
+    ++first;
+  }
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(first, &one);
+  REQUIRE(sched_setaffinity(0, sizeof(one), &one) == 0);
+  const UsableCpus cpus = CountUsableCpus();
+  REQUIRE(sched_setaffinity(0, sizeof(all), &all) == 0);
+  CHECK(cpus.affinity == 1);
+  CHECK(cpus.count() == 1);
+  CHECK(UsableCpus{.affinity = 8, .quota = 3}.count() == 3);
+  CHECK(UsableCpus{.affinity = 2, .quota = 3}.count() == 2);
+  CHECK(UsableCpus{.affinity = 2, .quota = std::nullopt}.count() == 2);
+}
+
+}  // namespace dsa
