@@ -2,19 +2,22 @@
 # Tests and benchmarks on a machine with a Hopper GPU, which needs a driver and CUDA's cuBLASLt but
 # no network, no compiler and none of our packages.
 #
-#   tools/gpu.sh pack                       here: build the cuda preset, pack it into build/gpu
-#   build/gpu/gpu.sh run [--sanitize] [LOG] there: run everything, write the log (default: gpu.log)
+#   tools/gpu.sh pack              here: build the cuda preset, pack it into build/gpu
+#   build/gpu/gpu.sh run [OPTION...] [LOG]
+#                                  there: run the tests, write the log (default: gpu.log)
+#     --sanitize                   and once more under compute-sanitizer's tools
+#     --bench                      and time every op, dsa_cuda_bench
 #
 # The pack holds the binaries, this script and the commit it was made from.
 set -euo pipefail
 
 pack() {
   cd "$(dirname "$0")/.."
-  tools/build.sh cuda kernels_cuda_tests
+  tools/build.sh cuda kernels_cuda_tests dsa_cuda_bench
   rm -rf build/gpu
   mkdir -p build/gpu
   cp tools/gpu.sh build/gpu/
-  for binary in build/cuda/tests/kernels/kernels_cuda_tests; do
+  for binary in build/cuda/tests/kernels/kernels_cuda_tests build/cuda/bench/dsa_cuda_bench; do
     strip -o "build/gpu/$(basename "$binary")" "$binary"
   done
   git describe --always --dirty --abbrev=12 >build/gpu/commit
@@ -40,11 +43,18 @@ sanitized() {  # TOOL [OPTION...] [CASES]
 }
 
 run() {
-  local sanitize=0
-  if [[ ${1:-} == --sanitize ]]; then
-    sanitize=1
+  local sanitize=0 bench=0
+  while [[ ${1:-} == --* ]]; do
+    case $1 in
+      --sanitize) sanitize=1 ;;
+      --bench) bench=1 ;;
+      *)
+        echo "gpu.sh run: option '$1', expected --sanitize or --bench" >&2
+        exit 2
+        ;;
+    esac
     shift
-  fi
+  done
   local log
   log=$(realpath "${1:-gpu.log}")
   cd "$(dirname "$0")"
@@ -65,6 +75,10 @@ run() {
       sanitized racecheck --kernel-name kns=dsa "~[slow]~[linear]~[block_scaled_linear]"
       sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
     fi
+    if ((bench)); then
+      echo '== bench'
+      ./dsa_cuda_bench
+    fi
     echo '== done'
   } 2>&1 | tee "$log"
 }
@@ -76,7 +90,7 @@ case ${1:-} in
     run "$@"
     ;;
   *)
-    sed -n '2,8p' "$0"
+    sed -n '2,11p' "$0"
     exit 2
     ;;
 esac

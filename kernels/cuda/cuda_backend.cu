@@ -47,6 +47,10 @@ CudaBackend::~CudaBackend() {
   DSA_CUDA_CHECK(cudaStreamDestroy(state_->stream));
 }
 
+CUstream_st* CudaBackend::stream() const {
+  return state_->stream;
+}
+
 std::string CudaBackend::Name() const {
   return state_->name;
 }

@@ -8,6 +8,8 @@
 
 #include <memory>
 
+struct CUstream_st;  // *cudaStream_t
+
 namespace dsa {
 
 class CudaBackend final : public Backend {
@@ -18,6 +20,9 @@ class CudaBackend final : public Backend {
 
   // Whether every op that a model needs exists.
   static constexpr bool IsComplete() { return false; }
+
+  // What ops are queued on, for callers that time them on the device.
+  CUstream_st* stream() const;
 
   std::string Name() const override;
   Result<DeviceBuffer> Allocate(std::size_t bytes) override;
