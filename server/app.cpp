@@ -1,6 +1,7 @@
 #include "server/app.h"
 
 #include "common/log.h"
+#include "server/api/listen_probe.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
 #include "server/sizing.h"
@@ -37,6 +38,8 @@ Result<std::unique_ptr<App>> App::StartOn(Backend& backend, const ServerConfig& 
 
 Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig& config) {
   DSA_RETURN_IF_ERROR(Validate(config));
+  DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
+  DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
   DSA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(config.model));
   auto app = std::unique_ptr<App>(new App(config, std::move(checkpoint)));
   app->backend_ = backend;

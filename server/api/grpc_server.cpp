@@ -2,6 +2,7 @@
 
 #include "server/api/grpc_log.h"
 #include "server/api/health_service.h"
+#include "server/api/listen_probe.h"
 #include "server/api/services.h"
 
 #include <chrono>
@@ -53,12 +54,6 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
-std::string Address(const GrpcServerConfig& config) {
-  const bool is_v6 = config.host.find(':') != std::string::npos;
-  return is_v6 ? fmt::format("[{}]:{}", config.host, config.port)
-               : fmt::format("{}:{}", config.host, config.port);
-}
-
 }  // namespace
 
 struct GrpcServer::State {
@@ -82,15 +77,16 @@ Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& co
   state->services.push_back(MakeAdminService(context));
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
-  builder.AddListeningPort(Address(config), grpc::InsecureServerCredentials(), &state->port);
+  const std::string address = AddressText(config.host, config.port);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &state->port);
   builder.RegisterService(&state->health.service());
   for (const auto& service : state->services) {
     builder.RegisterService(service.get());
   }
   state->server = builder.BuildAndStart();
   if (state->server == nullptr || state->port == 0) {
-    return InvalidArgument(fmt::format(
-        "listen: {} cannot be bound: in use, or no address of this machine", Address(config)));
+    return InvalidArgument(
+        fmt::format("listen: {} cannot be bound: in use, or no address of this machine", address));
   }
   return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));
 }

@@ -339,7 +339,7 @@ TEST_CASE("what cannot be run ends with 2 or 3 and one line", "[e2e]") {
   CheckRefused(ids("@/nowhere"), 2, "/nowhere");
   CheckRefused({"logits", "--model", TinyModel(), "--ids", "5", "--output", "/nowhere/f.npy"}, 2,
                "/nowhere/f.npy");
-  CheckRefused({"serve", "--model", "/nowhere"}, 2, "/nowhere");
+  CheckRefused({"serve", "--model", "/nowhere", "--listen", "127.0.0.1:0"}, 2, "/nowhere");
   CheckRefused({"serve", "--model", TinyModel(), "--listen", "0.0.0.0:0"}, 2, "insecure");
   // One answer for a device that is not there, whatever the command.
   const std::string no_device = "error: device: \"cuda\"";
@@ -349,7 +349,8 @@ TEST_CASE("what cannot be run ends with 2 or 3 and one line", "[e2e]") {
   on_cuda[0] = "logits";
   on_cuda.insert(on_cuda.end(), {"--output", "/nowhere/f.npy"});
   CheckRefused(on_cuda, 3, no_device);
-  CheckRefused({"serve", "--model", TinyModel(), "--device", "cuda"}, 3, no_device);
+  CheckRefused({"serve", "--model", TinyModel(), "--device", "cuda", "--listen", "127.0.0.1:0"}, 3,
+               no_device);
   const Scratch scratch;
   WriteAll(scratch.File("c.json"), R"({"max_num_seq": 4})");
   CheckRefused({"serve", "--model", TinyModel(), "--config", scratch.File("c.json")}, 2,

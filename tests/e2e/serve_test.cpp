@@ -168,6 +168,11 @@ TEST_CASE("SIGTERM drains: health says so, the stream completes, exit 0, the por
                               "");
   CHECK(second.exit_code == 2);
   CHECK(second.err.find(address) != std::string::npos);
+  // Before anything of the model is read.
+  const Ended early = RunDsa({"serve", "--model", "/nowhere", "--listen", address}, "");
+  CHECK(early.exit_code == 2);
+  CHECK(early.err ==
+        fmt::format("error: listen: {} cannot be bound: another program listens there\n", address));
   again.process.Signal(SIGINT);
   CHECK(again.process.Wait().exit_code == 0);
 }
