@@ -5,12 +5,7 @@
 // float32.  So a result differs from the exact one by a single rounding to float32, and next to
 // none rounds to another bfloat16 or fp8 value than with any other careful implementation.
 //
-// Where all of W's scales are powers of two, products and nearly all sums are exact in float32, and
-// the faster form is used: the K columns are cut into blocks of 128; within a block, lane l of 8
-// adds the products of columns l, l + 8, ...; the block's lanes, times its scale, are added to 8
-// running lanes; at the end the 8 lanes are added as a tree.
-//
-// Either order is the same for every (row, output) whatever stands beside it.
+// The order is the same for every (row, output), whatever stands beside it.
 #pragma once
 
 #include "common/view.h"

@@ -39,10 +39,7 @@ class ScratchArray final {
 
 // Per thread; kernels/cpu/matmul.h.
 struct MatmulScratch {
-  ScratchArray<float> inputs;      // decoded rows of x
-  ScratchArray<float> row_scales;  // their scales
-  ScratchArray<float> weights;     // decoded rows of W, one block of columns
-  ScratchArray<float> sums;        // running sums of every (row, output), 8 lanes each
+  ScratchArray<float> inputs;  // decoded rows of x
 };
 
 // Rows are (token, k) pairs, grouped by expert.

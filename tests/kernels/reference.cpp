@@ -76,7 +76,8 @@ DoubleMatrix Dequantized(const QuantizedMatrix& quantized, std::int64_t scale_ro
   return result;
 }
 
-QuantizedMatrix RandomFp8Weight(std::int64_t rows, std::int64_t cols, std::uint32_t seed) {
+QuantizedMatrix RandomFp8Weight(std::int64_t rows, std::int64_t cols, ScaleFormat format,
+                                std::uint32_t seed) {
   QuantizedMatrix weight{
       .values = ToDouble(rows, cols, RandomFloat(rows * cols, 100.0F, seed)),
       .scales = {.rows = Fp8Blocks(rows), .cols = Fp8Blocks(cols), .values = {}},
@@ -86,8 +87,10 @@ QuantizedMatrix RandomFp8Weight(std::int64_t rows, std::int64_t cols, std::uint3
   }
   const std::int64_t scales = weight.scales.rows * weight.scales.cols;
   for (std::int64_t i = 0; i < scales; ++i) {
-    weight.scales.values.push_back(
-        static_cast<float>(1e-4 * (1.0 + 0.7 * static_cast<double>(i % 5))));
+    const auto step = static_cast<int>(i % 5);
+    weight.scales.values.push_back(format == ScaleFormat::kPowerOfTwo
+                                       ? std::ldexp(1.0, step - 14)
+                                       : static_cast<float>(1e-4 * (1.0 + 0.7 * step)));
   }
   return weight;
 }

@@ -46,7 +46,8 @@ DoubleMatrix Dequantized(const QuantizedMatrix& quantized, std::int64_t scale_ro
 
 // A random fp8 weight with its [ceil(rows / 128), ceil(cols / 128)] scales, of which no two
 // neighbours are alike.
-QuantizedMatrix RandomFp8Weight(std::int64_t rows, std::int64_t cols, std::uint32_t seed);
+QuantizedMatrix RandomFp8Weight(std::int64_t rows, std::int64_t cols, ScaleFormat format,
+                                std::uint32_t seed);
 
 std::vector<float> ToFloats(const DoubleMatrix& matrix);
 std::vector<Fp8E4m3> ToFp8(const DoubleMatrix& matrix);

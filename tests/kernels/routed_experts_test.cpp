@@ -41,7 +41,7 @@ Stack RandomStack(const Case& c, std::int64_t rows, std::int64_t cols, std::uint
   for (std::int64_t e = 0; e < c.experts; ++e) {
     const auto own_seed = seed + static_cast<std::uint32_t>(e);
     if (c.weight_type == DataType::kFp8E4m3) {
-      auto weight = testing::RandomFp8Weight(rows, cols, own_seed);
+      auto weight = testing::RandomFp8Weight(rows, cols, ScaleFormat::kPlain, own_seed);
       for (double& scale : weight.scales.values) {
         scale = static_cast<float>(scale * (1.0 + 0.2 * static_cast<double>(e)) * 3.0);
       }

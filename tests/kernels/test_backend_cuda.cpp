@@ -47,8 +47,8 @@ double Fp8ProductTolerance(DataType type) {
 
 // An error of 1.3e-4 against bf16's spacing of 2^-8 to 2^-7 moves one value in thirty, more where
 // terms cancel.
-double Fp8ProductShareEqual() {
-  return 0.88;
+double Fp8ProductShareEqual(DataType type) {
+  return type == DataType::kF32 ? -1.0 : 0.88;
 }
 
 // cuBLASLt chooses its algorithm by the number of rows.
