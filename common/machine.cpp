@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <sched.h>
+#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -118,6 +119,56 @@ std::optional<std::int64_t> SmallestCpuQuota(const std::vector<std::string>& fol
     }
   }
   return smallest;
+}
+
+std::optional<std::int64_t> FindMemoryLine(std::string_view text, std::string_view name) {
+  while (!text.empty()) {
+    std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+    std::string_view word = TakeWord(line);
+    if (word.ends_with(':')) {
+      word.remove_suffix(1);
+    }
+    if (word == name) {
+      const std::int64_t number = PositiveNumber(TakeWord(line));
+      return TakeWord(line) == "kB" ? number * 1024 : number;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& folders) {
+  std::optional<std::int64_t> smallest;
+  for (const std::string& folder : folders) {
+    const bool is_v2 = ReadKernelFile(folder + "/memory.max").has_value();
+    const auto read = [&](const char* v2, const char* v1) {
+      const std::optional<std::string> text = ReadKernelFile(folder + (is_v2 ? v2 : v1));
+      std::string_view rest = text ? std::string_view(*text) : std::string_view();
+      return PositiveNumber(TakeWord(rest));
+    };
+    const std::int64_t limit = read("/memory.max", "/memory.limit_in_bytes");
+    if (limit == 0) {
+      continue;  // "max", or no such folder
+    }
+    const std::string stat = ReadKernelFile(folder + "/memory.stat").value_or("");
+    const std::string prefix = is_v2 ? "" : "total_";  // with the groups below, as the usage is
+    const std::int64_t cached = FindMemoryLine(stat, prefix + "active_file").value_or(0) +
+                                FindMemoryLine(stat, prefix + "inactive_file").value_or(0);
+    const std::int64_t used = read("/memory.current", "/memory.usage_in_bytes") - cached;
+    const std::int64_t left = std::max(limit - std::max(used, std::int64_t{0}), std::int64_t{0});
+    smallest = std::min(left, smallest.value_or(left));
+  }
+  return smallest;
+}
+
+std::int64_t AvailableMemoryBytes() {
+  const std::string meminfo = ReadKernelFile("/proc/meminfo").value_or("");
+  const std::int64_t machine =
+      FindMemoryLine(meminfo, "MemAvailable")
+          .value_or(std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGESIZE));
+  const std::string membership = ReadKernelFile("/proc/self/cgroup").value_or("");
+  const auto left = SmallestMemoryLeft(CgroupFolders(kCgroupRoot, membership, "memory"));
+  return std::min(machine, left.value_or(machine));
 }
 
 UsableCpus CountUsableCpus() {

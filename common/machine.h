@@ -33,4 +33,15 @@ struct UsableCpus {
 
 UsableCpus CountUsableCpus();
 
+// The value in bytes of a "NAME: N kB" line of /proc/meminfo or a "NAME N" line of memory.stat;
+// nullopt where there is no such line.
+std::optional<std::int64_t> FindMemoryLine(std::string_view text, std::string_view name);
+
+// The least that the memory limits of these folders leave, their page cache counted as free;
+// nullopt where none has a limit.
+std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& folders);
+
+// Bytes that can be taken without swapping, within the limits of the control groups.
+std::int64_t AvailableMemoryBytes();
+
 }  // namespace dsa

@@ -30,6 +30,7 @@
 #include "kernels/ops/swiglu.h"
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace dsa {
@@ -95,6 +96,8 @@ class Backend {
   // bytes where the device has not enough.
   virtual Result<DeviceBuffer> Allocate(std::size_t bytes) = 0;
   virtual void Free(void* data) = 0;
+  // Bytes that Allocate and ReserveScratch can still take; others may take them first.
+  virtual std::int64_t AvailableBytes() const = 0;
   // Queued in stream order; `source` of CopyToDevice may be reused after the call returns, and
   // `target` of CopyToHost is filled after Synchronize.
   virtual void CopyToDevice(void* target, const void* source, std::size_t bytes) = 0;
@@ -102,7 +105,8 @@ class Backend {
   virtual void Zero(void* target, std::size_t bytes) = 0;
   // Waits until everything queued so far has run.
   virtual void Synchronize() = 0;
-  // Sizes all scratch; once, before the first op.
+  // Sizes all scratch; once, before the first op.  ScratchBytes says beforehand what it allocates.
+  virtual std::int64_t ScratchBytes(const ScratchLimits& limits) const = 0;
   virtual Status ReserveScratch(const ScratchLimits& limits) = 0;
 
   virtual void Embed(const EmbedParams& params) = 0;

@@ -23,19 +23,6 @@ struct PartSize {
   std::int64_t bytes = 0;       // with scales
 };
 
-// 1234567890 -> "1.23 G"; units of 1000.
-std::string Amount(std::int64_t value, std::string_view unit) {
-  constexpr std::string_view kPrefixes[] = {"", "k", "M", "G", "T"};
-  auto scaled = static_cast<double>(value);
-  std::size_t prefix = 0;
-  while (scaled >= 1000.0 && prefix + 1 < std::size(kPrefixes)) {
-    scaled /= 1000.0;
-    ++prefix;
-  }
-  return prefix == 0 ? fmt::format("{} {}", value, unit)
-                     : fmt::format("{:.2f} {}{}", scaled, kPrefixes[prefix], unit);
-}
-
 std::string_view FormatName(KvFormat format) {
   switch (format) {
     case KvFormat::kFp8: return "fp8";
@@ -218,6 +205,18 @@ class Report final {
 };
 
 }  // namespace
+
+std::string Amount(std::int64_t value, std::string_view unit) {
+  constexpr std::string_view kPrefixes[] = {"", "k", "M", "G", "T"};
+  auto scaled = static_cast<double>(value);
+  std::size_t prefix = 0;
+  while (scaled >= 1000.0 && prefix + 1 < std::size(kPrefixes)) {
+    scaled /= 1000.0;
+    ++prefix;
+  }
+  return prefix == 0 ? fmt::format("{} {}", value, unit)
+                     : fmt::format("{:.2f} {}{}", scaled, kPrefixes[prefix], unit);
+}
 
 Result<std::string> InspectCheckpoint(const std::string& folder) {
   DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(folder));

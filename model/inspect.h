@@ -3,9 +3,14 @@
 
 #include "common/status.h"
 
+#include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace dsa {
+
+// 1'234'567 -> "1.23 MB" for a unit of "B"; prefixes of 1000.
+std::string Amount(std::int64_t value, std::string_view unit);
 
 // Text of several lines, ending in a newline.  Reads headers and scales, not the weights; needs no
 // tokenizer.  The error of a broken checkpoint is one line, as LoadWeights and Checkpoint::Open

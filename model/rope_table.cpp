@@ -23,11 +23,18 @@ RopeValues ComputeRopeValues(std::span<const double> frequencies, std::int64_t p
   return values;
 }
 
+std::int64_t DeviceRopeTable::Bytes(std::span<const double> frequencies, std::int64_t positions) {
+  constexpr std::int64_t kTables = 2;
+  return kTables * positions * static_cast<std::int64_t>(frequencies.size() * sizeof(float));
+}
+
 Result<DeviceRopeTable> DeviceRopeTable::Create(Backend& backend,
                                                 std::span<const double> frequencies,
                                                 std::int64_t positions) {
   const RopeValues values = ComputeRopeValues(frequencies, positions);
-  const std::size_t bytes = values.cos.size() * sizeof(float);
+  const std::size_t bytes = static_cast<std::size_t>(Bytes(frequencies, positions)) / 2;
+  DSA_CHECK(bytes == values.cos.size() * sizeof(float), "DeviceRopeTable: {} bytes for {} values",
+            bytes, values.cos.size());
   DeviceRopeTable table;
   DSA_ASSIGN_OR_RETURN(table.cos_, backend.Allocate(bytes));
   DSA_ASSIGN_OR_RETURN(table.sin_, backend.Allocate(bytes));

@@ -24,6 +24,9 @@ RopeValues ComputeRopeValues(std::span<const double> frequencies, std::int64_t p
 
 class DeviceRopeTable final {
  public:
+  // What Create allocates, in bytes.
+  static std::int64_t Bytes(std::span<const double> frequencies, std::int64_t positions);
+
   // FAILED_PRECONDITION where the device has not the memory.
   static Result<DeviceRopeTable> Create(Backend& backend, std::span<const double> frequencies,
                                         std::int64_t positions);

@@ -26,6 +26,17 @@ std::string FolderName(const std::string& folder) {
   return name.empty() || name == "." ? "model" : name;
 }
 
+void LogMemory(const ServerMemory& memory) {
+  Log(LogLevel::kInfo, "memory",
+      {{"needed_bytes", memory.needed()},
+       {"weight_bytes", memory.weights},
+       {"cache_bytes", memory.executor.cache},
+       {"workspace_bytes", memory.executor.workspace},
+       {"rope_bytes", memory.executor.rope},
+       {"scratch_bytes", memory.executor.scratch},
+       {"available_bytes", memory.available}});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<App>> App::Start(const ServerConfig& config) {
@@ -77,14 +88,22 @@ Status App::LoadModel() {
   const std::int32_t vocabulary_limit = text_.tokenizer == nullptr
                                             ? static_cast<std::int32_t>(model.vocabulary)
                                             : text_.tokenizer->size();
-  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeServer(config_, model, vocabulary_limit));
-  context_length_ = sizes.engine.scheduler.context_tokens_max;
+  const CpuThreads threads = ChooseCpuThreads(config_.threads);
   if (backend_ == nullptr) {
-    const CpuThreads threads = ChooseCpuThreads(config_.threads);
     DSA_ASSIGN_OR_RETURN(own_backend_, MakeBackend(config_.device, threads.count));
-    Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
     backend_ = own_backend_.get();
   }
+  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes,
+                       SizeServer(config_,
+                                  {.config = model,
+                                   .weight_bytes = WeightBytes(checkpoint_),
+                                   .vocabulary_limit = vocabulary_limit},
+                                  *backend_));
+  context_length_ = sizes.engine.scheduler.context_tokens_max;
+  if (own_backend_ != nullptr) {
+    Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
+  }
+  LogMemory(sizes.memory);
   LoadProgressBar progress;
   DSA_ASSIGN_OR_RETURN(weights_, LoadWeights(checkpoint_, *backend_, progress));
   DSA_ASSIGN_OR_RETURN(

@@ -41,7 +41,7 @@ std::vector<ConfigKey> ModelKeys() {
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
       {"kv_cache_memory_bytes", "Cache",
        "Memory of the paged caches. 0: as much as max_num_seqs sequences of max_model_len can use, "
-       "at most 4 GiB, at least one such sequence.",
+       "at most 4 GiB and what memory is free, at least one such sequence.",
        IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},
   };
 }

@@ -13,9 +13,8 @@ CpuThreads ChooseCpuThreads(std::int64_t configured) {
   }
   const UsableCpus cpus = CountUsableCpus();
   return {.count = cpus.count(),
-          .reason = cpus.quota ? fmt::format("{} CPUs by affinity, {} by quota", cpus.affinity,
-                                             *cpus.quota)
-                               : fmt::format("{} CPUs by affinity, no quota", cpus.affinity)};
+          .reason = cpus.quota ? fmt::format("affinity {}, quota {}", cpus.affinity, *cpus.quota)
+                               : fmt::format("affinity {}, no quota", cpus.affinity)};
 }
 
 Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int64_t threads) {

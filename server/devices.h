@@ -10,8 +10,8 @@
 
 namespace dsa {
 
-// How many threads the CPU backend gets, and why, for the log: "configured", or "3 CPUs by
-// affinity, 2 by quota".
+// How many threads the CPU backend gets, and why, for the log: "configured", or "affinity
+// 3, quota 2".
 struct CpuThreads {
   std::int64_t count;
   std::string reason;

@@ -1,9 +1,11 @@
 #include "server/sizing.h"
 
+#include "model/inspect.h"
 #include "scheduler/validate.h"
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include <fmt/core.h>
 
@@ -41,16 +43,18 @@ KvFormat CacheFormat(const ServerConfig& config, const ModelConfig& model) {
   return model.default_kv_format();
 }
 
+// `available_bytes`: what everything else leaves; only the automatic size looks at it.
 Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& model,
-                                 std::int64_t context_length) {
+                                 std::int64_t context_length, std::int64_t available_bytes) {
   const KvFormat format = CacheFormat(config, model);
   const std::int64_t block_bytes = BytesPerBlock(static_cast<int>(model.layers),
                                                  static_cast<int>(model.indexer_layers()), format);
   const std::int64_t sequence_blocks = DivideUp(context_length, kTokensPerBlock);
   std::int64_t blocks = config.kv_cache_memory_bytes / block_bytes;
   if (config.kv_cache_memory_bytes == 0) {
-    blocks = std::clamp(config.max_num_seqs * sequence_blocks, sequence_blocks,
-                        std::max(sequence_blocks, kCacheBytesDefault / block_bytes));
+    blocks = std::clamp(
+        config.max_num_seqs * sequence_blocks, sequence_blocks,
+        std::max(sequence_blocks, std::min(kCacheBytesDefault, available_bytes) / block_bytes));
   }
   if (blocks < sequence_blocks) {
     return InvalidArgument(
@@ -74,20 +78,15 @@ std::string CacheIdentity(const ServerConfig& config, KvFormat format) {
                      static_cast<int>(format), config.attention, config.masked_mha_until);
 }
 
-}  // namespace
-
-Result<ServerSizes> SizeServer(const ServerConfig& config, const ModelConfig& model,
-                               std::int32_t vocabulary_limit) {
-  DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model));
-  DSA_ASSIGN_OR_RETURN(const std::int32_t blocks, CacheBlocks(config, model, context_length));
-  const KvFormat format = CacheFormat(config, model);
+EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& model,
+                              const ModelExecutorConfig& executor) {
   const bool sparse = config.attention == "sparse" && model.has_indexer();
 
   EngineConfig engine;
   engine.scheduler = {.step_tokens_max = config.max_num_batched_tokens,
                       .sequences_max = config.max_num_seqs,
                       .waiting_max = config.max_queued_requests,
-                      .context_tokens_max = context_length,
+                      .context_tokens_max = executor.limits.context_max,
                       .policy = config.scheduling_policy == "priority"
                                     ? SchedulingPolicyKind::kPriority
                                     : SchedulingPolicyKind::kFirstCome,
@@ -97,30 +96,63 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const ModelConfig& mo
                       .attention = sparse ? AttentionMode::kSparse : AttentionMode::kDense,
                       .index_topk = model.index_topk,
                       .masked_mha_until = config.masked_mha_until};
-  engine.blocks = blocks;
+  engine.blocks = executor.blocks;
   engine.tokens_per_block = kTokensPerBlock;
   engine.vocabulary = model.vocabulary;
   for (const std::int32_t id : model.end_ids) {
     engine.end_ids.push_back(TokenId{id});
   }
-  engine.cache_identity = CacheIdentity(config, format);
-  DSA_RETURN_IF_ERROR(Validate(engine));
+  engine.cache_identity = CacheIdentity(config, executor.kv_format);
+  return engine;
+}
 
+ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedModel& model,
+                                       std::int64_t context_length) {
   const std::int64_t suppressed_per_row =
-      kStopIdsMax + static_cast<std::int64_t>(model.end_ids.size());
-  const ModelExecutorConfig executor = {
-      .limits = {.tokens_max = config.max_num_batched_tokens,
-                 .sequences_max = config.max_num_seqs,
-                 .context_max = context_length,
-                 .logit_rows_max = config.max_num_seqs,
-                 .suppressed_max = config.max_num_seqs * suppressed_per_row,
-                 .masked_until = config.masked_mha_until,
-                 .score_bytes_max = kScoreBytesMax,
-                 .logits_rows_host = 0},
-      .blocks = blocks,
-      .kv_format = format,
-      .vocabulary_limit = vocabulary_limit};
-  return ServerSizes{.engine = std::move(engine), .executor = executor};
+      kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size());
+  return {.limits = {.tokens_max = config.max_num_batched_tokens,
+                     .sequences_max = config.max_num_seqs,
+                     .context_max = context_length,
+                     .logit_rows_max = config.max_num_seqs,
+                     .suppressed_max = config.max_num_seqs * suppressed_per_row,
+                     .masked_until = config.masked_mha_until,
+                     .score_bytes_max = kScoreBytesMax,
+                     .logits_rows_host = 0},
+          .blocks = 0,
+          .kv_format = CacheFormat(config, model.config),
+          .vocabulary_limit = model.vocabulary_limit};
+}
+
+}  // namespace
+
+std::string ToText(const ServerMemory& memory) {
+  return fmt::format(
+      "{}: weights {}, caches {}, workspace {}, RoPE tables {}, scratch {}; {} available",
+      Amount(memory.needed(), "B"), Amount(memory.weights, "B"), Amount(memory.executor.cache, "B"),
+      Amount(memory.executor.workspace, "B"), Amount(memory.executor.rope, "B"),
+      Amount(memory.executor.scratch, "B"), Amount(memory.available, "B"));
+}
+
+Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
+                               const Backend& backend) {
+  DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model.config));
+  ModelExecutorConfig executor = MakeExecutorConfig(config, model, context_length);
+  ServerMemory memory = {.weights = model.weight_bytes,
+                         .executor = PlanMemory(backend, model.config, executor),
+                         .available = backend.AvailableBytes()};
+  const std::int64_t left = memory.available - memory.needed();  // blocks are 0 yet
+  DSA_ASSIGN_OR_RETURN(executor.blocks, CacheBlocks(config, model.config, context_length, left));
+  EngineConfig engine = MakeEngineConfig(config, model.config, executor);
+  DSA_RETURN_IF_ERROR(Validate(engine));
+  memory.executor = PlanMemory(backend, model.config, executor);
+  if (memory.needed() > memory.available) {
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "
+                             "max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes or "
+                             "threads",
+                             ToText(memory))};
+  }
+  return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
 }
 
 }  // namespace dsa

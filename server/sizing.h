@@ -1,25 +1,47 @@
-// From the configuration and the model to the numbers that the engine and the executor are made
-// with.  Pure arithmetic.
+// From the configuration, the model and the memory that is free to the numbers that the engine and
+// the executor are made with.  Pure arithmetic.
 #pragma once
 
 #include "common/status.h"
+#include "kernels/backend.h"
 #include "model/model_config.h"
 #include "server/config.h"
 #include "server/engine/engine_loop.h"
 #include "server/engine/model_executor.h"
 
 #include <cstdint>
+#include <string>
 
 namespace dsa {
+
+// Device memory that a server takes, in bytes, before it takes any.
+struct ServerMemory {
+  std::int64_t weights;
+  ExecutorMemory executor;
+  std::int64_t available;
+
+  std::int64_t needed() const { return weights + executor.total(); }
+};
+
+// "4.4 GB: weights 9.1 MB, caches 4.3 GB, ...; 20 GB available"
+std::string ToText(const ServerMemory& memory);
 
 struct ServerSizes {
   EngineConfig engine;
   ModelExecutorConfig executor;
+  ServerMemory memory;
 };
 
-// `vocabulary_limit`: ids from here on are never sampled.  INVALID_ARGUMENT naming the key where
-// the configuration does not fit the model, such as a context that the cache cannot hold.
-Result<ServerSizes> SizeServer(const ServerConfig& config, const ModelConfig& model,
-                               std::int32_t vocabulary_limit);
+struct SizedModel {
+  const ModelConfig& config;
+  std::int64_t weight_bytes;      // on the device
+  std::int32_t vocabulary_limit;  // ids from here on are never sampled
+};
+
+// INVALID_ARGUMENT naming the key where the configuration does not fit the model, such as a context
+// that the cache cannot hold; FAILED_PRECONDITION with all parts where they need more than the
+// backend's available memory.
+Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
+                               const Backend& backend);
 
 }  // namespace dsa

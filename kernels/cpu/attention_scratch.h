@@ -12,6 +12,6 @@ inline constexpr std::int64_t kAttentionKeys = 256;  // de-quantized at a time; 
                                                      // chunk of a weighted sum
 inline constexpr std::int64_t kIndexerRows = 16;     // rows that share a de-quantized block of keys
 
-AttentionScratch MakeAttentionScratch(const ScratchLimits& limits);
+AttentionScratch MakeAttentionScratch(const ScratchLimits& limits, ScratchMaker& maker);
 
 }  // namespace dsa

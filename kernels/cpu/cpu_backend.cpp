@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_backend.h"
 
 #include "common/check.h"
+#include "common/machine.h"
 #include "kernels/cpu/scratch.h"
 
 #include <algorithm>
@@ -9,17 +10,11 @@
 #include <new>
 
 #include <fmt/core.h>
-#include <unistd.h>
 
 namespace dsa {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
-
-std::size_t AvailableBytes() {
-  return static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) *
-         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-}
 
 }  // namespace
 
@@ -40,6 +35,10 @@ Result<DeviceBuffer> CpuBackend::Allocate(std::size_t bytes) {
                                         AvailableBytes())};
   }
   return DeviceBuffer(this, data, bytes);
+}
+
+std::int64_t CpuBackend::AvailableBytes() const {
+  return AvailableMemoryBytes();
 }
 
 void CpuBackend::Free(void* data) {
@@ -64,6 +63,10 @@ void CpuBackend::Zero(void* target, std::size_t bytes) {
   }
 }
 
+std::int64_t CpuBackend::ScratchBytes(const ScratchLimits& limits) const {
+  return CpuScratchBytes(limits, pool_.threads());
+}
+
 Status CpuBackend::ReserveScratch(const ScratchLimits& limits) {
   DSA_CHECK(scratch_ == nullptr, "ReserveScratch: called twice, tokens_max={}", limits.tokens_max);
   try {
@@ -71,8 +74,8 @@ Status CpuBackend::ReserveScratch(const ScratchLimits& limits) {
   } catch (const std::bad_alloc&) {
     return Error{.code = ErrorCode::kFailedPrecondition,
                  .message = fmt::format("not enough memory for the scratch of {} tokens a step: {} "
-                                        "bytes free",
-                                        limits.tokens_max, AvailableBytes())};
+                                        "bytes needed, {} bytes free",
+                                        limits.tokens_max, ScratchBytes(limits), AvailableBytes())};
   }
   return {};
 }

@@ -195,9 +195,9 @@ void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64
   }
 }
 
-MatmulScratch MakeMatmulScratch(std::int64_t inputs_max) {
+MatmulScratch MakeMatmulScratch(std::int64_t inputs_max, ScratchMaker& maker) {
   MatmulScratch scratch;
-  scratch.inputs = ScratchArray<float>(kRowTile * Padded(inputs_max));
+  scratch.inputs = maker.Array<float>(kRowTile * Padded(inputs_max));
   return scratch;
 }
 

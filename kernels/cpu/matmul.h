@@ -44,6 +44,6 @@ void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64
                     const MatmulScratch& scratch);
 
 // Scratch of one thread for problems of up to `inputs_max` columns.
-MatmulScratch MakeMatmulScratch(std::int64_t inputs_max);
+MatmulScratch MakeMatmulScratch(std::int64_t inputs_max, ScratchMaker& maker);
 
 }  // namespace dsa

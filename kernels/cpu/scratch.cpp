@@ -10,28 +10,46 @@
 namespace dsa {
 namespace {
 
-ExpertScratch MakeExpertScratch(const ScratchLimits& limits) {
+ExpertScratch MakeExpertScratch(const ScratchLimits& limits, ScratchMaker& maker) {
   const std::int64_t pairs = limits.tokens_max * limits.experts_per_token;
   ExpertScratch scratch;
-  scratch.offsets = ScratchArray<std::int32_t>(limits.experts + 1);
-  scratch.pairs = ScratchArray<std::int32_t>(pairs);
-  scratch.tokens = ScratchArray<std::int32_t>(pairs);
-  scratch.inputs = ScratchArray<std::byte>(limits.tokens_max * limits.hidden);
-  scratch.input_scales = ScratchArray<float>(limits.tokens_max * Fp8Blocks(limits.hidden));
-  scratch.gate = ScratchArray<float>(pairs * limits.expert_width);
-  scratch.up = ScratchArray<float>(pairs * limits.expert_width);
-  scratch.inner = ScratchArray<std::byte>(pairs * limits.expert_width);
-  scratch.inner_scales = ScratchArray<float>(pairs * Fp8Blocks(limits.expert_width));
-  scratch.contributions = ScratchArray<float>(pairs * limits.hidden);
-  scratch.gate_logits = ScratchArray<float>(limits.tokens_max * limits.experts);
+  scratch.offsets = maker.Array<std::int32_t>(limits.experts + 1);
+  scratch.pairs = maker.Array<std::int32_t>(pairs);
+  scratch.tokens = maker.Array<std::int32_t>(pairs);
+  scratch.inputs = maker.Array<std::byte>(limits.tokens_max * limits.hidden);
+  scratch.input_scales = maker.Array<float>(limits.tokens_max * Fp8Blocks(limits.hidden));
+  scratch.gate = maker.Array<float>(pairs * limits.expert_width);
+  scratch.up = maker.Array<float>(pairs * limits.expert_width);
+  scratch.inner = maker.Array<std::byte>(pairs * limits.expert_width);
+  scratch.inner_scales = maker.Array<float>(pairs * Fp8Blocks(limits.expert_width));
+  scratch.contributions = maker.Array<float>(pairs * limits.hidden);
+  scratch.gate_logits = maker.Array<float>(limits.tokens_max * limits.experts);
   return scratch;
 }
 
-SampleScratch MakeSampleScratch(const ScratchLimits& limits) {
+SampleScratch MakeSampleScratch(const ScratchLimits& limits, ScratchMaker& maker) {
   SampleScratch scratch;
-  scratch.logits = ScratchArray<float>(limits.vocabulary);
-  scratch.weights = ScratchArray<double>(limits.vocabulary);
-  scratch.order = ScratchArray<std::int32_t>(limits.vocabulary);
+  scratch.logits = maker.Array<float>(limits.vocabulary);
+  scratch.weights = maker.Array<double>(limits.vocabulary);
+  scratch.order = maker.Array<std::int32_t>(limits.vocabulary);
+  return scratch;
+}
+
+std::unique_ptr<CpuScratch> FillCpuScratch(const ScratchLimits& limits, int threads,
+                                           ScratchMaker& maker) {
+  auto scratch = std::make_unique<CpuScratch>();
+  scratch->limits = limits;
+  const std::int64_t inputs_max =
+      std::max({limits.linear_width_max, limits.hidden, limits.expert_width});
+  for (int thread = 0; thread < threads; ++thread) {
+    scratch->rows.push_back(maker.Array<float>(inputs_max));
+    scratch->matmul.push_back(MakeMatmulScratch(inputs_max, maker));
+    scratch->gate.push_back({.biased = maker.Array<float>(limits.experts),
+                             .group_scores = maker.Array<float>(limits.experts)});
+    scratch->sample.push_back(MakeSampleScratch(limits, maker));
+    scratch->attention.push_back(MakeAttentionScratch(limits, maker));
+  }
+  scratch->experts = MakeExpertScratch(limits, maker);
   return scratch;
 }
 
@@ -58,21 +76,15 @@ float* CpuScratch::Row(int thread, std::int64_t width) const {
   return row.data();
 }
 
+std::int64_t CpuScratchBytes(const ScratchLimits& limits, int threads) {
+  ScratchMaker maker(ScratchMaker::Mode::kMeasure);
+  FillCpuScratch(limits, threads, maker);
+  return maker.bytes();
+}
+
 std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads) {
-  auto scratch = std::make_unique<CpuScratch>();
-  scratch->limits = limits;
-  const std::int64_t inputs_max =
-      std::max({limits.linear_width_max, limits.hidden, limits.expert_width});
-  for (int thread = 0; thread < threads; ++thread) {
-    scratch->rows.emplace_back(inputs_max);
-    scratch->matmul.push_back(MakeMatmulScratch(inputs_max));
-    scratch->gate.push_back({.biased = ScratchArray<float>(limits.experts),
-                             .group_scores = ScratchArray<float>(limits.experts)});
-    scratch->sample.push_back(MakeSampleScratch(limits));
-    scratch->attention.push_back(MakeAttentionScratch(limits));
-  }
-  scratch->experts = MakeExpertScratch(limits);
-  return scratch;
+  ScratchMaker maker(ScratchMaker::Mode::kAllocate);
+  return FillCpuScratch(limits, threads, maker);
 }
 
 }  // namespace dsa

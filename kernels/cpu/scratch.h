@@ -16,25 +16,47 @@ void* Allocate(std::size_t bytes);  // 64-byte aligned; std::bad_alloc
 void Release(void* data);
 }  // namespace scratch_internal
 
-// Memory for trivial values, 64-byte aligned, contents undefined.
+// Memory for trivial values, 64-byte aligned, contents undefined.  Made by a ScratchMaker.
 template <typename T>
 class ScratchArray final {
  public:
   ScratchArray() = default;
-  explicit ScratchArray(std::int64_t count)
-      : size_(count),
-        data_(scratch_internal::Allocate(static_cast<std::size_t>(count) * sizeof(T))) {}
 
   T* data() const { return static_cast<T*>(data_.get()); }
   std::int64_t size() const { return size_; }
 
  private:
+  friend class ScratchMaker;
+  explicit ScratchArray(std::int64_t count)
+      : size_(count),
+        data_(scratch_internal::Allocate(static_cast<std::size_t>(count) * sizeof(T))) {}
+
   struct Release {
     void operator()(void* data) const { scratch_internal::Release(data); }
   };
 
   std::int64_t size_ = 0;
   std::unique_ptr<void, Release> data_;
+};
+
+// Makes the arrays of a CpuScratch, or only adds up their bytes: one code for both, so that what is
+// planned is what is allocated.
+class ScratchMaker final {
+ public:
+  enum class Mode { kAllocate, kMeasure };
+  explicit ScratchMaker(Mode mode) : mode_(mode) {}
+
+  // Empty where it only measures.  std::bad_alloc where there is no memory.
+  template <typename T>
+  ScratchArray<T> Array(std::int64_t count) {
+    bytes_ += count * static_cast<std::int64_t>(sizeof(T));
+    return mode_ == Mode::kAllocate ? ScratchArray<T>(count) : ScratchArray<T>();
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  Mode mode_;
+  std::int64_t bytes_ = 0;
 };
 
 // Per thread; kernels/cpu/matmul.h.
@@ -104,6 +126,9 @@ struct CpuScratch {
   // One row of a thread; CHECK-fails where `width` exceeds what was reserved.
   float* Row(int thread, std::int64_t width) const;
 };
+
+// Bytes that MakeCpuScratch allocates.
+std::int64_t CpuScratchBytes(const ScratchLimits& limits, int threads);
 
 // Fails with std::bad_alloc, which the caller turns into an Error.
 std::unique_ptr<CpuScratch> MakeCpuScratch(const ScratchLimits& limits, int threads);

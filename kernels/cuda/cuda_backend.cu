@@ -77,6 +77,13 @@ void CudaBackend::Free(void* data) {
   DSA_CUDA_CHECK(cudaFree(data));
 }
 
+std::int64_t CudaBackend::AvailableBytes() const {
+  std::size_t free_bytes = 0;
+  std::size_t total_bytes = 0;
+  DSA_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return static_cast<std::int64_t>(free_bytes);
+}
+
 void CudaBackend::CopyToDevice(void* target, const void* source, std::size_t bytes) {
   DSA_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, state_->stream));
 }
@@ -91,6 +98,10 @@ void CudaBackend::Zero(void* target, std::size_t bytes) {
 
 void CudaBackend::Synchronize() {
   DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
+}
+
+std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
+  return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max);
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {

@@ -27,10 +27,12 @@ class CudaBackend final : public Backend {
   std::string Name() const override;
   Result<DeviceBuffer> Allocate(std::size_t bytes) override;
   void Free(void* data) override;
+  std::int64_t AvailableBytes() const override;
   void CopyToDevice(void* target, const void* source, std::size_t bytes) override;
   void CopyToHost(void* target, const void* source, std::size_t bytes) override;
   void Zero(void* target, std::size_t bytes) override;
   void Synchronize() override;
+  std::int64_t ScratchBytes(const ScratchLimits& limits) const override;
   Status ReserveScratch(const ScratchLimits& limits) override;
 
   void Embed(const EmbedParams& params) override;

@@ -85,14 +85,32 @@ Status Gemm::Open(Backend& backend) {
   return {};
 }
 
+Gemm::ScratchSizes Gemm::PlanScratch(std::int64_t tokens_max, std::int64_t width_max) {
+  constexpr auto kFloatBytes = static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t tokens = RoundUp(tokens_max, kRowAlignment);
+  const std::int64_t width = RoundUp(width_max, kValuesPerScale);
+  const std::int64_t blocks = RoundUp(width / kValuesPerScale, kWeightScaleAlignment);
+  return {.tokens = tokens,
+          .width = width,
+          .w_scales = blocks * blocks * kFloatBytes,
+          .x_scales = blocks * tokens * kFloatBytes,
+          .x_padded = tokens * width,
+          .y_padded = tokens * width * kFloatBytes};
+}
+
+std::int64_t Gemm::ScratchBytes(std::int64_t tokens_max, std::int64_t width_max) {
+  const ScratchSizes sizes = PlanScratch(tokens_max, width_max);
+  return sizes.w_scales + sizes.x_scales + sizes.x_padded + sizes.y_padded;
+}
+
 Status Gemm::Reserve(Backend& backend, std::int64_t tokens_max, std::int64_t width_max) {
-  tokens_max_ = RoundUp(tokens_max, kRowAlignment);
-  width_max_ = RoundUp(width_max, kValuesPerScale);
-  const std::int64_t blocks = RoundUp(width_max_ / kValuesPerScale, kWeightScaleAlignment);
-  DSA_ASSIGN_OR_RETURN(w_scales_, backend.Allocate(blocks * blocks * sizeof(float)));
-  DSA_ASSIGN_OR_RETURN(x_scales_, backend.Allocate(blocks * tokens_max_ * sizeof(float)));
-  DSA_ASSIGN_OR_RETURN(x_padded_, backend.Allocate(tokens_max_ * width_max_));
-  DSA_ASSIGN_OR_RETURN(y_padded_, backend.Allocate(tokens_max_ * width_max_ * sizeof(float)));
+  const ScratchSizes sizes = PlanScratch(tokens_max, width_max);
+  tokens_max_ = sizes.tokens;
+  width_max_ = sizes.width;
+  DSA_ASSIGN_OR_RETURN(w_scales_, backend.Allocate(sizes.w_scales));
+  DSA_ASSIGN_OR_RETURN(x_scales_, backend.Allocate(sizes.x_scales));
+  DSA_ASSIGN_OR_RETURN(x_padded_, backend.Allocate(sizes.x_padded));
+  DSA_ASSIGN_OR_RETURN(y_padded_, backend.Allocate(sizes.y_padded));
   return {};
 }
 

@@ -27,6 +27,8 @@ class Gemm final {
 
   // The handle and its workspace, from `backend`'s memory; once, before the first product.
   Status Open(Backend& backend);
+  // What Reserve allocates, in bytes.
+  static std::int64_t ScratchBytes(std::int64_t tokens_max, std::int64_t width_max);
   // Scratch for products of up to `tokens_max` rows and `width_max` columns.
   Status Reserve(Backend& backend, std::int64_t tokens_max, std::int64_t width_max);
 
@@ -48,6 +50,12 @@ class Gemm final {
     const float* x_scales;
   };
   bool Run(const Problem& problem, cudaStream_t stream);
+
+  struct ScratchSizes {
+    std::int64_t tokens, width;                           // rounded up
+    std::int64_t w_scales, x_scales, x_padded, y_padded;  // bytes
+  };
+  static ScratchSizes PlanScratch(std::int64_t tokens_max, std::int64_t width_max);
 
   using Shape = std::tuple<int, int, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                            std::int64_t, std::int64_t, bool>;

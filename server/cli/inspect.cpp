@@ -1,25 +1,62 @@
 // `dsa inspect`: what a checkpoint is, what it costs and what is wrong with it.
 #include "model/inspect.h"
 
+#include "model/checkpoint.h"
+#include "model/weight_loader.h"
 #include "server/cli/commands.h"
+#include "server/cli/config_flags.h"
 #include "server/cli/report.h"
+#include "server/devices.h"
+#include "server/sizing.h"
 
 #include <cstdio>
 #include <memory>
 #include <string>
 
 #include <CLI/CLI.hpp>
+#include <fmt/core.h>
 
 namespace dsa {
+namespace {
+
+// What `dsa serve` would need with this configuration; that there is not enough is an answer too.
+Result<std::string> MemoryToServe(const ServerConfig& config) {
+  DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(config.model));
+  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                       MakeBackend(config.device, config.threads));
+  const ModelConfig& model = checkpoint.config();
+  const Result<ServerSizes> sizes =
+      SizeServer(config,
+                 {.config = model,
+                  .weight_bytes = WeightBytes(checkpoint),
+                  .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
+                 *backend);
+  if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
+    return sizes.error();
+  }
+  return fmt::format("{:<16}{}, {}\n", "to serve", backend->Name(),
+                     sizes.ok() ? ToText(sizes.value().memory) : sizes.error().message);
+}
+
+Result<std::string> Inspect(const ConfigFlags& flags) {
+  DSA_ASSIGN_OR_RETURN(const ServerConfig config, ReadConfig(flags));
+  DSA_RETURN_IF_ERROR(Validate(config));
+  DSA_ASSIGN_OR_RETURN(const std::string report, InspectCheckpoint(config.model));
+  DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config));
+  return report + memory;
+}
+
+}  // namespace
 
 void AddInspectCommand(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand(
       "inspect", "Show a checkpoint's architecture, sizes, memory, defaults and problems");
-  auto folder = std::make_shared<std::string>();
-  command->add_option("--model", *folder, "Folder with config.json and *.safetensors")->required();
-  command->footer("Reads headers and scales, not the weights.  A broken checkpoint: exit code 2.");
-  command->callback([folder, &exit_code] {
-    const Result<std::string> report = InspectCheckpoint(*folder);
+  const auto flags = AddConfigFlags(*command);
+  command->footer(
+      "Reads headers and scales, not the weights.  The options are those of serve: the last line "
+      "says what memory it would need with them.  A broken checkpoint: exit code 2.");
+  command->callback([flags, &exit_code] {
+    const Result<std::string> report = Inspect(*flags);
     if (!report.ok()) {
       exit_code = ReportError(report.error());
       return;

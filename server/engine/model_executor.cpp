@@ -6,6 +6,17 @@
 
 namespace dsa {
 
+ExecutorMemory PlanMemory(const Backend& backend, const ModelConfig& model,
+                          const ModelExecutorConfig& config) {
+  const WorkspacePlan plan = PlanWorkspace(model, config.limits);
+  return {.cache = config.blocks * BytesPerBlock(static_cast<int>(model.layers),
+                                                 static_cast<int>(model.indexer_layers()),
+                                                 config.kv_format),
+          .workspace = plan.total_bytes(),
+          .rope = DeviceRopeTable::Bytes(model.rope_frequencies, config.limits.context_max),
+          .scratch = backend.ScratchBytes(plan.scratch)};
+}
+
 Result<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Backend& backend,
                                                              const LoadedModel& model,
                                                              const ModelExecutorConfig& config) {

@@ -27,6 +27,20 @@ struct ModelExecutorConfig {
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
 };
 
+// What a ModelExecutor takes of the device's memory, in bytes.
+struct ExecutorMemory {
+  std::int64_t cache;      // both regions of all blocks
+  std::int64_t workspace;  // buffers of a step
+  std::int64_t rope;       // tables of all positions
+  std::int64_t scratch;    // of the backend
+
+  std::int64_t total() const { return cache + workspace + rope + scratch; }
+};
+
+// What Create would take.  Pure arithmetic, with the backend's own numbers.
+ExecutorMemory PlanMemory(const Backend& backend, const ModelConfig& model,
+                          const ModelExecutorConfig& config);
+
 // A model that is loaded.  What it refers to outlives the executor.
 struct LoadedModel {
   const ModelConfig& config;

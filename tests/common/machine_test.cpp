@@ -65,6 +65,40 @@ TEST_CASE("the smallest quota of any folder binds, in either version", "[common]
   std::filesystem::remove_all(root);
 }
 
+TEST_CASE("memory limits leave what is not used, page cache aside", "[common][machine]") {
+  CHECK(FindMemoryLine("MemTotal: 9 kB\nMemAvailable:   24173380 kB\n", "MemAvailable") ==
+        std::int64_t{24'173'380} * 1024);
+  CHECK(FindMemoryLine("inactive_file 5\nfile 7\n", "file") == 7);
+  CHECK(FindMemoryLine("", "file") == std::nullopt);
+  const std::filesystem::path root =
+      std::filesystem::temp_directory_path() / ("memory_test_" + std::to_string(::getpid()));
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::filesystem::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text;
+  };
+  const std::vector<std::string> folders = CgroupFolders(root.string(), "0::/a\n", "memory");
+  write("a/memory.max", "max\n");
+  write("a/memory.current", "500\n");
+  CHECK(SmallestMemoryLeft(folders) == std::nullopt);
+  write("a/memory.max", "1000\n");
+  CHECK(SmallestMemoryLeft(folders) == 500);
+  write("a/memory.stat", "anon 300\nfile 200\ninactive_file 120\nactive_file 50\n");
+  CHECK(SmallestMemoryLeft(folders) == 670);
+  write("memory.max", "4000\n");
+  write("memory.current", "100\n");
+  CHECK(SmallestMemoryLeft(folders) == 670);  // the group's own limit binds
+  write("memory.current", "3400\n");
+  CHECK(SmallestMemoryLeft(folders) == 600);
+  write("memory.current", "5000\n");
+  CHECK(SmallestMemoryLeft(folders) == 0);
+  write("memory/memory.limit_in_bytes", "1000\n");
+  write("memory/memory.usage_in_bytes", "700\n");
+  write("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 20\n");
+  CHECK(SmallestMemoryLeft(CgroupFolders(root.string(), "4:memory:/docker/1\n", "memory")) == 420);
+  std::filesystem::remove_all(root);
+  CHECK(AvailableMemoryBytes() > 0);
+}
+
 TEST_CASE("the affinity mask is what counts, not the machine", "[common][machine]") {
   cpu_set_t all;
   REQUIRE(sched_getaffinity(0, sizeof(all), &all) == 0);

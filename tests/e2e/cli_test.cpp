@@ -312,6 +312,28 @@ TEST_CASE("inspect shows a good checkpoint and refuses a broken one", "[e2e]") {
     CAPTURE(text);
     CHECK(good.out.find(text) != std::string::npos);
   }
+  // What serve would need follows its flags: per thread 16 heads of 12 bytes a key, and more.
+  const auto scratch_of = [](const char* context, const char* threads) {
+    const Ended ended = RunDsa({"inspect", "--model", TinyModel(), "--max-model-len", context,
+                                "--threads", threads, "--max-num-seqs", "1"},
+                               "");
+    INFO(ended.out << ended.err);
+    const std::size_t at = ended.out.find("scratch ");
+    REQUIRE(at != std::string::npos);
+    const double amount = std::stod(ended.out.substr(at + 8));
+    return ended.out.find(" MB; ", at) < ended.out.find(';', at) ? amount : -1.0;
+  };
+  const double small = scratch_of("1024", "4");
+  CHECK(small > 0);
+  CHECK(scratch_of("8192", "4") == Approx(small + 4 * 16 * 7168 * 12 / 1e6).margin(0.02));
+  CHECK(scratch_of("1024", "8") > 1.2 * small);
+  const Ended too_much = RunDsa(
+      {"inspect", "--model", TinyModel(), "--kv-cache-memory-bytes", "100000000000000"}, "");
+  CHECK(too_much.exit_code == 0);
+  CHECK(too_much.out.find("not enough memory: ") != std::string::npos);
+  CheckRefused({"serve", "--model", TinyModel(), "--listen", "127.0.0.1:0",
+                "--kv-cache-memory-bytes", "100000000000000"},
+               3, "not enough memory: ");
   const Scratch scratch;
   const std::string copy = scratch.File("copy");
   std::filesystem::copy(TinyModel(), copy);

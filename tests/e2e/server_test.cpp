@@ -1,9 +1,11 @@
 // The whole server on a small random model, over loopback.
+#include "kernels/cpu/cpu_backend.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
 #include "server/sizing.h"
 #include "tests/e2e/tiny_server.h"
+#include "tests/model/forwarding_backend.h"
 
 #include <atomic>
 #include <thread>
@@ -39,6 +41,15 @@ v1::CompletionRequest Endless() {
   request.mutable_stop()->set_max_tokens(400);
   return request;
 }
+
+// A machine with less memory than this one.
+class LimitedBackend final : public testing::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  std::int64_t AvailableBytes() const override { return available; }
+
+  std::int64_t available = std::int64_t{1} << 40;
+};
 
 }  // namespace
 
@@ -237,8 +248,13 @@ TEST_CASE("a server that is ready has computed a prompt beyond top-k and a decod
 
 TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   ServerConfig config = TinyConfig();
+  const CpuBackend backend(2);
   ModelConfig model = Checkpoint::Open(config.model).value().config();
-  const auto sizes = [&] { return SizeServer(config, model, 400).value(); };
+  const auto sizes = [&] {
+    return SizeServer(config, {.config = model, .weight_bytes = 0, .vocabulary_limit = 400},
+                      backend)
+        .value();
+  };
   const ServerSizes plain = sizes();
   CHECK(plain.engine.scheduler.policy == SchedulingPolicyKind::kFirstCome);
   CHECK(plain.engine.scheduler.reservation == ReservationMode::kPrompt);
@@ -278,6 +294,42 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   model.index_topk = 0;
   config.attention = "sparse";
   CHECK(sizes().engine.scheduler.attention == AttentionMode::kDense);
+}
+
+TEST_CASE("the automatic cache takes what the rest leaves, and no server more than there is",
+          "[e2e]") {
+  CpuBackend cpu(2);
+  LimitedBackend backend(cpu);
+  const Checkpoint checkpoint = Checkpoint::Open(testing::TinyModel()).value();
+  constexpr std::int64_t kWeights = 1'000'000;
+  ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
+  const auto sizes = [&] {
+    return SizeServer(
+        config, {.config = checkpoint.config(), .weight_bytes = kWeights, .vocabulary_limit = 400},
+        backend);
+  };
+  const ServerSizes roomy = sizes().value();
+  CHECK(roomy.engine.blocks == 16 * 8);
+  const ServerMemory& memory = roomy.memory;
+  CHECK(memory.weights == kWeights);
+  CHECK(memory.executor.scratch > 0);
+  CHECK(memory.executor.total() ==
+        PlanMemory(backend, checkpoint.config(), roomy.executor).total());
+  const std::int64_t block = memory.executor.cache / roomy.engine.blocks;
+  backend.available = memory.needed() - 20 * block;
+  CHECK(sizes().value().engine.blocks == 16 * 8 - 20);
+  CHECK(sizes().value().memory.needed() == backend.available);
+  backend.available = memory.needed() - (16 - 1) * 8 * block;
+  CHECK(sizes().value().engine.blocks == 8);  // one sequence
+  --backend.available;
+  const Error error = sizes().error();
+  CHECK(ExitCode(error) == 3);
+  CHECK(error.message.rfind("not enough memory: ", 0) == 0);
+  // A size that was asked for is not made smaller.
+  backend.available = memory.needed() - 20 * block;
+  config.kv_cache_memory_bytes = memory.executor.cache;
+  CHECK(ExitCode(sizes().error()) == 3);
+  CHECK(ExitCode(App::StartOn(backend, config).error()) == 3);
 }
 
 TEST_CASE("a drain lets running streams finish and refuses new ones", "[e2e]") {

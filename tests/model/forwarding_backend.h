@@ -4,6 +4,7 @@
 
 #include "kernels/backend.h"
 
+#include <cstdint>
 #include <string>
 
 namespace dsa::testing {
@@ -15,6 +16,7 @@ class ForwardingBackend : public Backend {
   std::string Name() const override { return inner_.Name(); }
   Result<DeviceBuffer> Allocate(std::size_t bytes) override { return inner_.Allocate(bytes); }
   void Free(void* data) override { inner_.Free(data); }
+  std::int64_t AvailableBytes() const override { return inner_.AvailableBytes(); }
   void CopyToDevice(void* target, const void* source, std::size_t bytes) override {
     inner_.CopyToDevice(target, source, bytes);
   }
@@ -23,6 +25,9 @@ class ForwardingBackend : public Backend {
   }
   void Zero(void* target, std::size_t bytes) override { inner_.Zero(target, bytes); }
   void Synchronize() override { inner_.Synchronize(); }
+  std::int64_t ScratchBytes(const ScratchLimits& limits) const override {
+    return inner_.ScratchBytes(limits);
+  }
   Status ReserveScratch(const ScratchLimits& limits) override {
     return inner_.ReserveScratch(limits);
   }

@@ -4,6 +4,8 @@
 #include "model/activations.h"
 #include "model/limits.h"
 #include "model/rope_table.h"
+#include "server/engine/model_executor.h"
+#include "tests/model/forwarding_backend.h"
 #include "tests/model/golden.h"
 
 #include <cmath>
@@ -71,6 +73,55 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
   CHECK(bytes(Buffer::kBlockTables) == 4 * 16 * 4);
   CHECK(bytes(Buffer::kQuantized) == 0);  // nothing is fp8 in a float32 checkpoint
   CHECK(bytes(Buffer::kResidual) == 100 * model.config.hidden * 4);
+}
+
+namespace {
+
+// Adds up what is asked of a backend.
+class CountingBackend final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+
+  std::int64_t allocated = 0;
+  std::int64_t scratch = 0;
+
+  Result<DeviceBuffer> Allocate(std::size_t bytes) override {
+    allocated += static_cast<std::int64_t>(bytes);
+    return ForwardingBackend::Allocate(bytes);
+  }
+  Status ReserveScratch(const ScratchLimits& limits) override {
+    scratch += ScratchBytes(limits);
+    return ForwardingBackend::ReserveScratch(limits);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
+  const auto* name = GENERATE("v32_f32", "v32_fp8");
+  CpuBackend cpu(2);
+  CountingBackend backend(cpu);
+  const TestModel model(CheckpointFolder(name, FindGoldenCase(name).options), backend);
+  const Checkpoint checkpoint = Checkpoint::Open(CheckpointFolder(name, {})).value();
+  CHECK(backend.allocated == WeightBytes(checkpoint));
+  backend.allocated = 0;
+  const ModelExecutorConfig config = {
+      .limits = {.tokens_max = 33,
+                 .sequences_max = 5,
+                 .context_max = 700,
+                 .logit_rows_max = 5,
+                 .suppressed_max = 10,
+                 .masked_until = GENERATE(0, 100),
+                 .score_bytes_max = 1 << 16,
+                 .logits_rows_host = 0},
+      .blocks = 7,
+      .kv_format = model.config.default_kv_format(),
+      .vocabulary_limit = static_cast<std::int32_t>(model.config.vocabulary)};
+  const ExecutorMemory planned = PlanMemory(backend, model.config, config);
+  REQUIRE(ModelExecutor::Create(backend, model.loaded(), config).ok());
+  CHECK(backend.allocated == planned.cache + planned.workspace + planned.rope);
+  CHECK(backend.scratch == planned.scratch);
+  CHECK(planned.total() == backend.allocated + backend.scratch);
 }
 
 TEST_CASE("buffers are aligned and do not overlap", "[model][limits]") {
