@@ -51,6 +51,14 @@ Json ToJsonValue(const ConfigKey& key, const ServerConfig& config) {
   return std::visit([&](const auto& v) { return Json(config.*v.field); }, key.value);
 }
 
+// The log and --print-config are JSON, which holds no other text.
+bool IsUtf8(std::string_view text) {
+  using Handler = Json::error_handler_t;
+  const Json value = std::string(text);
+  return value.dump(-1, ' ', false, Handler::ignore) ==
+         value.dump(-1, ' ', false, Handler::replace);
+}
+
 bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
 }
@@ -103,6 +111,10 @@ Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& co
   return std::visit(
       Overloaded{
           [&](const TextValue& v) {
+            if (!IsUtf8(text)) {
+              return Status(InvalidArgument(
+                  fmt::format("{}: \"{}\" is not UTF-8", FlagName(key), OneLine(text))));
+            }
             config.*v.field = std::string(text);
             return Status();
           },

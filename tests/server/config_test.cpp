@@ -90,6 +90,12 @@ TEST_CASE("a flag wins over the file, the file over the default", "[config]") {
   REQUIRE(SetFromFlag(Key("max_num_seqs"), "9", config).ok());
   CHECK(config.max_num_seqs == 9);
   CHECK(FlagName(Key("max_num_seqs")) == "--max-num-seqs");
+  // Text of a flag is what a file could hold.
+  CHECK(SetFromFlag(Key("served_model_name"), "m\xc3\xa4", config).ok());
+  CHECK(ToJson(config).find("m\xc3\xa4") != std::string::npos);
+  config.served_model_name.clear();
+  CHECK(SetFromFlag(Key("model"), "a\xff", config).error().message ==
+        "--model: \"a?\" is not UTF-8");
   CHECK(Differences(config) == "attention=\"dense\" max_num_seqs=9");
 }
 
