@@ -40,6 +40,38 @@ __device__ float Rounded(float value) {
   return ToFloat(FromFloat<T>(value));
 }
 
+// kWidth values that lie together, moved by one access where they are aligned to their size, of at
+// most 16 bytes.
+template <typename T, int kWidth>
+struct alignas(kWidth * sizeof(T) < 16 ? kWidth * sizeof(T) : 16) Pack {
+  T values[kWidth];
+};
+template <int kWidth, typename T>
+__device__ Pack<T, kWidth> LoadPack(const T* from) {
+  using Packed = Pack<T, kWidth>;
+  if (reinterpret_cast<std::uintptr_t>(from) % alignof(Packed) == 0) {
+    return *reinterpret_cast<const Packed*>(from);
+  }
+  Packed pack;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    pack.values[i] = from[i];
+  }
+  return pack;
+}
+template <int kWidth, typename T>
+__device__ void StorePack(T* to, const Pack<T, kWidth>& pack) {
+  using Packed = Pack<T, kWidth>;
+  if (reinterpret_cast<std::uintptr_t>(to) % alignof(Packed) == 0) {
+    *reinterpret_cast<Packed*>(to) = pack;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    to[i] = pack.values[i];
+  }
+}
+
 // Nearest, ties to even, saturating at 448; NaN stays NaN.
 __device__ inline std::uint8_t ToFp8(float value) {
   return __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);

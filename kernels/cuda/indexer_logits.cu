@@ -1,12 +1,14 @@
-// IndexerLogits: one block of 64 threads per query row and cache block, one key a thread.
+// IndexerLogits of the bf16 and f32 formats: one block of 64 threads per query row and cache block,
+// one key a thread.
 //
 //   shared    queries [H, 128] f32 (512 H bytes), read by all threads at once: a broadcast
 //   thread s  the 128 values of key s in registers; per head 128 multiply-adds, ReLU, weight
 //
-// 2 * 128 * H operations a key: compute-bound on the plain cores.  A tensor-core version replaces
-// it; this one is the reference that it is checked against on the device.
+// 2 * 128 * H operations a key: compute-bound on the plain cores.  The fp8 format, which a server
+// uses, has its own kernel on the tensor cores.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/indexer_logits.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
 
@@ -16,42 +18,9 @@ namespace {
 constexpr int kThreads = kTokensPerBlock;
 constexpr int kQueryBytesMax = 128 * 1024;  // 256 heads
 
-__device__ float LoadElement(const ConstAnyTensor3& tensor, std::int64_t index) {
-  switch (tensor.type) {
-    case DataType::kF32: return static_cast<const float*>(tensor.data)[index];
-    case DataType::kBf16:
-      return cuda::ToFloat(static_cast<const __nv_bfloat16*>(tensor.data)[index]);
-    case DataType::kFp8E4m3:
-      return cuda::Fp8ToFloat(static_cast<const std::uint8_t*>(tensor.data)[index]);
-  }
-  return 0.0F;
-}
-
-// The values of key `token` of a cache block, and its scale.
-__device__ float LoadKey(const std::uint8_t* block, int token, KvFormat format,
-                         float (&key)[kIndexerValues]) {
-  if (format == KvFormat::kFp8) {
-    const auto* values = reinterpret_cast<const uint4*>(block + IndexerBlock::Values(token));
-#pragma unroll
-    for (int load = 0; load < kIndexerValues / 16; ++load) {
-      const uint4 bytes = values[load];
-      const unsigned words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        key[load * 16 + i] =
-            cuda::Fp8ToFloat(static_cast<std::uint8_t>(words[i / 4] >> (8 * (i % 4))));
-      }
-    }
-    return *reinterpret_cast<const float*>(block + IndexerBlock::Scale(token));
-  }
-#pragma unroll
-  for (int i = 0; i < kIndexerValues; ++i) {
-    key[i] = format == KvFormat::kF32
-                 ? reinterpret_cast<const float*>(block)[token * kIndexerValues + i]
-                 : cuda::ToFloat(
-                       reinterpret_cast<const __nv_bfloat16*>(block)[token * kIndexerValues + i]);
-  }
-  return 1.0F;
+__device__ float LoadElement(const void* data, bool is_f32, std::int64_t index) {
+  return is_f32 ? static_cast<const float*>(data)[index]
+                : cuda::ToFloat(static_cast<const __nv_bfloat16*>(data)[index]);
 }
 
 __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
@@ -66,8 +35,9 @@ __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
   const int heads = static_cast<int>(p.queries.heads);
   for (int i = static_cast<int>(threadIdx.x); i < heads * kIndexerValues; i += kThreads) {
     const int head = i / kIndexerValues;
-    queries[i] = LoadElement(
-        p.queries, row * p.queries.row_stride + head * p.queries.head_stride + i % kIndexerValues);
+    queries[i] =
+        LoadElement(p.queries.data, p.queries.type == DataType::kF32,
+                    row * p.queries.row_stride + head * p.queries.head_stride + i % kIndexerValues);
   }
   __syncthreads();
 
@@ -76,10 +46,12 @@ __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
     return;
   }
   const std::int64_t block_id = p.rows.block_tables.Row(p.rows.sequences.data[row])[blockIdx.x];
-  const std::uint8_t* block =
-      p.cache.data + block_id * kTokensPerBlock * IndexerTokenBytes(p.cache.format);
+  const std::int64_t first_value = (block_id * kTokensPerBlock + threadIdx.x) * kIndexerValues;
   float key[kIndexerValues];
-  const float scale = LoadKey(block, static_cast<int>(threadIdx.x), p.cache.format, key);
+#pragma unroll
+  for (int i = 0; i < kIndexerValues; ++i) {
+    key[i] = LoadElement(p.cache.data, p.cache.format == KvFormat::kF32, first_value + i);
+  }
 
   const float* weights = p.weights.Row(row);
   float score = 0.0F;
@@ -94,7 +66,7 @@ __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
     // Not fmaxf, which would hide a NaN.
     score = fmaf(weights[head], product < 0.0F ? 0.0F : product, score);
   }
-  p.scores.Row(row)[key_position] = score * scale;
+  p.scores.Row(row)[key_position] = score;
 }
 
 }  // namespace
@@ -102,6 +74,10 @@ __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
 void CudaBackend::IndexerLogits(const IndexerLogitsParams& params) {
   const auto [tokens, heads] = Validate(params);
   if (tokens == 0) {
+    return;
+  }
+  if (params.cache.format == KvFormat::kFp8) {
+    cuda::IndexerLogitsFp8(params, state_->stream);
     return;
   }
   const std::int64_t query_bytes = heads * kIndexerValues * 4;

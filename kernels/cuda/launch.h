@@ -22,3 +22,10 @@
     DSA_CHECK(dsa_cublas_status == CUBLAS_STATUS_SUCCESS, "{}",              \
               std::string_view(cublasLtGetStatusString(dsa_cublas_status))); \
   } while (false)
+
+namespace dsa::cuda {
+
+// Of an H100 or H200.  Only the shape of a grid may depend on it, no result.
+inline constexpr int kMultiprocessors = 132;
+
+}  // namespace dsa::cuda

@@ -162,6 +162,23 @@ TEST_CASE("IndexerLogits of a row depends on that row alone", "[kernels][indexer
   }
 }
 
+TEST_CASE("IndexerLogits gives the same bits with room for more scores",
+          "[kernels][indexer_logits]") {
+  const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
+  CAPTURE(testing::Name(format));
+  Input input = MakeInput(DataType::kBf16, format, 6);
+  const std::int64_t context = input.context;
+  const std::vector<float> expected = Run(testing::TestBackend(), input);
+  input.context = 20000;  // a GPU divides the keys of a row otherwise
+  const std::vector<float> scores = Run(testing::TestBackend(), input);
+  for (std::int64_t row = 0; row < input.rows.size(); ++row) {
+    const auto narrow = expected.begin() + row * context;
+    const auto wide = scores.begin() + row * input.context;
+    CHECK(SameBits(std::vector<float>(wide, wide + context),
+                   std::vector<float>(narrow, narrow + context)));
+  }
+}
+
 TEST_CASE("IndexerLogits carries a NaN key to its own score", "[kernels][indexer_logits]") {
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
   CAPTURE(testing::Name(format));
