@@ -1,88 +1,219 @@
 // SelectTopK: one block of 1024 threads per row; an exact radix selection, then a compaction in
 // order of position.
 //
-//   1. The K-th largest key, 8 bits a pass from the top: histogram of the keys that agree with the
-//      prefix found so far, then the digit at which the count from above reaches what is missing.
+//   1. The K-th largest key, 11, 11 and 10 bits from the top: a histogram of the keys that agree
+//      with the prefix found so far, then the digit at which the count from above reaches what is
+//      missing.
 //   2. One sweep over the positions in order: keys above the threshold are taken, keys equal to it
-//      while any are still missing.  A block-wide prefix sum gives each its place, so the output
+//      while any are still missing.  Counts of the warps before give each its place, so the output
 //      is ascending and ties go to the lower position.
 //
 // Keys are the scores' bits made monotone as unsigned integers, -0 mapped to +0.  Scores are read
-// five times, from L2 after the first; 4 bytes a key.
+// four times, from L2 after the first; 4 bytes a key.  A row is one block's: with few rows the
+// bandwidth of few multiprocessors is the bound.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
-
-#include <cub/block/block_scan.cuh>
 
 namespace dsa {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kDigits = 256;
-using Scan = cub::BlockScan<int, kThreads>;
+constexpr int kWarps = kThreads / cuda::kWarpSize;
+constexpr int kWidth = 4;  // scores of a load
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 1 << kDigitBits;
+static_assert(kWarps == cuda::kWarpSize, "a warp adds up one count of every warp");
+static_assert(kDigits == 2 * kThreads, "a thread has two digits");
 
-// Larger score, larger key; equal scores, equal keys.
-__device__ unsigned KeyOf(float score) {
-  const unsigned bits = score == 0.0F ? 0U : __float_as_uint(score);
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-}
-
-struct Threshold {
-  unsigned key;  // the K-th largest
-  int ties;      // how many keys equal to it are selected
+struct Shared {
+  int histogram[kDigits];
+  unsigned warp_sums[kWarps];
+  unsigned next_warp_sums[kWarps];
+  unsigned prefix;  // of the K-th largest key, as far as it is known
+  int missing;      // keys still to be selected of those with this prefix
 };
 
-// Every thread calls it and gets the same result.  `k` < visible.
-__device__ Threshold FindThreshold(const float* scores, int visible, int k) {
-  __shared__ int histogram[kDigits];
-  __shared__ unsigned prefix;
-  __shared__ int missing;
-  if (threadIdx.x == 0) {
-    prefix = 0;
-    missing = k;
-  }
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    if (threadIdx.x < kDigits) {
-      histogram[threadIdx.x] = 0;
-    }
-    __syncthreads();
-    const unsigned high_mask = shift == 24 ? 0U : ~0U << (shift + 8);
-    for (int i = static_cast<int>(threadIdx.x); i < visible; i += kThreads) {
-      const unsigned key = KeyOf(scores[i]);
-      if ((key & high_mask) == prefix) {
-        atomicAdd(&histogram[(key >> shift) & (kDigits - 1)], 1);
-      }
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int digit = kDigits - 1;
-      while (histogram[digit] < missing) {
-        missing -= histogram[digit];
-        --digit;
-      }
-      prefix |= static_cast<unsigned>(digit) << shift;
-    }
-    __syncthreads();
-  }
-  return {.key = prefix, .ties = missing};
+// Larger score, larger key; equal scores, equal keys.  No score but a NaN has a key near 0.
+__device__ unsigned KeyOf(float score) {
+  constexpr unsigned kMinusZero = 0x80000000U;
+  const unsigned stored = __float_as_uint(score);
+  const unsigned bits = stored == kMinusZero ? 0U : stored;
+  const auto sign = static_cast<unsigned>(static_cast<int>(bits) >> 31);
+  return bits ^ (sign | 0x80000000U);
 }
 
-__global__ __launch_bounds__(kThreads) void SelectTopKKernel(
+__device__ unsigned InclusiveWarpSum(unsigned value, int lane) {
+  for (int offset = 1; offset < cuda::kWarpSize; offset *= 2) {
+    const unsigned lower = __shfl_up_sync(cuda::kAllLanes, value, offset);
+    value += lane >= offset ? lower : 0U;
+  }
+  return value;
+}
+
+// Sums of one value a warp, over the warps before the caller's and over all.  Every thread calls
+// it, two calls in a row with different arrays: then one barrier a call is enough.
+struct WarpSums {
+  unsigned before;
+  unsigned all;
+};
+__device__ WarpSums SumOverWarps(unsigned warp_value, unsigned* sums) {
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  if (lane == 0) {
+    sums[warp] = warp_value;
+  }
+  __syncthreads();
+  const unsigned inclusive = InclusiveWarpSum(sums[lane], lane);
+  return {.before = __shfl_sync(cuda::kAllLanes, inclusive, warp) - warp_value,
+          .all = __shfl_sync(cuda::kAllLanes, inclusive, kWarps - 1)};
+}
+
+// Four scores from position i on, beyond the last visible one the NaN whose key is 0: it is counted
+// below every score, where the K-th largest is not looked for.
+__device__ cuda::Pack<float, kWidth> LoadScores(const float* scores, int i, int visible) {
+  if (i + kWidth <= visible) {
+    return cuda::LoadPack<kWidth>(scores + i);
+  }
+  cuda::Pack<float, kWidth> pack;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    pack.values[j] = i + j < visible ? scores[i + j] : __uint_as_float(0xFFFFFFFFU);
+  }
+  return pack;
+}
+
+// Counts the digits at `shift` of the keys that begin with the prefix, whose digits lie above
+// `high_mask`'s zeros.  Returns whether the thread met a NaN.
+template <int kPacks>
+__device__ bool CountDigits(Shared& shared, const float* scores, int visible, int shift,
+                            unsigned high_mask) {
+  const unsigned prefix = shared.prefix;
+  bool has_nan = false;
+  const auto count = [&](const cuda::Pack<float, kWidth>& pack, int i) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const unsigned key = KeyOf(pack.values[j]);
+      has_nan = has_nan || (isnan(pack.values[j]) && i + j < visible);
+      if ((key & high_mask) == prefix) {
+        atomicAdd(&shared.histogram[(key >> shift) & (kDigits - 1)], 1);
+      }
+    }
+  };
+  constexpr int kStep = kThreads * kWidth;
+  for (int i = static_cast<int>(threadIdx.x) * kWidth; i < visible; i += kPacks * kStep) {
+    cuda::Pack<float, kWidth> packs[kPacks];
+#pragma unroll
+    for (int load = 0; load < kPacks; ++load) {
+      packs[load] = LoadScores(scores, i + load * kStep, visible);
+    }
+#pragma unroll
+    for (int load = 0; load < kPacks; ++load) {
+      count(packs[load], i + load * kStep);
+    }
+  }
+  return has_nan;
+}
+
+// Appends the digit at `shift` to the prefix and clears the histogram.  A barrier before and after.
+__device__ void AppendDigit(Shared& shared, int shift) {
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  // From the largest digit down.
+  const int upper = kDigits - 1 - 2 * static_cast<int>(threadIdx.x);
+  const int upper_count = shared.histogram[upper];
+  const int count = upper_count + shared.histogram[upper - 1];
+  const int missing = shared.missing;
+  shared.histogram[upper] = 0;
+  shared.histogram[upper - 1] = 0;
+  const auto inclusive = InclusiveWarpSum(static_cast<unsigned>(count), lane);
+  const unsigned warp_count = __shfl_sync(cuda::kAllLanes, inclusive, cuda::kWarpSize - 1);
+  const int above =
+      static_cast<int>(SumOverWarps(warp_count, shared.warp_sums).before + inclusive) - count;
+  if (above < missing && missing <= above + count) {
+    const bool is_upper = missing <= above + upper_count;
+    shared.prefix |= static_cast<unsigned>(is_upper ? upper : upper - 1) << shift;
+    shared.missing = missing - above - (is_upper ? 0 : upper_count);
+  }
+  __syncthreads();
+}
+
+// Writes the positions of the keys above shared.prefix and of the first shared.missing equal to it.
+template <int kPacks>
+__device__ void Compact(Shared& shared, const float* scores, int visible, std::int32_t* selected) {
+  constexpr int kLoads = kPacks * kWidth;
+  constexpr int kWarpKeys = cuda::kWarpSize * kLoads;
+  static_assert(kWarps * kWarpKeys < 0x10000, "the counts of a turn fit half a word");
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  const unsigned lower_lanes = (1U << lane) - 1U;
+  const unsigned threshold = shared.prefix;
+  const int ties_wanted = shared.missing;
+  unsigned* sums = shared.warp_sums;
+  unsigned* next_sums = shared.next_warp_sums;
+  int above = 0;  // keys above the threshold so far, and equal to it
+  int equal = 0;
+  for (int base = 0; base < visible; base += kWarps * kWarpKeys) {
+    const int first = base + warp * kWarpKeys + lane;
+    unsigned keys[kLoads];
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int i = first + load * cuda::kWarpSize;
+      keys[load] = i < visible ? KeyOf(scores[i]) : 0U;  // 0 is the key of a NaN, never selected
+    }
+    unsigned counts = 0;  // both in one word
+#pragma unroll
+    for (const unsigned key : keys) {
+      counts += (key > threshold ? 0x10000U : 0U) + (key == threshold ? 1U : 0U);
+    }
+    const WarpSums turn = SumOverWarps(__reduce_add_sync(cuda::kAllLanes, counts), sums);
+    int warp_above = above + static_cast<int>(turn.before >> 16);
+    int warp_equal = equal + static_cast<int>(turn.before & 0xFFFFU);
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const unsigned above_lanes = __ballot_sync(cuda::kAllLanes, keys[load] > threshold);
+      const unsigned equal_lanes = __ballot_sync(cuda::kAllLanes, keys[load] == threshold);
+      if ((above_lanes | equal_lanes) == 0) {
+        continue;  // as most are
+      }
+      const int keys_above = warp_above + __popc(above_lanes & lower_lanes);
+      const int ties = warp_equal + __popc(equal_lanes & lower_lanes);
+      if (keys[load] > threshold || (keys[load] == threshold && ties < ties_wanted)) {
+        selected[keys_above + min(ties, ties_wanted)] = first + load * cuda::kWarpSize;
+      }
+      warp_above += __popc(above_lanes);
+      warp_equal += __popc(equal_lanes);
+    }
+    above += static_cast<int>(turn.all >> 16);
+    equal += static_cast<int>(turn.all & 0xFFFFU);
+    unsigned* const used = sums;
+    sums = next_sums;
+    next_sums = used;
+  }
+}
+
+// `kPacks` loads of a thread are on their way at once.
+template <int kPacks, int kBlocks>
+__global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
     const __grid_constant__ SelectTopKParams p) {
-  __shared__ typename Scan::TempStorage scan_storage;
+  __shared__ Shared shared;
   const std::int64_t row = blockIdx.x;
   const int k = static_cast<int>(p.selected.cols);
   const int visible = p.positions.data[row] + 1;
   const int count = min(k, visible);
   const float* scores = p.scores.Row(row);
   std::int32_t* selected = p.selected.Row(row);
-
-  bool has_nan = false;
-  for (int i = static_cast<int>(threadIdx.x); i < visible; i += kThreads) {
-    has_nan = has_nan || isnan(scores[i]);
+  for (int digit = static_cast<int>(threadIdx.x); digit < kDigits; digit += kThreads) {
+    shared.histogram[digit] = 0;
   }
-  has_nan = __syncthreads_or(static_cast<int>(has_nan)) != 0;
+  if (threadIdx.x == 0) {
+    shared.prefix = 0;
+    shared.missing = k;
+  }
+  __syncthreads();
+
+  constexpr int kShifts[] = {32 - kDigitBits, 32 - 2 * kDigitBits, 0};
+  const bool thread_nan = CountDigits<kPacks>(shared, scores, visible, kShifts[0], 0U);
+  const bool has_nan = __syncthreads_or(static_cast<int>(thread_nan)) != 0;
   if (threadIdx.x == 0) {
     p.counts.data[row] = count;
     if (has_nan) {
@@ -95,30 +226,13 @@ __global__ __launch_bounds__(kThreads) void SelectTopKKernel(
     }
     return;
   }
-
-  const Threshold threshold = FindThreshold(scores, visible, k);
-  int taken = 0;  // selected so far
-  int ties = 0;   // of them, equal to the threshold
-  for (int base = 0; base < visible && taken < k; base += kThreads) {
-    const int i = base + static_cast<int>(threadIdx.x);
-    const unsigned key = i < visible ? KeyOf(scores[i]) : 0U;
-    const bool is_tie = i < visible && key == threshold.key;
-    int tie_rank = 0;
-    int tie_total = 0;
-    Scan(scan_storage).ExclusiveSum(static_cast<int>(is_tie), tie_rank, tie_total);
-    __syncthreads();  // the scan's storage is used again
-    const bool take =
-        (i < visible && key > threshold.key) || (is_tie && ties + tie_rank < threshold.ties);
-    int rank = 0;
-    int total = 0;
-    Scan(scan_storage).ExclusiveSum(static_cast<int>(take), rank, total);
+  AppendDigit(shared, kShifts[0]);
+  for (int pass = 1; pass < 3; ++pass) {
+    CountDigits<kPacks>(shared, scores, visible, kShifts[pass], ~0U << kShifts[pass - 1]);
     __syncthreads();
-    if (take) {
-      selected[taken + rank] = i;
-    }
-    taken += total;
-    ties += tie_total;
+    AppendDigit(shared, kShifts[pass]);
   }
+  Compact<kPacks>(shared, scores, visible, selected);
 }
 
 }  // namespace
@@ -128,7 +242,12 @@ void CudaBackend::SelectTopK(const SelectTopKParams& params) {
   if (extents.tokens == 0) {
     return;
   }
-  SelectTopKKernel<<<static_cast<unsigned>(extents.tokens), kThreads, 0, state_->stream>>>(params);
+  // A long row of few is read with twice the loads on their way, which leaves registers for one
+  // block a multiprocessor.
+  constexpr std::int64_t kLong = 16384;
+  const bool is_wide = extents.tokens <= cuda::kMultiprocessors && params.scores.cols > kLong;
+  const auto kernel = is_wide ? SelectTopKKernel<4, 1> : SelectTopKKernel<2, 2>;
+  kernel<<<static_cast<unsigned>(extents.tokens), kThreads, 0, state_->stream>>>(params);
   DSA_CUDA_CHECK(cudaGetLastError());
 }
 
