@@ -1,3 +1,4 @@
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
@@ -11,6 +12,7 @@ constexpr std::size_t kWorkspaceBytes = 32UL << 20;
 constexpr std::int64_t kRowAlignment = 16;         // rows of x in an fp8 product
 constexpr std::int64_t kWeightScaleAlignment = 4;  // K blocks of the weight's scales
 constexpr int kThreads = 256;
+constexpr int kPackBytes = 16;
 
 std::int64_t RoundUp(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -25,13 +27,35 @@ cudaDataType_t CudaType(DataType type) {
   return CUDA_R_32F;
 }
 
-// target[j, i] = source[i, j]; rows of x from `rows` on are filled with zero scales.
-__global__ void TransposeScalesKernel(Matrix<const float> source, float* target,
-                                      std::int64_t target_rows) {
+// What an fp8 product wants of x, in one launch: the scales transposed, to rows of `rows`, and
+// where `padded` is given, x itself in `rows` dense rows.  Rows that x lacks are zero.
+__global__ void PrepareInputKernel(Matrix<const float> scales, float* transposed,
+                                   Matrix<const Fp8E4m3> x, Fp8E4m3* padded, std::int64_t rows) {
+  const std::int64_t scale_tasks = rows * scales.cols;
   const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
-  if (task < target_rows * source.cols) {
-    const std::int64_t row = task % target_rows;
-    target[task] = row < source.rows ? source.Row(row)[task / target_rows] : 0.0F;
+  if (task < scale_tasks) {
+    const std::int64_t row = task % rows;
+    transposed[task] = row < scales.rows ? scales.Row(row)[task / rows] : 0.0F;
+    return;
+  }
+  const std::int64_t first = (task - scale_tasks) * kPackBytes;
+  if (padded != nullptr && first < rows * x.cols) {
+    const std::int64_t row = first / x.cols;
+    Pack<Fp8E4m3, kPackBytes> pack = {};
+    if (row < x.rows) {
+      pack = LoadPack<kPackBytes>(x.Row(row) + first % x.cols);
+    }
+    StorePack(padded + first, pack);
+  }
+}
+
+// The first rows of `source`, whose rows are dense, to `target`; both in bytes.
+__global__ void CopyRowsKernel(const std::uint8_t* source, Matrix<std::uint8_t> target) {
+  const std::int64_t first =
+      (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * std::int64_t{kPackBytes};
+  if (first < target.rows * target.cols) {
+    StorePack(target.Row(first / target.cols) + first % target.cols,
+              LoadPack<kPackBytes>(source + first));
   }
 }
 
@@ -46,6 +70,12 @@ __global__ void PadScalesKernel(Matrix<const float> source, float* target,
 
 unsigned GridOf(std::int64_t tasks) {
   return static_cast<unsigned>((tasks + kThreads - 1) / kThreads);
+}
+
+// Whether cuBLASLt can read the scales of a weight where they lie.
+bool IsAligned(const Matrix<const float>& scales) {
+  return scales.cols % kWeightScaleAlignment == 0 && scales.row_stride == scales.cols &&
+         reinterpret_cast<std::uintptr_t>(scales.data) % kPackBytes == 0;
 }
 
 // One cuBLASLt object, destroyed with its scope.
@@ -140,13 +170,19 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
     return false;
   }
   const std::int64_t t_padded = RoundUp(t, kRowAlignment);
-  const std::int64_t element_bytes = SizeOf(params.y.type);
-
-  TransposeScalesKernel<<<GridOf(t_padded * params.x_scales.cols), kThreads, 0, stream>>>(
-      params.x_scales, x_scales_.As<float>(), t_padded);
-  const std::int64_t scale_cols = RoundUp(params.weight_scales.cols, kWeightScaleAlignment);
-  PadScalesKernel<<<GridOf(params.weight_scales.rows * scale_cols), kThreads, 0, stream>>>(
-      params.weight_scales, w_scales_.As<float>(), scale_cols);
+  const bool is_padded = t != t_padded;
+  PrepareInputKernel<<<GridOf(t_padded * params.x_scales.cols +
+                              (is_padded ? t_padded * k / kPackBytes : 0)),
+                       kThreads, 0, stream>>>(params.x_scales, x_scales_.As<float>(), params.x,
+                                              is_padded ? x_padded_.As<Fp8E4m3>() : nullptr,
+                                              t_padded);
+  const float* w_scales = params.weight_scales.data;
+  if (!IsAligned(params.weight_scales)) {
+    const std::int64_t scale_cols = RoundUp(params.weight_scales.cols, kWeightScaleAlignment);
+    PadScalesKernel<<<GridOf(params.weight_scales.rows * scale_cols), kThreads, 0, stream>>>(
+        params.weight_scales, w_scales_.As<float>(), scale_cols);
+    w_scales = w_scales_.As<float>();
+  }
   DSA_CUDA_CHECK(cudaGetLastError());
 
   Problem problem = {.input = CUDA_R_8F_E4M3,
@@ -160,16 +196,11 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
                      .w = params.weight.data,
                      .x = params.x.data,
                      .y = params.y.data,
-                     .w_scales = w_scales_.As<float>(),
+                     .w_scales = w_scales,
                      .x_scales = x_scales_.As<float>()};
-  if (t == t_padded) {
+  if (!is_padded) {
     return Run(problem, stream);
   }
-  // The rows of x are padded to what the product needs, those of y cut off again.
-  DSA_CUDA_CHECK(
-      cudaMemsetAsync(x_padded_.As<std::uint8_t>() + t * k, 0, (t_padded - t) * k, stream));
-  DSA_CUDA_CHECK(cudaMemcpy2DAsync(x_padded_.data(), k, params.x.data, params.x.row_stride, k, t,
-                                   cudaMemcpyDeviceToDevice, stream));
   problem.t = t_padded;
   problem.x = x_padded_.data();
   problem.ldx = k;
@@ -178,9 +209,13 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
   if (!Run(problem, stream)) {
     return false;
   }
-  DSA_CUDA_CHECK(cudaMemcpy2DAsync(params.y.data, params.y.row_stride * element_bytes,
-                                   y_padded_.data(), n * element_bytes, n * element_bytes, t,
-                                   cudaMemcpyDeviceToDevice, stream));
+  const std::int64_t element_bytes = SizeOf(params.y.type);
+  CopyRowsKernel<<<GridOf(t * n * element_bytes / kPackBytes), kThreads, 0, stream>>>(
+      y_padded_.As<const std::uint8_t>(), {.data = static_cast<std::uint8_t*>(params.y.data),
+                                           .rows = t,
+                                           .cols = n * element_bytes,
+                                           .row_stride = params.y.row_stride * element_bytes});
+  DSA_CUDA_CHECK(cudaGetLastError());
   return true;
 }
 

@@ -2,8 +2,9 @@
 //
 // cuBLASLt is column-major, so it computes y^T = W x^T: W is its transposed first operand, x its
 // second.  For fp8 the scales of W are its 128 x 128 blocks with the K axis contiguous and padded
-// to a multiple of 4, those of x are 1 x 128 with the row axis contiguous; ours are neither, so
-// they are rewritten into scratch before each call.
+// to a multiple of 4, those of x are 1 x 128 with the row axis contiguous.  Ours of x are not, and
+// of W only where K is a multiple of 512, as in every large model; what is not is rewritten into
+// scratch before each call.
 #pragma once
 
 #include "common/view.h"
