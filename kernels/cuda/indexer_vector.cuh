@@ -1,5 +1,6 @@
 // The steps that indexer keys and queries share: RoPE on the first 64 of 128 values, the Hadamard
-// rotation, and quantization, one block of 128 threads a vector, one value a thread.
+// rotation, and quantization, one warp a vector, in registers: lane l holds values 4 l .. 4 l + 3.
+// Every lane must call each.
 #pragma once
 
 #include "kernels/cuda/element.cuh"
@@ -8,56 +9,120 @@
 
 namespace dsa::cuda {
 
-inline constexpr int kIndexerThreads = kIndexerValues;
+inline constexpr int kIndexerWidth = kIndexerValues / kWarpSize;
+using IndexerPart = float[kIndexerWidth];  // a lane's values
 
-// Rotates the first 64 of the block's values by position; each thread passes and gets its own.
-// `shared` holds 128 floats.
 template <typename T>
-__device__ float RotateByPosition(float value, float* shared, const RopeTable& table,
-                                  std::int64_t position, RopeLayout layout) {
-  shared[threadIdx.x] = value;
-  __syncthreads();
-  if (threadIdx.x < kIndexerRopeValues / 2) {
-    const int pair = static_cast<int>(threadIdx.x);
-    const auto [first, second] = PairColumns(pair, kIndexerRopeValues, layout);
-    float a = shared[first];
-    float b = shared[second];
-    Rotate(table, position, pair, a, b);
-    shared[first] = Rounded<T>(a);
-    shared[second] = Rounded<T>(b);
+__device__ void LoadIndexerPart(const T* vector, int lane, IndexerPart& part) {
+  const auto pack = LoadPack<kIndexerWidth>(vector + lane * kIndexerWidth);
+#pragma unroll
+  for (int i = 0; i < kIndexerWidth; ++i) {
+    part[i] = ToFloat(pack.values[i]);
   }
-  __syncthreads();
-  return shared[threadIdx.x];
 }
 
-// H_128 / sqrt(128) applied to the block's values, H in Sylvester order; `shared` as above.
+// Rounds to T, which is exact where the values have been rounded to it before.
 template <typename T>
-__device__ float RotateByHadamard(float value, float* shared) {
+__device__ void StoreIndexerPart(T* vector, int lane, const IndexerPart& part) {
+  Pack<T, kIndexerWidth> pack;
+#pragma unroll
+  for (int i = 0; i < kIndexerWidth; ++i) {
+    pack.values[i] = FromFloat<T>(part[i]);
+  }
+  StorePack(vector + lane * kIndexerWidth, pack);
+}
+
+// Rotates the first 64 values by position, rounded to T.
+template <typename T>
+__device__ void RotateByPosition(IndexerPart& part, int lane, const RopeTable& table,
+                                 std::int64_t position, RopeLayout layout) {
+  constexpr int kLanes = kIndexerRopeValues / kIndexerWidth;  // that hold values to rotate
+  const float* cosines = table.cos.Row(position);
+  const float* sines = table.sin.Row(position);
+  if (layout == RopeLayout::kInterleaved) {
+    if (lane < kLanes) {
+      constexpr int kPairs = kIndexerWidth / 2;
+      const auto cosine = LoadPack<kPairs>(cosines + lane * kPairs);
+      const auto sine = LoadPack<kPairs>(sines + lane * kPairs);
+#pragma unroll
+      for (int i = 0; i < kIndexerWidth; i += 2) {
+        Rotate(cosine.values[i / 2], sine.values[i / 2], part[i], part[i + 1]);
+        part[i] = Rounded<T>(part[i]);
+        part[i + 1] = Rounded<T>(part[i + 1]);
+      }
+    }
+    return;
+  }
+  // Value i is paired with i + 32, which half of the rotating lanes further holds.
+  const bool is_first = (lane & (kLanes / 2)) == 0;
+  IndexerPart other;
+#pragma unroll
+  for (int i = 0; i < kIndexerWidth; ++i) {
+    other[i] = __shfl_xor_sync(kAllLanes, part[i], kLanes / 2);
+  }
+  if (lane >= kLanes) {
+    return;
+  }
+  const int first_pair = lane % (kLanes / 2) * kIndexerWidth;
+  const auto cosine = LoadPack<kIndexerWidth>(cosines + first_pair);
+  const auto sine = LoadPack<kIndexerWidth>(sines + first_pair);
+#pragma unroll
+  for (int i = 0; i < kIndexerWidth; ++i) {
+    float a = is_first ? part[i] : other[i];
+    float b = is_first ? other[i] : part[i];
+    Rotate(cosine.values[i], sine.values[i], a, b);
+    part[i] = Rounded<T>(is_first ? a : b);
+  }
+}
+
+// H_128 / sqrt(128) applied to the values, H in Sylvester order; rounded to T.
+template <typename T>
+__device__ void RotateByHadamard(IndexerPart& part, int lane) {
   constexpr float kInverseRoot = 0.08838834764831845F;  // 128^-1/2
-  __syncthreads();
-  for (int stride = 1; stride < kIndexerValues; stride *= 2) {
-    shared[threadIdx.x] = value;
-    __syncthreads();
-    const float other = shared[threadIdx.x ^ static_cast<unsigned>(stride)];
-    value = (threadIdx.x & static_cast<unsigned>(stride)) == 0 ? value + other : other - value;
-    __syncthreads();
+#pragma unroll
+  for (int stride = 1; stride < kIndexerWidth; stride *= 2) {
+#pragma unroll
+    for (int i = 0; i < kIndexerWidth; ++i) {
+      if ((i & stride) == 0) {
+        const float a = part[i];
+        const float b = part[i + stride];
+        part[i] = a + b;
+        part[i + stride] = a - b;
+      }
+    }
   }
-  return Rounded<T>(value * kInverseRoot);
+#pragma unroll
+  for (int stride = 1; stride < kWarpSize; stride *= 2) {
+    const float sign = (lane & stride) == 0 ? 1.0F : -1.0F;
+#pragma unroll
+    for (int i = 0; i < kIndexerWidth; ++i) {
+      const float other = __shfl_xor_sync(kAllLanes, part[i], stride);
+      part[i] = fmaf(part[i], sign, other);  // a sum or difference, rounded once
+    }
+  }
+#pragma unroll
+  for (float& value : part) {
+    value = Rounded<T>(value * kInverseRoot);
+  }
 }
 
-// The power-of-two scale of the block's values, in every thread.
-__device__ inline float VectorScale(float value, float* shared) {
-  const float warp_max = WarpMax(fabsf(value));
-  __syncthreads();
-  if (threadIdx.x % kWarpSize == 0) {
-    shared[threadIdx.x / kWarpSize] = warp_max;
-  }
-  __syncthreads();
+// The values in fp8; returns their power-of-two scale.
+__device__ inline float QuantizeIndexerPart(const IndexerPart& part, int lane,
+                                            std::uint8_t* vector) {
   float amax = 0.0F;
-  for (int warp = 0; warp < kIndexerThreads / kWarpSize; ++warp) {
-    amax = fmaxf(amax, shared[warp]);
+#pragma unroll
+  for (const float value : part) {
+    amax = fmaxf(amax, fabsf(value));
   }
-  return BlockScale(amax, ScaleFormat::kPowerOfTwo);
+  const float scale = BlockScale(WarpMax(amax), ScaleFormat::kPowerOfTwo);
+  const float reciprocal = 1.0F / scale;  // a power of two as well: the same quotients
+  Pack<std::uint8_t, kIndexerWidth> pack;
+#pragma unroll
+  for (int i = 0; i < kIndexerWidth; ++i) {
+    pack.values[i] = ToFp8(part[i] * reciprocal);
+  }
+  StorePack(vector + lane * kIndexerWidth, pack);
+  return scale;
 }
 
 }  // namespace dsa::cuda

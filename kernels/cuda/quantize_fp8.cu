@@ -1,4 +1,4 @@
-// QuantizeFp8: one warp per row and block of 128 columns, four values a lane.
+// QuantizeFp8: half a warp per row and block of 128 columns, eight values that lie together a lane.
 //
 // Reads b T K bytes, writes T K + 4 T K / 128.  Memory-bound.
 #include "kernels/cuda/cuda_state.h"
@@ -9,39 +9,73 @@
 namespace dsa {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * cuda::kWarpSize;
-constexpr int kValuesPerLane = kValuesPerScale / cuda::kWarpSize;
+constexpr int kThreads = 256;
+constexpr int kLanes = 16;  // of one block of columns
+constexpr int kWidth = kValuesPerScale / kLanes;
+constexpr int kTasks = kThreads / kLanes;
+
+// The lane's values of a block of columns, 0 beyond the last column.
+template <typename T>
+__device__ void LoadValues(const T* x, std::int64_t columns, float (&values)[kWidth]) {
+  if (columns >= kWidth) {
+    const auto pack = cuda::LoadPack<kWidth>(x);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      values[i] = cuda::ToFloat(pack.values[i]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    values[i] = i < columns ? cuda::ToFloat(x[i]) : 0.0F;
+  }
+}
 
 template <typename T>
 __global__ __launch_bounds__(kThreads) void QuantizeFp8Kernel(
     const __grid_constant__ QuantizeFp8Params p, std::int64_t blocks) {
-  const std::int64_t task = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
-  if (task >= p.x.rows * blocks) {
-    return;
-  }
-  const std::int64_t row = task / blocks;
-  const std::int64_t block = task % blocks;
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const T* x = static_cast<const T*>(p.x.data) + row * p.x.row_stride;
+  const std::int64_t task = blockIdx.x * std::int64_t{kTasks} + threadIdx.x / kLanes;
+  const bool has_task = task < p.x.rows * blocks;  // all lanes stay, to exchange maxima
+  const std::int64_t row = has_task ? task / blocks : 0;
+  const std::int64_t block = has_task ? task % blocks : 0;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const std::int64_t first = block * kValuesPerScale + lane * kWidth;
+  const std::int64_t columns = p.x.cols - first;  // from the lane's first on; may be negative
 
-  float values[kValuesPerLane];
+  float values[kWidth];
+  LoadValues(static_cast<const T*>(p.x.data) + row * p.x.row_stride + first, columns, values);
   float amax = 0.0F;
 #pragma unroll
-  for (int i = 0; i < kValuesPerLane; ++i) {
-    const std::int64_t column = block * kValuesPerScale + i * cuda::kWarpSize + lane;
-    values[i] = column < p.x.cols ? cuda::ToFloat(x[column]) : 0.0F;
+  for (int i = 0; i < kWidth; ++i) {
     amax = fmaxf(amax, fabsf(values[i]));
   }
-  const float scale = cuda::BlockScale(cuda::WarpMax(amax), p.scale_format);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    amax = fmaxf(amax, __shfl_xor_sync(cuda::kAllLanes, amax, offset));
+  }
+  if (!has_task) {
+    return;
+  }
+  const float scale = cuda::BlockScale(amax, p.scale_format);
   if (lane == 0) {
     p.scales.Row(row)[block] = scale;
   }
+  // A division by a power of two and a product with its reciprocal are the same number.
+  const bool is_power = p.scale_format == ScaleFormat::kPowerOfTwo;
+  const float reciprocal = 1.0F / scale;
+  cuda::Pack<Fp8E4m3, kWidth> quantized;
 #pragma unroll
-  for (int i = 0; i < kValuesPerLane; ++i) {
-    const std::int64_t column = block * kValuesPerScale + i * cuda::kWarpSize + lane;
-    if (column < p.x.cols) {
-      p.values.Row(row)[column].bits = cuda::ToFp8(values[i] / scale);
+  for (int i = 0; i < kWidth; ++i) {
+    quantized.values[i].bits = cuda::ToFp8(is_power ? values[i] * reciprocal : values[i] / scale);
+  }
+  Fp8E4m3* to = p.values.Row(row) + first;
+  if (columns >= kWidth) {
+    cuda::StorePack(to, quantized);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    if (i < columns) {
+      to[i] = quantized.values[i];
     }
   }
 }
@@ -56,7 +90,7 @@ void CudaBackend::QuantizeFp8(const QuantizeFp8Params& params) {
   }
   cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
     QuantizeFp8Kernel<T>
-        <<<static_cast<unsigned>((tasks + kWarps - 1) / kWarps), kThreads, 0, state_->stream>>>(
+        <<<static_cast<unsigned>((tasks + kTasks - 1) / kTasks), kThreads, 0, state_->stream>>>(
             params, extents.blocks);
   });
   DSA_CUDA_CHECK(cudaGetLastError());

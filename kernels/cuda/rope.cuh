@@ -15,15 +15,18 @@ __device__ inline RopePair PairColumns(int i, int width, RopeLayout layout) {
                                             : RopePair{i, i + width / 2};
 }
 
-// (a, b) rotated by the angle of `position` and pair i, in the order of the CPU's operations and
-// without contraction, so that both backends round alike.
-__device__ inline void Rotate(const RopeTable& table, std::int64_t position, int i, float& a,
-                              float& b) {
-  const float cosine = table.cos.Row(position)[i];
-  const float sine = table.sin.Row(position)[i];
+// (a, b) rotated, in the order of the CPU's operations and without contraction, so that both
+// backends round alike.
+__device__ inline void Rotate(float cosine, float sine, float& a, float& b) {
   const float rotated_a = __fsub_rn(__fmul_rn(a, cosine), __fmul_rn(b, sine));
   b = __fadd_rn(__fmul_rn(b, cosine), __fmul_rn(a, sine));
   a = rotated_a;
+}
+
+// The same by the angle of `position` and pair i.
+__device__ inline void Rotate(const RopeTable& table, std::int64_t position, int i, float& a,
+                              float& b) {
+  Rotate(table.cos.Row(position)[i], table.sin.Row(position)[i], a, b);
 }
 
 }  // namespace dsa::cuda

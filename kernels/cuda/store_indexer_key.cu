@@ -1,5 +1,5 @@
-// StoreIndexerKey: one block of 128 threads per token, one value a thread, all steps in registers
-// and 512 bytes of shared memory.  Reads 128 b bytes a token, writes 132; tiny.
+// StoreIndexerKey: one warp per token, eight a block, all steps in registers.  Reads 128 b bytes a
+// token, writes 132; tiny.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/indexer_vector.cuh"
 #include "kernels/cuda/launch.h"
@@ -7,27 +7,44 @@
 namespace dsa {
 namespace {
 
-using cuda::kIndexerThreads;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * cuda::kWarpSize;
+
+// Layer norm of a warp's values with weight and bias, rounded to T.
+template <typename T>
+__device__ void Normalise(const StoreIndexerKeyParams& p, int lane, cuda::IndexerPart& part) {
+  constexpr float kCount = static_cast<float>(kIndexerValues);
+  const float mean = cuda::WarpSum((part[0] + part[1]) + (part[2] + part[3])) / kCount;
+  float squares = 0.0F;
+#pragma unroll
+  for (float& value : part) {
+    value -= mean;
+    squares += value * value;
+  }
+  const float variance = cuda::WarpSum(squares) / kCount;
+  const float deviation = sqrtf(variance + p.eps);
+  cuda::IndexerPart weight;
+  cuda::IndexerPart bias;
+  cuda::LoadIndexerPart(p.norm_weight.data, lane, weight);
+  cuda::LoadIndexerPart(p.norm_bias.data, lane, bias);
+#pragma unroll
+  for (int i = 0; i < cuda::kIndexerWidth; ++i) {
+    part[i] = cuda::Rounded<T>(__fadd_rn(__fmul_rn(part[i] / deviation, weight[i]), bias[i]));
+  }
+}
 
 template <typename T>
-__global__ __launch_bounds__(kIndexerThreads) void StoreIndexerKeyKernel(
+__global__ __launch_bounds__(kThreads) void StoreIndexerKeyKernel(
     const __grid_constant__ StoreIndexerKeyParams p) {
-  __shared__ float shared[kIndexerValues];
-  const std::int64_t row = blockIdx.x;
-  const int i = static_cast<int>(threadIdx.x);
-  const T* k = static_cast<const T*>(p.k.data) + row * p.k.row_stride;
-
-  // Layer norm.
-  constexpr float kCount = static_cast<float>(kIndexerValues);
-  const float x = cuda::ToFloat(k[i]);
-  const float mean = cuda::BlockSum<kIndexerThreads>(x) / kCount;
-  const float centred = x - mean;
-  const float variance = cuda::BlockSum<kIndexerThreads>(centred * centred) / kCount;
-  const float normed = centred / sqrtf(variance + p.eps);
-  float value =
-      cuda::Rounded<T>(__fadd_rn(__fmul_rn(normed, p.norm_weight.data[i]), p.norm_bias.data[i]));
-
-  value = cuda::RotateByPosition<T>(value, shared, p.table, p.positions.data[row], p.layout);
+  const std::int64_t row = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
+  if (row >= p.k.rows) {
+    return;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  cuda::IndexerPart part;
+  cuda::LoadIndexerPart(static_cast<const T*>(p.k.data) + row * p.k.row_stride, lane, part);
+  Normalise<T>(p, lane, part);
+  cuda::RotateByPosition<T>(part, lane, p.table, p.positions.data[row], p.layout);
 
   // Store.
   const std::int64_t slot = p.slots.data[row];
@@ -35,18 +52,17 @@ __global__ __launch_bounds__(kIndexerThreads) void StoreIndexerKeyKernel(
   std::uint8_t* block =
       p.cache.data + slot / kTokensPerBlock * kTokensPerBlock * IndexerTokenBytes(p.cache.format);
   if (p.cache.format == KvFormat::kF32) {
-    reinterpret_cast<float*>(block)[token * kIndexerValues + i] = value;
+    cuda::StoreIndexerPart(reinterpret_cast<float*>(block) + token * kIndexerValues, lane, part);
     return;
   }
   if (p.cache.format == KvFormat::kBf16) {
-    reinterpret_cast<__nv_bfloat16*>(block)[token * kIndexerValues + i] =
-        cuda::FromFloat<__nv_bfloat16>(value);
+    cuda::StoreIndexerPart(reinterpret_cast<__nv_bfloat16*>(block) + token * kIndexerValues, lane,
+                           part);
     return;
   }
-  value = cuda::RotateByHadamard<T>(value, shared);
-  const float scale = cuda::VectorScale(value, shared);
-  block[IndexerBlock::Values(token) + i] = cuda::ToFp8(value / scale);
-  if (i == 0) {
+  cuda::RotateByHadamard<T>(part, lane);
+  const float scale = cuda::QuantizeIndexerPart(part, lane, block + IndexerBlock::Values(token));
+  if (lane == 0) {
     *reinterpret_cast<float*>(block + IndexerBlock::Scale(token)) = scale;
   }
 }
@@ -60,7 +76,8 @@ void CudaBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
   }
   cuda::DispatchFloat(params.k.type, [&, tokens = tokens]<typename T>(T) {
     StoreIndexerKeyKernel<T>
-        <<<static_cast<unsigned>(tokens), kIndexerThreads, 0, state_->stream>>>(params);
+        <<<static_cast<unsigned>((tokens + kWarps - 1) / kWarps), kThreads, 0, state_->stream>>>(
+            params);
   });
   DSA_CUDA_CHECK(cudaGetLastError());
 }
