@@ -1,6 +1,6 @@
 // The Hopper backend (sm_90a).  Host code may include this header: it names no CUDA type.
 //
-// First, plain versions of the ops that surround attention.  An op that is not here yet ends the
+// The ops that surround attention, the indexer's included.  An op that is not here yet ends the
 // process with its name; IsComplete says so beforehand, and `dsa serve` asks it.
 #pragma once
 
