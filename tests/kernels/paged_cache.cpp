@@ -220,6 +220,13 @@ double PowerOfTwoScale(std::span<const double> block) {
   return std::exp2(std::ceil(std::log2(amax / 448.0)));
 }
 
+void RoundToScaledE4m3(std::span<double> block) {
+  const double scale = PowerOfTwoScale(block);
+  for (double& value : block) {
+    value = DecodeE4m3(EncodeE4m3(value / scale)) * scale;
+  }
+}
+
 std::vector<double> Rounded(DataType type, std::span<const double> values) {
   const std::vector<float> floats(values.begin(), values.end());
   const std::vector<float> rounded = RoundedTo(type, floats);

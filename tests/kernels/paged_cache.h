@@ -90,6 +90,8 @@ void EncodeIndexerKey(KvFormat format, std::vector<std::uint8_t>& region, std::i
 double DecodeE4m3(std::uint8_t code);
 std::uint8_t EncodeE4m3(double value);
 double PowerOfTwoScale(std::span<const double> block);
+// A block as fp8 with that scale keeps it, the scale applied.
+void RoundToScaledE4m3(std::span<double> block);
 
 // `values` to the nearest that `type` can hold.
 std::vector<double> Rounded(DataType type, std::span<const double> values);
