@@ -327,8 +327,8 @@ TEST_CASE("inspect shows a good checkpoint and refuses a broken one", "[e2e]") {
   CHECK(small > 0);
   CHECK(scratch_of("8192", "4") == Approx(small + 4 * 16 * 7168 * 12 / 1e6).margin(0.02));
   CHECK(scratch_of("1024", "8") > 1.2 * small);
-  const Ended too_much = RunDsa(
-      {"inspect", "--model", TinyModel(), "--kv-cache-memory-bytes", "100000000000000"}, "");
+  const Ended too_much =
+      RunDsa({"inspect", "--model", TinyModel(), "--kv-cache-memory-bytes", "100000000000000"}, "");
   CHECK(too_much.exit_code == 0);
   CHECK(too_much.out.find("not enough memory: ") != std::string::npos);
   CheckRefused({"serve", "--model", TinyModel(), "--listen", "127.0.0.1:0",
