@@ -17,7 +17,10 @@ function(dsa_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_warnings)
   # Much of the time of compiling a test, two thirds where it is sanitized, goes into optimising
   # Catch2's macros.
-  target_compile_options(${name} PRIVATE $<$<BOOL:${DSA_SANITIZE}>:-O0>
-                                         $<$<CONFIG:RelWithDebInfo>:-O1>)
+  if(DSA_SANITIZE)
+    target_compile_options(${name} PRIVATE -O0)
+  else()
+    target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
+  endif()
   catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600)
 endfunction()
