@@ -5,6 +5,7 @@
 // and serve activations and weights, which are float32 or bfloat16 by configuration.
 #pragma once
 
+#include "common/check.h"
 #include "common/numeric.h"
 
 #include <cstdint>
@@ -75,5 +76,19 @@ struct BasicAnyTensor3 {
 };
 using AnyTensor3 = BasicAnyTensor3<void>;
 using ConstAnyTensor3 = BasicAnyTensor3<const void>;
+
+// A [T, H * W] matrix as [T, H, W].
+inline AnyTensor3 HeadsOf(const AnyMatrix& matrix, std::int64_t heads) {
+  DSA_CHECK(heads > 0 && matrix.cols % heads == 0, "HeadsOf: {} columns over {} heads", matrix.cols,
+            heads);
+  const std::int64_t width = matrix.cols / heads;
+  return {.data = matrix.data,
+          .type = matrix.type,
+          .rows = matrix.rows,
+          .heads = heads,
+          .cols = width,
+          .row_stride = matrix.row_stride,
+          .head_stride = width};
+}
 
 }  // namespace dsa

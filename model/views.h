@@ -39,20 +39,6 @@ inline AnyTensor3 ColumnsOf(const AnyTensor3& tensor, std::int64_t first, std::i
   return columns;
 }
 
-// A [T, H * W] matrix as [T, H, W].
-inline AnyTensor3 HeadsOf(const AnyMatrix& matrix, std::int64_t heads) {
-  DSA_CHECK(heads > 0 && matrix.cols % heads == 0, "HeadsOf: {} columns over {} heads", matrix.cols,
-            heads);
-  const std::int64_t width = matrix.cols / heads;
-  return {.data = matrix.data,
-          .type = matrix.type,
-          .rows = matrix.rows,
-          .heads = heads,
-          .cols = width,
-          .row_stride = matrix.row_stride,
-          .head_stride = width};
-}
-
 template <typename T>
 Matrix<const T> AsConst(const Matrix<T>& matrix) {
   return {.data = matrix.data,

@@ -90,16 +90,6 @@ class Event final {
 
 }  // namespace
 
-AnyTensor3 DeviceOperand::Heads(std::int64_t heads) const {
-  return {.data = view.data,
-          .type = view.type,
-          .rows = view.rows,
-          .heads = heads,
-          .cols = view.cols / heads,
-          .row_stride = view.row_stride,
-          .head_stride = view.cols / heads};
-}
-
 DeviceBench::DeviceBench(CudaBackend& backend)
     : backend_(backend), flush_(Allocate(kFlushBytes + 4)) {
   backend_.Zero(flush_.data(), flush_.bytes());

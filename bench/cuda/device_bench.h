@@ -7,6 +7,7 @@
 // included, and not the host's launches.
 #pragma once
 
+#include "bench/harness.h"
 #include "kernels/cuda/cuda_backend.h"
 
 #include <cstdint>
@@ -22,12 +23,6 @@ struct DeviceTiming {
   double p90;
 };
 
-// The least work of one call, computed from its parameters.
-struct DeviceWork {
-  double bytes;  // each input read once, each output written once
-  double flops;  // of matrix products; a multiply-add counts as two
-};
-
 // A dense [rows, cols] matrix of random values.
 struct DeviceOperand {
   DeviceBuffer buffer;
@@ -40,8 +35,6 @@ struct DeviceOperand {
             .cols = view.cols,
             .row_stride = view.row_stride};
   }
-  // [rows, heads, cols / heads]
-  AnyTensor3 Heads(std::int64_t heads) const;
 };
 
 class DeviceBench final {
@@ -68,7 +61,7 @@ class DeviceBench final {
   void Heading(const std::string& text) const;
   // "rms_norm  T=64 D=7168  4.1 us [4.0, 4.6]  1.84 MB  447 GB/s  0.0 TFLOP/s  15 % of copy", the
   // ceiling whose time for the work is the longer.
-  void Row(const std::string& op, const std::string& shape, const DeviceWork& work,
+  void Row(const std::string& op, const std::string& shape, const Work& work,
            const std::function<void()>& body) const;
 
  private:

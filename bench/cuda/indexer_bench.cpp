@@ -53,7 +53,7 @@ void BenchDecode(const DeviceBench& bench, std::int64_t rows, std::int64_t conte
   const DeviceOperand selected = bench.Random(DataType::kF32, rows, kSelected);
   const DeviceOperand counts = bench.Random(DataType::kF32, 2, rows);  // and the faults
   const IndexerLogitsParams logits{
-      .queries = queries.Heads(kHeads),
+      .queries = HeadsOf(queries.view, kHeads),
       .weights = weights.As<const float>(),
       .cache = {.data = keys.As<std::uint8_t>(), .blocks = blocks, .format = KvFormat::kFp8},
       .rows = decode.view,

@@ -17,7 +17,7 @@ std::string Describe(std::int64_t tokens, const Projection& projection) {
                      projection.name);
 }
 
-DeviceWork WorkOf(const AnyMatrix& x, const AnyMatrix& weight, const AnyMatrix& y) {
+Work WorkOf(const AnyMatrix& x, const AnyMatrix& weight, const AnyMatrix& y) {
   const auto bytes = [](const AnyMatrix& matrix) {
     return static_cast<double>(matrix.rows * matrix.cols * SizeOf(matrix.type));
   };

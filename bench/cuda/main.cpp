@@ -39,7 +39,7 @@ void DeviceBench::Heading(const std::string& text) const {
   fmt::print("\n{}\n", text);
 }
 
-void DeviceBench::Row(const std::string& op, const std::string& shape, const DeviceWork& work,
+void DeviceBench::Row(const std::string& op, const std::string& shape, const Work& work,
                       const std::function<void()>& body) const {
   const DeviceTiming timing = Measure(body);
   const double copy_us = work.bytes / copy_bytes_per_us_;

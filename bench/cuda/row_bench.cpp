@@ -99,7 +99,7 @@ void BenchRope(const DeviceBench& bench, const PositionedRows& rows) {
   constexpr std::int64_t kNope = 128;
   const DeviceOperand q =
       bench.Random(DataType::kBf16, rows.rows, kHeads * (kNope + kLatentRopeValues));
-  AnyTensor3 heads = q.Heads(kHeads);
+  AnyTensor3 heads = HeadsOf(q.view, kHeads);
   heads.data = q.buffer.As<Bf16>() + kNope;
   heads.cols = kLatentRopeValues;
   const RopeParams params{.x = heads,
@@ -165,13 +165,13 @@ void BenchPrepareQuery(const DeviceBench& bench, const PositionedRows& rows) {
   const DeviceOperand queries =
       bench.Random(DataType::kFp8E4m3, rows.rows, kHeads * kIndexerValues);
   const DeviceOperand weights = bench.Random(DataType::kF32, rows.rows, kHeads);
-  const PrepareIndexerQueryParams params{.q = q.Heads(kHeads),
+  const PrepareIndexerQueryParams params{.q = HeadsOf(q.view, kHeads),
                                          .positions = rows.Positions(),
                                          .table = rows.Table(),
                                          .layout = RopeLayout::kHalfSplit,
                                          .format = KvFormat::kFp8,
                                          .head_weights = head_weights.view,
-                                         .queries = queries.Heads(kHeads),
+                                         .queries = HeadsOf(queries.view, kHeads),
                                          .weights = weights.As<float>()};
   bench.Row("prepare_indexer_query", fmt::format("T={} H={} fp8", rows.rows, kHeads),
             {.bytes = static_cast<double>(rows.rows) *

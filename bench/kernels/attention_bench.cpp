@@ -47,7 +47,7 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
   const DeviceMatrix q_latent = RandomMatrix(backend, kType, rows, heads * kLatentValues);
   const DeviceMatrix o_latent = RandomMatrix(backend, kType, rows, heads * kLatentValues);
   const DeviceMatrix o = RandomMatrix(backend, kType, rows, heads * kValue);
-  const AnyTensor3 queries = Heads(q, heads);
+  const AnyTensor3 queries = HeadsOf(q.view, heads);
   const std::string shape =
       fmt::format("fp8 T={} H={} K={} context={}", rows, heads, selected, kContext);
   const double queries_run = static_cast<double>(rows * heads);
@@ -57,24 +57,24 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
   report.Row("absorb_query", shape, Measure([&] {
                backend.AbsorbQuery({.q_nope = Columns(queries, 0, kNope),
                                     .w_uk = Weight(w_uk, kNope),
-                                    .q_latent = Heads(q_latent, heads)});
+                                    .q_latent = HeadsOf(q_latent.view, heads)});
              }),
              {.bytes = weight_bytes, .flops = projection});
   report.Row("latent_attention", shape, Measure([&] {
-               backend.LatentAttention({.q_latent = Heads(q_latent, heads),
+               backend.LatentAttention({.q_latent = HeadsOf(q_latent.view, heads),
                                         .q_rope = Columns(queries, kNope, kLatentRopeValues),
                                         .cache = batch.Latents(),
                                         .rows = batch.View(),
                                         .selection = selection,
                                         .softmax_scale = 0.02F,
-                                        .o_latent = Heads(o_latent, heads)});
+                                        .o_latent = HeadsOf(o_latent.view, heads)});
              }),
              {.bytes = static_cast<double>(rows * selected * LatentBlock::kTokenBytes),
               .flops = 2.0 * queries_run * static_cast<double>(selected * (576 + 512))});
   report.Row("expand_value", shape, Measure([&] {
-               backend.ExpandValue({.o_latent = Heads(o_latent, heads),
+               backend.ExpandValue({.o_latent = HeadsOf(o_latent.view, heads),
                                     .w_uv = Weight(w_uv, kValue),
-                                    .o = Heads(o, heads)});
+                                    .o = HeadsOf(o.view, heads)});
              }),
              {.bytes = weight_bytes, .flops = projection});
   if (rows > 1 && heads == 8) {  // minutes at 128 heads
@@ -87,7 +87,7 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
                                    .rows = batch.View(),
                                    .selection = selection,
                                    .softmax_scale = 0.02F,
-                                   .o = Heads(o, heads)});
+                                   .o = HeadsOf(o.view, heads)});
         }),
         {.bytes = static_cast<double>(kContext * LatentBlock::kTokenBytes * heads),
          .flops = 2.0 * static_cast<double>(heads * kContext * (kNope + kValue)) * 512.0 +

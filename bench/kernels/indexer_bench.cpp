@@ -37,13 +37,13 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
   const std::string shape =
       fmt::format("{} T={} H={} context={}", bench_case.name, rows, heads, context);
   const Timing prepare = Measure([&] {
-    backend.PrepareIndexerQuery({.q = Heads(q, heads),
+    backend.PrepareIndexerQuery({.q = HeadsOf(q.view, heads),
                                  .positions = batch.Positions(),
                                  .table = batch.Table(),
                                  .layout = RopeLayout::kHalfSplit,
                                  .format = format,
                                  .head_weights = head_weights.view,
-                                 .queries = Heads(queries, heads),
+                                 .queries = HeadsOf(queries.view, heads),
                                  .weights = weight_view});
   });
   const double values = static_cast<double>(rows * heads * kIndexerValues);
@@ -51,7 +51,7 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
              {.bytes = values * static_cast<double>(4 + SizeOf(stored)), .flops = values * 10.0});
   const Timing logits = Measure([&] {
     backend.IndexerLogits(
-        {.queries = Heads(queries, heads),
+        {.queries = HeadsOf(queries.view, heads),
          .weights = {.data = weight_view.data, .rows = rows, .cols = heads, .row_stride = heads},
          .cache = batch.IndexerKeys(),
          .rows = batch.View(),

@@ -31,17 +31,6 @@ DeviceBuffer Upload(Backend& backend, const void* values, std::size_t bytes) {
   return buffer;
 }
 
-AnyTensor3 Heads(const DeviceMatrix& matrix, std::int64_t heads) {
-  const AnyMatrix& view = matrix.view;
-  return {.data = view.data,
-          .type = view.type,
-          .rows = view.rows,
-          .heads = heads,
-          .cols = view.cols / heads,
-          .row_stride = view.row_stride,
-          .head_stride = view.cols / heads};
-}
-
 PagedBatch::PagedBatch(Backend& backend, KvFormat format, std::int64_t context, std::int64_t rows)
     : backend_(backend),
       format_(format),

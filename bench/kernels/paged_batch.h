@@ -48,7 +48,4 @@ class PagedBatch final {
   DeviceBuffer counts_;
 };
 
-// A [rows, heads, cols] view of a matrix of heads * cols columns.
-AnyTensor3 Heads(const DeviceMatrix& matrix, std::int64_t heads);
-
 }  // namespace dsa::bench

@@ -1,6 +1,8 @@
 // What a process may use of its machine, from the texts that the kernel shows.
 #include "common/machine.h"
 
+#include "tests/temporary_folder.h"
+
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -8,9 +10,25 @@
 
 #include <catch2/catch.hpp>
 #include <sched.h>
-#include <unistd.h>
 
 namespace dsa {
+namespace {
+
+// The kernel's files below a folder of the test's own.
+class KernelFiles final {
+ public:
+  const std::string& root() const { return folder_.path(); }
+  void operator()(const std::string& name, const std::string& text) const {
+    const std::filesystem::path path = folder_ / name;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+
+ private:
+  testing::TemporaryFolder folder_;
+};
+
+}  // namespace
 
 TEST_CASE("a CPU quota is whole CPUs, rounded up, or none", "[common][machine]") {
   CHECK(ParseCpuQuota("200000 100000\n") == 2);
@@ -41,13 +59,8 @@ TEST_CASE("the folders of a control group are its own and those above", "[common
 }
 
 TEST_CASE("the smallest quota of any folder binds, in either version", "[common][machine]") {
-  const std::filesystem::path root =
-      std::filesystem::temp_directory_path() / ("machine_test_" + std::to_string(::getpid()));
-  const auto write = [&](const std::string& name, const std::string& text) {
-    std::filesystem::create_directories((root / name).parent_path());
-    std::ofstream(root / name) << text;
-  };
-  const std::string top = root.string();
+  const KernelFiles write;
+  const std::string& top = write.root();
   write("a/b/cpu.max", "max 100000\n");
   const std::vector<std::string> folders = CgroupFolders(top, "0::/a/b\n", "cpu");
   CHECK(SmallestCpuQuota(folders) == std::nullopt);
@@ -62,7 +75,6 @@ TEST_CASE("the smallest quota of any folder binds, in either version", "[common]
   CHECK(SmallestCpuQuota(old) == std::nullopt);
   write("cpu/cpu.cfs_quota_us", "120000\n");
   CHECK(SmallestCpuQuota(old) == 2);
-  std::filesystem::remove_all(root);
 }
 
 TEST_CASE("memory limits leave what is not used, page cache aside", "[common][machine]") {
@@ -70,13 +82,8 @@ TEST_CASE("memory limits leave what is not used, page cache aside", "[common][ma
         std::int64_t{24'173'380} * 1024);
   CHECK(FindMemoryLine("inactive_file 5\nfile 7\n", "file") == 7);
   CHECK(FindMemoryLine("", "file") == std::nullopt);
-  const std::filesystem::path root =
-      std::filesystem::temp_directory_path() / ("memory_test_" + std::to_string(::getpid()));
-  const auto write = [&](const std::string& name, const std::string& text) {
-    std::filesystem::create_directories((root / name).parent_path());
-    std::ofstream(root / name) << text;
-  };
-  const std::vector<std::string> folders = CgroupFolders(root.string(), "0::/a\n", "memory");
+  const KernelFiles write;
+  const std::vector<std::string> folders = CgroupFolders(write.root(), "0::/a\n", "memory");
   write("a/memory.max", "max\n");
   write("a/memory.current", "500\n");
   CHECK(SmallestMemoryLeft(folders) == std::nullopt);
@@ -94,8 +101,7 @@ TEST_CASE("memory limits leave what is not used, page cache aside", "[common][ma
   write("memory/memory.limit_in_bytes", "1000\n");
   write("memory/memory.usage_in_bytes", "700\n");
   write("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 20\n");
-  CHECK(SmallestMemoryLeft(CgroupFolders(root.string(), "4:memory:/docker/1\n", "memory")) == 420);
-  std::filesystem::remove_all(root);
+  CHECK(SmallestMemoryLeft(CgroupFolders(write.root(), "4:memory:/docker/1\n", "memory")) == 420);
   CHECK(AvailableMemoryBytes() > 0);
 }
 

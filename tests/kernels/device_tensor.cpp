@@ -73,14 +73,7 @@ AnyMatrix DeviceTensor::View() const {
 }
 
 AnyTensor3 DeviceTensor::Heads(std::int64_t heads) const {
-  REQUIRE(shape_.cols % heads == 0);
-  return {.data = bytes_.data(),
-          .type = type_,
-          .rows = shape_.rows,
-          .heads = heads,
-          .cols = shape_.cols / heads,
-          .row_stride = shape_.row_stride,
-          .head_stride = shape_.cols / heads};
+  return HeadsOf(View(), heads);
 }
 
 std::vector<std::uint8_t> DeviceTensor::DownloadBits() const {

@@ -6,41 +6,16 @@
 #include "common/json.h"
 #include "common/numeric.h"
 #include "model/random_checkpoint.h"
+#include "tests/temporary_folder.h"
 
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include <stdlib.h>
-
 namespace dsa::testing {
-
-// A new folder, removed with its owner.
-class TemporaryFolder final {
- public:
-  TemporaryFolder() {
-    // mkdtemp replaces the last six letters.
-    std::string pattern = (std::filesystem::temp_directory_path() / "dsa-test-").string();
-    pattern.append(6, 'X');
-    DSA_CHECK(mkdtemp(pattern.data()) != nullptr, "mkdtemp");
-    path_ = pattern;
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline std::string ReadBytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
