@@ -1,9 +1,9 @@
 #include "tests/api/test_server.h"
 
 #include "common/check.h"
+#include "server/engine/wakeup.h"
 
 #include <chrono>
-#include <thread>
 #include <utility>
 
 #include <fmt/core.h>
@@ -113,9 +113,13 @@ bool Eventually(const std::function<bool()>& condition) {
     if (std::chrono::steady_clock::now() > limit) {
       return false;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    Pause(std::chrono::milliseconds(1));
   }
   return true;
+}
+
+void Pause(std::chrono::microseconds duration) {
+  Wakeup().WaitFor(duration);
 }
 
 }  // namespace dsa::testing

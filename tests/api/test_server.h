@@ -12,6 +12,7 @@
 #include "tests/engine/step_control.h"
 #include "tests/engine/testing.h"
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -69,5 +70,8 @@ class TestServer final {
 
 // Waits until `condition` holds, asking every millisecond; false after 20 s.
 bool Eventually(const std::function<bool()>& condition);
+
+// Lets time pass in which something must not happen.
+void Pause(std::chrono::microseconds duration);
 
 }  // namespace dsa::testing

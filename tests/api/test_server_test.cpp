@@ -39,7 +39,7 @@ TEST_CASE("a held step ends when it is let pass, and tokens are as promised", "[
   CHECK(server.steps().WaitForStep(1));
   server.steps().LetPass(1);
   CHECK(server.steps().WaitForStep(2));
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  testing::Pause(std::chrono::milliseconds(20));
   CHECK(server.steps().begun() == 2);
   CHECK(server.engine().Load().steps == 1);
   server.steps().Resume();
