@@ -12,9 +12,7 @@ endfunction()
 function(dsa_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
-  target_compile_definitions(${name} PRIVATE
-    DSA_SOURCE_DIR="${PROJECT_SOURCE_DIR}" DSA_BUILD_DIR="${PROJECT_BINARY_DIR}")
-  target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_warnings)
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_test_paths dsa_warnings)
   # Much of the time of compiling a test, two thirds where it is sanitized, goes into optimising
   # Catch2's macros.
   if(DSA_SANITIZE)

@@ -5,8 +5,6 @@ cd "$(dirname "$0")/.."
 
 preset=$1
 shift
-# Where ccache is installed, a clone elsewhere finds what this one compiled.
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 started=$SECONDS
 mkdir -p build
 log=build/$preset.log

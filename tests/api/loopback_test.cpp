@@ -7,6 +7,7 @@
 #include "proto/health.grpc.pb.h"
 #include "proto/model.grpc.pb.h"
 #include "proto/token.grpc.pb.h"
+#include "tests/paths.h"
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
@@ -33,8 +34,8 @@ v1::CompletionRequest Valid() {
 
 const Tokenizer& TestTokenizer() {
   static const std::unique_ptr<Tokenizer> tokenizer =
-      std::move(
-          Tokenizer::Load(DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json"))
+      std::move(Tokenizer::Load(
+                    testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json")))
           .value();
   return *tokenizer;
 }

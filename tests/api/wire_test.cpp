@@ -6,6 +6,7 @@
 #include "proto/health.grpc.pb.h"
 #include "proto/token.grpc.pb.h"
 #include "tests/api/loopback.h"
+#include "tests/paths.h"
 #include "tokenizer/tokenizer.h"
 
 #include <map>
@@ -51,8 +52,8 @@ std::string EchoedId(const grpc::ClientContext& rpc, const grpc::Status& status)
 
 const Tokenizer& TestTokenizer() {
   static const std::unique_ptr<Tokenizer> tokenizer =
-      std::move(
-          Tokenizer::Load(DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json"))
+      std::move(Tokenizer::Load(
+                    testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json")))
           .value();
   return *tokenizer;
 }

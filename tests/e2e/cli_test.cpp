@@ -2,6 +2,7 @@
 #include "common/json.h"
 #include "tests/e2e/process.h"
 #include "tests/e2e/tiny_model.h"
+#include "tests/paths.h"
 
 #include <algorithm>
 #include <cmath>
@@ -30,12 +31,12 @@ using testing::RunDsa;
 using testing::Streams;
 using testing::TinyModel;
 
-constexpr const char* kDeepSeekTokenizer =
-    DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json";
+const std::string kDeepSeekTokenizer =
+    testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json");
 
 // A folder of this process, removed with the object.
 struct Scratch {
-  Scratch() : path(fmt::format("{}/e2e-scratch-{}", DSA_BUILD_DIR, getpid())) {
+  Scratch() : path(testing::BuildPath(fmt::format("e2e-scratch-{}", getpid()))) {
     std::filesystem::create_directories(path);
   }
   ~Scratch() { std::filesystem::remove_all(path); }

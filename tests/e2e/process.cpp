@@ -1,6 +1,7 @@
 #include "tests/e2e/process.h"
 
 #include "common/check.h"
+#include "tests/paths.h"
 
 #include <array>
 #include <cerrno>
@@ -96,7 +97,7 @@ Process::~Process() {
 }
 
 void Process::Start(const Arguments& arguments, const int (&child_ends)[3], const char* terminal) {
-  std::vector<std::string> words = {DSA_BUILD_DIR "/dsa"};
+  std::vector<std::string> words = {testing::BuildPath("dsa")};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> pointers;
   pointers.reserve(words.size() + 1);

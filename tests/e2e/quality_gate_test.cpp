@@ -9,6 +9,7 @@
 #include "proto/chat.grpc.pb.h"
 #include "server/app.h"
 #include "tests/model/indexer_faults.h"
+#include "tests/paths.h"
 
 #include <functional>
 #include <set>
@@ -21,8 +22,8 @@
 namespace dsa {
 namespace {
 
-constexpr const char* kModel = DSA_SOURCE_DIR "/models/dsa-tiny";
-constexpr const char* kQuestions = DSA_SOURCE_DIR "/tests/fixtures/quality/questions.json";
+const std::string kModel = testing::SourcePath("models/dsa-tiny");
+const std::string kQuestions = testing::SourcePath("tests/fixtures/quality/questions.json");
 constexpr int kThreads = 2;
 constexpr std::int64_t kCodeTokens = 4;  // a right answer is the code and the end
 constexpr std::int64_t kSentenceTokens = 64;

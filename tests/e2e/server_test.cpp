@@ -6,6 +6,7 @@
 #include "server/sizing.h"
 #include "tests/e2e/tiny_server.h"
 #include "tests/model/forwarding_backend.h"
+#include "tests/paths.h"
 
 #include <atomic>
 #include <thread>
@@ -423,7 +424,7 @@ TEST_CASE("a configuration or model that cannot be is refused before anything li
   config.kv_cache_memory_bytes = 1024;
   CHECK(App::Start(config).error().message.rfind("kv_cache_memory_bytes: ", 0) == 0);
   config = TinyConfig();
-  config.tokenizer = DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json";
+  config.tokenizer = testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json");
   const Error error = App::Start(config).error();
   CHECK(error.message.find("vocabulary") != std::string::npos);
   CHECK(ExitCode(error) == 2);

@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "model/random_checkpoint.h"
+#include "tests/paths.h"
 
 #include <filesystem>
 #include <system_error>
@@ -12,7 +13,7 @@ namespace dsa::testing {
 namespace {
 
 struct Folder {
-  Folder() : path(std::string(DSA_BUILD_DIR) + "/e2e-model-" + std::to_string(getpid())) {
+  Folder() : path(BuildPath("e2e-model-" + std::to_string(getpid()))) {
     RandomCheckpointOptions options;
     options.layers = 3;
     options.index_topk = kTinyTopK;

@@ -1,5 +1,6 @@
 #include "server/engine/text_decoder.h"
 
+#include "tests/paths.h"
 #include "tokenizer/tokenizer.h"
 
 #include <memory>
@@ -12,7 +13,7 @@ namespace {
 
 TEST_CASE("The tokenizer's decoder gives whole characters within its bound", "[engine][decoder]") {
   const auto tokenizer =
-      Tokenizer::Load(DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json");
+      Tokenizer::Load(testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json"));
   REQUIRE(tokenizer.ok());
   const auto factory = MakeTextDecoderFactory(*tokenizer.value());
   const std::string text = "Größe: 世界 \U0001F9E9 \U00010348 end";
@@ -32,7 +33,7 @@ TEST_CASE("The tokenizer's decoder gives whole characters within its bound", "[e
 
 TEST_CASE("A reply cut within a character shows one replacement", "[engine][decoder]") {
   const auto tokenizer =
-      Tokenizer::Load(DSA_SOURCE_DIR "/tests/fixtures/deepseek_v3_tokenizer/tokenizer.json");
+      Tokenizer::Load(testing::SourcePath("tests/fixtures/deepseek_v3_tokenizer/tokenizer.json"));
   REQUIRE(tokenizer.ok());
   const auto factory = MakeTextDecoderFactory(*tokenizer.value());
   const auto ids = tokenizer.value()->Encode("\U00010348");

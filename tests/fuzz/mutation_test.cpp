@@ -1,5 +1,6 @@
 // Seeded damage to valid inputs, through the same functions as libFuzzer.
 #include "tests/fuzz/targets.h"
+#include "tests/paths.h"
 
 #include <algorithm>
 #include <fstream>
@@ -122,7 +123,7 @@ void Run(const fuzz::Target& target, const std::string& input) {
 
 TEST_CASE("damaged input is read or refused in one line", "[fuzz]") {
   // Where a sanitizer ends the program, this file says which input it was.
-  std::ofstream progress(DSA_BUILD_DIR "/fuzz-progress");
+  std::ofstream progress(testing::BuildPath("fuzz-progress"));
   for (const fuzz::Target& target : fuzz::Targets()) {
     const std::vector<std::string> seeds = target.seeds();
     for (const std::string& seed : seeds) {

@@ -4,6 +4,7 @@
 #include "common/json.h"
 #include "model/load_progress.h"
 #include "model/safetensors.h"
+#include "tests/paths.h"
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +22,7 @@ namespace {
 constexpr std::int64_t kFixtureBytesMax = 64LL << 20;
 
 std::string FixturePath(const std::string& file) {
-  return std::string(DSA_SOURCE_DIR) + "/tests/fixtures/goldens/" + file;
+  return SourcePath("tests/fixtures/goldens/" + file);
 }
 
 // Folders of this process, removed when it ends.

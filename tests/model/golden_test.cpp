@@ -4,6 +4,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/model/operator_check.h"
 #include "tests/model/sequence_runner.h"
+#include "tests/paths.h"
 
 #include <cmath>
 #include <filesystem>
@@ -31,8 +32,7 @@ std::map<std::int64_t, std::vector<float>> PromptLogitsOf(const GoldenCase& gold
 // Not a test: make_goldens.py calls it before it runs the reference.
 TEST_CASE("write the checkpoints of the goldens", "[.]") {
   for (const GoldenCase& golden_case : GoldenCases()) {
-    const std::string folder =
-        std::string(DSA_BUILD_DIR) + "/golden_checkpoints/" + golden_case.name;
+    const std::string folder = testing::BuildPath("golden_checkpoints/" + golden_case.name);
     std::filesystem::remove_all(folder);
     REQUIRE(WriteRandomCheckpoint(golden_case.options, folder).ok());
   }

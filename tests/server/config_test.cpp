@@ -1,6 +1,8 @@
 // Laws of the configuration: flags over file over defaults, nothing unknown, documents in step.
 #include "server/config.h"
 
+#include "tests/paths.h"
+
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -22,7 +24,7 @@ std::string ReadAll(const std::string& path) {
 // A file that is gone with the test.
 struct TemporaryFile {
   explicit TemporaryFile(const std::string& text)
-      : path(fmt::format("{}/config_test_{}.json", DSA_BUILD_DIR, ::getpid())) {
+      : path(testing::BuildPath(fmt::format("config_test_{}.json", ::getpid()))) {
     std::ofstream(path) << text;
   }
   ~TemporaryFile() { std::remove(path.c_str()); }
@@ -47,7 +49,7 @@ const ConfigKey& Key(std::string_view name) {
 }  // namespace
 
 TEST_CASE("configs/README.md documents every key as the code has it", "[config]") {
-  const std::string readme = ReadAll(DSA_SOURCE_DIR "/configs/README.md");
+  const std::string readme = ReadAll(testing::SourcePath("configs/README.md"));
   const ServerConfig defaults;
   std::size_t rows = 0;
   for (const ConfigKey& key : ConfigKeys()) {
@@ -66,14 +68,14 @@ TEST_CASE("configs/README.md documents every key as the code has it", "[config]"
 }
 
 TEST_CASE("configs/server.json is the defaults, all of them", "[config]") {
-  const std::string path = DSA_SOURCE_DIR "/configs/server.json";
+  const std::string path = testing::SourcePath("configs/server.json");
   ServerConfig config;
   config.max_num_seqs = 1;
   REQUIRE(ReadConfigFile(path, config).ok());
   CHECK(ToJson(config) == ToJson(ServerConfig()));
   CHECK(ReadAll(path) == ToJson(ServerConfig()) + "\n");
   ServerConfig tiny;
-  REQUIRE(ReadConfigFile(DSA_SOURCE_DIR "/configs/tiny_cpu.json", tiny).ok());
+  REQUIRE(ReadConfigFile(testing::SourcePath("configs/tiny_cpu.json"), tiny).ok());
   CHECK(Validate(tiny).ok());
 }
 

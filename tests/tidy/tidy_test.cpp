@@ -1,4 +1,5 @@
 // The sources keep the rules of tests/tidy/rules.h, and each rule fires on text that breaks it.
+#include "tests/paths.h"
 #include "tests/tidy/rules.h"
 
 #include <algorithm>
@@ -25,7 +26,7 @@ std::string Read(const fs::path& path) {
 }
 
 std::vector<Source> Sources() {
-  const fs::path root = DSA_SOURCE_DIR;
+  const fs::path root = testing::SourcePath("");
   std::vector<Source> sources;
   for (const std::string& folder : kFolders) {
     for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
@@ -117,14 +118,14 @@ TEST_CASE("the top level holds what architecture.md argues for, and nothing else
                                          ".editorconfig",
                                          ".gitignore",
                                          ".dockerignore"};
-  for (const auto& entry : fs::directory_iterator(DSA_SOURCE_DIR)) {
+  for (const auto& entry : fs::directory_iterator(testing::SourcePath(""))) {
     INFO(entry.path().filename().string());
     CHECK(allowed.count(entry.path().filename().string()) == 1);
   }
 }
 
 TEST_CASE("the image and the Makefile install from the same package lists", "[tidy]") {
-  const fs::path root = DSA_SOURCE_DIR;
+  const fs::path root = testing::SourcePath("");
   const std::string dockerfile = Read(root / "docker/Dockerfile");
   const std::string makefile = Read(root / "Makefile");
   CHECK(Packages(Read(root / "docker/packages-build.txt")).count("g++") == 1);

@@ -3,6 +3,7 @@
 
 #include "common/file.h"
 #include "common/json.h"
+#include "tests/paths.h"
 #include "tokenizer/tokenizer.h"
 
 #include <cstdint>
@@ -12,7 +13,7 @@
 namespace dsa::testing {
 
 inline std::string FixturePath(const std::string& name) {
-  return std::string(DSA_SOURCE_DIR "/tests/fixtures/") + name;
+  return SourcePath(std::string("tests/fixtures/") + name);
 }
 
 inline const std::string& DeepSeekTokenizerPath() {

@@ -1,0 +1,44 @@
+#include "server/cli/run.h"
+
+#include "common/log.h"
+#include "server/cli/commands.h"
+#include "server/cli/report.h"
+
+#include <array>
+
+#include <CLI/CLI.hpp>
+
+namespace dsa {
+namespace {
+
+using AddCommand = void (*)(CLI::App&, int&);
+
+// In the order that --help shows.
+constexpr std::array kCommands = {
+    AddCommand{AddServeCommand},       AddCommand{AddChatCommand},
+    AddCommand{AddGenerateCommand},    AddCommand{AddLogitsCommand},
+    AddCommand{AddTokenizeCommand},    AddCommand{AddRenderCommand},
+    AddCommand{AddInspectCommand},     AddCommand{AddMakeCheckpointCommand},
+    AddCommand{AddHealthcheckCommand}, AddCommand{AddVersionCommand},
+};
+
+}  // namespace
+
+int RunProgram(int argc, char** argv) {
+  CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
+  app.require_subcommand(1);
+  app.footer("Run `dsa COMMAND --help` for the options of a command.");
+  int exit_code = 0;
+  for (const AddCommand add : kCommands) {
+    add(app, exit_code);
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    exit_code = ReportParseError(app, error);
+  }
+  FlushLog();
+  return FlushOutput(exit_code);
+}
+
+}  // namespace dsa
