@@ -5,11 +5,21 @@
 
 namespace dsa {
 
-// How a row attends.  Depends on its absolute position and the configuration only.
+// How a row attends.  Decided once for every position of a sequence, when the sequence first runs
+// (Scheduler::PathAt), and never by the chunk that computes it.
 enum class AttentionPath : std::uint8_t {
-  kDense,   // at most index_topk visible keys, or a model or configuration without selection
-  kMasked,  // expanded keys and values under the selection's mask: short prefill
-  kSparse,  // absorbed form over the selected keys
+  kDense,           // absorbed form over every visible key
+  kMaskedAll,       // expanded keys and values, every visible key
+  kMaskedSelected,  // expanded keys and values under the selection's mask
+  kSparse,          // absorbed form over the selected keys
 };
+inline constexpr int kAttentionPaths = 4;
+
+constexpr bool IsMasked(AttentionPath path) {
+  return path == AttentionPath::kMaskedAll || path == AttentionPath::kMaskedSelected;
+}
+constexpr bool Selects(AttentionPath path) {
+  return path == AttentionPath::kMaskedSelected || path == AttentionPath::kSparse;
+}
 
 }  // namespace dsa

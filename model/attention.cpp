@@ -60,33 +60,16 @@ void Transformer::WriteKeys(int layer, const Step& step, ProjectionInput& normed
 
 void Transformer::AttendRun(int layer, const Step& step, ProjectionInput& query_input,
                             const AttentionRun& run) {
-  const KeySelection every_key{};
-  if (run.path == AttentionPath::kDense) {
-    AttendLatent(layer, step, {.first = run.first_row, .count = run.rows}, every_key);
-    return;
+  const RowRange rows{.first = run.first_row, .count = run.rows};
+  KeySelection selection{};
+  if (Selects(run.path)) {
+    DSA_CHECK(parts_.config.has_indexer(), "Attention: a selection without an indexer");
+    selection = SelectKeys(layer, step, query_input, rows);
   }
-  if (run.path == AttentionPath::kSparse) {
-    DSA_CHECK(parts_.config.has_indexer(), "Attention: sparse rows in a model without an indexer");
-    const RowRange rows{.first = run.first_row, .count = run.rows};
-    AttendLatent(layer, step, rows, SelectKeys(layer, step, query_input, rows));
-    return;
-  }
-  // Stretches of rows on the same side of top-k, so that what a row computes does not depend on
-  // which rows share its run.
-  const auto selects = [&](std::int64_t row) {
-    return parts_.config.has_indexer() &&
-           step.host.positions[static_cast<std::size_t>(row)] >= parts_.config.index_topk;
-  };
-  const std::int64_t end = run.first_row + run.rows;
-  for (std::int64_t first = run.first_row; first < end;) {
-    std::int64_t next = first + 1;
-    while (next < end && selects(next) == selects(first)) {
-      ++next;
-    }
-    const RowRange rows{.first = first, .count = next - first};
-    AttendMasked(layer, step, rows,
-                 selects(first) ? SelectKeys(layer, step, query_input, rows) : every_key);
-    first = next;
+  if (IsMasked(run.path)) {
+    AttendMasked(layer, step, rows, selection);
+  } else {
+    AttendLatent(layer, step, rows, selection);
   }
 }
 

@@ -3,7 +3,7 @@
 // stands in kernels/ops/.
 //
 //   transformer.cpp  the layer loop, projections, head
-//   attention.cpp    MLA: projections, cache writes, the three attention paths
+//   attention.cpp    MLA: projections, cache writes, the four attention paths
 //   indexer.cpp      which keys a row attends to
 //   moe.cpp          dense MLP; gate, shared and routed experts
 //

@@ -181,6 +181,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
   if (!sequence.first_scheduled_us_.has_value()) {
     sequence.first_scheduled_us_ = now_us;
     sequence.cache_hit_tokens_ = sequence.computed_;
+    sequence.masked_until_ = MaskedUntil(sequence);
   }
   return true;
 }
@@ -229,8 +230,8 @@ void Scheduler::Grant(Sequence& sequence, std::int64_t tokens) {
   DSA_CHECK(end <= sequence.blocks_.capacity_tokens(), "Scheduler: position {} beyond {} blocks",
             end - 1, sequence.blocks_.blocks());
   for (std::int64_t position = sequence.computed_; position < end;) {
-    const std::int64_t row_end = std::min(end, PathEnd(position));
-    const AttentionPath path = PathAt(position);
+    const std::int64_t row_end = std::min(end, PathEnd(sequence, position));
+    const AttentionPath path = PathAt(sequence, position);
     rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
                                                              .slot = sequence.slot_,
                                                              .first_position = position,
@@ -255,24 +256,31 @@ void Scheduler::RecordWrites(const Sequence& sequence, std::int64_t end) {
   }
 }
 
-AttentionPath Scheduler::PathAt(std::int64_t position) const {
-  if (position < config_.masked_mha_until) {
-    return AttentionPath::kMasked;
+// Asked when the sequence first runs.  Only its prompt, since one row a step is not worth expanding
+// keys for; nor are a few rows behind a prefix hit.
+std::int64_t Scheduler::MaskedUntil(const Sequence& sequence) const {
+  const std::int64_t end = std::min(config_.masked_mha_until, sequence.prompt_tokens_);
+  return end - sequence.computed_ >= config_.masked_rows_min ? end : 0;
+}
+
+AttentionPath Scheduler::PathAt(const Sequence& sequence, std::int64_t position) const {
+  const bool all = config_.attention == AttentionMode::kDense || position + 1 <= config_.index_topk;
+  if (position < sequence.masked_until_) {
+    return all ? AttentionPath::kMaskedAll : AttentionPath::kMaskedSelected;
   }
-  const bool dense =
-      config_.attention == AttentionMode::kDense || position + 1 <= config_.index_topk;
-  return dense ? AttentionPath::kDense : AttentionPath::kSparse;
+  return all ? AttentionPath::kDense : AttentionPath::kSparse;
 }
 
 // The first position behind `position` with another path.
-std::int64_t Scheduler::PathEnd(std::int64_t position) const {
-  if (position < config_.masked_mha_until) {
-    return config_.masked_mha_until;
+std::int64_t Scheduler::PathEnd(const Sequence& sequence, std::int64_t position) const {
+  std::int64_t end = config_.context_tokens_max;
+  if (position < sequence.masked_until_) {
+    end = sequence.masked_until_;
   }
   if (config_.attention == AttentionMode::kSparse && position < config_.index_topk) {
-    return config_.index_topk;
+    end = std::min(end, config_.index_topk);
   }
-  return config_.context_tokens_max;
+  return end;
 }
 
 void Scheduler::Commit(const StepPlan& plan) {

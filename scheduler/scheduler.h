@@ -100,8 +100,9 @@ class Scheduler final {
   void RecordWrites(const Sequence& sequence, std::int64_t end);
   Sequence* FindLive(SequenceId id, std::int32_t slot);
   static void ReleaseBlocks(Sequence& sequence);
-  AttentionPath PathAt(std::int64_t position) const;
-  std::int64_t PathEnd(std::int64_t position) const;
+  std::int64_t MaskedUntil(const Sequence& sequence) const;
+  AttentionPath PathAt(const Sequence& sequence, std::int64_t position) const;
+  std::int64_t PathEnd(const Sequence& sequence, std::int64_t position) const;
   std::int64_t BlocksFor(std::int64_t tokens) const;
   void Insert(std::vector<Sequence*>& order, Sequence* sequence);
   static void Erase(std::vector<Sequence*>& order, const Sequence* sequence);
@@ -122,7 +123,7 @@ class Scheduler final {
   // The step being planned or in flight.
   bool in_flight_ = false;
   std::int64_t budget_ = 0;
-  std::array<std::vector<StepPlan::Row>, 3> rows_by_path_;  // by AttentionPath
+  std::array<std::vector<StepPlan::Row>, kAttentionPaths> rows_by_path_;  // by AttentionPath
   StepPlan plan_;
 
   // The head of the queue that did not fit and the room there was: not tried again, and its prefix

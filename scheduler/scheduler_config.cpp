@@ -37,6 +37,7 @@ Status Validate(const SchedulerConfig& config) {
   if (config.attention == AttentionMode::kSparse) {
     DSA_RETURN_IF_ERROR(CheckSetting("index_topk", config.index_topk, 1, kPositionsMax));
   }
+  DSA_RETURN_IF_ERROR(CheckSetting("masked_rows_min", config.masked_rows_min, 1, kPositionsMax));
   return CheckSetting("masked_mha_until", config.masked_mha_until, 0, kPositionsMax);
 }
 

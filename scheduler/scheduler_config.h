@@ -34,7 +34,10 @@ struct SchedulerConfig {
   std::int32_t preemptions_max = 4;  // after so many a sequence runs with its full reservation
   AttentionMode attention = AttentionMode::kSparse;
   std::int64_t index_topk = 0;        // > 0 under kSparse
-  std::int64_t masked_mha_until = 0;  // rows below this position take AttentionPath::kMasked
+  std::int64_t masked_mha_until = 0;  // prompt positions below may take a masked path; 0: none
+  // ... where a sequence has so many of them to compute when it first runs, > 0.  Expanding a key
+  // costs as much as 171 rows of 128 values a head save by it (131,072 against 768 products).
+  std::int64_t masked_rows_min = 192;
 };
 
 // INVALID_ARGUMENT naming the field, its value and what is allowed.

@@ -50,6 +50,8 @@ class alignas(kCacheLineBytes) Sequence final {
   // first ran.  What a preempted sequence finds again does not count.
   std::int64_t cache_hit_tokens() const { return cache_hit_tokens_; }
   const std::optional<MonotonicUs>& first_scheduled_us() const { return first_scheduled_us_; }
+  // Positions below take a masked path (common/attention_path.h); constant once it first ran.
+  std::int64_t masked_until() const { return masked_until_; }
 
  private:
   friend class Scheduler;  // the only writer
@@ -65,6 +67,7 @@ class alignas(kCacheLineBytes) Sequence final {
   bool fully_reserved_ = false;
   std::int32_t preemptions_ = 0;
   std::int64_t cache_hit_tokens_ = 0;
+  std::int64_t masked_until_ = 0;
   std::optional<MonotonicUs> first_scheduled_us_;
   Request request_;
   PrefixChain chain_;

@@ -33,8 +33,9 @@ std::vector<ConfigKey> ModelKeys() {
        "sparse: over the indexer's selection; dense: the same weights without selection.",
        ChoiceValue{&C::attention, {"sparse", "dense"}}},
       {"masked_mha_until", "Computation",
-       "Prefill rows below this position attend with expanded keys under the selection's mask. 0: "
-       "none do.",
+       "Prompt rows below this position attend with expanded keys under the selection's mask, "
+       "where "
+       "at least 192 of a prompt are to be computed. 0: none do.",
        IntValue{&C::masked_mha_until, 0, kTokensMax}},
       {"kv_cache_dtype", "Cache",
        "Format of the paged caches. auto: fp8 for a quantized checkpoint, otherwise its own type.",

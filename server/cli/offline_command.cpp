@@ -94,7 +94,7 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
       ->capture_default_str();
   command
       .add_option("--masked-mha-until", arguments.masked_mha_until,
-                  "Positions below take the masked attention path; 0: none")
+                  "Prompt positions below take the masked attention path; 0: none")
       ->check(WholeNumber())
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 31))
       ->capture_default_str();

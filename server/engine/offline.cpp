@@ -115,6 +115,7 @@ EngineConfig EngineConfigFor(const ModelConfig& config, const OfflineOptions& op
   engine.scheduler.attention = config.has_indexer() ? options.attention : AttentionMode::kDense;
   engine.scheduler.index_topk = config.index_topk;
   engine.scheduler.masked_mha_until = options.masked_mha_until;
+  engine.scheduler.masked_rows_min = 1;  // asked for: to be seen, not to save time
   engine.blocks = sizes.blocks;
   engine.tokens_per_block = kTokensPerBlock;
   engine.vocabulary = config.vocabulary;

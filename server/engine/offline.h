@@ -18,7 +18,7 @@ struct OfflineOptions {
   KvFormat kv_format;
   AttentionMode attention;        // ignored by a model without an indexer
   std::int64_t step_tokens_max;   // rows of a step: longer prompts are computed in chunks; > 0
-  std::int64_t masked_mha_until;  // positions below take the masked path; 0: none
+  std::int64_t masked_mha_until;  // prompt positions below take the masked path; 0: none
 };
 
 struct OfflineResult {

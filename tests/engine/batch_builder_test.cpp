@@ -86,7 +86,7 @@ TEST_CASE("Runs cover the rows by path, and a sequence keeps one table", "[batch
   const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
   REQUIRE(batch.runs.size() == 3);
   CHECK(batch.runs[0].path == AttentionPath::kDense);
-  CHECK(batch.runs[1].path == AttentionPath::kMasked);
+  CHECK(batch.runs[1].path == AttentionPath::kMaskedAll);
   CHECK(batch.runs[2].path == AttentionPath::kSparse);
   CHECK(ToVector(batch.positions) ==
         std::vector<std::int32_t>{4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11});

@@ -159,6 +159,29 @@ TEST_CASE("a preempted sequence goes on with the same bits", "[model][identity]"
   CHECK(preemptions > 0);
 }
 
+// Paths are decided once for a sequence, so that masked attention depends on no chunk either.
+TEST_CASE("with masked attention, chunks and a preemption change no bit", "[model][identity]") {
+  const std::string name = GENERATE(as<std::string>(), "v32_fp8", "v3_fp8");
+  const auto run = [&](std::int64_t step_tokens, std::int32_t blocks) {
+    Setting setting(name, 2);
+    setting.options.masked_until = 90;  // above and below top-k, within the prompt
+    setting.options.step_tokens_max = step_tokens;
+    setting.options.blocks = blocks;
+    SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+    return runner.Run({{.prompt = Prompt(60, 3), .max_tokens = 100},
+                       {.prompt = Prompt(120, 2), .max_tokens = 80}});
+  };
+  const std::vector<SequenceOutput> whole = run(256, 64);
+  CHECK(whole[0].preemptions + whole[1].preemptions == 0);
+  for (const auto& [step_tokens, blocks] : {std::pair{33, 64}, std::pair{256, 5}}) {
+    const std::vector<SequenceOutput> other = run(step_tokens, blocks);
+    CAPTURE(name, step_tokens, blocks);
+    CHECK((other[0].preemptions + other[1].preemptions > 0) == (blocks == 5));
+    CHECK(SameBits(other[0], whole[0]));
+    CHECK(SameBits(other[1], whole[1]));
+  }
+}
+
 // The absorbed arithmetic is one and the same: a selection of every visible key is the dense path.
 TEST_CASE("selecting every key gives the bits of dense attention", "[model][identity]") {
   const std::string name = GENERATE(as<std::string>(), "v32_f32", "v32_fp8", "glm_bf16");

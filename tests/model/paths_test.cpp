@@ -20,7 +20,12 @@ class MaskedAgainstLatent final : public ForwardingBackend {
 
   double distance_max = 0;
   std::int64_t rows = 0;
+  std::int64_t rows_selecting = 0;
 
+  void SelectTopK(const SelectTopKParams& params) override {
+    inner_.SelectTopK(params);
+    rows_selecting += params.selected.rows;
+  }
   void MaskedAttention(const MaskedAttentionParams& params) override {
     inner_.MaskedAttention(params);
     const std::int64_t heads = params.q.heads;
@@ -127,6 +132,22 @@ TEST_CASE("masked attention agrees with the sparse path per attention output", "
     CHECK(backend.rows == std::min(until, tokens) * golden_case.options.layers);
     CHECK(backend.distance_max <= bound);
   }
+}
+
+TEST_CASE("only rows of a prompt are masked, and without selection none selects",
+          "[model][paths]") {
+  const GoldenCase& golden_case = FindGoldenCase("v32_fp8");
+  CpuBackend cpu(2);
+  MaskedAgainstLatent backend(cpu);
+  const TestModel model(CheckpointFolder(golden_case.name, golden_case.options), cpu);
+  RunOptions options;
+  options.kv_format = model.config.default_kv_format();
+  options.masked_until = 512;
+  options.attention = GENERATE(AttentionMode::kSparse, AttentionMode::kDense);
+  SequenceRunner runner(backend, model.loaded(), options);
+  runner.Run({{.prompt = FirstIds(golden_case, 70), .max_tokens = 6}});
+  CHECK(backend.rows == 70 * golden_case.options.layers);
+  CHECK((backend.rows_selecting == 0) == (options.attention == AttentionMode::kDense));
 }
 
 TEST_CASE("prompts that end at a border agree with the reference", "[model][paths]") {

@@ -15,6 +15,7 @@ SchedulerConfig SchedulerConfigFor(const ModelConfig& model, const RunOptions& o
   config.attention = model.has_indexer() ? options.attention : AttentionMode::kDense;
   config.index_topk = model.index_topk;
   config.masked_mha_until = options.masked_until;
+  config.masked_rows_min = 1;
   return config;
 }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
+#include <string>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -154,7 +156,28 @@ TEST_CASE("What a preempted sequence finds again is not counted as a hit", "[sch
   CHECK(victim.cache_hit_tokens() == 0);
 }
 
-TEST_CASE("A row's path follows from its positions alone", "[scheduler]") {
+// Which path each computed position took, in the order of computing; one string per sequence.
+std::map<std::int64_t, std::string> PathsUntilAllEnd(SchedulerRig& rig, std::size_t sequences) {
+  std::map<std::int64_t, std::string> paths;
+  while (rig.finished.size() < sequences) {
+    const StepPlan plan = rig.Step();
+    CHECK(std::is_sorted(plan.rows.begin(), plan.rows.end(),
+                         [](const auto& a, const auto& b) { return a.path < b.path; }));
+    for (const StepPlan::Row& row : plan.rows) {
+      std::string& own = paths[Value(row.sequence)];
+      const auto end = static_cast<std::size_t>(row.first_position + row.tokens);
+      own.resize(std::max(own.size(), end), '?');
+      for (std::size_t p = static_cast<std::size_t>(row.first_position); p < end; ++p) {
+        const char path = "dmMs"[static_cast<int>(row.path)];
+        CHECK((own[p] == '?' || own[p] == path));  // computed again: the same path
+        own[p] = path;
+      }
+    }
+  }
+  return paths;
+}
+
+TEST_CASE("A row's path follows from its position and its prompt", "[scheduler]") {
   const auto budget = GENERATE(as<std::int64_t>(), 1, 3, 5, 8, 32);
   const auto masked = GENERATE(as<std::int64_t>(), 0, 6, 16, 20, 40);
   CAPTURE(budget, masked);
@@ -164,22 +187,46 @@ TEST_CASE("A row's path follows from its positions alone", "[scheduler]") {
                     .index_topk = 16,
                     .masked_mha_until = masked});
   rig.Add({.prompt = 30, .max_tokens = 4});
-  std::vector<int> seen(33, 0);
-  while (rig.finished.empty()) {
-    const StepPlan plan = rig.Step();
-    CHECK(std::is_sorted(plan.rows.begin(), plan.rows.end(),
-                         [](const auto& a, const auto& b) { return a.path < b.path; }));
-    for (const StepPlan::Row& row : plan.rows) {
-      for (std::int64_t p = row.first_position; p < row.first_position + row.tokens; ++p) {
-        const AttentionPath expected = p < masked ? AttentionPath::kMasked
-                                       : p < 16   ? AttentionPath::kDense
-                                                  : AttentionPath::kSparse;
-        CHECK(row.path == expected);
-        ++seen[p];
-      }
-    }
+  std::string expected;
+  for (std::int64_t p = 0; p < 33; ++p) {
+    const bool is_masked = p < masked && p < 30;
+    expected += p < 16 ? (is_masked ? 'm' : 'd') : (is_masked ? 'M' : 's');
   }
-  CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
+  CHECK(PathsUntilAllEnd(rig, 1)[0] == expected);
+}
+
+TEST_CASE("A masked path without selection selects nothing", "[scheduler]") {
+  SchedulerRig rig({.index_topk = 4, .masked_mha_until = 10});
+  rig.Add({.prompt = 12, .max_tokens = 1});
+  CHECK(PathsUntilAllEnd(rig, 1)[0] == "mmmmmmmmmmdd");
+}
+
+TEST_CASE("Generated positions are never masked, nor when they are computed again", "[scheduler]") {
+  const auto budget = GENERATE(as<std::int64_t>(), 3, 32);
+  SchedulerRig rig({.blocks = 5,
+                    .step_tokens_max = budget,
+                    .sequences_max = 2,
+                    .attention = AttentionMode::kSparse,
+                    .index_topk = 8,
+                    .masked_mha_until = 40});
+  rig.Add({.prompt = 5, .max_tokens = 12, .prompt_logits = PromptLogits::kAll});
+  rig.Add({.prompt = 6, .max_tokens = 12, .first_token = 50, .prompt_logits = PromptLogits::kAll});
+  auto paths = PathsUntilAllEnd(rig, 2);
+  CHECK(rig.scheduler.preemptions() > 0);
+  CHECK(paths[0] == "mmmmmdddssssssss");
+  CHECK(paths[1] == "mmmmmmddsssssssss");
+}
+
+TEST_CASE("A short rest of a prompt behind a prefix hit is never masked", "[scheduler]") {
+  SchedulerRig rig({.masked_mha_until = 40, .masked_rows_min = 3});
+  rig.Add({.prompt = 8, .max_tokens = 1});
+  CHECK(PathsUntilAllEnd(rig, 1)[0] == "mmmmmmmm");
+  const Sequence& short_rest = rig.Add({.prompt = 10, .max_tokens = 1});
+  const Sequence& long_rest = rig.Add({.prompt = 11, .max_tokens = 1});
+  const std::int64_t first = Value(short_rest.id());
+  auto paths = PathsUntilAllEnd(rig, 3);
+  CHECK(paths[first] == "????????dd");
+  CHECK(paths[Value(long_rest.id())] == "????????mmm");
 }
 
 TEST_CASE("Without selection every row is dense", "[scheduler]") {

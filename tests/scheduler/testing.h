@@ -27,6 +27,7 @@ struct RigConfig {
   AttentionMode attention = AttentionMode::kDense;
   std::int64_t index_topk = 0;
   std::int64_t masked_mha_until = 0;
+  std::int64_t masked_rows_min = 1;
 };
 
 struct RigRequest {
@@ -53,7 +54,8 @@ class SchedulerRig final {
                    .preemptions_max = config.preemptions_max,
                    .attention = config.attention,
                    .index_topk = config.index_topk,
-                   .masked_mha_until = config.masked_mha_until},
+                   .masked_mha_until = config.masked_mha_until,
+                   .masked_rows_min = config.masked_rows_min},
                   {.pool = pool, .cache = cache, .hasher = hasher}) {}
 
   ~SchedulerRig() {

@@ -13,8 +13,9 @@
 namespace dsa::sim {
 namespace {
 
-constexpr std::array<AttentionPath, 3> kByPosition = {AttentionPath::kMasked, AttentionPath::kDense,
-                                                      AttentionPath::kSparse};
+constexpr std::array<AttentionPath, kAttentionPaths> kByPosition = {
+    AttentionPath::kMaskedAll, AttentionPath::kDense, AttentionPath::kMaskedSelected,
+    AttentionPath::kSparse};
 
 // A position's share in the sum over a prefix.
 std::uint64_t Weigh(std::uint64_t value, std::int64_t position) {
@@ -219,23 +220,36 @@ void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
   }
 }
 
-void FakeExecutor::CheckRuns(const ForwardBatch& batch) const {
+// The path of a position, from what a request is and what was found of it when it first ran.
+AttentionPath FakeExecutor::ExpectedPath(const Sequence& sequence, std::int64_t position) const {
   const SchedulerConfig& scheduler = config_.scheduler;
-  std::int32_t next = 0;
+  const std::int64_t found = writes_.first_computed().at(Value(sequence.request().id));
+  const std::int64_t below = std::min(sequence.prompt_tokens(), scheduler.masked_mha_until);
+  const bool masked = position < below && below >= found + scheduler.masked_rows_min;
+  const bool selects =
+      scheduler.attention == AttentionMode::kSparse && position >= scheduler.index_topk;
+  if (selects) {
+    return masked ? AttentionPath::kMaskedSelected : AttentionPath::kSparse;
+  }
+  return masked ? AttentionPath::kMaskedAll : AttentionPath::kDense;
+}
+
+void FakeExecutor::CheckRuns(const ForwardBatch& batch) const {
+  std::vector<AttentionPath> paths;
   for (const AttentionRun& run : batch.runs) {
-    SIM_CHECK(run.first_row == next && run.rows > 0, "attention runs leave a gap");
-    next += run.rows;
-    for (std::int32_t row = run.first_row; row < next; ++row) {
-      const std::int64_t position = batch.positions[row];
-      const bool dense =
-          scheduler.attention == AttentionMode::kDense || position < scheduler.index_topk;
-      const AttentionPath expected = position < scheduler.masked_mha_until ? AttentionPath::kMasked
-                                     : dense                               ? AttentionPath::kDense
-                                                                           : AttentionPath::kSparse;
-      SIM_CHECK(run.path == expected, fmt::format("position {} takes the wrong path", position));
+    SIM_CHECK(run.first_row == static_cast<std::int32_t>(paths.size()) && run.rows > 0,
+              "attention runs leave a gap");
+    paths.insert(paths.end(), run.rows, run.path);
+  }
+  SIM_CHECK(paths.size() == batch.token_ids.size(), "rows without a path");
+  std::size_t row = 0;
+  for (const StepPlan::Row& planned : scheduler_->in_flight()->rows) {
+    const Sequence& sequence = *scheduler_->Find(planned.sequence, planned.slot);
+    for (std::int64_t i = 0; i < planned.tokens; ++i, ++row) {
+      SIM_CHECK(paths[row] == ExpectedPath(sequence, planned.first_position + i),
+                fmt::format("position {} takes the wrong path", planned.first_position + i));
     }
   }
-  SIM_CHECK(next == static_cast<std::int32_t>(batch.token_ids.size()), "rows without a path");
 }
 
 void FakeExecutor::ComputeRow(const ForwardBatch& batch, std::int64_t row) {
@@ -284,8 +298,8 @@ void FakeExecutor::Sample(const ForwardBatch& batch) {
 
 const StepResult& FakeExecutor::Execute(const ForwardBatch& batch) {
   CheckShape(batch);
-  CheckRuns(batch);
   waits_.CheckPlan(*scheduler_, *pool_, writes_.CheckSchedule(batch));
+  CheckRuns(batch);
   const std::size_t samples = batch.sample_rows.size();
   row_faults_.assign(batch.token_ids.size(), 0);
   tokens_.assign(samples, 0);

@@ -73,6 +73,7 @@ class FakeExecutor final : public StepExecutor {
 
  private:
   void CheckShape(const ForwardBatch& batch) const;
+  AttentionPath ExpectedPath(const Sequence& sequence, std::int64_t position) const;
   void CheckRuns(const ForwardBatch& batch) const;
   void ComputeRow(const ForwardBatch& batch, std::int64_t row);
   void Sample(const ForwardBatch& batch);

@@ -115,14 +115,27 @@ plant_bug(scheduler/scheduler.cpp "budget exceeded"
   [[  budget_ -= tokens;]]
   [[  budget_ -= BUG ? tokens - 1 : tokens;]])
 plant_bug(scheduler/scheduler.cpp "recomputed tokens billed as hits"
-  [[    sequence.cache_hit_tokens_ = sequence.computed_;
+  [[    sequence.masked_until_ = MaskedUntil(sequence);
   }]]
-  [[    sequence.cache_hit_tokens_ = sequence.computed_;
+  [[    sequence.masked_until_ = MaskedUntil(sequence);
   }
   if (BUG) { sequence.cache_hit_tokens_ = sequence.computed_; }]])
 plant_bug(scheduler/scheduler.cpp "path border off by one"
   [[position + 1 <= config_.index_topk;]]
   [[position + (BUG ? 0 : 1) <= config_.index_topk;]])
+plant_bug(scheduler/scheduler.cpp "generated positions masked"
+  [[std::min(config_.masked_mha_until, sequence.prompt_tokens_);]]
+  [[std::min(config_.masked_mha_until, BUG ? config_.context_tokens_max : sequence.prompt_tokens_);]])
+plant_bug(scheduler/scheduler.cpp "short rest behind a prefix hit masked"
+  [[  return end - sequence.computed_ >= config_.masked_rows_min ? end : 0;]]
+  [[  return end - (BUG ? 0 : sequence.computed_) >= config_.masked_rows_min ? end : 0;]])
+plant_bug(scheduler/scheduler.cpp "paths decided again behind a preemption"
+  [[  sequence.fully_reserved_ = full;]]
+  [[  sequence.fully_reserved_ = full;
+  if (BUG) { sequence.masked_until_ = MaskedUntil(sequence); }]])
+plant_bug(scheduler/scheduler.cpp "path by the chunk"
+  [[    const std::int64_t row_end = std::min(end, PathEnd(sequence, position));]]
+  [[    const std::int64_t row_end = BUG ? end : std::min(end, PathEnd(sequence, position));]])
 plant_bug(scheduler/scheduler.cpp "references kept on removal"
   [[  ReleaseBlocks(*sequence);
   Erase(]]

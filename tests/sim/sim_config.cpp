@@ -48,6 +48,7 @@ SimConfig DrawConfig(std::uint64_t seed) {
   config.in_flight_percent = random.Chance(40) ? 0 : random.Between(5, 60);
   config.busy_steps = random.Between(50, 400);
   config.drain = random.Chance(40);
+  config.scheduler.masked_rows_min = random.Between(1, 20);
   return config;
 }
 

@@ -14,6 +14,8 @@
 //   I-9   nobody waits longer than a bound in steps (wait_laws.h), at most preemptions_max
 //         preemptions, the oldest advances
 //   I-10  while anything is live, every step computes something
+//   I-11  a position's attention path follows from its request and what was found of it when it
+//         first ran, however often and in whatever chunks it is computed
 //   and: tenants never share a block; what is cancelled or expired leaves within one step; draining
 //   only shrinks the live set; queue refusals are exact; at the end no block is referenced.
 #pragma once
