@@ -51,8 +51,14 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
   DSA_RETURN_IF_ERROR(Validate(config));
   DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
   DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
+  std::unique_ptr<Backend> own_backend;
+  if (backend == nullptr) {
+    DSA_ASSIGN_OR_RETURN(own_backend, MakeBackend(config.device, config.threads));
+    backend = own_backend.get();
+  }
   DSA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(config.model));
   auto app = std::unique_ptr<App>(new App(config, std::move(checkpoint)));
+  app->own_backend_ = std::move(own_backend);
   app->backend_ = backend;
   DSA_RETURN_IF_ERROR(app->LoadText());
   DSA_RETURN_IF_ERROR(app->LoadModel());
@@ -88,11 +94,6 @@ Status App::LoadModel() {
   const std::int32_t vocabulary_limit = text_.tokenizer == nullptr
                                             ? static_cast<std::int32_t>(model.vocabulary)
                                             : text_.tokenizer->size();
-  const CpuThreads threads = ChooseCpuThreads(config_.threads);
-  if (backend_ == nullptr) {
-    DSA_ASSIGN_OR_RETURN(own_backend_, MakeBackend(config_.device, threads.count));
-    backend_ = own_backend_.get();
-  }
   DSA_ASSIGN_OR_RETURN(const ServerSizes sizes,
                        SizeServer(config_,
                                   {.config = model,
@@ -100,7 +101,8 @@ Status App::LoadModel() {
                                    .vocabulary_limit = vocabulary_limit},
                                   *backend_));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
-  if (own_backend_ != nullptr) {
+  if (own_backend_ != nullptr && config_.device == "cpu") {
+    const CpuThreads threads = ChooseCpuThreads(config_.threads);
     Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
   }
   LogMemory(sizes.memory);

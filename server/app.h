@@ -1,7 +1,7 @@
 // The composition root: makes every part of the server in order, and takes it down in order.
 //
-//   configuration -> address free -> checkpoint -> tokenizer -> weights -> caches -> engine -> one
-//   real prefill and decode -> listening
+//   configuration -> address free -> device -> checkpoint -> tokenizer -> weights -> caches ->
+//   engine -> one real prefill and decode -> listening
 //
 // Nothing listens before all of that has happened.  Main thread.
 #pragma once

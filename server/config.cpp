@@ -36,6 +36,15 @@ Status ReadKey(const ConfigKey& key, JsonObject& object, ServerConfig& config) {
   return std::visit(
       Overloaded{
           [&](const TextValue& v) { return Assign(config.*v.field, object.ReadString(name)); },
+          [&](const FormValue& v) -> Status {
+            DSA_RETURN_IF_ERROR(Assign(config.*v.field, object.ReadString(name)));
+            const std::string& text = config.*v.field;
+            if (!v.accepts(text)) {
+              return InvalidArgument(
+                  fmt::format("{}: \"{}\" is not one of {}", name, OneLine(text), v.allowed));
+            }
+            return {};
+          },
           [&](const ChoiceValue& v) {
             return Assign(config.*v.field, object.ReadChoice(name, v.allowed));
           },
@@ -118,6 +127,13 @@ Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& co
             config.*v.field = std::string(text);
             return Status();
           },
+          [&](const FormValue& v) {
+            if (!v.accepts(text)) {
+              return refuse(fmt::format("one of {}", v.allowed));
+            }
+            config.*v.field = std::string(text);
+            return Status();
+          },
           [&](const ChoiceValue& v) {
             if (std::find(v.allowed.begin(), v.allowed.end(), text) == v.allowed.end()) {
               return refuse("one of " + AllowedValues(key));
@@ -189,6 +205,7 @@ std::string AllowedValues(const ConfigKey& key) {
   return std::visit(
       Overloaded{
           [](const TextValue&) { return std::string("text"); },
+          [](const FormValue& v) { return std::string(v.allowed); },
           [](const ChoiceValue& v) { return fmt::format("{}", fmt::join(v.allowed, ", ")); },
           [](const IntValue& v) { return fmt::format("[{}, {}]", v.minimum, v.maximum); },
           [](const SwitchValue&) { return std::string("true, false"); },

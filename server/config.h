@@ -48,6 +48,11 @@ struct ServerConfig {
 struct TextValue {
   std::string ServerConfig::*field;
 };
+struct FormValue {
+  std::string ServerConfig::*field;
+  std::string_view allowed;  // in words
+  bool (*accepts)(std::string_view text);
+};
 struct ChoiceValue {
   std::string ServerConfig::*field;
   std::vector<std::string> allowed;
@@ -65,7 +70,7 @@ struct ConfigKey {
   std::string_view name;   // in the file; the flag has dashes instead: --max-num-seqs
   std::string_view group;  // the heading in --help and in configs/README.md
   std::string_view help;   // one sentence or two
-  std::variant<TextValue, ChoiceValue, IntValue, SwitchValue> value;
+  std::variant<TextValue, FormValue, ChoiceValue, IntValue, SwitchValue> value;
 };
 
 struct ListenAddress {

@@ -1,4 +1,5 @@
 #include "server/config.h"
+#include "server/device_name.h"
 
 namespace dsa {
 namespace {
@@ -8,6 +9,10 @@ constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 constexpr std::int64_t kBytesMax = std::int64_t{1} << 50;
 
 using C = ServerConfig;
+
+bool IsDevice(std::string_view text) {
+  return ParseDevice(text).has_value();
+}
 
 std::vector<ConfigKey> ModelKeys() {
   return {
@@ -24,7 +29,9 @@ std::vector<ConfigKey> ModelKeys() {
        "chat "
        "is refused.",
        ChoiceValue{&C::chat_format, {"auto", "v3.2", "v3.1", "none"}}},
-      {"device", "Computation", "Where the model runs.", ChoiceValue{&C::device, {"cpu", "cuda"}}},
+      {"device", "Computation",
+       "Where the model runs. cuda: the first CUDA device; a build without CUDA has the CPU only.",
+       FormValue{&C::device, kDeviceNames, IsDevice}},
       {"threads", "Computation",
        "Threads of the CPU backend. 0: one for every CPU that the process may use by its affinity "
        "mask and, rounded up, by the CPU quota of its container.",

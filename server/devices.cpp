@@ -2,6 +2,11 @@
 
 #include "common/machine.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "server/cuda_device.h"
+#include "server/device_name.h"
+
+#include <optional>
+#include <utility>
 
 #include <fmt/core.h>
 
@@ -18,12 +23,20 @@ CpuThreads ChooseCpuThreads(std::int64_t configured) {
 }
 
 Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int64_t threads) {
-  if (device != "cpu") {
-    return Error{ErrorCode::kFailedPrecondition,
-                 fmt::format("device: \"{}\" cannot run a model yet: only \"cpu\" can", device)};
+  const std::optional<DeviceName> name = ParseDevice(device);
+  if (!name) {
+    return InvalidArgument(fmt::format("device: \"{}\" is not one of {}", device, kDeviceNames));
   }
-  return std::unique_ptr<Backend>(
-      std::make_unique<CpuBackend>(static_cast<int>(ChooseCpuThreads(threads).count)));
+  if (name->kind == DeviceKind::kCpu) {
+    return std::unique_ptr<Backend>(
+        std::make_unique<CpuBackend>(static_cast<int>(ChooseCpuThreads(threads).count)));
+  }
+  Result<std::unique_ptr<Backend>> backend = MakeCudaBackend(name->index);
+  if (!backend.ok()) {
+    return Error{backend.error().code,
+                 fmt::format("device: \"{}\": {}", device, backend.error().message)};
+  }
+  return backend;
 }
 
 }  // namespace dsa

@@ -20,8 +20,9 @@ struct CpuThreads {
 // `configured` of the configuration; 0: one for every CPU that the process may use.
 CpuThreads ChooseCpuThreads(std::int64_t configured);
 
-// `threads` of a CPU; 0: as ChooseCpuThreads.  FAILED_PRECONDITION for a device that this program
-// cannot use or this machine has not.
+// `device` as ParseDevice takes it; `threads` of a CPU, 0: as ChooseCpuThreads.  INVALID_ARGUMENT
+// for another name, FAILED_PRECONDITION for a device that this program cannot use or this machine
+// has not: one line with what was found and what is needed.
 Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int64_t threads);
 
 }  // namespace dsa

@@ -43,7 +43,8 @@ ln -sf cpu/dsa build/dsa
 step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeated_cases"
 step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases" "${threaded_targets[@]}"
 if command -v nvcc >/dev/null; then
-  step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests dsa_cuda_bench
+  step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench
+  step 'tests (cuda, no device)' build/cuda/tests/kernels/cuda_start_tests
 else
   echo '== build (cuda): skipped, no nvcc' >&2
 fi

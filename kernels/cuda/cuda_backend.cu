@@ -12,34 +12,61 @@ Error Unavailable(const std::string& what) {
   return {ErrorCode::kFailedPrecondition, what};
 }
 
+// What the device says before it has done anything for us is the machine's state, not a bug.
+Status CheckStart(const char* what, cudaError_t status) {
+  if (status == cudaSuccess) {
+    return {};
+  }
+  return Unavailable(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// 13000 is "13.0".
+std::string VersionText(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+Status CheckDriver() {
+  int driver = 0;  // stays 0 where there is none
+  DSA_RETURN_IF_ERROR(CheckStart("asking for the driver", cudaDriverGetVersion(&driver)));
+  if (driver == 0) {
+    return Unavailable("no NVIDIA driver found, needed is one for CUDA " +
+                       VersionText(CUDART_VERSION) + " and a Hopper GPU");
+  }
+  if (driver < CUDART_VERSION) {
+    return Unavailable("the driver is made for CUDA " + VersionText(driver) + ", needed is " +
+                       VersionText(CUDART_VERSION));
+  }
+  return {};
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
+  DSA_RETURN_IF_ERROR(CheckDriver());
   int devices = 0;
-  if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess) {
-    return Unavailable(std::string("device cuda: ") + cudaGetErrorString(status));
-  }
+  DSA_RETURN_IF_ERROR(CheckStart("counting devices", cudaGetDeviceCount(&devices)));
   if (device < 0 || device >= devices) {
-    return Unavailable("device cuda:" + std::to_string(device) + ": this machine has " +
-                       std::to_string(devices) + " CUDA devices");
+    return Unavailable("this machine has " + std::to_string(devices) + " CUDA devices");
   }
   cudaDeviceProp properties{};
-  DSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  DSA_RETURN_IF_ERROR(
+      CheckStart("reading its properties", cudaGetDeviceProperties(&properties, device)));
   if (properties.major != 9 || properties.minor != 0) {
-    return Unavailable("device cuda:" + std::to_string(device) + ": " + properties.name +
-                       " has compute capability " + std::to_string(properties.major) + "." +
-                       std::to_string(properties.minor) + "; this build runs on 9.0 (Hopper)");
+    return Unavailable(std::string(properties.name) + " has compute capability " +
+                       std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+                       ", needed is 9.0 (Hopper)");
   }
   auto state = std::make_unique<State>();
   state->device = device;
   state->name = properties.name;
-  DSA_CUDA_CHECK(cudaSetDevice(device));
-  DSA_CUDA_CHECK(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+  DSA_RETURN_IF_ERROR(CheckStart("taking it", cudaSetDevice(device)));
+  DSA_RETURN_IF_ERROR(CheckStart("making a stream",
+                                 cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking)));
   std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(state)));
   DSA_RETURN_IF_ERROR(backend->state_->gemm.Open(*backend));
-  return std::move(backend);
+  return Result<std::unique_ptr<CudaBackend>>(std::move(backend));
 }
 
 CudaBackend::~CudaBackend() {

@@ -1,9 +1,13 @@
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
 
 #include <algorithm>
+#include <bit>
+#include <initializer_list>
+#include <utility>
 
 namespace dsa::cuda {
 namespace {
@@ -13,6 +17,7 @@ constexpr std::int64_t kRowAlignment = 16;         // rows of x in an fp8 produc
 constexpr std::int64_t kWeightScaleAlignment = 4;  // K blocks of the weight's scales
 constexpr int kThreads = 256;
 constexpr int kPackBytes = 16;
+constexpr std::uint32_t kAlignmentMax = 256;  // cuBLASLt tells no more apart
 
 std::int64_t RoundUp(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -78,40 +83,86 @@ bool IsAligned(const Matrix<const float>& scales) {
          reinterpret_cast<std::uintptr_t>(scales.data) % kPackBytes == 0;
 }
 
-// One cuBLASLt object, destroyed with its scope.
-template <typename T, cublasStatus_t (*kDestroy)(T)>
-struct Handle {
-  Handle() = default;
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  ~Handle() {
-    if (value != nullptr) {
-      DSA_CUBLAS_CHECK(kDestroy(value));
-    }
+// The row count that stands for `rows`: the next power of two, at least kRowAlignment.
+std::int64_t BucketOf(std::int64_t rows) {
+  return static_cast<std::int64_t>(
+      std::bit_ceil(static_cast<std::uint64_t>(std::max(rows, kRowAlignment))));
+}
+
+int BucketIndex(std::int64_t bucket) {
+  return std::bit_width(static_cast<std::uint64_t>(bucket / kRowAlignment)) - 1;
+}
+
+// The largest power of two that divides all addresses, as far as cuBLASLt cares.
+std::uint32_t AlignmentOf(std::initializer_list<const void*> addresses) {
+  std::uintptr_t bits = kAlignmentMax;
+  for (const void* address : addresses) {
+    bits |= reinterpret_cast<std::uintptr_t>(address);
   }
-  T value = nullptr;
-};
-using Descriptor = Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
-using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Preference = Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+  return static_cast<std::uint32_t>(bits & (~bits + 1));
+}
 
 template <typename T>
-void Set(const Descriptor& descriptor, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-  DSA_CUBLAS_CHECK(
-      cublasLtMatmulDescSetAttribute(descriptor.value, attribute, &value, sizeof(value)));
+void Set(cublasLtMatmulDesc_t descriptor, cublasLtMatmulDescAttributes_t attribute,
+         const T& value) {
+  DSA_CUBLAS_CHECK(Lt().MatmulDescSetAttribute(descriptor, attribute, &value, sizeof(value)));
+}
+
+template <typename T>
+void Set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute,
+         const T& value) {
+  DSA_CUBLAS_CHECK(Lt().MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
+}
+
+// A matrix whose columns, in cuBLASLt's order, are rows of ours.
+void SetRows(cublasLtMatrixLayout_t layout, std::int64_t rows) {
+  const auto columns = static_cast<std::uint64_t>(rows);
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &columns,
+                                                 sizeof(columns)));
 }
 
 }  // namespace
 
+Gemm::Plan::Plan(const Shape& shape) : shape(shape) {
+  DSA_CUBLAS_CHECK(Lt().MatmulDescCreate(&descriptor, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
+  if (shape.is_scaled) {
+    Set(descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
+    Set(descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
+  }
+  const auto [input, output] = std::pair(shape.input, shape.output);
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutCreate(&w, input, shape.k, shape.n, shape.ldw));
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutCreate(&x, input, shape.k, kRowAlignment, shape.ldx));
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutCreate(&y, output, shape.n, kRowAlignment, shape.ldy));
+}
+
+Gemm::Plan::~Plan() {
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutDestroy(y));
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutDestroy(x));
+  DSA_CUBLAS_CHECK(Lt().MatrixLayoutDestroy(w));
+  DSA_CUBLAS_CHECK(Lt().MatmulDescDestroy(descriptor));
+}
+
+void Gemm::Plan::SetTokens(std::int64_t rows) const {
+  SetRows(x, rows);
+  SetRows(y, rows);
+}
+
 Gemm::~Gemm() {
+  plans_.clear();
   if (handle_ != nullptr) {
-    DSA_CUBLAS_CHECK(cublasLtDestroy(handle_));
+    DSA_CUBLAS_CHECK(Lt().Destroy(handle_));
   }
 }
 
 Status Gemm::Open(Backend& backend) {
-  DSA_CUBLAS_CHECK(cublasLtCreate(&handle_));
+  if (const Result<CublasLt>& library = LoadCublasLt(); !library.ok()) {
+    return library.error();
+  }
+  DSA_CUBLAS_CHECK(Lt().Create(&handle_));
   DSA_ASSIGN_OR_RETURN(workspace_, backend.Allocate(kWorkspaceBytes));
+  plans_.reserve(kPlansMax);
   return {};
 }
 
@@ -165,8 +216,10 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
   const std::int64_t k = params.x.cols;
   const std::int64_t n = params.weight.rows;
   const std::int64_t t = params.x.rows;
-  if (k % kValuesPerScale != 0 || n % kRowAlignment != 0 || k > width_max_ || n > width_max_ ||
-      t > tokens_max_) {
+  DSA_CHECK(k <= width_max_ && n <= width_max_ && t <= tokens_max_,
+            "BlockScaledLinear: T={} N={} K={}, but scratch is reserved for {} rows of {}", t, n, k,
+            tokens_max_, width_max_);
+  if (k % kValuesPerScale != 0 || n % kRowAlignment != 0) {
     return false;
   }
   const std::int64_t t_padded = RoundUp(t, kRowAlignment);
@@ -219,48 +272,72 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
   return true;
 }
 
-bool Gemm::Run(const Problem& p, cudaStream_t stream) {
-  Descriptor descriptor;
-  DSA_CUBLAS_CHECK(cublasLtMatmulDescCreate(&descriptor.value, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
-  Set(descriptor, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
-  if (p.w_scales != nullptr) {
-    Set(descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
-    Set(descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
-    Set(descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.w_scales);
-    Set(descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.x_scales);
+void Gemm::FindAlgorithms(Plan& plan) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  DSA_CUBLAS_CHECK(Lt().MatmulPreferenceCreate(&preference));
+  Set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+  for (const auto attribute :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    Set(preference, attribute, plan.shape.alignment);
   }
-  Layout w;
-  Layout x;
-  Layout y;
-  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&w.value, p.input, p.k, p.n, p.ldw));
-  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&x.value, p.input, p.k, p.t, p.ldx));
-  DSA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&y.value, p.output, p.n, p.t, p.ldy));
-
-  const Shape shape{p.input, p.output, p.n, p.t, p.k, p.ldw, p.ldx, p.ldy, p.w_scales != nullptr};
-  auto choice = choices_.find(shape);
-  if (choice == choices_.end()) {
-    Preference preference;
-    DSA_CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference.value));
-    DSA_CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
-        preference.value, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
-        sizeof(kWorkspaceBytes)));
+  for (int bucket = 0; bucket < kBuckets; ++bucket) {
+    plan.SetTokens(kRowAlignment << bucket);
     cublasLtMatmulHeuristicResult_t result{};
     int results = 0;
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle_, descriptor.value, w.value, x.value, y.value,
-                                       y.value, preference.value, 1, &result, &results);
-    const bool found = status == CUBLAS_STATUS_SUCCESS && results > 0;
-    choice = choices_.emplace(shape, Choice{found, result.algo}).first;
+    const cublasStatus_t status = Lt().MatmulAlgoGetHeuristic(
+        handle_, plan.descriptor, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &results);
+    plan.choices[bucket] = {.found = status == CUBLAS_STATUS_SUCCESS && results > 0,
+                            .algorithm = result.algo};
   }
-  if (!choice->second.found) {
+  DSA_CUBLAS_CHECK(Lt().MatmulPreferenceDestroy(preference));
+}
+
+Gemm::Plan& Gemm::PlanOf(const Shape& shape) {
+  for (const std::unique_ptr<Plan>& plan : plans_) {
+    if (plan->shape == shape) {
+      return *plan;
+    }
+  }
+  auto plan = std::make_unique<Plan>(shape);
+  FindAlgorithms(*plan);
+  if (plans_.size() < kPlansMax) {
+    plans_.push_back(std::move(plan));
+    return *plans_.back();
+  }
+  // More shapes than any model has: a test.  The oldest goes.
+  replaced_ = (replaced_ + 1) % kPlansMax;
+  plans_[replaced_] = std::move(plan);
+  return *plans_[replaced_];
+}
+
+bool Gemm::Run(const Problem& p, cudaStream_t stream) {
+  const Plan& plan = PlanOf({.input = p.input,
+                             .output = p.output,
+                             .n = p.n,
+                             .k = p.k,
+                             .ldw = p.ldw,
+                             .ldx = p.ldx,
+                             .ldy = p.ldy,
+                             .is_scaled = p.w_scales != nullptr,
+                             .alignment = AlignmentOf({p.w, p.x, p.y})});
+  const std::int64_t bucket = BucketOf(p.t);
+  DSA_CHECK(BucketIndex(bucket) < kBuckets, "Gemm: {} rows, at most {}", p.t,
+            kRowAlignment << (kBuckets - 1));
+  const Choice& choice = plan.choices[BucketIndex(bucket)];
+  if (!choice.found) {
     return false;
   }
+  if (p.w_scales != nullptr) {
+    Set(plan.descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.w_scales);
+    Set(plan.descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.x_scales);
+  }
+  plan.SetTokens(p.t);
   const float one = 1.0F;
   const float zero = 0.0F;
-  DSA_CUBLAS_CHECK(cublasLtMatmul(handle_, descriptor.value, &one, p.w, w.value, p.x, x.value,
-                                  &zero, p.y, y.value, p.y, y.value, &choice->second.algorithm,
-                                  workspace_.data(), kWorkspaceBytes, stream));
+  DSA_CUBLAS_CHECK(Lt().Matmul(handle_, plan.descriptor, &one, p.w, plan.w, p.x, plan.x, &zero, p.y,
+                               plan.y, p.y, plan.y, &choice.algorithm, workspace_.data(),
+                               kWorkspaceBytes, stream));
   return true;
 }
 

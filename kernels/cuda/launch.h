@@ -6,7 +6,6 @@
 
 #include <string_view>
 
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #define DSA_CUDA_CHECK(call)                                          \
@@ -14,13 +13,6 @@
     const cudaError_t dsa_cuda_status = (call);                       \
     DSA_CHECK(dsa_cuda_status == cudaSuccess, "{}",                   \
               std::string_view(cudaGetErrorString(dsa_cuda_status))); \
-  } while (false)
-
-#define DSA_CUBLAS_CHECK(call)                                               \
-  do {                                                                       \
-    const cublasStatus_t dsa_cublas_status = (call);                         \
-    DSA_CHECK(dsa_cublas_status == CUBLAS_STATUS_SUCCESS, "{}",              \
-              std::string_view(cublasLtGetStatusString(dsa_cublas_status))); \
   } while (false)
 
 namespace dsa::cuda {

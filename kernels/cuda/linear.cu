@@ -1,15 +1,20 @@
-// Linear and BlockScaledLinear: cuBLASLt where it takes the problem, else a plain kernel, one warp
-// an output element, that takes every shape and type.
+// Linear and BlockScaledLinear: cuBLASLt, or a plain kernel, one warp per output element, where the
+// types of x and weight differ, and for small weights of odd extents that cuBLASLt does not take.
+// A large weight that it does not take would be a hundred times slower than it should be: that is
+// refused, never run.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
+
+#include <string_view>
 
 namespace dsa {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * cuda::kWarpSize;
+constexpr std::int64_t kPlainWeightsMax = std::int64_t{1} << 21;  // N * K of the plain kernels
 
 template <typename X, typename W, typename Y>
 __global__ __launch_bounds__(kThreads) void LinearKernel(const __grid_constant__ LinearParams p) {
@@ -56,6 +61,13 @@ __global__ __launch_bounds__(kThreads) void BlockScaledLinearKernel(
   }
 }
 
+void CheckPlain(std::string_view op, const LinearExtents& extents) {
+  DSA_CHECK(extents.outputs * extents.inputs <= kPlainWeightsMax,
+            "{}: no fast product for N={} K={}: a weight that cuBLASLt does not take may have {} "
+            "elements",
+            op, extents.outputs, extents.inputs, kPlainWeightsMax);
+}
+
 dim3 GridOf(const LinearExtents& extents) {
   return {static_cast<unsigned>((extents.outputs + kWarps - 1) / kWarps),
           static_cast<unsigned>(extents.tokens)};
@@ -71,6 +83,7 @@ void CudaBackend::Linear(const LinearParams& params) {
   if (params.x.type == params.weight.type && state_->gemm.Multiply(params, state_->stream)) {
     return;
   }
+  CheckPlain("Linear", extents);
   cuda::DispatchFloat(params.x.type, [&]<typename X>(X) {
     cuda::DispatchFloat(params.weight.type, [&]<typename W>(W) {
       cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
@@ -86,9 +99,11 @@ void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
   if (extents.tokens == 0 || extents.outputs == 0) {
     return;
   }
-  if (state_->scratch_reserved && state_->gemm.MultiplyBlockScaled(params, state_->stream)) {
+  DSA_CHECK(state_->scratch_reserved, "BlockScaledLinear: before ReserveScratch");
+  if (state_->gemm.MultiplyBlockScaled(params, state_->stream)) {
     return;
   }
+  CheckPlain("BlockScaledLinear", extents);
   cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
     BlockScaledLinearKernel<Y><<<GridOf(extents), kThreads, 0, state_->stream>>>(params);
   });

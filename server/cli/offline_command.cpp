@@ -4,6 +4,7 @@
 #include "model/checkpoint.h"
 #include "model/weight_loader.h"
 #include "server/cli/report.h"
+#include "server/device_name.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
 
@@ -48,6 +49,14 @@ Result<KvFormat> ParseKvFormat(const std::string& name, const ModelConfig& confi
   return name == "bf16" ? KvFormat::kBf16 : KvFormat::kF32;
 }
 
+CLI::Validator DeviceValidator() {
+  return {[](std::string& text) {
+            return ParseDevice(text) ? std::string()
+                                     : fmt::format("\"{}\" is not one of {}", text, kDeviceNames);
+          },
+          std::string(kDeviceNames)};
+}
+
 }  // namespace
 
 Result<std::vector<TokenId>> ParseIds(const std::string& text) {
@@ -74,7 +83,7 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
   command.add_option("--ids", arguments.ids, "The prompt: 5,17,3 or @FILE with the same")
       ->required();
   command.add_option("--device", arguments.device, "Where to run")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check(DeviceValidator())
       ->capture_default_str();
   command
       .add_option("--kv-format", arguments.kv_format,
@@ -111,11 +120,11 @@ Result<OfflineResult> RunOfflineCommand(
     const std::function<Request(const ModelConfig& config)>& make_request,
     std::int64_t& vocabulary) {
   DSA_ASSIGN_OR_RETURN(std::vector<TokenId> ids, ParseIds(arguments.ids));
+  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                       MakeBackend(arguments.device, arguments.threads));
   DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(arguments.model));
   const ModelConfig& config = checkpoint.config();
   DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_format, config));
-  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                       MakeBackend(arguments.device, arguments.threads));
   LoadProgressBar progress;
   DSA_ASSIGN_OR_RETURN(const DeviceWeights loaded, LoadWeights(checkpoint, *backend, progress));
   vocabulary = config.vocabulary;

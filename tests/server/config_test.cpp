@@ -1,6 +1,9 @@
 // Laws of the configuration: flags over file over defaults, nothing unknown, documents in step.
 #include "server/config.h"
 
+#include "server/device_name.h"
+#include "server/devices.h"
+#include "server/version.h"
 #include "tests/paths.h"
 
 #include <cstdio>
@@ -124,6 +127,12 @@ TEST_CASE("values beyond a key's border are refused by name", "[config]") {
     } else if (std::holds_alternative<SwitchValue>(key.value)) {
       CHECK_FALSE(SetFromFlag(key, "yes", config).ok());
       bad.insert(bad.end(), {"1", "\"true\""});
+    } else if (const auto* form = std::get_if<FormValue>(&key.value)) {
+      const Status status = SetFromFlag(key, "other", config);
+      REQUIRE_FALSE(status.ok());
+      CHECK(status.error().message ==
+            fmt::format("{}: \"other\" is not one of {}", FlagName(key), form->allowed));
+      bad.insert(bad.end(), {"\"other\"", "\"\"", "true"});
     }
     for (const std::string& value : bad) {
       const Status status = ReadText("{\"" + name + "\": " + value + "}", config);
@@ -133,6 +142,39 @@ TEST_CASE("values beyond a key's border are refused by name", "[config]") {
       CHECK(status.error().message.find('\n') == std::string::npos);
     }
   }
+}
+
+TEST_CASE("a device has one name", "[config]") {
+  const auto is = [](std::string_view text, DeviceKind kind, int index) {
+    const std::optional<DeviceName> name = ParseDevice(text);
+    return name && name->kind == kind && name->index == index;
+  };
+  CHECK(is("cpu", DeviceKind::kCpu, 0));
+  CHECK(is("cuda", DeviceKind::kCuda, 0));
+  CHECK(is("cuda:0", DeviceKind::kCuda, 0));
+  CHECK(is("cuda:63", DeviceKind::kCuda, 63));
+  for (const char* bad : {"", "gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:+1", "cuda:01",
+                          "cuda:64", "cuda:1x", "cuda: 1", "cuda:99999999999", " cuda", "cuda "}) {
+    CAPTURE(bad);
+    CHECK_FALSE(ParseDevice(bad).has_value());
+  }
+}
+
+TEST_CASE("a device that this program or machine lacks is refused in one line", "[config]") {
+  const auto absent = MakeBackend("cuda:63", 1);
+  REQUIRE_FALSE(absent.ok());
+  INFO(absent.error().message);
+  CHECK(ExitCode(absent.error()) == 3);
+  CHECK(absent.error().message.rfind("device: \"cuda:63\": ", 0) == 0);
+  CHECK(absent.error().message.find('\n') == std::string::npos);
+  if (kBackends == "cpu") {
+    CHECK(absent.error().message.find("this build of dsa has the CPU backend only") !=
+          std::string::npos);
+  }
+  const auto unknown = MakeBackend("cuda:x", 1);
+  REQUIRE_FALSE(unknown.ok());
+  CHECK(ExitCode(unknown.error()) == 2);
+  CHECK(MakeBackend("cpu", 1).ok());
 }
 
 TEST_CASE("listening beyond this machine is asked for by name", "[config]") {
