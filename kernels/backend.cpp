@@ -1,24 +1,21 @@
 #include "kernels/backend.h"
 
-#include <utility>
-
 namespace dsa {
 
-DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
-  if (this != &other) {
-    Reset();
-    backend_ = std::exchange(other.backend_, nullptr);
-    data_ = std::exchange(other.data_, nullptr);
-    bytes_ = std::exchange(other.bytes_, 0);
+template <MemoryKind kKind>
+void BackendBuffer<kKind>::Reset() {
+  if (backend_ == nullptr) {
+    return;
   }
-  return *this;
+  if constexpr (kKind == MemoryKind::kDevice) {
+    backend_->Free(data_);
+  } else {
+    backend_->FreeHost(data_);
+  }
+  backend_ = nullptr;
 }
 
-void DeviceBuffer::Reset() {
-  if (backend_ != nullptr) {
-    backend_->Free(data_);
-    backend_ = nullptr;
-  }
-}
+template class BackendBuffer<MemoryKind::kDevice>;
+template class BackendBuffer<MemoryKind::kHost>;
 
 }  // namespace dsa

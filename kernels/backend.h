@@ -1,53 +1,69 @@
 // A device that can run the model: its memory, its stream and one method per op.
 //
 // Each op has its own header under kernels/ops/ (parameters, equation, checks) and one source file
-// per backend that defines just that method.  A backend belongs to one thread; its ops are queued
-// in order on its stream and return before they have run, except on the CPU.  Every pointer in a
+// per backend that defines just that method.  A backend is used by one thread at a time
+// (BindThread); its ops are queued in order on its stream and return before they have run, except
+// on the CPU.  Every pointer in a
 // params struct is device memory of this backend.  Ops allocate nothing: what they need beside
 // their parameters is scratch of the backend, sized once by ReserveScratch.
+//
+// Include the header of each op that you call: this one only names its params.
 #pragma once
 
 #include "common/status.h"
-#include "kernels/ops/absorb_query.h"
-#include "kernels/ops/block_scaled_linear.h"
-#include "kernels/ops/embed.h"
-#include "kernels/ops/expand_value.h"
-#include "kernels/ops/gate.h"
-#include "kernels/ops/gather_rows.h"
-#include "kernels/ops/indexer_logits.h"
-#include "kernels/ops/latent_attention.h"
-#include "kernels/ops/linear.h"
-#include "kernels/ops/masked_attention.h"
-#include "kernels/ops/prepare_indexer_query.h"
-#include "kernels/ops/quantize_fp8.h"
-#include "kernels/ops/rms_norm.h"
-#include "kernels/ops/rope.h"
-#include "kernels/ops/routed_experts.h"
-#include "kernels/ops/sample.h"
-#include "kernels/ops/select_top_k.h"
-#include "kernels/ops/store_indexer_key.h"
-#include "kernels/ops/store_latent.h"
-#include "kernels/ops/swiglu.h"
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 
 namespace dsa {
 
 class Backend;
+struct AbsorbQueryParams;
+struct BlockScaledLinearParams;
+struct EmbedParams;
+struct ExpandValueParams;
+struct GateParams;
+struct GatherRowsParams;
+struct IndexerLogitsParams;
+struct LatentAttentionParams;
+struct LinearParams;
+struct MaskedAttentionParams;
+struct PrepareIndexerQueryParams;
+struct QuantizeFp8Params;
+struct RmsNormParams;
+struct RopeParams;
+struct RoutedExpertsParams;
+struct SampleParams;
+struct SelectTopKParams;
+struct StoreIndexerKeyParams;
+struct StoreLatentParams;
+struct SwiGluParams;
 
-// Device memory, freed with its owner.  Must not outlive its backend.
-class DeviceBuffer final {
+enum class MemoryKind : std::uint8_t { kDevice, kHost };
+
+// Memory of a backend, freed with its owner.  Must not outlive its backend.
+template <MemoryKind kKind>
+class BackendBuffer final {
  public:
-  DeviceBuffer() = default;
-  DeviceBuffer(Backend* backend, void* data, std::size_t bytes)
+  BackendBuffer() = default;
+  BackendBuffer(Backend* backend, void* data, std::size_t bytes)
       : backend_(backend), data_(data), bytes_(bytes) {}
-  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = static_cast<DeviceBuffer&&>(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  ~DeviceBuffer() { Reset(); }
+  BackendBuffer(BackendBuffer&& other) noexcept { *this = static_cast<BackendBuffer&&>(other); }
+  BackendBuffer& operator=(BackendBuffer&& other) noexcept {
+    if (this != &other) {
+      Reset();
+      backend_ = std::exchange(other.backend_, nullptr);
+      data_ = std::exchange(other.data_, nullptr);
+      bytes_ = std::exchange(other.bytes_, 0);
+    }
+    return *this;
+  }
+  BackendBuffer(const BackendBuffer&) = delete;
+  BackendBuffer& operator=(const BackendBuffer&) = delete;
+  ~BackendBuffer() { Reset(); }
 
   void* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
@@ -63,6 +79,15 @@ class DeviceBuffer final {
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
+using DeviceBuffer = BackendBuffer<MemoryKind::kDevice>;
+// What the device reads and writes by itself while the host goes on: pinned on CUDA.
+using HostBuffer = BackendBuffer<MemoryKind::kHost>;
+
+// Names a recorded sequence of ops.  Small numbers, chosen by the caller.
+enum class GraphId : std::int32_t {};
+
+// Events of Mark and WaitFor are numbered from 0.
+inline constexpr int kEvents = 8;
 
 // The largest extents any op of a step may have; what scratch is sized from.
 struct ScratchLimits {
@@ -92,19 +117,50 @@ class Backend {
 
   virtual std::string Name() const = 0;  // "cpu (2 threads)", "NVIDIA H100 80GB HBM3"
 
+  // Makes the calling thread the one that uses the backend; the thread that made it is bound by
+  // that.  A thread that takes over calls this first, and the one before makes no further call
+  // meanwhile.
+  virtual void BindThread() = 0;
+
   // Memory.  Contents are undefined; 256-byte aligned.  FAILED_PRECONDITION with needed and free
-  // bytes where the device has not enough.
+  // bytes where the device, or the host, has not enough.
   virtual Result<DeviceBuffer> Allocate(std::size_t bytes) = 0;
   virtual void Free(void* data) = 0;
+  virtual Result<HostBuffer> AllocateHost(std::size_t bytes) = 0;
+  virtual void FreeHost(void* data) = 0;
   // Bytes that Allocate and ReserveScratch can still take; others may take them first.
   virtual std::int64_t AvailableBytes() const = 0;
-  // Queued in stream order; `source` of CopyToDevice may be reused after the call returns, and
-  // `target` of CopyToHost is filled after Synchronize.
+
+  // Copies of any host memory, queued in stream order, for everything but a step.  `source` of
+  // CopyToDevice may be reused after the call returns, pinned or not (of pinned memory the call
+  // waits until the device has read it); `target` of CopyToHost is filled after Synchronize.
   virtual void CopyToDevice(void* target, const void* source, std::size_t bytes) = 0;
   virtual void CopyToHost(void* target, const void* source, std::size_t bytes) = 0;
+
+  // Copies of a step, queued in stream order; neither waits.  The bytes of `source` from `offset`
+  // on are read when the device gets there: leave them alone until a Mark behind the Upload was
+  // waited for.  `target` is filled when a Mark behind the Download was waited for.
+  virtual void Upload(void* target, const HostBuffer& source, std::size_t offset,
+                      std::size_t bytes) = 0;
+  virtual void Download(const HostBuffer& target, std::size_t offset, const void* source,
+                        std::size_t bytes) = 0;
   virtual void Zero(void* target, std::size_t bytes) = 0;
+
+  // Mark queues `event`, in [0, kEvents); WaitFor blocks the host until its last Mark has run, and
+  // everything queued before it.  An event may be marked again and again.
+  virtual void Mark(int event) = 0;
+  virtual void WaitFor(int event) = 0;
   // Waits until everything queued so far has run.
   virtual void Synchronize() = 0;
+
+  // Record keeps what `body` queues, in place of what `graph` held before, and queues nothing;
+  // Replay queues it, any number of times, without calling `body`.  So a body must queue the same
+  // for every step that replays it: all that may change lies in device memory or in the HostBuffers
+  // it uploads, and a number, size or pointer that it takes from elsewhere on the host stays what
+  // it was.  It may call ops, Upload, Download and Zero, nothing else.
+  virtual void Record(GraphId graph, const std::function<void()>& body) = 0;
+  virtual void Replay(GraphId graph) = 0;
+
   // Sizes all scratch; once, before the first op.  ScratchBytes says beforehand what it allocates.
   virtual std::int64_t ScratchBytes(const ScratchLimits& limits) const = 0;
   virtual Status ReserveScratch(const ScratchLimits& limits) = 0;

@@ -2,6 +2,14 @@
 // written into the cache first and then read back from it, so a row sees the same bits whether a
 // key was computed in this step, in an earlier one, or by another request.
 #include "common/check.h"
+#include "kernels/batch_view.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/key_selection.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/store_latent.h"
 #include "model/transformer.h"
 
 namespace dsa {

@@ -1,6 +1,12 @@
 // The lightning indexer of one layer (DeepSeek-V3.2-Exp paper, section 2.1): keys of every row on
 // every path, because later rows will select among them; queries and scores only for rows that see
 // more keys than they may attend to.
+#include "kernels/ops/indexer_logits.h"
+#include "kernels/ops/key_selection.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/prepare_indexer_query.h"
+#include "kernels/ops/select_top_k.h"
+#include "kernels/ops/store_indexer_key.h"
 #include "model/transformer.h"
 
 #include <algorithm>

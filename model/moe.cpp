@@ -1,5 +1,7 @@
 // The feed-forward half of a layer: a dense MLP in the leading layers, routed experts and a shared
 // one in the others (DeepSeek-V3 paper, section 2.1.2).
+#include "kernels/ops/gate.h"
+#include "kernels/ops/swiglu.h"
 #include "model/transformer.h"
 
 namespace dsa {

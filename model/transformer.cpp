@@ -1,5 +1,12 @@
 #include "model/transformer.h"
 
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/embed.h"
+#include "kernels/ops/gather_rows.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/rms_norm.h"
+
 namespace dsa {
 
 Matrix<const float> Transformer::Forward(const ForwardBatch& host, const DeviceBatch& device) {

@@ -12,6 +12,8 @@
 
 #include "cache/kv_arena.h"
 #include "kernels/backend.h"
+#include "kernels/batch_view.h"
+#include "kernels/ops/key_selection.h"
 #include "model/activations.h"
 #include "model/forward_batch.h"
 #include "model/model_config.h"

@@ -8,7 +8,9 @@
 #pragma once
 
 #include "bench/harness.h"
+#include "common/view.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/ops/block_scaled_linear.h"
 
 #include <cstdint>
 #include <functional>

@@ -1,7 +1,11 @@
 // IndexerLogits and SelectTopK in a decode step: every row the last of its own sequence.  The
 // selection works on the scores that the logits left behind.
 #include "bench/cuda/device_bench.h"
+#include "common/view.h"
+#include "kernels/batch_view.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/indexer_logits.h"
+#include "kernels/ops/select_top_k.h"
 
 #include <numeric>
 #include <vector>

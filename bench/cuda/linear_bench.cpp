@@ -1,5 +1,7 @@
 // BlockScaledLinear at DeepSeek-V3.2's projections, and Linear at the two that stay in bf16.
 #include "bench/cuda/device_bench.h"
+#include "common/view.h"
+#include "kernels/ops/linear.h"
 
 #include <fmt/core.h>
 

@@ -1,7 +1,15 @@
 // The ops that work row by row, for decode and for a chunk of prefill: embedding, RMSNorm with the
 // residual, quantization, RoPE, both cache writers and the indexer's queries.
 #include "bench/cuda/device_bench.h"
+#include "common/view.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/embed.h"
+#include "kernels/ops/prepare_indexer_query.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/rope.h"
+#include "kernels/ops/store_indexer_key.h"
+#include "kernels/ops/store_latent.h"
 
 #include <vector>
 

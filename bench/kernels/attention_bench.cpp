@@ -1,6 +1,12 @@
 // The steps of latent attention at the small model's sizes, a decode step and a chunk of prefill,
 // and at DeepSeek-V3.2's.
 #include "bench/kernels/paged_batch.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/key_selection.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
 
 #include <fmt/core.h>
 

@@ -1,5 +1,10 @@
 // Gate and RoutedExperts at the small model's sizes, and a whole decode step's projections.
 #include "bench/kernels/kernel_bench.h"
+#include "common/view.h"
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/routed_experts.h"
 
 #include <vector>
 

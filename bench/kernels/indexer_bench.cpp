@@ -1,6 +1,10 @@
 // The indexer at the small model's sizes and at DeepSeek-V3.2's: a decode step and a chunk of
 // prefill.
 #include "bench/kernels/paged_batch.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/indexer_logits.h"
+#include "kernels/ops/prepare_indexer_query.h"
+#include "kernels/ops/rope.h"
 
 #include <fmt/core.h>
 

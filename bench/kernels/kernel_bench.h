@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bench/harness.h"
+#include "common/view.h"
 #include "kernels/backend.h"
 
 namespace dsa::bench {

@@ -1,6 +1,9 @@
 // Linear and BlockScaledLinear: the small model's projections (hidden 384) and one of the large
 // model's experts, for decode (T = 1) and prefill.
 #include "bench/kernels/kernel_bench.h"
+#include "common/view.h"
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/linear.h"
 
 #include <fmt/core.h>
 

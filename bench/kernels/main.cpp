@@ -1,6 +1,7 @@
 // dsa_kernel_bench [threads]: the CPU backend's ops against the machine's measured ceilings.
 #include "bench/kernels/kernel_bench.h"
 #include "common/prng.h"
+#include "common/view.h"
 #include "kernels/cpu/cpu_backend.h"
 
 #include <charconv>

@@ -1,6 +1,11 @@
 #include "bench/kernels/paged_batch.h"
 
 #include "common/check.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/key_selection.h"
+#include "kernels/ops/rope.h"
+#include "kernels/ops/store_indexer_key.h"
+#include "kernels/ops/store_latent.h"
 
 #include <algorithm>
 #include <numeric>

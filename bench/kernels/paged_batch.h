@@ -3,6 +3,9 @@
 
 #include "bench/kernels/kernel_bench.h"
 #include "kernels/batch_view.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/key_selection.h"
+#include "kernels/ops/rope.h"
 
 #include <cstdint>
 

@@ -1,5 +1,10 @@
 // RmsNorm, QuantizeFp8, SwiGlu and Sample.
 #include "bench/kernels/kernel_bench.h"
+#include "common/view.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/sample.h"
+#include "kernels/ops/swiglu.h"
 
 #include <fmt/core.h>
 

@@ -1,6 +1,7 @@
 // SelectTopK over contexts up to 128K, with scores as they come: many distinct, many exact zeros,
 // all equal.
 #include "bench/kernels/paged_batch.h"
+#include "kernels/ops/select_top_k.h"
 
 #include <algorithm>
 

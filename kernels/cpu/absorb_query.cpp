@@ -44,7 +44,7 @@ void AbsorbTile(const AbsorbQueryParams& params, const cpu::HeadTile& tile, cons
 
 }  // namespace
 
-void CpuBackend::AbsorbQuery(const AbsorbQueryParams& params) {
+void CpuBackend::Compute(const AbsorbQueryParams& params) {
   const AbsorbQueryExtents extents = Validate(params);
   cpu::ForHeadTiles(
       pool_, extents.tokens, params.w_uk,

@@ -1,10 +1,12 @@
+#include "kernels/ops/block_scaled_linear.h"
+
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/scratch.h"
 
 namespace dsa {
 
-void CpuBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
+void CpuBackend::Compute(const BlockScaledLinearParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   const MatmulProblem problem{

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 
 #include <fmt/core.h>
@@ -15,6 +14,18 @@ namespace dsa {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
+
+Result<void*> AllocateBytes(std::size_t bytes) {
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* data =
+      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+  if (data == nullptr) {
+    return Error{.code = ErrorCode::kFailedPrecondition,
+                 .message = fmt::format("not enough memory: {} bytes needed, {} bytes free", bytes,
+                                        AvailableMemoryBytes())};
+  }
+  return data;
+}
 
 }  // namespace
 
@@ -26,41 +37,25 @@ std::string CpuBackend::Name() const {
 }
 
 Result<DeviceBuffer> CpuBackend::Allocate(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* data =
-      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
-  if (data == nullptr) {
-    return Error{.code = ErrorCode::kFailedPrecondition,
-                 .message = fmt::format("not enough memory: {} bytes needed, {} bytes free", bytes,
-                                        AvailableBytes())};
-  }
+  DSA_ASSIGN_OR_RETURN(void* const data, AllocateBytes(bytes));
   return DeviceBuffer(this, data, bytes);
-}
-
-std::int64_t CpuBackend::AvailableBytes() const {
-  return AvailableMemoryBytes();
 }
 
 void CpuBackend::Free(void* data) {
   std::free(data);
 }
 
-void CpuBackend::CopyToDevice(void* target, const void* source, std::size_t bytes) {
-  if (bytes > 0) {
-    std::memcpy(target, source, bytes);
-  }
+Result<HostBuffer> CpuBackend::AllocateHost(std::size_t bytes) {
+  DSA_ASSIGN_OR_RETURN(void* const data, AllocateBytes(bytes));
+  return HostBuffer(this, data, bytes);
 }
 
-void CpuBackend::CopyToHost(void* target, const void* source, std::size_t bytes) {
-  if (bytes > 0) {
-    std::memcpy(target, source, bytes);
-  }
+void CpuBackend::FreeHost(void* data) {
+  std::free(data);
 }
 
-void CpuBackend::Zero(void* target, std::size_t bytes) {
-  if (bytes > 0) {
-    std::memset(target, 0, bytes);
-  }
+std::int64_t CpuBackend::AvailableBytes() const {
+  return AvailableMemoryBytes();
 }
 
 std::int64_t CpuBackend::ScratchBytes(const ScratchLimits& limits) const {

@@ -1,3 +1,5 @@
+#include "kernels/ops/embed.h"
+
 #include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rows.h"
@@ -7,7 +9,7 @@
 
 namespace dsa {
 
-void CpuBackend::Embed(const EmbedParams& params) {
+void CpuBackend::Compute(const EmbedParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {

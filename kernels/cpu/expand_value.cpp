@@ -40,7 +40,7 @@ void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, cons
 
 }  // namespace
 
-void CpuBackend::ExpandValue(const ExpandValueParams& params) {
+void CpuBackend::Compute(const ExpandValueParams& params) {
   const ExpandValueExtents extents = Validate(params);
   cpu::ForHeadTiles(
       pool_, extents.tokens, params.w_uv,

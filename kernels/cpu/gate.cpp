@@ -1,3 +1,5 @@
+#include "kernels/ops/gate.h"
+
 #include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matmul.h"
@@ -88,7 +90,7 @@ void ChooseExperts(const GateParams& params, const GateExtents& extents, std::in
 
 }  // namespace
 
-void CpuBackend::Gate(const GateParams& params) {
+void CpuBackend::Compute(const GateParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   DSA_CHECK(extents.experts <= scratch.limits.experts, "Gate: E={}, scratch is for {}",

@@ -1,3 +1,5 @@
+#include "kernels/ops/gather_rows.h"
+
 #include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rows.h"
@@ -6,7 +8,7 @@
 
 namespace dsa {
 
-void CpuBackend::GatherRows(const GatherRowsParams& params) {
+void CpuBackend::Compute(const GatherRowsParams& params) {
   const auto extents = Validate(params);
   const auto row_bytes = static_cast<std::size_t>(extents.hidden * SizeOf(params.x.type));
   for (std::int64_t r = 0; r < extents.rows; ++r) {

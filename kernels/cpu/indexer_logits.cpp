@@ -153,7 +153,7 @@ void ScoreBlock(const IndexerLogitsParams& params, const RowTile& tile, std::int
 
 // Threads share the pairs of a tile of rows and a block of keys: even for one row of a long context
 // and for a long prompt, where later rows see more.
-void CpuBackend::IndexerLogits(const IndexerLogitsParams& params) {
+void CpuBackend::Compute(const IndexerLogitsParams& params) {
   const IndexerLogitsExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;

@@ -120,7 +120,7 @@ void Attend(const LatentAttentionParams& params, const Share& share,
 
 }  // namespace
 
-void CpuBackend::LatentAttention(const LatentAttentionParams& params) {
+void CpuBackend::Compute(const LatentAttentionParams& params) {
   const LatentAttentionExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;

@@ -1,10 +1,12 @@
+#include "kernels/ops/linear.h"
+
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/scratch.h"
 
 namespace dsa {
 
-void CpuBackend::Linear(const LinearParams& params) {
+void CpuBackend::Compute(const LinearParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   const MatmulProblem problem{

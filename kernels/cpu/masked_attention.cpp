@@ -162,7 +162,7 @@ void Attend(const HeadContext& context, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::MaskedAttention(const MaskedAttentionParams& params) {
+void CpuBackend::Compute(const MaskedAttentionParams& params) {
   const MaskedAttentionExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;

@@ -41,7 +41,7 @@ void PrepareRow(const PrepareIndexerQueryParams& params, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::PrepareIndexerQuery(const PrepareIndexerQueryParams& params) {
+void CpuBackend::Compute(const PrepareIndexerQueryParams& params) {
   const PrepareIndexerQueryExtents extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t row = first; row < last; ++row) {

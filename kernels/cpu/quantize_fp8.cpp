@@ -1,10 +1,12 @@
+#include "kernels/ops/quantize_fp8.h"
+
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/scratch.h"
 
 namespace dsa {
 
-void CpuBackend::QuantizeFp8(const QuantizeFp8Params& params) {
+void CpuBackend::Compute(const QuantizeFp8Params& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {

@@ -1,3 +1,5 @@
+#include "kernels/ops/rms_norm.h"
+
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/pairwise_sum.h"
 #include "kernels/cpu/rows.h"
@@ -38,7 +40,7 @@ void NormaliseRow(const RmsNormParams& params, std::int64_t row, std::int64_t hi
 
 }  // namespace
 
-void CpuBackend::RmsNorm(const RmsNormParams& params) {
+void CpuBackend::Compute(const RmsNormParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {

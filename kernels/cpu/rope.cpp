@@ -17,7 +17,7 @@ void RotateRow(const RopeParams& params, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::Rope(const RopeParams& params) {
+void CpuBackend::Compute(const RopeParams& params) {
   const RopeExtents extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t row = first; row < last; ++row) {

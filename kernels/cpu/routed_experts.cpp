@@ -1,3 +1,5 @@
+#include "kernels/ops/routed_experts.h"
+
 #include "common/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/matmul.h"
@@ -176,7 +178,7 @@ void QuantizeInputs(const RoutedExpertsParams& params, std::int64_t token,
 
 }  // namespace
 
-void CpuBackend::RoutedExperts(const RoutedExpertsParams& params) {
+void CpuBackend::Compute(const RoutedExpertsParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   const ExpertScratch& experts = scratch.experts;

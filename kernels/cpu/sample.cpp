@@ -1,3 +1,5 @@
+#include "kernels/ops/sample.h"
+
 #include "common/check.h"
 #include "common/prng.h"
 #include "kernels/batch_view.h"
@@ -204,7 +206,7 @@ void SampleRow(const SampleParams& params, std::int64_t row, const SampleScratch
 
 }  // namespace
 
-void CpuBackend::Sample(const SampleParams& params) {
+void CpuBackend::Compute(const SampleParams& params) {
   const auto extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.rows);
   DSA_CHECK(extents.vocabulary <= scratch.limits.vocabulary, "Sample: V={}, scratch is for {}",

@@ -162,7 +162,7 @@ void SelectRow(const SelectTopKParams& params, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::SelectTopK(const SelectTopKParams& params) {
+void CpuBackend::Compute(const SelectTopKParams& params) {
   const SelectTopKExtents extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t row = first; row < last; ++row) {

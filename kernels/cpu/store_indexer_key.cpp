@@ -44,7 +44,7 @@ void StoreToken(const StoreIndexerKeyParams& params, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
+void CpuBackend::Compute(const StoreIndexerKeyParams& params) {
   const StoreIndexerKeyExtents extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t row = first; row < last; ++row) {

@@ -29,7 +29,7 @@ void StoreToken(const StoreLatentParams& params, std::int64_t row) {
 
 }  // namespace
 
-void CpuBackend::StoreLatent(const StoreLatentParams& params) {
+void CpuBackend::Compute(const StoreLatentParams& params) {
   const StoreLatentExtents extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t row = first; row < last; ++row) {

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/ops/swiglu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +24,7 @@ void RunSwiGluRow(const SwiGluRow& row) {
   }
 }
 
-void CpuBackend::SwiGlu(const SwiGluParams& params) {
+void CpuBackend::Compute(const SwiGluParams& params) {
   const auto extents = Validate(params);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {

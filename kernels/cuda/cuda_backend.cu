@@ -1,4 +1,4 @@
-// The backend's memory and stream.
+// The backend's device, its memory and scratch; graphs.cu has what is queued on its stream.
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
@@ -64,6 +64,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
   DSA_RETURN_IF_ERROR(CheckStart("taking it", cudaSetDevice(device)));
   DSA_RETURN_IF_ERROR(CheckStart("making a stream",
                                  cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking)));
+  state->graphs.Open();
   std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(state)));
   DSA_RETURN_IF_ERROR(backend->state_->gemm.Open(*backend));
   return Result<std::unique_ptr<CudaBackend>>(std::move(backend));
@@ -80,6 +81,10 @@ CUstream_st* CudaBackend::stream() const {
 
 std::string CudaBackend::Name() const {
   return state_->name;
+}
+
+void CudaBackend::BindThread() {
+  DSA_CUDA_CHECK(cudaSetDevice(state_->device));
 }
 
 Result<DeviceBuffer> CudaBackend::Allocate(std::size_t bytes) {
@@ -109,22 +114,6 @@ std::int64_t CudaBackend::AvailableBytes() const {
   std::size_t total_bytes = 0;
   DSA_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
   return static_cast<std::int64_t>(free_bytes);
-}
-
-void CudaBackend::CopyToDevice(void* target, const void* source, std::size_t bytes) {
-  DSA_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, state_->stream));
-}
-
-void CudaBackend::CopyToHost(void* target, const void* source, std::size_t bytes) {
-  DSA_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, state_->stream));
-}
-
-void CudaBackend::Zero(void* target, std::size_t bytes) {
-  DSA_CUDA_CHECK(cudaMemsetAsync(target, 0, bytes, state_->stream));
-}
-
-void CudaBackend::Synchronize() {
-  DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
 }
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {

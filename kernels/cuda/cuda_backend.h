@@ -25,13 +25,24 @@ class CudaBackend final : public Backend {
   CUstream_st* stream() const;
 
   std::string Name() const override;
+  void BindThread() override;
   Result<DeviceBuffer> Allocate(std::size_t bytes) override;
   void Free(void* data) override;
+  Result<HostBuffer> AllocateHost(std::size_t bytes) override;
+  void FreeHost(void* data) override;
   std::int64_t AvailableBytes() const override;
   void CopyToDevice(void* target, const void* source, std::size_t bytes) override;
   void CopyToHost(void* target, const void* source, std::size_t bytes) override;
+  void Upload(void* target, const HostBuffer& source, std::size_t offset,
+              std::size_t bytes) override;
+  void Download(const HostBuffer& target, std::size_t offset, const void* source,
+                std::size_t bytes) override;
   void Zero(void* target, std::size_t bytes) override;
+  void Mark(int event) override;
+  void WaitFor(int event) override;
   void Synchronize() override;
+  void Record(GraphId graph, const std::function<void()>& body) override;
+  void Replay(GraphId graph) override;
   std::int64_t ScratchBytes(const ScratchLimits& limits) const override;
   Status ReserveScratch(const ScratchLimits& limits) override;
 
@@ -59,6 +70,8 @@ class CudaBackend final : public Backend {
  private:
   struct State;  // kernels/cuda/cuda_state.h
   explicit CudaBackend(std::unique_ptr<State> state);
+  // CHECK-fails while a graph is being recorded.
+  void CheckNotRecording(const char* call) const;
 
   std::unique_ptr<State> state_;
 };

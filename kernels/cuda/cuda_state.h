@@ -1,8 +1,10 @@
-// What a CudaBackend holds: one stream, one cuBLASLt handle, scratch.  For kernels/cuda/ only.
+// What a CudaBackend holds: one stream and its graphs, one cuBLASLt handle, scratch.  For
+// kernels/cuda/ only.
 #pragma once
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/graphs.h"
 
 #include <string>
 
@@ -15,6 +17,7 @@ struct CudaBackend::State {
   std::string name;
   cudaStream_t stream = nullptr;
   cuda::Gemm gemm;
+  cuda::Graphs graphs;
   ScratchLimits limits{};
   bool scratch_reserved = false;
 };

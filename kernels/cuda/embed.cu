@@ -6,6 +6,8 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/ops/embed.h"
+#include "kernels/ops/gather_rows.h"
 
 namespace dsa {
 namespace {

@@ -3,6 +3,8 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/linear.h"
 
 #include <algorithm>
 #include <bit>

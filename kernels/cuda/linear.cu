@@ -6,6 +6,8 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/linear.h"
 
 #include <string_view>
 

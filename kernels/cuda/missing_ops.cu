@@ -2,6 +2,14 @@
 // exists, and a server refuses to start on the device.
 #include "common/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
+#include "kernels/ops/routed_experts.h"
+#include "kernels/ops/sample.h"
+#include "kernels/ops/swiglu.h"
 
 #include <string_view>
 

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/indexer_vector.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/ops/prepare_indexer_query.h"
 
 namespace dsa {
 namespace {

@@ -5,6 +5,7 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/quantize_fp8.h"
 
 namespace dsa {
 namespace {

@@ -8,6 +8,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/ops/rms_norm.h"
 
 namespace dsa {
 namespace {

@@ -11,9 +11,11 @@
 // Keys are the scores' bits made monotone as unsigned integers, -0 mapped to +0.  Scores are read
 // four times, from L2 after the first; 4 bytes a key.  A row is one block's: with few rows the
 // bandwidth of few multiprocessors is the bound.
+#include "kernels/batch_view.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/ops/select_top_k.h"
 
 namespace dsa {
 namespace {

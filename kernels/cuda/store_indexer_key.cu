@@ -3,6 +3,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/indexer_vector.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/ops/store_indexer_key.h"
 
 namespace dsa {
 namespace {

@@ -10,6 +10,8 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rope.cuh"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/store_latent.h"
 
 namespace dsa {
 namespace {

@@ -47,6 +47,7 @@ class EngineCore final {
   EngineCore(const EngineCore&) = delete;
   EngineCore& operator=(const EngineCore&) = delete;
 
+  void BindThread() { executor_.BindThread(); }
   EngineProgress RunOnce();
   const Scheduler& scheduler() const { return scheduler_; }
   const BlockPool& pool() const { return pool_; }

@@ -259,6 +259,7 @@ void EngineLoop::Start() {
 
 void EngineLoop::RunEngine() {
   State& state = *state_;
+  state.core.BindThread();
   while (!state.stop_engine.load(std::memory_order_acquire)) {
     const EngineProgress progress = RunOnce();
     state.pump_wakeup.Notify();
@@ -291,6 +292,7 @@ void EngineLoop::Stop() {
     state.pump_thread.join();
   }
   // Both roles are this thread's now.
+  state.core.BindThread();
   while (state.inbox.live() > 0) {
     RunOnce();
     PumpOnce();

@@ -12,6 +12,9 @@ class StepExecutor {
   StepExecutor& operator=(const StepExecutor&) = delete;
   virtual ~StepExecutor() = default;
 
+  // Makes the calling thread the one that executes; the engine thread, before its first step.
+  virtual void BindThread() {}
+
   // Engine thread.  Returns when every write of the step has landed: from then on the blocks of
   // sequences that ended meanwhile may be given away.  The result is valid until the next call.
   virtual const StepResult& Execute(const ForwardBatch& batch) = 0;

@@ -63,6 +63,7 @@ class ModelExecutor final : public StepExecutor {
   ModelExecutor(Backend& backend, const LoadedModel& model, const ModelExecutorConfig& config,
                 Memory memory);
 
+  void BindThread() override { backend_.BindThread(); }
   const StepResult& Execute(const ForwardBatch& batch) override;
 
   const KvArena& arena() const { return arena_; }

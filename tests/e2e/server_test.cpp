@@ -1,11 +1,11 @@
 // The whole server on a small random model, over loopback.
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/forwarding_backend.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
 #include "server/sizing.h"
 #include "tests/e2e/tiny_server.h"
-#include "tests/model/forwarding_backend.h"
 #include "tests/paths.h"
 
 #include <atomic>
@@ -44,7 +44,7 @@ v1::CompletionRequest Endless() {
 }
 
 // A machine with less memory than this one.
-class LimitedBackend final : public testing::ForwardingBackend {
+class LimitedBackend final : public ForwardingBackend {
  public:
   using ForwardingBackend::ForwardingBackend;
   std::int64_t AvailableBytes() const override { return available; }

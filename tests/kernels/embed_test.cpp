@@ -1,4 +1,7 @@
 // Embed and GatherRows: exact copies, or one conversion.
+#include "kernels/ops/embed.h"
+
+#include "kernels/ops/gather_rows.h"
 #include "tests/kernels/test_backend.h"
 
 namespace dsa {

@@ -1,4 +1,6 @@
 // Gate: selection by exact rules on prepared scores, and weights against a double reference.
+#include "kernels/ops/gate.h"
+
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

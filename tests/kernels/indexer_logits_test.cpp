@@ -1,5 +1,7 @@
 // IndexerLogits against a double-precision restatement over keys scattered in the cache.  What no
 // row sees is NaN, so a read beyond a row's position shows.
+#include "kernels/ops/indexer_logits.h"
+
 #include "tests/kernels/paged_cache.h"
 
 #include <cmath>

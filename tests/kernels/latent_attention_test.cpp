@@ -1,4 +1,6 @@
 // LatentAttention against a double-precision restatement over latents scattered in the cache.
+#include "kernels/ops/latent_attention.h"
+
 #include "tests/kernels/attention_testing.h"
 
 #include <cmath>

@@ -1,4 +1,6 @@
 // AbsorbQuery and ExpandValue against double-precision restatements.
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
 #include "tests/kernels/paged_cache.h"
 
 namespace dsa {

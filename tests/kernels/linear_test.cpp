@@ -1,5 +1,8 @@
 // Linear and BlockScaledLinear against double-precision products, and the law that a row's bits
 // depend on nothing but the row and the weight.
+#include "kernels/ops/linear.h"
+
+#include "kernels/ops/block_scaled_linear.h"
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

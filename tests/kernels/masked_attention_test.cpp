@@ -1,4 +1,9 @@
 // MaskedAttention against a double-precision restatement, and against the absorbed form.
+#include "kernels/ops/masked_attention.h"
+
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/latent_attention.h"
 #include "tests/kernels/attention_testing.h"
 
 #include <cmath>

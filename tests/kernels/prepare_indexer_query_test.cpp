@@ -1,4 +1,6 @@
 // PrepareIndexerQuery against a double-precision restatement of its steps.
+#include "kernels/ops/prepare_indexer_query.h"
+
 #include "tests/kernels/paged_cache.h"
 
 #include <cmath>

@@ -1,4 +1,6 @@
 // QuantizeFp8 is exact: every bit is compared, on every backend.
+#include "kernels/ops/quantize_fp8.h"
+
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

@@ -1,6 +1,8 @@
 // RmsNorm against a double-precision restatement of its equation.  Inputs are kept away from unit
 // variance, where leaving out the normalisation would go unseen, and small enough in one case that
 // eps matters.
+#include "kernels/ops/rms_norm.h"
+
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

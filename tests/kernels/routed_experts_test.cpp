@@ -1,4 +1,6 @@
 // RoutedExperts against a double-precision restatement with its rounding points.
+#include "kernels/ops/routed_experts.h"
+
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

@@ -1,5 +1,7 @@
 // Sample: exact rules on small vocabularies, a plain restatement over random settings, and the
 // distribution of many draws.
+#include "kernels/ops/sample.h"
+
 #include "common/prng.h"
 #include "kernels/batch_view.h"
 #include "tests/kernels/test_backend.h"

@@ -1,4 +1,6 @@
 // SelectTopK against a full sort by (score descending, position ascending).
+#include "kernels/ops/select_top_k.h"
+
 #include "kernels/batch_view.h"
 #include "tests/kernels/test_backend.h"
 

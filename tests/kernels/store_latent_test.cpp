@@ -1,5 +1,7 @@
 // StoreLatent against a double-precision restatement, read back from the bytes of the cache; every
 // byte that belongs to another slot must stay as it was.
+#include "kernels/ops/store_latent.h"
+
 #include "tests/kernels/cache_writer.h"
 
 #include <cmath>

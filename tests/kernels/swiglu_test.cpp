@@ -1,4 +1,6 @@
 // SwiGlu against its equation.
+#include "kernels/ops/swiglu.h"
+
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 

@@ -2,7 +2,13 @@
 
 #include "common/check.h"
 #include "common/prng.h"
-#include "tests/model/forwarding_backend.h"
+#include "common/view.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/prepare_indexer_query.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/select_top_k.h"
+#include "kernels/ops/store_indexer_key.h"
 
 #include <algorithm>
 #include <cstring>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/backend.h"
+#include "kernels/ops/rope.h"
 
 #include <cstdint>
 #include <memory>

@@ -1,5 +1,16 @@
 #include "tests/model/operator_check.h"
 
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/indexer_logits.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/prepare_indexer_query.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/select_top_k.h"
+#include "kernels/ops/store_indexer_key.h"
+#include "kernels/ops/store_latent.h"
 #include "tests/model/cache_values.h"
 
 #include <algorithm>

@@ -3,9 +3,9 @@
 // the next op starts from them.  One sequence, computed from position 0 in one step.
 #pragma once
 
+#include "kernels/forwarding_backend.h"
 #include "model/model_config.h"
 #include "model/weights.h"
-#include "tests/model/forwarding_backend.h"
 #include "tests/model/golden.h"
 
 #include <cstdint>

@@ -1,6 +1,11 @@
 // The masked path, forced on, against the sparse one, at every border; and faults of single rows.
 #include "kernels/cpu/cpu_backend.h"
-#include "tests/model/forwarding_backend.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/indexer_logits.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
 #include "tests/model/golden.h"
 #include "tests/model/sequence_runner.h"
 

@@ -1,6 +1,10 @@
 #include "tests/model/planted_faults.h"
 
-#include "tests/model/forwarding_backend.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/store_latent.h"
 #include "tests/model/indexer_faults.h"
 
 #include <algorithm>

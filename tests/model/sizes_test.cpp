@@ -1,11 +1,11 @@
 // What is laid out before the first step: RoPE tables, cache regions, workspaces.
 #include "cache/kv_arena.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/forwarding_backend.h"
 #include "model/activations.h"
 #include "model/limits.h"
 #include "model/rope_table.h"
 #include "server/engine/model_executor.h"
-#include "tests/model/forwarding_backend.h"
 #include "tests/model/golden.h"
 
 #include <cmath>

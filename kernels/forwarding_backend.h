@@ -1,5 +1,5 @@
-// A backend that passes every op on to another one.  Tests derive from it to watch ops or to plant
-// faults in them; both backends share host memory.
+// A backend that passes everything on to another one, which gives it its memory.  Derive from it to
+// watch ops, to compare them or to plant faults in them.
 #pragma once
 
 #include "kernels/backend.h"
@@ -7,15 +7,18 @@
 #include <cstdint>
 #include <string>
 
-namespace dsa::testing {
+namespace dsa {
 
 class ForwardingBackend : public Backend {
  public:
   explicit ForwardingBackend(Backend& inner) : inner_(inner) {}
 
   std::string Name() const override { return inner_.Name(); }
+  void BindThread() override { inner_.BindThread(); }
   Result<DeviceBuffer> Allocate(std::size_t bytes) override { return inner_.Allocate(bytes); }
   void Free(void* data) override { inner_.Free(data); }
+  Result<HostBuffer> AllocateHost(std::size_t bytes) override { return inner_.AllocateHost(bytes); }
+  void FreeHost(void* data) override { inner_.FreeHost(data); }
   std::int64_t AvailableBytes() const override { return inner_.AvailableBytes(); }
   void CopyToDevice(void* target, const void* source, std::size_t bytes) override {
     inner_.CopyToDevice(target, source, bytes);
@@ -23,8 +26,23 @@ class ForwardingBackend : public Backend {
   void CopyToHost(void* target, const void* source, std::size_t bytes) override {
     inner_.CopyToHost(target, source, bytes);
   }
+  void Upload(void* target, const HostBuffer& source, std::size_t offset,
+              std::size_t bytes) override {
+    inner_.Upload(target, source, offset, bytes);
+  }
+  void Download(const HostBuffer& target, std::size_t offset, const void* source,
+                std::size_t bytes) override {
+    inner_.Download(target, offset, source, bytes);
+  }
   void Zero(void* target, std::size_t bytes) override { inner_.Zero(target, bytes); }
+  void Mark(int event) override { inner_.Mark(event); }
+  void WaitFor(int event) override { inner_.WaitFor(event); }
   void Synchronize() override { inner_.Synchronize(); }
+  // `body` calls this backend, so what is kept is what this one passes on.
+  void Record(GraphId graph, const std::function<void()>& body) override {
+    inner_.Record(graph, body);
+  }
+  void Replay(GraphId graph) override { inner_.Replay(graph); }
   std::int64_t ScratchBytes(const ScratchLimits& limits) const override {
     return inner_.ScratchBytes(limits);
   }
@@ -67,4 +85,4 @@ class ForwardingBackend : public Backend {
   Backend& inner_;
 };
 
-}  // namespace dsa::testing
+}  // namespace dsa
