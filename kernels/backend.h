@@ -25,6 +25,7 @@ struct AbsorbQueryParams;
 struct BlockScaledLinearParams;
 struct EmbedParams;
 struct ExpandValueParams;
+struct FillRandomParams;
 struct GateParams;
 struct GatherRowsParams;
 struct IndexerLogitsParams;
@@ -150,6 +151,8 @@ class Backend {
   // everything queued before it.  An event may be marked again and again.
   virtual void Mark(int event) = 0;
   virtual void WaitFor(int event) = 0;
+  // For weights without a checkpoint; of no step.  kernels/ops/fill_random.h.
+  virtual void FillRandom(const FillRandomParams& params) = 0;
   // Waits until everything queued so far has run.
   virtual void Synchronize() = 0;
 

@@ -37,6 +37,7 @@ class ForwardingBackend : public Backend {
   void Zero(void* target, std::size_t bytes) override { inner_.Zero(target, bytes); }
   void Mark(int event) override { inner_.Mark(event); }
   void WaitFor(int event) override { inner_.WaitFor(event); }
+  void FillRandom(const FillRandomParams& params) override { inner_.FillRandom(params); }
   void Synchronize() override { inner_.Synchronize(); }
   // `body` calls this backend, so what is kept is what this one passes on.
   void Record(GraphId graph, const std::function<void()>& body) override {

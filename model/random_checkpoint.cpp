@@ -2,9 +2,11 @@
 
 #include "common/json.h"
 #include "common/prng.h"
+#include "kernels/ops/fill_random.h"
 #include "model/checkpoint_files.h"
 #include "model/file_writer.h"
 #include "model/random_tokenizer.h"
+#include "model/random_weights.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
 
@@ -128,42 +130,15 @@ std::vector<RandomTensor> ListTensors(const ModelConfig& config) {
   return tensors;
 }
 
-// Gains keep the residual stream dominated by the embedding, so that a rounding does not flip
-// routing or selection everywhere.
-double Deviation(const RandomTensor& tensor) {
-  if (tensor.cols == 0) {
-    return tensor.name.ends_with("e_score_correction_bias") ? 0.05 : 0.1;
-  }
-  if (tensor.name.find("embed_tokens") != std::string::npos) {
-    return 1.0;
-  }
-  double gain = 1.0;
-  for (const auto& [part, value] : {std::pair("lm_head", 4.0), std::pair("o_proj", 0.1),
-                                    std::pair("down_proj", 0.1), std::pair("mlp.gate.", 2.0)}) {
-    if (tensor.name.find(part) != std::string::npos) {
-      gain = value;
-    }
-  }
-  return gain / std::sqrt(static_cast<double>(tensor.cols));
-}
-
-double Mean(const RandomTensor& tensor, const RandomCheckpointOptions& options) {
-  if (tensor.name.ends_with("e_score_correction_bias")) {
-    return options.gate_bias_mean;
-  }
-  return tensor.cols == 0 && tensor.name.ends_with("norm.weight") ? 1.0 : 0.0;
-}
-
 // Nearly normal: the sum of four uniform numbers, which is exact and so the same on every machine.
-std::vector<float> RandomValues(const RandomTensor& tensor, double mean, std::uint64_t seed) {
+std::vector<float> RandomValues(const RandomTensor& tensor, const RandomMoments& moments,
+                                std::uint64_t seed) {
   const std::int64_t count = tensor.rows * std::max<std::int64_t>(tensor.cols, 1);
-  const double scale = Deviation(tensor) * std::sqrt(3.0) / 65536.0;
+  const double scale = moments.deviation * std::sqrt(3.0) / 65536.0;
   std::vector<float> values(static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const std::uint64_t bits = CounterBits(seed, i);
-    const auto sum = static_cast<std::int64_t>((bits & 0xFFFFU) + ((bits >> 16) & 0xFFFFU) +
-                                               ((bits >> 32) & 0xFFFFU) + (bits >> 48));
-    values[i] = static_cast<float>(mean + static_cast<double>(sum - 131070) * scale);
+  for (std::int64_t i = 0; i < count; ++i) {
+    values[static_cast<std::size_t>(i)] =
+        static_cast<float>(moments.mean + static_cast<double>(RandomSum(seed, i)) * scale);
   }
   return values;
 }
@@ -233,8 +208,12 @@ std::vector<Shard> FillShards(const ModelConfig& config, const RandomCheckpointO
   std::vector<Shard> shards(static_cast<std::size_t>(options.shards));
   std::size_t index = 0;
   for (const RandomTensor& tensor : ListTensors(config)) {
+    RandomMoments moments = MomentsOf(tensor.name, tensor.cols);
+    if (tensor.name.ends_with("e_score_correction_bias")) {
+      moments.mean = options.gate_bias_mean;
+    }
     const std::vector<float> values =
-        RandomValues(tensor, Mean(tensor, options), SplitMix64(options.seed * 0x10001U + index));
+        RandomValues(tensor, moments, SplitMix64(options.seed * 0x10001U + index));
     Shard& shard = shards[index % shards.size()];
     Shard& next_shard = shards[(index + 1) % shards.size()];
     ++index;

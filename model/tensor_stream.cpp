@@ -1,33 +1,32 @@
 #include "model/tensor_stream.h"
 
+#include "common/check.h"
 #include "common/machine.h"
 
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace dsa {
 namespace {
 
-// A ring of buffers between the readers and the consumer: item i goes through slot i % slots.
-class ReadAhead final {
- public:
-  ReadAhead(const Checkpoint& checkpoint, std::span<const StreamItem> items)
-      : checkpoint_(checkpoint), items_(items) {
-    constexpr std::size_t kReadersMax = 8;
-    const auto cpus = static_cast<std::size_t>(CountUsableCpus().count());
-    const std::size_t readers = std::min({cpus, kReadersMax, items.size()});
-    slots_.resize(2 * readers);
-    for (std::size_t i = 0; i < readers; ++i) {
-      readers_.emplace_back([this] { ReadAll(); });
-    }
-  }
-  ReadAhead(const ReadAhead&) = delete;
-  ReadAhead& operator=(const ReadAhead&) = delete;
+constexpr std::size_t kReadersMax = 8;
 
-  ~ReadAhead() {
+// The ring between the readers and the caller: piece i goes through slot i % slots.
+class Ring final {
+ public:
+  Ring(std::span<const std::int64_t> piece_bytes, const StreamCalls& calls,
+       std::vector<HostBuffer> buffers)
+      : piece_bytes_(piece_bytes), calls_(calls), buffers_(std::move(buffers)) {
+    slots_.resize(buffers_.size());
+  }
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+
+  ~Ring() {
     {
       const std::lock_guard lock(mutex_);
       stopped_ = true;
@@ -38,89 +37,118 @@ class ReadAhead final {
     }
   }
 
-  // The bytes of the next item; valid until the call after this one.
-  Result<std::span<const std::byte>> Next() {
-    std::unique_lock lock(mutex_);
-    Slot& slot = slots_[consumed_ % slots_.size()];
-    changed_.wait(lock, [&slot] { return slot.filled; });
-    if (!slot.status.ok()) {
-      return slot.status.error();
+  void Start(std::size_t readers) {
+    for (std::size_t i = 0; i < readers; ++i) {
+      readers_.emplace_back([this] { FillAll(); });
     }
-    return std::span<const std::byte>(slot.bytes)
-        .first(static_cast<std::size_t>(items_[consumed_].bytes));
   }
 
-  // Gives the buffer of the item from Next back to the readers.
-  void Release() {
+  std::size_t slots() const { return buffers_.size(); }
+
+  // Waits until `piece` is filled.
+  Result<const HostBuffer*> WaitFor(std::size_t piece) {
+    const std::size_t index = piece % slots_.size();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this, index] { return slots_[index].filled; });
+    if (!slots_[index].status.ok()) {
+      return slots_[index].status.error();
+    }
+    return &buffers_[index];
+  }
+
+  // Gives the slot of `piece` back to the readers; pieces in order.
+  void Release(std::size_t piece) {
     {
       const std::lock_guard lock(mutex_);
-      slots_[consumed_ % slots_.size()].filled = false;
-      ++consumed_;
+      slots_[piece % slots_.size()].filled = false;
+      released_ = piece + 1;
     }
     changed_.notify_all();
   }
 
  private:
   struct Slot {
-    std::vector<std::byte> bytes;  // a reader's until filled, then the consumer's
-    bool filled = false;           // guarded by mutex_
-    Status status;                 // guarded by mutex_
+    bool filled = false;  // guarded by mutex_; its buffer is a reader's until then
+    Status status;        // guarded by mutex_
   };
 
-  void ReadAll() {
+  void FillAll() {
     while (true) {
-      std::size_t index = 0;
+      std::size_t piece = 0;
       {
         std::unique_lock lock(mutex_);
-        index = next_++;
-        changed_.wait(lock, [this, index] {
-          return stopped_ || index >= items_.size() || index < consumed_ + slots_.size();
+        piece = next_++;
+        changed_.wait(lock, [this, piece] {
+          return stopped_ || piece >= piece_bytes_.size() || piece < released_ + slots_.size();
         });
-        if (stopped_ || index >= items_.size()) {
+        if (stopped_ || piece >= piece_bytes_.size()) {
           return;
         }
       }
-      Slot& slot = slots_[index % slots_.size()];
-      const StreamItem& item = items_[index];
-      const auto bytes = static_cast<std::size_t>(item.bytes);
-      slot.bytes.resize(std::max(slot.bytes.size(), bytes));
-      Status status = checkpoint_.Read(item.tensor, item.offset, slot.bytes.data(), bytes);
+      const std::size_t index = piece % slots_.size();
+      const auto bytes = static_cast<std::size_t>(piece_bytes_[piece]);
+      Status status = calls_.fill(piece, {buffers_[index].As<std::byte>(), bytes});
       {
         const std::lock_guard lock(mutex_);
-        slot.status = std::move(status);
-        slot.filled = true;
+        slots_[index].status = std::move(status);
+        slots_[index].filled = true;
       }
       changed_.notify_all();
     }
   }
 
   // Constant after construction.
-  const Checkpoint& checkpoint_;
-  std::span<const StreamItem> items_;
+  const std::span<const std::int64_t> piece_bytes_;
+  const StreamCalls& calls_;
+  const std::vector<HostBuffer> buffers_;
   std::vector<std::thread> readers_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Slot> slots_;
-  std::size_t next_ = 0;      // guarded by mutex_: the next item to read
-  std::size_t consumed_ = 0;  // guarded by mutex_; written by the consumer alone
+  std::size_t next_ = 0;      // guarded by mutex_: the next piece to fill
+  std::size_t released_ = 0;  // guarded by mutex_: pieces before it have left their slots
   bool stopped_ = false;      // guarded by mutex_
 };
 
-}  // namespace
-
-Status StreamTensors(const Checkpoint& checkpoint, std::span<const StreamItem> items,
-                     const std::function<Status(std::span<const std::byte>)>& consume) {
-  if (items.empty()) {
-    return {};
-  }
-  ReadAhead ahead(checkpoint, items);
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    DSA_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes, ahead.Next());
-    DSA_RETURN_IF_ERROR(consume(bytes));
-    ahead.Release();
+Status TakeAll(Backend& backend, std::size_t pieces, const StreamCalls& calls, Ring& ring) {
+  // Copies in flight: half of the ring, the other half is the readers'.
+  const std::size_t lag =
+      std::clamp<std::size_t>(ring.slots() / 2, 1, static_cast<std::size_t>(kEvents));
+  for (std::size_t piece = 0; piece < pieces; ++piece) {
+    DSA_ASSIGN_OR_RETURN(const HostBuffer* buffer, ring.WaitFor(piece));
+    calls.take(piece, *buffer);
+    backend.Mark(static_cast<int>(piece % lag));
+    if (piece + 1 >= lag) {
+      const std::size_t copied = piece + 1 - lag;
+      backend.WaitFor(static_cast<int>(copied % lag));
+      ring.Release(copied);
+    }
   }
   return {};
+}
+
+}  // namespace
+
+Status StreamPieces(Backend& backend, std::span<const std::int64_t> piece_bytes,
+                    const StreamCalls& calls) {
+  if (piece_bytes.empty()) {
+    return {};
+  }
+  const std::int64_t largest = *std::max_element(piece_bytes.begin(), piece_bytes.end());
+  DSA_CHECK(largest <= kStreamChunkBytes, "StreamPieces: a piece of {} bytes, at most {}", largest,
+            kStreamChunkBytes);
+  const auto cpus = static_cast<std::size_t>(CountUsableCpus().count());
+  const std::size_t readers = std::min({cpus, kReadersMax, piece_bytes.size()});
+  std::vector<HostBuffer> buffers(std::min(2 * readers, piece_bytes.size()));
+  for (HostBuffer& buffer : buffers) {
+    DSA_ASSIGN_OR_RETURN(buffer, backend.AllocateHost(static_cast<std::size_t>(largest)));
+  }
+  Ring ring(piece_bytes, calls, std::move(buffers));
+  ring.Start(readers);
+  const Status status = TakeAll(backend, piece_bytes.size(), calls, ring);
+  backend.Synchronize();  // before the buffers go
+  return status;
 }
 
 }  // namespace dsa

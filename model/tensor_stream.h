@@ -1,8 +1,15 @@
-// Reads many pieces of a checkpoint ahead of their use: several threads read, the caller consumes
-// in order.  Internal to model/.
+// Brings many pieces of data to the device: several threads fill host memory ahead, the caller
+// queues the copies in order.  Internal to model/.
+//
+//   fill (readers)   | piece 4 | piece 5 | ...          a ring of equal slots, which the device
+//   take (caller)    | piece 2 | piece 3 |              reads without a detour
+//   copy (device)    | piece 1 |
+//
+// A slot is filled again once the device has read it.  At most kStreamBytesMax of host memory, and
+// what the functions take for themselves.
 #pragma once
 
-#include "model/checkpoint.h"
+#include "kernels/backend.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -11,18 +18,21 @@
 
 namespace dsa {
 
-inline constexpr std::int64_t kStreamChunkBytes = 16 << 20;
+// The largest piece there may be: a larger tensor is several.
+inline constexpr std::int64_t kStreamChunkBytes = std::int64_t{16} << 20;
+inline constexpr std::int64_t kStreamBytesMax = 16 * kStreamChunkBytes;
 
-// Bytes [offset, offset + bytes) of a tensor.
-struct StreamItem {
-  CheckpointTensor tensor;
-  std::int64_t offset;
-  std::int64_t bytes;
+struct StreamCalls {
+  // Fills `target`, as large as the piece.  On several threads at once.
+  std::function<Status(std::size_t piece, std::span<std::byte> target)> fill;
+  // Queues the copies of a filled piece, the first bytes of `source`, and does not wait for them.
+  // On the calling thread, in order.
+  std::function<void(std::size_t piece, const HostBuffer& source)> take;
 };
 
-// Calls `consume` for every item, in order, on the calling thread; its bytes live until it returns.
-// Ends at the first error of a read or of `consume`.  Memory: a few of the largest items.
-Status StreamTensors(const Checkpoint& checkpoint, std::span<const StreamItem> items,
-                     const std::function<Status(std::span<const std::byte>)>& consume);
+// `piece_bytes`: of every piece, in (0, kStreamChunkBytes].  Ends at the first error of `fill`;
+// otherwise returns when everything has been copied.  Uses the backend's events.
+Status StreamPieces(Backend& backend, std::span<const std::int64_t> piece_bytes,
+                    const StreamCalls& calls);
 
 }  // namespace dsa

@@ -34,6 +34,7 @@ void LogMemory(const ServerMemory& memory) {
        {"workspace_bytes", memory.executor.workspace},
        {"rope_bytes", memory.executor.rope},
        {"scratch_bytes", memory.executor.scratch},
+       {"reserve_bytes", memory.reserve},
        {"available_bytes", memory.available}});
 }
 
@@ -56,8 +57,9 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
     DSA_ASSIGN_OR_RETURN(own_backend, MakeBackend(config.device, config.threads));
     backend = own_backend.get();
   }
-  DSA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(config.model));
-  auto app = std::unique_ptr<App>(new App(config, std::move(checkpoint)));
+  DSA_ASSIGN_OR_RETURN(ModelSource source,
+                       ModelSource::Open(config.model, ParseLoadMode(config.load)));
+  auto app = std::unique_ptr<App>(new App(config, std::move(source)));
   app->own_backend_ = std::move(own_backend);
   app->backend_ = backend;
   DSA_RETURN_IF_ERROR(app->LoadText());
@@ -67,8 +69,8 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
   return app;
 }
 
-App::App(const ServerConfig& config, Checkpoint checkpoint)
-    : config_(config), checkpoint_(std::move(checkpoint)) {}
+App::App(const ServerConfig& config, ModelSource source)
+    : config_(config), source_(std::move(source)) {}
 
 App::~App() {
   if (engine_ != nullptr) {
@@ -80,7 +82,7 @@ Status App::LoadText() {
   DSA_ASSIGN_OR_RETURN(text_, LoadModelText({.model_folder = config_.model,
                                              .tokenizer_path = config_.tokenizer,
                                              .chat_format = config_.chat_format},
-                                            checkpoint_.config()));
+                                            source_.config()));
   if (text_.tokenizer == nullptr) {
     Log(LogLevel::kWarning, "no tokenizer: only completions of token ids are served");
   } else if (!text_.chat_format) {
@@ -90,16 +92,15 @@ Status App::LoadText() {
 }
 
 Status App::LoadModel() {
-  const ModelConfig& model = checkpoint_.config();
+  const ModelConfig& model = source_.config();
   const std::int32_t vocabulary_limit = text_.tokenizer == nullptr
                                             ? static_cast<std::int32_t>(model.vocabulary)
                                             : text_.tokenizer->size();
-  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes,
-                       SizeServer(config_,
-                                  {.config = model,
-                                   .weight_bytes = WeightBytes(checkpoint_),
-                                   .vocabulary_limit = vocabulary_limit},
-                                  *backend_));
+  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeServer(config_,
+                                                           {.config = model,
+                                                            .weight_bytes = source_.weight_bytes(),
+                                                            .vocabulary_limit = vocabulary_limit},
+                                                           *backend_));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
   if (own_backend_ != nullptr && config_.device == "cpu") {
     const CpuThreads threads = ChooseCpuThreads(config_.threads);
@@ -107,7 +108,7 @@ Status App::LoadModel() {
   }
   LogMemory(sizes.memory);
   LoadProgressBar progress;
-  DSA_ASSIGN_OR_RETURN(weights_, LoadWeights(checkpoint_, *backend_, progress));
+  DSA_ASSIGN_OR_RETURN(weights_, source_.Load(*backend_, progress));
   DSA_ASSIGN_OR_RETURN(
       executor_, ModelExecutor::Create(*backend_, {.config = model, .weights = weights_.weights},
                                        sizes.executor));
@@ -130,7 +131,7 @@ Status App::LoadModel() {
 }
 
 Status App::WarmUp() {
-  const ModelConfig& model = checkpoint_.config();
+  const ModelConfig& model = source_.config();
   const std::int64_t past_selection = model.index_topk + 1;
   return RunWarmUp(*engine_, clock_,
                    {.prompt_tokens = std::clamp(past_selection, std::int64_t{1},
@@ -139,7 +140,7 @@ Status App::WarmUp() {
 }
 
 ServedModel App::DescribeModel() const {
-  const ModelConfig& model = checkpoint_.config();
+  const ModelConfig& model = source_.config();
   ServedModel served;
   served.id =
       config_.served_model_name.empty() ? FolderName(config_.model) : config_.served_model_name;

@@ -9,7 +9,6 @@
 #include "common/clock.h"
 #include "common/status.h"
 #include "kernels/backend.h"
-#include "model/checkpoint.h"
 #include "model/weight_loader.h"
 #include "server/api/grpc_server.h"
 #include "server/api/service_context.h"
@@ -18,6 +17,7 @@
 #include "server/engine/model_executor.h"
 #include "server/engine/text_decoder.h"
 #include "server/model_files.h"
+#include "server/model_source.h"
 
 #include <memory>
 
@@ -43,7 +43,7 @@ class App final {
   void Drain();
 
  private:
-  App(const ServerConfig& config, Checkpoint checkpoint);
+  App(const ServerConfig& config, ModelSource source);
   static Result<std::unique_ptr<App>> StartWith(Backend* backend, const ServerConfig& config);
 
   Status LoadText();
@@ -54,7 +54,7 @@ class App final {
 
   const ServerConfig config_;
   const SteadyClock clock_;
-  const Checkpoint checkpoint_;
+  const ModelSource source_;
   ModelText text_;
 
   // Destroyed in reverse: the server before the engine, the engine before the device.

@@ -2,6 +2,7 @@
 
 #include "common/file.h"
 #include "common/json.h"
+#include "common/overloaded.h"
 
 #include <algorithm>
 #include <charconv>
@@ -13,13 +14,6 @@ namespace dsa {
 namespace {
 
 constexpr std::int64_t kFileBytesMax = std::int64_t{1} << 20;
-
-template <typename... Cases>
-struct Overloaded : Cases... {
-  using Cases::operator()...;
-};
-template <typename... Cases>
-Overloaded(Cases...) -> Overloaded<Cases...>;
 
 // Assigns a Result's value or returns its error.
 template <typename T>

@@ -18,6 +18,7 @@ struct ServerConfig {
   std::string served_model_name;
   std::string tokenizer;
   std::string chat_format = "auto";
+  std::string load = "checkpoint";
 
   std::string device = "cpu";
   std::int64_t threads = 0;
@@ -26,6 +27,7 @@ struct ServerConfig {
 
   std::string kv_cache_dtype = "auto";
   std::int64_t kv_cache_memory_bytes = 0;
+  std::int64_t device_memory_reserve_bytes = std::int64_t{1} << 30;
 
   std::int64_t max_model_len = 0;
   std::int64_t max_num_seqs = 256;

@@ -29,6 +29,11 @@ std::vector<ConfigKey> ModelKeys() {
        "chat "
        "is refused.",
        ChoiceValue{&C::chat_format, {"auto", "v3.2", "v3.1", "none"}}},
+      {"load", "Model",
+       "checkpoint: the weights of the model's directory. dummy: random weights made on the "
+       "device, "
+       "for which config.json is enough; for benchmarks.",
+       ChoiceValue{&C::load, {"checkpoint", "dummy"}}},
       {"device", "Computation",
        "Where the model runs. cuda: the first CUDA device; a build without CUDA has the CPU only.",
        FormValue{&C::device, kDeviceNames, IsDevice}},
@@ -49,8 +54,13 @@ std::vector<ConfigKey> ModelKeys() {
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
       {"kv_cache_memory_bytes", "Cache",
        "Memory of the paged caches. 0: as much as max_num_seqs sequences of max_model_len can use, "
-       "at most 4 GiB and what memory is free, at least one such sequence.",
+       "at most what memory is free (on the CPU 4 GiB of it), at least one such sequence.",
        IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},
+      {"device_memory_reserve_bytes", "Cache",
+       "Memory of a CUDA device that nothing is sized into: for graphs, for kernels that are "
+       "loaded "
+       "when they first run and for the driver. Without effect on the CPU.",
+       IntValue{&C::device_memory_reserve_bytes, 0, kBytesMax}},
   };
 }
 

@@ -2,9 +2,11 @@
 
 #include "model/inspect.h"
 #include "scheduler/validate.h"
+#include "server/device_name.h"
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include <fmt/core.h>
@@ -12,11 +14,16 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kCacheBytesDefault = std::int64_t{4} << 30;
+constexpr std::int64_t kCpuCacheBytesDefault = std::int64_t{4} << 30;
 constexpr std::int64_t kScoreBytesMax = std::int64_t{64} << 20;
 
 std::int64_t DivideUp(std::int64_t value, std::int64_t by) {
   return (value + by - 1) / by;
+}
+
+bool IsCuda(const ServerConfig& config) {
+  const std::optional<DeviceName> device = ParseDevice(config.device);
+  return device && device->kind == DeviceKind::kCuda;
 }
 
 Result<std::int64_t> ContextLength(const ServerConfig& config, const ModelConfig& model) {
@@ -52,9 +59,10 @@ Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& 
   const std::int64_t sequence_blocks = DivideUp(context_length, kTokensPerBlock);
   std::int64_t blocks = config.kv_cache_memory_bytes / block_bytes;
   if (config.kv_cache_memory_bytes == 0) {
-    blocks = std::clamp(
-        config.max_num_seqs * sequence_blocks, sequence_blocks,
-        std::max(sequence_blocks, std::min(kCacheBytesDefault, available_bytes) / block_bytes));
+    const std::int64_t bytes_max =
+        IsCuda(config) ? available_bytes : std::min(kCpuCacheBytesDefault, available_bytes);
+    blocks = std::clamp(config.max_num_seqs * sequence_blocks, sequence_blocks,
+                        std::max(sequence_blocks, bytes_max / block_bytes));
   }
   if (blocks < sequence_blocks) {
     return InvalidArgument(
@@ -127,10 +135,12 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
 
 std::string ToText(const ServerMemory& memory) {
   return fmt::format(
-      "{}: weights {}, caches {}, workspace {}, RoPE tables {}, scratch {}; {} available",
+      "{}: weights {}, caches {}, workspace {}, RoPE tables {}, scratch {}{}; {} available",
       Amount(memory.needed(), "B"), Amount(memory.weights, "B"), Amount(memory.executor.cache, "B"),
       Amount(memory.executor.workspace, "B"), Amount(memory.executor.rope, "B"),
-      Amount(memory.executor.scratch, "B"), Amount(memory.available, "B"));
+      Amount(memory.executor.scratch, "B"),
+      memory.reserve > 0 ? fmt::format(", reserve {}", Amount(memory.reserve, "B")) : "",
+      Amount(memory.available, "B"));
 }
 
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
@@ -139,6 +149,7 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   ModelExecutorConfig executor = MakeExecutorConfig(config, model, context_length);
   ServerMemory memory = {.weights = model.weight_bytes,
                          .executor = PlanMemory(backend, model.config, executor),
+                         .reserve = IsCuda(config) ? config.device_memory_reserve_bytes : 0,
                          .available = backend.AvailableBytes()};
   const std::int64_t left = memory.available - memory.needed();  // blocks are 0 yet
   DSA_ASSIGN_OR_RETURN(executor.blocks, CacheBlocks(config, model.config, context_length, left));
@@ -148,9 +159,9 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   if (memory.needed() > memory.available) {
     return Error{ErrorCode::kFailedPrecondition,
                  fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "
-                             "max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes or "
-                             "threads",
-                             ToText(memory))};
+                             "max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes{}",
+                             ToText(memory),
+                             IsCuda(config) ? " or device_memory_reserve_bytes" : " or threads")};
   }
   return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
 }

@@ -18,9 +18,10 @@ namespace dsa {
 struct ServerMemory {
   std::int64_t weights;
   ExecutorMemory executor;
+  std::int64_t reserve;  // kept free, on a CUDA device
   std::int64_t available;
 
-  std::int64_t needed() const { return weights + executor.total(); }
+  std::int64_t needed() const { return weights + executor.total() + reserve; }
 };
 
 // "4.4 GB: weights 9.1 MB, caches 4.3 GB, ...; 20 GB available"

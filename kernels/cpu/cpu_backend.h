@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   void Zero(void* target, std::size_t bytes) override;
   void Mark(int event) override;
   void WaitFor(int event) override;
+  void FillRandom(const FillRandomParams& params) override;
   void Synchronize() override;
   void Record(GraphId graph, const std::function<void()>& body) override;
   void Replay(GraphId graph) override;

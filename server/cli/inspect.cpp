@@ -1,12 +1,11 @@
 // `dsa inspect`: what a checkpoint is, what it costs and what is wrong with it.
 #include "model/inspect.h"
 
-#include "model/checkpoint.h"
-#include "model/weight_loader.h"
 #include "server/cli/commands.h"
 #include "server/cli/config_flags.h"
 #include "server/cli/report.h"
 #include "server/devices.h"
+#include "server/model_source.h"
 #include "server/sizing.h"
 
 #include <cstdio>
@@ -21,14 +20,15 @@ namespace {
 
 // What `dsa serve` would need with this configuration; that there is not enough is an answer too.
 Result<std::string> MemoryToServe(const ServerConfig& config) {
-  DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(config.model));
+  DSA_ASSIGN_OR_RETURN(const ModelSource source,
+                       ModelSource::Open(config.model, ParseLoadMode(config.load)));
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeBackend(config.device, config.threads));
-  const ModelConfig& model = checkpoint.config();
+  const ModelConfig& model = source.config();
   const Result<ServerSizes> sizes =
       SizeServer(config,
                  {.config = model,
-                  .weight_bytes = WeightBytes(checkpoint),
+                  .weight_bytes = source.weight_bytes(),
                   .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
                  *backend);
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
@@ -41,7 +41,10 @@ Result<std::string> MemoryToServe(const ServerConfig& config) {
 Result<std::string> Inspect(const ConfigFlags& flags) {
   DSA_ASSIGN_OR_RETURN(const ServerConfig config, ReadConfig(flags));
   DSA_RETURN_IF_ERROR(Validate(config));
-  DSA_ASSIGN_OR_RETURN(const std::string report, InspectCheckpoint(config.model));
+  std::string report;
+  if (ParseLoadMode(config.load) == LoadMode::kCheckpoint) {
+    DSA_ASSIGN_OR_RETURN(report, InspectCheckpoint(config.model));
+  }
   DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config));
   return report + memory;
 }

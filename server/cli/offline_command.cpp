@@ -1,12 +1,11 @@
 #include "server/cli/offline_command.h"
 
 #include "common/file.h"
-#include "model/checkpoint.h"
-#include "model/weight_loader.h"
 #include "server/cli/report.h"
 #include "server/device_name.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
+#include "server/model_source.h"
 
 #include <charconv>
 #include <limits>
@@ -82,6 +81,11 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
       ->required();
   command.add_option("--ids", arguments.ids, "The prompt: 5,17,3 or @FILE with the same")
       ->required();
+  command
+      .add_option("--load", arguments.load,
+                  "checkpoint; or dummy: random weights, for which config.json is enough")
+      ->check(CLI::IsMember({"checkpoint", "dummy"}))
+      ->capture_default_str();
   command.add_option("--device", arguments.device, "Where to run")
       ->check(DeviceValidator())
       ->capture_default_str();
@@ -122,11 +126,12 @@ Result<OfflineResult> RunOfflineCommand(
   DSA_ASSIGN_OR_RETURN(std::vector<TokenId> ids, ParseIds(arguments.ids));
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeBackend(arguments.device, arguments.threads));
-  DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(arguments.model));
-  const ModelConfig& config = checkpoint.config();
+  DSA_ASSIGN_OR_RETURN(const ModelSource source,
+                       ModelSource::Open(arguments.model, ParseLoadMode(arguments.load)));
+  const ModelConfig& config = source.config();
   DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_format, config));
   LoadProgressBar progress;
-  DSA_ASSIGN_OR_RETURN(const DeviceWeights loaded, LoadWeights(checkpoint, *backend, progress));
+  DSA_ASSIGN_OR_RETURN(const DeviceWeights loaded, source.Load(*backend, progress));
   vocabulary = config.vocabulary;
   Request request = make_request(config);
   request.prompt = std::move(ids);

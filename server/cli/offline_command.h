@@ -20,6 +20,7 @@ namespace dsa {
 // As given on the command line; unchecked beyond what the parser can check.
 struct OfflineArguments {
   std::string model;
+  std::string load = "checkpoint";
   std::string device = "cpu";
   std::string ids;
   std::string kv_format = "auto";

@@ -3,6 +3,7 @@
 #include "model/weight_loader.h"
 
 #include "kernels/cpu/cpu_backend.h"
+#include "model/random_weights.h"
 #include "tests/model/checkpoint_files.h"
 
 #include <cmath>
@@ -284,6 +285,69 @@ class Recorder final : public LoadProgress {
 };
 
 }  // namespace
+
+TEST_CASE("Random weights need a configuration alone, and only the seed makes them",
+          "[model][weights]") {
+  RandomCheckpointOptions options = SmallOptions();
+  options.type = GENERATE(CheckpointType::kFp8, CheckpointType::kBf16, CheckpointType::kF32);
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    if (entry.path().extension() == ".safetensors") {
+      std::filesystem::resize_file(entry.path(), 0);  // nobody reads it
+    }
+  }
+  const ModelConfig config = LoadModelConfig(folder.path()).value();
+  CpuBackend one(1);
+  CpuBackend two(2);
+  const DeviceWeights a = MakeRandomWeights(config, 5, one).value();
+  const DeviceWeights b = MakeRandomWeights(config, 5, two).value();
+  const DeviceWeights other = MakeRandomWeights(config, 6, one).value();
+  std::int64_t bytes = 0;
+  for (const DeviceBuffer& buffer : a.buffers) {
+    bytes += static_cast<std::int64_t>(buffer.bytes());
+  }
+  CHECK(bytes == RandomWeightBytes(config));
+  const auto same = [&](const LinearWeight& x, const LinearWeight& y) {
+    const auto size =
+        static_cast<std::size_t>(x.weight.rows * x.weight.cols * SizeOf(x.weight.type));
+    return std::memcmp(x.weight.data, y.weight.data, size) == 0;
+  };
+  const AttentionWeights& attention = a.weights.layers[1].attention;
+  CHECK(attention.o.quantized() == (options.type == CheckpointType::kFp8));
+  CHECK(same(attention.o, b.weights.layers[1].attention.o));
+  CHECK_FALSE(same(attention.o, other.weights.layers[1].attention.o));
+  CHECK_FALSE(same(a.weights.layers[0].attention.o, attention.o));
+  // w_uk and w_uv have a deviation of 512^-1/2, norms lie around 1, scales are one power of two.
+  double squares = 0;
+  const std::int64_t rows = config.nope * config.heads;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t col = 0; col < kLatentWidth; ++col) {
+      const double value = At(attention.w_uk, row / config.nope, row % config.nope, col);
+      squares += value * value;
+    }
+  }
+  CHECK(std::sqrt(squares / static_cast<double>(rows)) == Approx(1.0).epsilon(0.02));
+  CHECK(a.weights.final_norm.data[3] == Approx(1.0).margin(0.5));
+  if (attention.o.quantized()) {
+    CHECK(std::exp2(std::round(std::log2(attention.o.scales.data[0]))) ==
+          attention.o.scales.data[0]);
+  }
+}
+
+TEST_CASE("kv_b of more heads than one piece holds is split right", "[model][weights]") {
+  RandomCheckpointOptions options = SmallOptions();
+  options.type = GENERATE(CheckpointType::kFp8, CheckpointType::kF32);
+  options.heads = 70;  // f32: 32 heads of 256 rows are 16 MiB
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  const auto stored = ReadAll(folder);
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(checkpoint, backend);
+  CheckLatent(device.weights.layers[0].attention, checkpoint.config(), stored,
+              "model.layers.0.self_attn.kv_b_proj.weight");
+}
 
 TEST_CASE("Progress grows to the total", "[model][weights]") {
   const TemporaryFolder folder;

@@ -1,0 +1,40 @@
+// FillRandom: nearly normal values that depend on the seed and their index alone; weights where
+// there is no checkpoint.
+//
+//   x[i] = round(fma(n(seed, i), deviation * sqrt(3) / 65536, mean))
+//
+// n, an integer, is the sum of the four 16-bit parts of CounterBits(seed, i), less their mean; its
+// deviation is 65536 / sqrt(3).  With one rounding to float32 and one to the type, the bits are the
+// same on every backend.
+#pragma once
+
+#include "common/prng.h"
+#include "common/view.h"
+
+#include <cstdint>
+
+namespace dsa {
+
+struct FillRandomParams {
+  void* data;  // [size]  f32, bf16 or fp8, written
+  DataType type;
+  std::int64_t size;  // may be 0
+  std::uint64_t seed;
+  float mean;
+  float deviation;  // >= 0
+};
+
+// CHECK-fails on a negative size and a mean or deviation that is not finite.  Returns the factor of
+// n.
+float Validate(const FillRandomParams& params);
+
+// n(seed, index), in [-131070, 131070].
+constexpr std::int32_t RandomSum(std::uint64_t seed, std::int64_t index) {
+  constexpr std::int32_t kMean = 2 * 65535;
+  const std::uint64_t bits = CounterBits(seed, static_cast<std::uint64_t>(index));
+  const std::uint64_t sum =
+      (bits & 0xFFFFU) + ((bits >> 16) & 0xFFFFU) + ((bits >> 32) & 0xFFFFU) + (bits >> 48);
+  return static_cast<std::int32_t>(sum) - kMean;
+}
+
+}  // namespace dsa

@@ -1,0 +1,162 @@
+#include "model/weight_layout.h"
+
+#include "common/overloaded.h"
+
+#include <utility>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kAlignment = 256;  // of every tensor in its buffer
+
+std::int64_t Align(std::int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// A view of w_uk or w_uv, contiguous by head.
+ConstAnyTensor3 LatentView(const std::byte* data, std::int64_t width, const ModelConfig& config) {
+  return {.data = data,
+          .type = config.activation_type,
+          .rows = config.heads,
+          .heads = width,
+          .cols = kLatentWidth,
+          .row_stride = width * kLatentWidth,
+          .head_stride = kLatentWidth};
+}
+
+}  // namespace
+
+std::int64_t ScaleBlocks(std::int64_t extent) {
+  return (extent + kWeightBlock - 1) / kWeightBlock;
+}
+
+WeightLayout::WeightLayout(const ModelConfig& config, ModelWeights& weights,
+                           const TensorType& type_of)
+    : config_(config), weights_(weights) {
+  ForEachTensor(config, weights,
+                [this, &type_of](const TensorSpec& spec) { Add(spec, type_of(spec)); });
+}
+
+std::int64_t WeightLayout::bytes() const {
+  std::int64_t sum = 0;
+  for (const Group& group : groups_) {
+    sum += group.bytes;
+  }
+  return sum;
+}
+
+void WeightLayout::Add(const TensorSpec& spec, DataType type) {
+  if (groups_.empty() || groups_.back().entries.back().spec.layer != spec.layer) {
+    groups_.emplace_back();
+  }
+  Group& group = groups_.back();
+  const Placement placement = Place(spec, type, group);
+  group.entries.push_back({.spec = spec, .type = type, .placement = placement});
+}
+
+WeightLayout::Placement WeightLayout::Place(const TensorSpec& spec, DataType type, Group& group) {
+  const auto take = [&group](std::int64_t bytes) {
+    return std::exchange(group.bytes, group.bytes + Align(bytes));
+  };
+  const auto take_both = [&take](const Placement& sizes) {
+    const std::int64_t values = take(sizes.values);
+    return Placement{.values = values, .scales = take(sizes.scales)};
+  };
+  const Placement sizes = {.values = spec.rows * spec.cols * SizeOf(type),
+                           .scales = type == DataType::kFp8E4m3
+                                         ? ScaleBlocks(spec.rows) * ScaleBlocks(spec.cols) * 4
+                                         : 0};
+  const std::int64_t latent_row = config_.heads * kLatentWidth * SizeOf(config_.activation_type);
+  return std::visit(
+      Overloaded{
+          [&](const VectorTarget&) {
+            return Placement{.values = take(spec.rows * 4), .scales = 0};
+          },
+          [&](const MatrixTarget&) { return take_both(sizes); },
+          [&](const LinearTarget&) { return take_both(sizes); },
+          [&](const LatentTarget&) {
+            return take_both(
+                {.values = latent_row * config_.nope, .scales = latent_row * config_.value});
+          },
+          [&](const ExpertTarget& expert) { return PlaceExpert(expert, sizes, group); },
+      },
+      spec.target);
+}
+
+// The first expert makes room for the stack; the others stand behind it.
+WeightLayout::Placement WeightLayout::PlaceExpert(const ExpertTarget& target,
+                                                  const Placement& sizes, Group& group) {
+  if (target.expert == 0) {
+    const std::int64_t values = group.bytes;
+    const std::int64_t scales = values + Align(sizes.values * config_.experts);
+    group.bytes = scales + Align(sizes.scales * config_.experts);
+    stacks_[target.stack] = {.values = values, .scales = scales};
+  }
+  const Placement& base = stacks_.at(target.stack);
+  return {.values = base.values + target.expert * sizes.values,
+          .scales = base.scales + target.expert * sizes.scales};
+}
+
+Result<PlacedWeights> WeightLayout::Allocate(Backend& backend) const {
+  PlacedWeights placed;
+  for (const Group& group : groups_) {
+    DSA_ASSIGN_OR_RETURN(DeviceBuffer buffer,
+                         backend.Allocate(static_cast<std::size_t>(group.bytes)));
+    auto* base = buffer.As<std::byte>();
+    for (const Entry& entry : group.entries) {
+      placed.tensors.push_back({.spec = entry.spec,
+                                .type = entry.type,
+                                .values = base + entry.placement.values,
+                                .scales = base + entry.placement.scales});
+      Bind(placed.tensors.back());
+    }
+    placed.buffers.push_back(std::move(buffer));
+  }
+  if (config_.tied_embeddings) {
+    weights_.head = weights_.embedding;
+  }
+  return placed;
+}
+
+// Points the views of a tensor at its memory.
+void WeightLayout::Bind(const PlacedTensor& tensor) const {
+  const TensorSpec& spec = tensor.spec;
+  const bool quantized = tensor.type == DataType::kFp8E4m3;
+  const auto* scales = quantized ? reinterpret_cast<const float*>(tensor.scales) : nullptr;
+  const ConstAnyMatrix matrix = {.data = tensor.values,
+                                 .type = tensor.type,
+                                 .rows = spec.rows,
+                                 .cols = spec.cols,
+                                 .row_stride = spec.cols};
+  std::visit(Overloaded{
+                 [&](const VectorTarget& target) {
+                   *target.vector = {.data = reinterpret_cast<const float*>(tensor.values),
+                                     .size = spec.rows};
+                 },
+                 [&](const MatrixTarget& target) { *target.matrix = matrix; },
+                 [&](const LinearTarget& target) {
+                   target.weight->weight = matrix;
+                   target.weight->scales = {.data = scales,
+                                            .rows = quantized ? ScaleBlocks(spec.rows) : 0,
+                                            .cols = quantized ? ScaleBlocks(spec.cols) : 0,
+                                            .row_stride = quantized ? ScaleBlocks(spec.cols) : 0};
+                 },
+                 [&](const LatentTarget& target) {
+                   *target.w_uk = LatentView(tensor.values, config_.nope, config_);
+                   *target.w_uv = LatentView(tensor.scales, config_.value, config_);
+                 },
+                 [&](const ExpertTarget& target) {
+                   if (target.expert == 0) {
+                     *target.stack = {.data = tensor.values,
+                                      .type = tensor.type,
+                                      .scales = scales,
+                                      .experts = config_.experts,
+                                      .rows = spec.rows,
+                                      .cols = spec.cols};
+                   }
+                 },
+             },
+             spec.target);
+}
+
+}  // namespace dsa

@@ -1,0 +1,73 @@
+// Where each tensor of a model lies in device memory: a buffer per layer and one for each run of
+// tensors outside the layers.  Internal to model/.
+#pragma once
+
+#include "kernels/backend.h"
+#include "model/model_config.h"
+#include "model/weights.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <unordered_map>
+#include <vector>
+
+namespace dsa {
+
+// The type that a tensor is stored in.
+using TensorType = std::function<DataType(const TensorSpec& spec)>;
+
+// Of an fp8 tensor's extent of rows or columns.
+std::int64_t ScaleBlocks(std::int64_t extent);
+
+// A tensor and its device memory.
+struct PlacedTensor {
+  TensorSpec spec;
+  DataType type;
+  std::byte* values;  // w_uk for kv_b
+  std::byte* scales;  // of fp8, f32 [ScaleBlocks(rows), ScaleBlocks(cols)]; w_uv for kv_b
+};
+
+struct PlacedWeights {
+  std::vector<DeviceBuffer> buffers;
+  std::vector<PlacedTensor> tensors;  // in the model's order
+};
+
+class WeightLayout final {
+ public:
+  // Lays out what ForEachTensor lists; `weights` is made to fit and outlives the layout.
+  WeightLayout(const ModelConfig& config, ModelWeights& weights, const TensorType& type_of);
+
+  std::int64_t bytes() const;
+
+  // Allocates all of it and points the views of `weights` at it.  Contents are undefined.
+  Result<PlacedWeights> Allocate(Backend& backend) const;
+
+ private:
+  // Offsets in the group's buffer, in bytes; as PlacedTensor.
+  struct Placement {
+    std::int64_t values;
+    std::int64_t scales;
+  };
+  struct Entry {
+    TensorSpec spec;
+    DataType type;
+    Placement placement;
+  };
+  struct Group {
+    std::vector<Entry> entries;
+    std::int64_t bytes = 0;
+  };
+
+  void Add(const TensorSpec& spec, DataType type);
+  Placement Place(const TensorSpec& spec, DataType type, Group& group);
+  Placement PlaceExpert(const ExpertTarget& target, const Placement& sizes, Group& group);
+  void Bind(const PlacedTensor& tensor) const;
+
+  const ModelConfig& config_;
+  ModelWeights& weights_;
+  std::vector<Group> groups_;
+  std::unordered_map<const StackedWeight*, Placement> stacks_;  // never iterated
+};
+
+}  // namespace dsa

@@ -1,0 +1,182 @@
+#include "model/weight_reader.h"
+
+#include "common/check.h"
+#include "common/overloaded.h"
+#include "model/scale_check.h"
+#include "model/tensor_stream.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <variant>
+
+namespace dsa {
+namespace {
+
+using Action = WeightPiece::Action;
+
+std::string ScalesName(const TensorSpec& spec) {
+  return spec.name + "_scale_inv";
+}
+
+// The stored value, before scales.
+float ReadValue(const std::byte* data, DataType type, std::int64_t index) {
+  switch (type) {
+    case DataType::kF32: {
+      float value = 0.0F;
+      std::memcpy(&value, data + index * 4, sizeof(value));
+      return value;
+    }
+    case DataType::kBf16: {
+      Bf16 value{};
+      std::memcpy(&value, data + index * 2, sizeof(value));
+      return ToFloat(value);
+    }
+    case DataType::kFp8E4m3: return ToFloat(Fp8E4m3{static_cast<std::uint8_t>(data[index])});
+  }
+  return 0.0F;
+}
+
+void WriteValue(std::byte* data, DataType type, std::int64_t index, float value) {
+  if (type == DataType::kF32) {
+    std::memcpy(data + index * 4, &value, sizeof(value));
+    return;
+  }
+  const Bf16 narrow = ToBf16(value);
+  std::memcpy(data + index * 2, &narrow, sizeof(narrow));
+}
+
+// Bytes that are only copied, in chunks.
+void AddChunks(const WeightPiece& whole, std::vector<WeightPiece>& pieces) {
+  for (std::int64_t begin = 0; begin < whole.end; begin += kStreamChunkBytes) {
+    WeightPiece piece = whole;
+    piece.begin = begin;
+    piece.end = std::min(begin + kStreamChunkBytes, whole.end);
+    piece.filled = piece.end - piece.begin;
+    pieces.push_back(piece);
+  }
+}
+
+// As many heads at a time as fit a chunk, as they are stored and as they become.
+void AddHeads(const WeightPiece& whole, const ModelConfig& config,
+              std::vector<WeightPiece>& pieces) {
+  const std::int64_t values = (config.nope + config.value) * kLatentWidth;  // of one head
+  const std::int64_t stored = values * SizeOf(whole.tensor->type);
+  const std::int64_t filled = values * SizeOf(config.activation_type);
+  const std::int64_t heads_max = kStreamChunkBytes / std::max(stored, filled);
+  DSA_CHECK(heads_max > 0, "kv_b: {} values of a head are more than a chunk of {} bytes", values,
+            kStreamChunkBytes);
+  for (std::int64_t head = 0; head < config.heads; head += heads_max) {
+    WeightPiece piece = whole;
+    piece.first_head = head;
+    piece.heads = std::min(heads_max, config.heads - head);
+    piece.begin = head * stored;
+    piece.end = piece.begin + piece.heads * stored;
+    piece.filled = piece.heads * filled;
+    pieces.push_back(piece);
+  }
+}
+
+}  // namespace
+
+std::vector<WeightPiece> SplitTensor(const Checkpoint& checkpoint, const PlacedTensor& tensor) {
+  std::vector<WeightPiece> pieces;
+  const CheckpointTensor stored = checkpoint.At(tensor.spec.name);
+  WeightPiece whole = {.action = Action::kCopy,
+                       .tensor = &tensor,
+                       .stored = stored,
+                       .begin = 0,
+                       .end = stored.stored->bytes,
+                       .first_head = 0,
+                       .heads = 0,
+                       .filled = stored.stored->bytes};
+  const auto add_kept = [&] {
+    AddChunks(whole, pieces);
+    if (tensor.type == DataType::kFp8E4m3) {
+      whole.action = Action::kCopyScales;
+      whole.stored = checkpoint.At(ScalesName(tensor.spec));
+      whole.end = whole.stored.stored->bytes;
+      AddChunks(whole, pieces);
+    }
+  };
+  std::visit(Overloaded{
+                 [&](const VectorTarget&) {
+                   whole.action = Action::kVector;
+                   whole.filled = tensor.spec.rows * 4;
+                   pieces.push_back(whole);
+                 },
+                 [&](const MatrixTarget&) { add_kept(); },
+                 [&](const LinearTarget&) { add_kept(); },
+                 [&](const ExpertTarget&) { add_kept(); },
+                 [&](const LatentTarget&) {
+                   whole.action = Action::kLatent;
+                   AddHeads(whole, checkpoint.config(), pieces);
+                 },
+             },
+             tensor.spec.target);
+  return pieces;
+}
+
+Status WeightReader::Fill(const WeightPiece& piece, std::span<std::byte> target) {
+  switch (piece.action) {
+    case Action::kVector: return FillVector(piece, target);
+    case Action::kLatent: return FillLatent(piece, target);
+    case Action::kCopy:
+    case Action::kCopyScales: break;
+  }
+  DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, piece.begin, target.data(), target.size()));
+  return piece.action == Action::kCopyScales ? CheckScales(piece.stored, target) : Status();
+}
+
+Status WeightReader::CheckScales(const CheckpointTensor& tensor, std::span<const std::byte> bytes) {
+  DSA_ASSIGN_OR_RETURN(const std::int64_t odd, CountOddScales(tensor, bytes));
+  odd_scales_.fetch_add(odd, std::memory_order_relaxed);
+  return {};
+}
+
+Status WeightReader::FillVector(const WeightPiece& piece, std::span<std::byte> target) const {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(piece.end));
+  DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, 0, bytes.data(), bytes.size()));
+  for (std::int64_t i = 0; i < piece.tensor->spec.rows; ++i) {
+    WriteValue(target.data(), DataType::kF32, i, ReadValue(bytes.data(), piece.tensor->type, i));
+  }
+  return {};
+}
+
+// kv_b [H * (N + V), 512]: of every head, rows 0 .. N - 1 are W_UK and the others W_UV.
+Status WeightReader::FillLatent(const WeightPiece& piece, std::span<std::byte> target) {
+  const ModelConfig& config = checkpoint_.config();
+  const DataType stored = piece.tensor->type;
+  std::vector<std::byte> bytes(static_cast<std::size_t>(piece.end - piece.begin));
+  DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, piece.begin, bytes.data(), bytes.size()));
+  std::vector<float> scales;
+  if (stored == DataType::kFp8E4m3) {
+    const CheckpointTensor tensor = checkpoint_.At(ScalesName(piece.tensor->spec));
+    scales.resize(static_cast<std::size_t>(tensor.stored->bytes) / sizeof(float));
+    const auto raw = std::as_writable_bytes(std::span<float>(scales));
+    DSA_RETURN_IF_ERROR(checkpoint_.Read(tensor, 0, raw.data(), raw.size()));
+    if (piece.first_head == 0) {  // counted once
+      DSA_RETURN_IF_ERROR(CheckScales(tensor, raw));
+    }
+  }
+  constexpr std::int64_t kScaleCols = kLatentWidth / kWeightBlock;
+  const std::int64_t head_rows = config.nope + config.value;
+  const std::int64_t first_row = piece.first_head * head_rows;
+  std::int64_t key_row = 0;                            // of w_uk in target
+  std::int64_t value_row = piece.heads * config.nope;  // of w_uv, behind it
+  for (std::int64_t row = 0; row < piece.heads * head_rows; ++row) {
+    const bool is_key = row % head_rows < config.nope;
+    const std::int64_t target_row = is_key ? key_row++ : value_row++;
+    const std::int64_t scale_row = (first_row + row) / kWeightBlock * kScaleCols;
+    for (std::int64_t col = 0; col < kLatentWidth; ++col) {
+      float value = ReadValue(bytes.data(), stored, row * kLatentWidth + col);
+      if (!scales.empty()) {
+        value *= scales[static_cast<std::size_t>(scale_row + col / kWeightBlock)];
+      }
+      WriteValue(target.data(), config.activation_type, target_row * kLatentWidth + col, value);
+    }
+  }
+  return {};
+}
+
+}  // namespace dsa

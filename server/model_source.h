@@ -1,0 +1,41 @@
+// The model that a server or a command runs: a checkpoint's, or random weights for a configuration
+// alone (`load`: dummy).
+#pragma once
+
+#include "common/status.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/load_progress.h"
+#include "model/model_config.h"
+#include "model/weight_loader.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace dsa {
+
+enum class LoadMode { kCheckpoint, kDummy };
+
+// "checkpoint" or "dummy"; the configuration allows no other.
+LoadMode ParseLoadMode(const std::string& text);
+
+class ModelSource final {
+ public:
+  // Reads config.json and, for a checkpoint, all headers.  INVALID_ARGUMENT or NOT_FOUND, one line.
+  static Result<ModelSource> Open(const std::string& folder, LoadMode mode);
+
+  const ModelConfig& config() const;
+  std::int64_t weight_bytes() const;  // on the device
+
+  // Weights on the device, on the backend's thread.
+  Result<DeviceWeights> Load(Backend& backend, LoadProgress& progress) const;
+
+ private:
+  ModelSource() = default;
+
+  std::optional<Checkpoint> checkpoint_;
+  std::optional<ModelConfig> dummy_;  // exactly one of the two
+};
+
+}  // namespace dsa
