@@ -66,7 +66,7 @@ ScaledProduct MakeScaledProduct(const DeviceBench& bench, std::int64_t tokens, s
 
 void BenchLinearOps(DeviceBench& bench) {
   bench.Heading("projections");
-  for (const std::int64_t tokens : {1, 64, 256, 4096}) {
+  for (const std::int64_t tokens : {1, 16, 64, 128, 256, 4096}) {
     for (const Projection& projection : {Projection{1536, 7168, "q_a"},
                                          {576, 7168, "kv_a"},
                                          {24576, 1536, "q_b"},

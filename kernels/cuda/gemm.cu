@@ -283,6 +283,11 @@ void Gemm::FindAlgorithms(Plan& plan) {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
     Set(preference, attribute, plan.shape.alignment);
   }
+  if (plan.shape.is_scaled) {
+    // Without scales it offers no algorithm; which ones they are does not matter yet.
+    Set(plan.descriptor, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, workspace_.As<const float>());
+    Set(plan.descriptor, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, workspace_.As<const float>());
+  }
   for (int bucket = 0; bucket < kBuckets; ++bucket) {
     plan.SetTokens(kRowAlignment << bucket);
     cublasLtMatmulHeuristicResult_t result{};
@@ -337,9 +342,14 @@ bool Gemm::Run(const Problem& p, cudaStream_t stream) {
   plan.SetTokens(p.t);
   const float one = 1.0F;
   const float zero = 0.0F;
-  DSA_CUBLAS_CHECK(Lt().Matmul(handle_, plan.descriptor, &one, p.w, plan.w, p.x, plan.x, &zero, p.y,
-                               plan.y, p.y, plan.y, &choice.algorithm, workspace_.data(),
-                               kWorkspaceBytes, stream));
+  const cublasStatus_t status =
+      Lt().Matmul(handle_, plan.descriptor, &one, p.w, plan.w, p.x, plan.x, &zero, p.y, plan.y, p.y,
+                  plan.y, &choice.algorithm, workspace_.data(), kWorkspaceBytes, stream);
+  // Of odd extents, an algorithm for the bucket's rows may not take fewer; nothing was queued then.
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+    return false;
+  }
+  DSA_CUBLAS_CHECK(status);
   return true;
 }
 

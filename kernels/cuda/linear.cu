@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/small_product.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/linear.h"
@@ -99,6 +100,10 @@ void CudaBackend::Linear(const LinearParams& params) {
 void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
   const LinearExtents extents = Validate(params);
   if (extents.tokens == 0 || extents.outputs == 0) {
+    return;
+  }
+  if (cuda::SmallProductTakes(params)) {
+    cuda::SmallProduct(params, state_->stream);
     return;
   }
   DSA_CHECK(state_->scratch_reserved, "BlockScaledLinear: before ReserveScratch");

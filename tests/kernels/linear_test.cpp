@@ -186,6 +186,37 @@ TEST_CASE("A block-scaled row's bits do not depend on batch or threads",
   }
 }
 
+// A backend may have other ways for few rows of large weights: shapes of every way to divide them.
+TEST_CASE("A decode step's products match their equation, each row alone as among others",
+          "[kernels][block_scaled_linear]") {
+  if (testing::ProductRowsAreIndependent()) {
+    return;  // one way for all shapes, which the cases above hold
+  }
+  const auto tokens = GENERATE(as<std::int64_t>(), 1, 7, 9, 17, 33, 64);
+  const auto extents = GENERATE(values<Extents>(
+      {{16, 256}, {576, 512}, {1040, 384}, {3200, 128}, {6400, 256}, {8512, 128}, {6464, 8192}}));
+  const auto type = GENERATE(DataType::kF32, DataType::kBf16);
+  if (extents.inputs == 8192 && tokens > 7 && tokens < 64) {
+    return;  // the reference takes seconds
+  }
+  const auto format = tokens % 2 == 0 ? ScaleFormat::kPlain : ScaleFormat::kPowerOfTwo;
+  CAPTURE(tokens, extents.outputs, extents.inputs, testing::Name(type));
+  const Fp8Case c = RandomFp8Case(tokens, extents, format);
+
+  const auto run = RunBlockScaled(testing::TestBackend(), type, c);
+
+  const auto expected =
+      testing::Product(testing::Dequantized(c.x, 1), testing::Dequantized(c.weight, 128));
+  CHECK(testing::RelativeError(run.Download(), expected.values) <
+        testing::Fp8ProductTolerance(type));
+  const auto bits = run.DownloadBits();
+  for (const std::int64_t row : {std::int64_t{0}, tokens / 2, tokens - 1}) {
+    const Fp8Case alone{.x = OneRow(c.x, row), .weight = c.weight};
+    CHECK(RunBlockScaled(testing::TestBackend(), type, alone).DownloadBits() ==
+          RowBits(bits, row, tokens));
+  }
+}
+
 TEST_CASE("Every fp8 value is multiplied exactly", "[kernels][block_scaled_linear]") {
   const auto negative = GENERATE(false, true);
   // One row of x that is 1 in one column picks one column of W.

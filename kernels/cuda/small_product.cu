@@ -1,0 +1,551 @@
+// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.
+//
+//   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
+//
+// Weight rows lie on the M side of the tensor-core product, 64 an instruction, and rows of x on the
+// N side, 8 to 64: nothing is padded but the small operand.  A block works through tiles of
+//
+//   64 weight rows x 128 columns of K  |  kTokens rows of x x 128  |  kTokens + 1 scales
+//
+// in a ring of stages in shared memory, as deep as it holds:
+//
+//   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
+//   warp 4      one thread: weight tiles, by tensor map
+//   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read
+//
+// Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
+// sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
+// split depends on the weight's shape alone, so a row's bits do not depend on the rows beside it.
+//
+// Bytes: N K + T K + 4 N K / 128^2, and T N of y.  Memory-bound to T = 64.
+#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/shared_memory.cuh"
+#include "kernels/cuda/ptx/wgmma_fp8.cuh"
+#include "kernels/cuda/small_product.h"
+#include "kernels/kv_layout.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <cuda.h>
+
+namespace dsa::cuda {
+namespace {
+
+constexpr int kTileRows = 64;
+constexpr int kTileBytes = kTileRows * kValuesPerScale;
+constexpr int kConsumerWarps = 4;
+constexpr int kInputWarps = 2;
+constexpr int kProducers = (1 + kInputWarps) * kWarpSize;
+constexpr int kThreads = kConsumerWarps * kWarpSize + kProducers;
+constexpr int kTokensMax = 64;
+constexpr int kOutputsPerWarp = 16;
+constexpr int kSharedAlignment = 1024;  // of swizzled tiles
+constexpr int kSharedBytesMax =
+    227 * 1024;  // of a multiprocessor, less what each block's system part takes
+constexpr int kSharedBytesPerBlock = 1024;  // of the system
+constexpr int kFirstTiles = 8;  // 64 KB of weights are asked for before the first rows of x
+
+enum NamedBarrier { kInputAsked = 1 };
+
+struct SmallProductParams {
+  Matrix<const Fp8E4m3> x;
+  Matrix<const float> x_scales;
+  Matrix<const float> weight_scales;
+  void* y;
+  std::int64_t y_stride;
+  DataType y_type;
+  int outputs;
+  int blocks;  // of K
+  int split;   // blocks of a cluster, each a part of K
+  int stages;
+};
+
+template <int kTokens>
+struct Plan {
+  static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
+  static constexpr int kInputBytes = kTokens * kValuesPerScale;
+  static constexpr int kScaleBytes = (kTokens + 4) * 4;
+  static constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
+  static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
+  // Stages whose products are under way at once; a consumer holds that many.
+  static constexpr int kInFlight = kTokens == 64 ? 1 : (kTokens == 32 ? 2 : 4);
+  // Warps whose sums one block of a cluster owns, at most.
+  static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
+  // Everything but the stages.
+  static constexpr int FixedBytes(int split) {
+    return kSharedAlignment + 64 + (split > 1 ? OwnedWarps(split) * split * kWarpSumBytes : 0);
+  }
+};
+
+// Shared memory of a block: addresses of stage 0 of each part.
+struct Ring {
+  unsigned tiles;
+  unsigned inputs;
+  unsigned scales;
+  unsigned full;   // 8 bytes a stage: the weight's thread, its bytes, and an input warp's lanes
+  unsigned empty;  // 8 bytes a stage: the consumer warps
+  unsigned sums_landed;
+  unsigned
+      sums;  // partial sums of the other blocks, [owned warp][rank][registers / 4][lane] x 16 bytes
+};
+
+template <int kTokens>
+__device__ Ring MakeRing(const void* shared, int stages) {
+  using P = Plan<kTokens>;
+  Ring ring;
+  ring.tiles =
+      (ptx::SharedAddress(shared) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+  ring.inputs = ring.tiles + stages * kTileBytes;
+  ring.scales = ring.inputs + stages * P::kInputBytes;
+  ring.full = (ring.scales + stages * P::kScaleBytes + 7) & ~7U;
+  ring.empty = ring.full + 8 * stages;
+  ring.sums_landed = ring.empty + 8 * stages;
+  ring.sums = (ring.sums_landed + 8 + 15) & ~15U;
+  return ring;
+}
+
+// Where a thread is in the ring.  `turn` counts the stages it has passed.
+struct Cursor {
+  int stage = 0;
+  unsigned phase = 0;
+  int turn = 0;
+  __device__ void Next(int stages) {
+    ++turn;
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1U;
+    }
+  }
+};
+
+// What a block computes: tiles first, first + step, ... and of each the blocks of K
+// [k_first, k_end).
+struct Share {
+  int rank;
+  int k_first;
+  int k_end;
+  int first;
+  int step;
+  int tiles;
+  __device__ explicit Share(const SmallProductParams& p)
+      : rank(p.split > 1 ? static_cast<int>(ptx::ClusterRank()) : 0),
+        k_first(p.blocks * rank / p.split),
+        k_end(p.blocks * (rank + 1) / p.split),
+        first(static_cast<int>(blockIdx.x) / p.split),
+        step(static_cast<int>(gridDim.x) / p.split),
+        tiles((p.outputs + kTileRows - 1) / kTileRows) {}
+  __device__ int turns() const { return (tiles - first + step - 1) / step * (k_end - k_first); }
+};
+
+// The memory serves a multiprocessor's requests about in order: rows of x asked for behind 200 KB
+// of weights come 8 us later.  So the weights' thread asks for a few tiles, waits until the input
+// warps have asked for all stages of the first round, and goes on.
+__device__ void LoadWeights(const CUtensorMap& map, const SmallProductParams& p, const Ring& ring,
+                            const Share& share, int lane) {
+  const std::uint64_t policy = ptx::EvictFirst();
+  Cursor at;
+  for (int tile = share.first; tile < share.tiles; tile += share.step) {
+    for (int k = share.k_first; k < share.k_end; ++k) {
+      __syncwarp();
+      if (at.turn == kFirstTiles) {
+        ptx::NamedBarrierSync(kInputAsked, kProducers);
+      }
+      if (lane == 0) {
+        if (at.turn >= p.stages) {
+          ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
+        }
+        const unsigned full = ring.full + 8 * at.stage;
+        ptx::BarrierExpect(full, kTileBytes);  // rows beyond the weight come as zeros
+        ptx::CopyBox(ring.tiles + at.stage * kTileBytes, &map, full, k * kValuesPerScale,
+                     tile * kTileRows, policy);
+      }
+      at.Next(p.stages);
+    }
+  }
+}
+
+template <int kTokens>
+__device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const Share& share,
+                          int input_warp, int lane) {
+  using P = Plan<kTokens>;
+  constexpr int kChunkBytes = 16;
+  constexpr int kChunks = kValuesPerScale / kChunkBytes;
+  constexpr int kRowsAtOnce = kWarpSize / kChunks;
+  const int tokens = static_cast<int>(p.x.rows);
+  const int first_round = min(p.stages, share.k_end - share.k_first);
+  const bool weights_wait = share.turns() > kFirstTiles;
+  const int row = lane / kChunks;
+  const int chunk = lane % kChunks;
+  Cursor at;
+  for (int tile = share.first; tile < share.tiles; tile += share.step) {
+    const float* weight_scales = p.weight_scales.Row(tile * kTileRows / kValuesPerScale);
+    for (int k = share.k_first; k < share.k_end; ++k) {
+      if (at.turn == first_round && weights_wait) {
+        ptx::NamedBarrierArrive(kInputAsked, kProducers);
+      }
+      if (at.turn % kInputWarps == input_warp) {
+        if (at.turn >= p.stages) {
+          ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
+        }
+        const unsigned target = ring.inputs + at.stage * P::kInputBytes;
+        const unsigned scales = ring.scales + at.stage * P::kScaleBytes;
+        const Fp8E4m3* source = p.x.data + k * kValuesPerScale + chunk * kChunkBytes;
+#pragma unroll
+        for (int i = 0; i < kTokens / kRowsAtOnce; ++i) {
+          const int t = row + kRowsAtOnce * i;
+          if (t < tokens) {
+            const int place = chunk ^ (t % kChunks);  // the 128-byte swizzle
+            ptx::CopyAsync16(target + t * kValuesPerScale + place * kChunkBytes,
+                             source + t * p.x.row_stride);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < (kTokens + kWarpSize - 1) / kWarpSize; ++i) {
+          const int t = lane + kWarpSize * i;
+          if (t < tokens) {
+            ptx::CopyAsync4(scales + t * 4, p.x_scales.Row(t) + k);
+          }
+        }
+        if (lane == 0) {
+          ptx::CopyAsync4(scales + kTokens * 4, weight_scales + k);
+        }
+        ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
+      }
+      at.Next(p.stages);
+    }
+  }
+  if (at.turn == first_round && weights_wait) {
+    ptx::NamedBarrierArrive(kInputAsked, kProducers);
+  }
+}
+
+// One tile: sum += partial * scales over `blocks` stages.  Several partial sums are under way at
+// once, and all end in the turn that began them: the compiler serialises products whose registers
+// live across a loop's end.
+template <int kTokens>
+__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
+                           float (&sum)[kTokens / 2]) {
+  using P = Plan<kTokens>;
+  constexpr int kRegisters = P::kRegisters;
+  constexpr int kScales = kTokens / 4;  // that a thread's values meet
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int quad = lane % 4;
+  const auto issue = [&](int stage, float(&partial)[kRegisters]) {
+    const std::uint64_t a = ptx::SwizzledTile(ring.tiles + stage * kTileBytes);
+    const std::uint64_t b = ptx::SwizzledTile(ring.inputs + stage * P::kInputBytes);
+    ptx::PinRegisters(partial);
+    ptx::WgmmaFence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      ptx::WgmmaFp8<kTokens>::Run(partial, a + 2 * k, b + 2 * k, k > 0);
+    }
+    ptx::WgmmaCommit();
+  };
+  const auto load_scales = [&](int stage, float(&scales)[kScales]) {
+    const unsigned from = ring.scales + stage * P::kScaleBytes;
+    const float weight_scale = ptx::LoadShared(from + kTokens * 4);
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+      const float2 x_scales = ptx::LoadShared2(from + (8 * j + 2 * quad) * 4);
+      scales[2 * j] = x_scales.x * weight_scale;
+      scales[2 * j + 1] = x_scales.y * weight_scale;
+    }
+  };
+  const auto add = [&](float(&partial)[kRegisters], const float(&scales)[kScales]) {
+    ptx::PinRegisters(partial);
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      sum[i] = fmaf(partial[i], scales[i / 4 * 2 + i % 2], sum[i]);
+    }
+  };
+  const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    constexpr int kCount = sizeof...(kIndex);
+    float partial[kCount][kRegisters];
+    float scales[kCount][kScales];
+    int stage[kCount];
+    (
+        [&] {
+          stage[kIndex] = at.stage;
+          ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
+          ptx::AsyncProxyFence();  // rows of x were written by threads
+          at.Next(stages);
+          issue(stage[kIndex], partial[kIndex]);
+        }(),
+        ...);
+    (load_scales(stage[kIndex], scales[kIndex]), ...);
+    (
+        [&] {
+          ptx::WgmmaWait<kCount - 1 - kIndex>();
+          __syncwarp();
+          if (lane == 0) {
+            ptx::BarrierArrive(ring.empty + 8 * stage[kIndex]);
+          }
+          add(partial[kIndex], scales[kIndex]);
+        }(),
+        ...);
+  };
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i) {
+    sum[i] = 0.0F;
+  }
+  int block = 0;
+  for (; block + P::kInFlight <= blocks; block += P::kInFlight) {
+    turn(std::make_integer_sequence<int, P::kInFlight>{});
+  }
+  for (; block < blocks; ++block) {
+    turn(std::make_integer_sequence<int, 1>{});
+  }
+}
+
+// The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.
+template <int kTokens>
+__device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, int lane,
+                               float (&sum)[kTokens / 2]) {
+  using P = Plan<kTokens>;
+  const int owner = warp * split / kConsumerWarps;
+  const int first_owned = (owner * kConsumerWarps + split - 1) / split;
+  const unsigned place = ring.sums + (warp - first_owned) * split * P::kWarpSumBytes + lane * 16;
+  ptx::ClusterWait();  // the others' barriers are initialised; long past
+  if (owner != rank) {
+    const unsigned landed = ptx::AddressInBlock(ring.sums_landed, owner);
+    const unsigned target = ptx::AddressInBlock(place + rank * P::kWarpSumBytes, owner);
+#pragma unroll
+    for (int i = 0; i < P::kRegisters; i += 4) {
+      ptx::StoreInBlock(target + i * 128, make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]),
+                        landed);
+    }
+    return false;
+  }
+  ptx::BarrierWait(ring.sums_landed, 0);
+#pragma unroll
+  for (int i = 0; i < P::kRegisters; i += 4) {
+    float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    for (int from = 0; from < split; ++from) {
+      const float4 part = from == rank
+                              ? make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3])
+                              : ptx::LoadShared4(place + from * P::kWarpSumBytes + i * 128);
+      total.x += part.x;
+      total.y += part.y;
+      total.z += part.z;
+      total.w += part.w;
+    }
+    sum[i] = total.x;
+    sum[i + 1] = total.y;
+    sum[i + 2] = total.z;
+    sum[i + 3] = total.w;
+  }
+  return true;
+}
+
+template <int kTokens>
+__device__ void Store(const float (&sum)[kTokens / 2], float* y, std::int64_t stride, int tokens,
+                      int lane) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int t = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (t < tokens) {
+      y[t * stride + lane / 4 + i % 4 / 2 * 8] = sum[i];
+    }
+  }
+}
+// movmatrix turns 8 x 8 pieces, so that 4 lanes hold 8 neighbouring outputs of one row.
+template <int kTokens>
+__device__ void Store(const float (&sum)[kTokens / 2], __nv_bfloat16* y, std::int64_t stride,
+                      int tokens, int lane) {
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    unsigned turned[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const __nv_bfloat162 pair =
+          __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
+      asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
+                   : "=r"(turned[half])
+                   : "r"(*reinterpret_cast<const unsigned*>(&pair)));
+    }
+    const int t = 8 * j + lane / 4;
+    if (t < tokens) {
+      __nv_bfloat16* row = y + t * stride + 2 * (lane % 4);
+      *reinterpret_cast<unsigned*>(row) = turned[0];
+      *reinterpret_cast<unsigned*>(row + 8) = turned[1];
+    }
+  }
+}
+
+template <int kTokens>
+__global__ void __launch_bounds__(kThreads, 2)
+    SmallProductKernel(const __grid_constant__ CUtensorMap map,
+                       const __grid_constant__ SmallProductParams p) {
+  using P = Plan<kTokens>;
+  extern __shared__ std::uint8_t shared[];
+  const Ring ring = MakeRing<kTokens>(shared, p.stages);
+  const Share share(p);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < p.stages; ++stage) {
+      ptx::BarrierInit(ring.full + 8 * stage, 1 + kWarpSize);
+      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
+    }
+    if (p.split > 1) {
+      const int owned = ((share.rank + 1) * kConsumerWarps + p.split - 1) / p.split -
+                        (share.rank * kConsumerWarps + p.split - 1) / p.split;
+      ptx::BarrierInit(ring.sums_landed, 1);
+      ptx::BarrierExpect(ring.sums_landed, owned * (p.split - 1) * P::kWarpSumBytes);
+    }
+    ptx::BarrierInitFence();
+    ptx::AsyncProxyFence();
+  }
+  __syncthreads();
+  if (p.split > 1) {
+    ptx::ClusterArrive();
+  }
+
+  if (warp == kConsumerWarps) {
+    LoadWeights(map, p, ring, share, lane);
+  } else if (warp > kConsumerWarps) {
+    LoadInput<kTokens>(p, ring, share, warp - kConsumerWarps - 1, lane);
+  } else {
+    Cursor at;
+    float sum[P::kRegisters];
+    for (int tile = share.first; tile < share.tiles; tile += share.step) {
+      Accumulate<kTokens>(ring, p.stages, at, share.k_end - share.k_first, sum);
+      if (p.split > 1 && !SumOverCluster<kTokens>(ring, p.split, share.rank, warp, lane, sum)) {
+        break;  // a cluster has one tile
+      }
+      const int output = tile * kTileRows + warp * kOutputsPerWarp;
+      if (output < p.outputs) {
+        const int tokens = static_cast<int>(p.x.rows);
+        if (p.y_type == DataType::kF32) {
+          Store<kTokens>(sum, static_cast<float*>(p.y) + output, p.y_stride, tokens, lane);
+        } else {
+          Store<kTokens>(sum, static_cast<__nv_bfloat16*>(p.y) + output, p.y_stride, tokens, lane);
+        }
+      }
+    }
+  }
+  // An owner ends after every byte that others send to it has landed; nobody writes into the rest.
+}
+
+// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weight's shape
+// alone.  From 100 tiles on one block each does (a multiprocessor takes 40 KB a microsecond, its
+// share is 23), except where one long tile each leaves the last wave uneven.
+int SplitOf(std::int64_t outputs, std::int64_t inputs) {
+  const std::int64_t tiles = (outputs + kTileRows - 1) / kTileRows;
+  if (tiles >= 100) {
+    return tiles <= kMultiprocessors && inputs >= 8192 ? 2 : 1;
+  }
+  return tiles >= 50 ? 2 : (tiles >= 16 ? 4 : 8);
+}
+
+// How many multiprocessors clusters of this size can fill at one block each: a cluster stays in one
+// group of 16 or 18 of them.  One more would start in a second wave.
+int MultiprocessorsFor(int split) {
+  constexpr int kInWholeClusters = 104;
+  return split >= 4 ? kInWholeClusters : kMultiprocessors;
+}
+
+CUtensorMap WeightMap(const Matrix<const Fp8E4m3>& weight) {
+  // Through the runtime, so that the binary does not link the driver.
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    DSA_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                    cudaEnableDefault, &found));
+    DSA_CHECK(found == cudaDriverEntryPointSuccess, "the driver lacks cuTensorMapEncodeTiled: {}",
+              static_cast<int>(found));
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  CUtensorMap map;
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(weight.cols),
+                                static_cast<cuuint64_t>(weight.rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(weight.row_stride)};
+  const cuuint32_t box[] = {kValuesPerScale, kTileRows};
+  const cuuint32_t steps[] = {1, 1};
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<Fp8E4m3*>(weight.data), extents,
+             strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  DSA_CHECK(status == CUDA_SUCCESS, "tensor map of a weight [{}, {}], stride {}: error {}",
+            weight.rows, weight.cols, weight.row_stride, static_cast<int>(status));
+  return map;
+}
+
+template <int kTokens>
+void Launch(const BlockScaledLinearParams& params, cudaStream_t stream) {
+  using P = Plan<kTokens>;
+  const int outputs = static_cast<int>(params.weight.rows);
+  const int blocks = static_cast<int>(params.x.cols / kValuesPerScale);
+  const int tiles = (outputs + kTileRows - 1) / kTileRows;
+  const int split = SplitOf(params.weight.rows, params.x.cols);
+  const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
+  const int per_multiprocessor = clusters * split > MultiprocessorsFor(split) ? 2 : 1;
+  const int budget = (kSharedBytesMax + kSharedBytesPerBlock) / per_multiprocessor -
+                     kSharedBytesPerBlock - P::FixedBytes(split);
+  const int tiles_each = (tiles + clusters - 1) / clusters;
+  const int needed = (blocks + split - 1) / split * tiles_each;
+  const int stages = std::min(budget / P::kStageBytes, needed);
+  DSA_CHECK(stages >= std::min(P::kInFlight, needed),
+            "SmallProduct: {} stages for a product [{}, {}] of {} rows", stages, outputs,
+            params.x.cols, params.x.rows);
+  const int shared_bytes = P::FixedBytes(split) + stages * P::kStageBytes;
+  const auto kernel = SmallProductKernel<kTokens>;
+  static const cudaError_t attribute =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
+  DSA_CUDA_CHECK(attribute);
+
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * split));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  DSA_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, WeightMap(params.weight),
+                                    SmallProductParams{.x = params.x,
+                                                       .x_scales = params.x_scales,
+                                                       .weight_scales = params.weight_scales,
+                                                       .y = params.y.data,
+                                                       .y_stride = params.y.row_stride,
+                                                       .y_type = params.y.type,
+                                                       .outputs = outputs,
+                                                       .blocks = blocks,
+                                                       .split = split,
+                                                       .stages = stages}));
+}
+
+bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
+  return reinterpret_cast<std::uintptr_t>(data) % alignment == 0 && stride_bytes % alignment == 0;
+}
+
+}  // namespace
+
+bool SmallProductTakes(const BlockScaledLinearParams& params) {
+  constexpr std::int64_t kAlignment = 16;
+  return params.x.rows <= kTokensMax && params.x.cols % kValuesPerScale == 0 &&
+         params.weight.rows % kOutputsPerWarp == 0 &&
+         IsAligned(params.x.data, params.x.row_stride, kAlignment) &&
+         IsAligned(params.weight.data, params.weight.row_stride, kAlignment) &&
+         IsAligned(params.y.data, params.y.row_stride * SizeOf(params.y.type),
+                   2 * SizeOf(params.y.type));
+}
+
+void SmallProduct(const BlockScaledLinearParams& params, cudaStream_t stream) {
+  if (params.x.rows <= 8) {
+    Launch<8>(params, stream);
+  } else if (params.x.rows <= 16) {
+    Launch<16>(params, stream);
+  } else if (params.x.rows <= 32) {
+    Launch<32>(params, stream);
+  } else {
+    Launch<64>(params, stream);
+  }
+}
+
+}  // namespace dsa::cuda
