@@ -13,8 +13,7 @@
 namespace dsa {
 namespace {
 
-constexpr int kStripKeys = 16;     // keys of one register tile
-constexpr int kStripHeads = 4;     // heads of one register tile
+constexpr int kVectors = kTokensPerBlock / kLanes;  // of a block's keys; as many sums under way
 constexpr int kProductChunk = 32;  // products summed before the sum goes to the total
 
 // Up to kIndexerRows consecutive rows of one sequence.
@@ -43,77 +42,63 @@ struct KeyBlock {
 };
 
 void ReadBlock(const IndexerCacheView& cache, std::int64_t block, KeyBlock& keys) {
-  for (int token = 0; token < kTokensPerBlock; ++token) {
-    float key[kIndexerValues];
-    keys.scales[token] = cpu::ReadIndexerKey(cache, block * kTokensPerBlock + token, key);
-    for (int d = 0; d < kIndexerValues; ++d) {
-      keys.values[d * kTokensPerBlock + token] = key[d];
+  for (std::int64_t first = 0; first < kTokensPerBlock; first += kLanes) {
+    float rows[kLanes][kIndexerValues];
+    for (std::int64_t i = 0; i < kLanes; ++i) {
+      const std::int64_t slot = block * kTokensPerBlock + first + i;
+      keys.scales[first + i] = cpu::ReadIndexerKey(cache, slot, rows[i]);
+    }
+    for (std::int64_t d = 0; d < kIndexerValues; d += kLanes) {
+      Transpose8(rows[0] + d, kIndexerValues, keys.values + d * kTokensPerBlock + first,
+                 kTokensPerBlock);
     }
   }
 }
 
-// score[0 .. 15] += sum over kHeads heads of weight * max(q . k, 0).
-template <int kHeads>
-void AddHeads(const float* queries, const float* weights, const float* keys, F32x8 (&score)[2]) {
-  F32x8 dots[kHeads][2];
+// score[0 .. 63] += weight * max(q . k, 0) for one head.
+void AddHead(const float* query, float weight, const float* keys, float* score) {
+  F32x8 dots[kVectors];
 #pragma GCC unroll 8
-  for (std::int64_t h = 0; h < kHeads; ++h) {
-    dots[h][0] = F32x8::Zero();
-    dots[h][1] = F32x8::Zero();
+  for (F32x8& dot : dots) {
+    dot = F32x8::Zero();
   }
   for (std::int64_t first = 0; first < kIndexerValues; first += kProductChunk) {
-    F32x8 sum[kHeads][2];
+    F32x8 sum[kVectors];
 #pragma GCC unroll 8
-    for (std::int64_t h = 0; h < kHeads; ++h) {
-      sum[h][0] = F32x8::Zero();
-      sum[h][1] = F32x8::Zero();
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      sum[v] = F32x8::Zero();
     }
     for (std::int64_t d = first; d < first + kProductChunk; ++d) {
-      const F32x8 low = Load8(keys + d * kTokensPerBlock);
-      const F32x8 high = Load8(keys + d * kTokensPerBlock + kLanes);
+      const F32x8 value = F32x8::All(query[d]);
 #pragma GCC unroll 8
-      for (std::int64_t h = 0; h < kHeads; ++h) {
-        const F32x8 query = F32x8::All(queries[h * kIndexerValues + d]);
-        sum[h][0] = MultiplyAdd(query, low, sum[h][0]);
-        sum[h][1] = MultiplyAdd(query, high, sum[h][1]);
+      for (std::int64_t v = 0; v < kVectors; ++v) {
+        sum[v] = MultiplyAdd(value, Load8(keys + d * kTokensPerBlock + v * kLanes), sum[v]);
       }
     }
 #pragma GCC unroll 8
-    for (std::int64_t h = 0; h < kHeads; ++h) {
-      dots[h][0] = dots[h][0] + sum[h][0];
-      dots[h][1] = dots[h][1] + sum[h][1];
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      dots[v] = dots[v] + sum[v];
     }
   }
 #pragma GCC unroll 8
-  for (std::int64_t h = 0; h < kHeads; ++h) {
-    const F32x8 weight = F32x8::All(weights[h]);
-    for (int v = 0; v < 2; ++v) {
-      // The maximum returns its second operand for NaN, which so reaches the score.
-      const F32x8 active = {_mm256_max_ps(_mm256_setzero_ps(), dots[h][v].lanes)};
-      score[v] = MultiplyAdd(weight, active, score[v]);
-    }
+  for (std::int64_t v = 0; v < kVectors; ++v) {
+    // The maximum returns its second operand for NaN, which so reaches the score.
+    const F32x8 active = {_mm256_max_ps(_mm256_setzero_ps(), dots[v].lanes)};
+    Store8(score + v * kLanes, MultiplyAdd(F32x8::All(weight), active, Load8(score + v * kLanes)));
   }
 }
 
 // Scores of the block's first keys, as many as `scores` has room for, for one row.
 void ScoreRow(const float* queries, const Vector<const float>& weights, const KeyBlock& keys,
               const Vector<float>& scores) {
-  for (std::int64_t strip = 0; strip < scores.size; strip += kStripKeys) {
-    F32x8 score[2] = {F32x8::Zero(), F32x8::Zero()};
-    const float* const values = keys.values + strip;
-    std::int64_t head = 0;
-    for (; head + kStripHeads <= weights.size; head += kStripHeads) {
-      AddHeads<kStripHeads>(queries + head * kIndexerValues, weights.data + head, values, score);
-    }
-    for (; head < weights.size; ++head) {
-      AddHeads<1>(queries + head * kIndexerValues, weights.data + head, values, score);
-    }
-    float scaled[kStripKeys];
-    Store8(scaled, score[0] * Load8(keys.scales + strip));
-    Store8(scaled + kLanes, score[1] * Load8(keys.scales + strip + kLanes));
-    std::copy_n(scaled, std::min<std::int64_t>(kStripKeys, scores.size - strip),
-                scores.data + strip);
+  float sums[kTokensPerBlock] = {};
+  for (std::int64_t head = 0; head < weights.size; ++head) {
+    AddHead(queries + head * kIndexerValues, weights.data[head], keys.values, sums);
   }
+  for (std::int64_t i = 0; i < kTokensPerBlock; i += kLanes) {
+    Store8(sums + i, Load8(sums + i) * Load8(keys.scales + i));
+  }
+  std::copy_n(sums, scores.size, scores.data);
 }
 
 void LoadQueries(const ConstAnyTensor3& source, const RowTile& tile, float* queries) {

@@ -2,94 +2,46 @@
 
 #include "common/check.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/wide.h"
 
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 
 #include <immintrin.h>
 
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kBlock = 128;   // columns that share a scale, and the length of a chain
-constexpr std::int64_t kRowTile = 48;  // rows of x that meet a decoded block of W
+using cpu::kWideLanes;
+using cpu::kWideValues;
+
+constexpr std::int64_t kBlock = 128;   // columns and outputs that share a scale
+constexpr std::int64_t kRowTile = 32;  // rows of x that meet widened weights
 constexpr std::int64_t kGroup = 4;     // outputs that are computed together
 static_assert(kBlock % kGroup == 0, "the outputs of a group share a scale");
-constexpr std::int64_t kDoubleLanes = 4;
-constexpr std::int64_t kRowsTogether = 3;  // 3 x 4 sums, 4 weights or inputs: the 16 registers
+static_assert(kBlock % kWideValues == 0);
+constexpr int kRowsTogether = 3;  // 3 x 4 sums and 4 inputs or weights: the 16 registers
 
 constexpr std::int64_t CeilDivide(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 constexpr std::int64_t Padded(std::int64_t columns) {
-  return CeilDivide(columns, kDoubleLanes) * kDoubleLanes;
+  return CeilDivide(columns, kWideValues) * kWideValues;
 }
 
-// One block of a tile: sums[r][n] += x[r] . w[n].
-struct BlockTask {
-  const float* inputs;  // [rows, input_stride]
-  std::int64_t input_stride;
-  const double* weights;  // [kGroup, kBlock]
-  std::int64_t columns;   // of this block, a multiple of kDoubleLanes
-  double* sums;           // [rows, kGroup, kDoubleLanes]
+struct InputTile {
+  std::int64_t first_row;
+  std::int64_t rows;
 };
 
-// The loops over rows and outputs are unrolled, so that every sum has a register.
-template <int kRows>
-void AddBlock(const BlockTask& task, std::int64_t row) {
-  double* const sums = task.sums + row * kGroup * kDoubleLanes;
-  __m256d sum[kRows][kGroup];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kGroup; ++n) {
-      sum[r][n] = _mm256_loadu_pd(sums + (r * kGroup + n) * kDoubleLanes);
-    }
-  }
-  const float* inputs = task.inputs + row * task.input_stride;
-  for (std::int64_t k = 0; k < task.columns; k += kDoubleLanes) {
-    __m256d x[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      x[r] = _mm256_cvtps_pd(_mm_loadu_ps(inputs + r * task.input_stride + k));
-    }
-#pragma GCC unroll 4
-    for (int n = 0; n < kGroup; ++n) {
-      const __m256d weight = _mm256_loadu_pd(task.weights + n * kBlock + k);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        sum[r][n] = _mm256_fmadd_pd(x[r], weight, sum[r][n]);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kGroup; ++n) {
-      _mm256_storeu_pd(sums + (r * kGroup + n) * kDoubleLanes, sum[r][n]);
-    }
-  }
-}
-
-void AddBlockAllRows(const BlockTask& task, std::int64_t rows) {
-  std::int64_t row = 0;
-  for (; row + kRowsTogether <= rows; row += kRowsTogether) {
-    AddBlock<kRowsTogether>(task, row);
-  }
-  if (rows - row == 2) {
-    AddBlock<2>(task, row);
-  } else if (rows - row == 1) {
-    AddBlock<1>(task, row);
-  }
-}
-
-// Rows [first, first + count) of x, times their scales: each product rounded to float32.  Padded
-// with zeros to whole lanes.
-void DecodeInputs(const MatmulProblem& problem, std::int64_t first, std::int64_t count,
-                  float* target) {
+// The inputs of a tile as float32, times their scales: each product rounded.  Padded with zeros.
+void DecodeInputs(const MatmulProblem& problem, const InputTile& tile, float* target) {
   const MatmulRows& x = problem.x;
   const std::int64_t stride = Padded(problem.inputs);
-  for (std::int64_t r = 0; r < count; ++r) {
-    const std::int64_t row = x.indices == nullptr ? first + r : x.indices[first + r];
+  for (std::int64_t r = 0; r < tile.rows; ++r) {
+    const std::int64_t row =
+        x.indices == nullptr ? tile.first_row + r : x.indices[tile.first_row + r];
     float* const values = target + r * stride;
     LoadRow(Offset(x.data, x.type, row * x.row_stride), x.type, problem.inputs, values);
     std::fill(values + problem.inputs, values + stride, 0.0F);
@@ -101,29 +53,168 @@ void DecodeInputs(const MatmulProblem& problem, std::int64_t first, std::int64_t
   }
 }
 
-// Columns [column, column + width) of outputs [output, output + kGroup), times their scale: each
-// product rounded to float32.  Zeros beyond the last.
-void DecodeWeights(const MatmulProblem& problem, std::int64_t output, std::int64_t column,
-                   double* target) {
-  const MatmulRows& weight = problem.weight;
-  const std::int64_t width = std::min(kBlock, problem.inputs - column);
-  const float scale = weight.scales == nullptr
-                          ? 1.0F
-                          : weight.scales[output / kBlock * weight.scale_stride + column / kBlock];
-  const __m128 scales = _mm_set1_ps(scale);
+// The scales of kBlock outputs [ceil(K / 128)]; null where weights have none.
+const float* ScalesOf(const MatmulRows& weight, std::int64_t output) {
+  return weight.scales == nullptr ? nullptr : weight.scales + output / kBlock * weight.scale_stride;
+}
+
+// Whether every fp8 value times `scale` is exact in float32: a power of two, far from the ends.
+bool ScalesExactly(float scale) {
+  const auto bits = std::bit_cast<std::uint32_t>(scale);
+  return (bits & 0x807FFFFFU) == 0 && scale >= 0x1p-126F && scale <= 0x1p119F;
+}
+
+bool AllScaleExactly(const float* scales, std::int64_t inputs) {
+  return std::all_of(scales, scales + CeilDivide(inputs, kBlock), ScalesExactly);
+}
+
+// The decoded inputs as doubles.  The scales of weights go here where that changes no product: x
+// times (w times scale) is (x times scale) times w, if neither is rounded.  Null: none do.
+void WidenInputs(const float* inputs, const float* scales, std::int64_t rows, std::int64_t columns,
+                 double* target) {
+  const std::int64_t stride = Padded(columns);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t k = 0; k < stride; k += kWideLanes) {
+      const __m256d scale =
+          _mm256_set1_pd(scales == nullptr || k >= columns ? 1.0 : double{scales[k / kBlock]});
+      const __m256d values = _mm256_cvtps_pd(_mm_loadu_ps(inputs + r * stride + k));
+      _mm256_storeu_pd(target + r * stride + k, _mm256_mul_pd(values, scale));
+    }
+  }
+}
+
+// Where a group's weights come from: Read(n, k, body) calls body(i, quad) with columns k + 4 i ..
+// k + 4 i + 3 of output n, kValues columns in all.  Exact: fp8 scales are in the inputs, or there
+// are none.
+template <typename T>
+struct ExactWeights {
+  static constexpr std::int64_t kValues = kWideValues;
+  const T* const* rows;
+  template <typename Body>
+  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
+    cpu::Widen(rows[n] + k, body);
+  }
+};
+struct NormalWeights {
+  static constexpr std::int64_t kValues = kWideValues;
+  const Fp8E4m3* const* rows;
+  template <typename Body>
+  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
+    cpu::WidenNormal(rows[n] + k, body);
+  }
+};
+struct ScaledWeights {
+  static constexpr std::int64_t kValues = kWideValues;
+  const Fp8E4m3* const* rows;
+  F32x8 scale;
+  template <typename Body>
+  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
+    cpu::WidenScaled(rows[n] + k, scale, body);
+  }
+};
+struct WidenedWeights {
+  static constexpr std::int64_t kValues = kWideLanes;
+  const double* data;  // [kGroup, kBlock]
+  template <typename Body>
+  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
+    body(0, _mm256_loadu_pd(data + n * kBlock + k));
+  }
+};
+
+// One block of a tile: sums[r][n] += x[r] . w[n].
+struct BlockTask {
+  const double* inputs;  // [rows, input_stride]
+  std::int64_t input_stride;
+  std::int64_t rows;
+  std::int64_t columns;  // of this block, a multiple of kWideValues
+  double* sums;          // [rows, kGroup, kWideLanes]
+};
+
+// kRows rows from `row` on, kOutputs outputs from `output` on.  The loops over them are unrolled,
+// so that every sum has a register.
+template <int kRows, int kOutputs, typename Weights>
+void AddTile(const Weights& weights, const BlockTask& task, std::int64_t row, std::int64_t output) {
+  double* const sums = task.sums + (row * kGroup + output) * kWideLanes;
+  __m256d sum[kRows][kOutputs];
+#pragma GCC unroll 4
+  for (std::int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (std::int64_t n = 0; n < kOutputs; ++n) {
+      sum[r][n] = _mm256_loadu_pd(sums + (r * kGroup + n) * kWideLanes);
+    }
+  }
+  const double* const inputs = task.inputs + row * task.input_stride;
+  for (std::int64_t k = 0; k < task.columns; k += Weights::kValues) {
+#pragma GCC unroll 4
+    for (std::int64_t n = 0; n < kOutputs; ++n) {
+      const double* x = inputs + k;
+      if constexpr (Weights::kValues > kWideLanes) {
+        // Reads x again for every output: kept, it would take the registers of the weights.
+        asm("" : "+r"(x));
+      }
+      weights.Read(output + n, k, [&](std::int64_t i, __m256d weight) {
+#pragma GCC unroll 4
+        for (std::int64_t r = 0; r < kRows; ++r) {
+          const __m256d input = _mm256_loadu_pd(x + r * task.input_stride + i * kWideLanes);
+          sum[r][n] = _mm256_fmadd_pd(input, weight, sum[r][n]);
+        }
+      });
+    }
+  }
+#pragma GCC unroll 4
+  for (std::int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (std::int64_t n = 0; n < kOutputs; ++n) {
+      _mm256_storeu_pd(sums + (r * kGroup + n) * kWideLanes, sum[r][n]);
+    }
+  }
+}
+
+// Few rows use the weights straight from registers; for many rows they are widened once.
+template <typename Weights>
+void AddBlock(const Weights& weights, const BlockTask& task) {
+  switch (task.rows) {
+    case 1: return AddTile<1, 4>(weights, task, 0, 0);
+    case 2: return AddTile<2, 4>(weights, task, 0, 0);
+    default: break;
+  }
+  double widened[kGroup * kBlock];
   for (std::int64_t n = 0; n < kGroup; ++n) {
-    float values[kBlock];
-    std::int64_t filled = 0;
-    if (output + n < problem.outputs) {
-      LoadRow(Offset(weight.data, weight.type, (output + n) * weight.row_stride + column),
-              weight.type, width, values);
-      filled = width;
+    for (std::int64_t k = 0; k < task.columns; k += kWideValues) {
+      double* const target = widened + n * kBlock + k;
+      weights.Read(n, k, [&](std::int64_t i, __m256d weight) {
+        _mm256_storeu_pd(target + i * kWideLanes, weight);
+      });
     }
-    std::fill(values + filled, values + Padded(width), 0.0F);
-    for (std::int64_t k = 0; k < Padded(width); k += kDoubleLanes) {
-      _mm256_storeu_pd(target + n * kBlock + k,
-                       _mm256_cvtps_pd(_mm_mul_ps(_mm_loadu_ps(values + k), scales)));
+  }
+  const WidenedWeights source = {.data = widened};
+  std::int64_t row = 0;
+  for (; row + kRowsTogether <= task.rows; row += kRowsTogether) {
+    AddTile<kRowsTogether, kGroup>(source, task, row, 0);
+  }
+  if (task.rows - row == 2) {
+    AddTile<2, kGroup>(source, task, row, 0);
+  } else if (task.rows - row == 1) {
+    AddTile<1, kGroup>(source, task, row, 0);
+  }
+}
+
+// `rows` are those of kGroup outputs, from the block's first column on.  `scale` is what their
+// values are multiplied by here.
+template <typename T>
+void AddWeights(const T* const* rows, float scale, const BlockTask& task) {
+  if constexpr (std::is_same_v<T, Fp8E4m3>) {
+    bool normal = scale == 1.0F;
+    for (std::int64_t n = 0; normal && n < kGroup; ++n) {
+      normal = cpu::AllNormal(rows[n], task.columns);
     }
+    if (normal) {
+      AddBlock(NormalWeights{.rows = rows}, task);
+    } else {
+      AddBlock(ScaledWeights{.rows = rows, .scale = F32x8::All(scale)}, task);
+    }
+  } else {
+    AddBlock(ExactWeights<T>{.rows = rows}, task);
   }
 }
 
@@ -142,30 +233,47 @@ void StoreValues(const MatmulProblem& problem, std::int64_t row, std::int64_t ou
   }
 }
 
-struct InputTile {
-  std::int64_t first_row;
-  std::int64_t rows;
-};
-
-// kGroup outputs of a tile whose inputs are decoded.
-void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t output,
-              const MatmulScratch& scratch) {
-  double sums[kRowTile * kGroup * kDoubleLanes];
-  std::fill_n(sums, tile.rows * kGroup * kDoubleLanes, 0.0);
-  double weights[kGroup * kBlock];
+// The sums of kGroup outputs, the first of which has its weights at `first`.
+template <typename T>
+void SumGroup(const MatmulProblem& problem, const T* first, std::int64_t outputs,
+              const float* scales, BlockTask task) {
+  const double* const inputs = task.inputs;
+  T padded[kGroup][kBlock];
   for (std::int64_t column = 0; column < problem.inputs; column += kBlock) {
-    DecodeWeights(problem, output, column, weights);
-    AddBlockAllRows({.inputs = scratch.inputs.data() + column,
-                     .input_stride = Padded(problem.inputs),
-                     .weights = weights,
-                     .columns = Padded(std::min(kBlock, problem.inputs - column)),
-                     .sums = sums},
-                    tile.rows);
+    const std::int64_t width = std::min(kBlock, problem.inputs - column);
+    const T* rows[kGroup];
+    for (std::int64_t n = 0; n < kGroup; ++n) {  // beyond the last, the last again
+      rows[n] = first + std::min(n, outputs - 1) * problem.weight.row_stride + column;
+      if (width % kWideValues != 0) {
+        std::fill(std::copy_n(rows[n], width, padded[n]), std::end(padded[n]), T{});
+        rows[n] = padded[n];
+      }
+    }
+    task.inputs = inputs + column;
+    task.columns = Padded(width);
+    AddWeights(rows, scales == nullptr ? 1.0F : scales[column / kBlock], task);
   }
+}
+
+// kGroup outputs of a tile.  `scales` are those that weights are multiplied by here, or null.
+void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t output,
+              const float* scales, const MatmulScratch& scratch) {
+  double sums[kRowTile * kGroup * kWideLanes];
+  std::fill_n(sums, tile.rows * kGroup * kWideLanes, 0.0);
+  const BlockTask task = {.inputs = scratch.wide_inputs.data(),
+                          .input_stride = Padded(problem.inputs),
+                          .rows = tile.rows,
+                          .columns = 0,
+                          .sums = sums};
+  const MatmulRows& weight = problem.weight;
+  VisitType(Offset(weight.data, weight.type, output * weight.row_stride), weight.type,
+            [&](const auto* first) {
+              SumGroup(problem, first, std::min(kGroup, problem.outputs - output), scales, task);
+            });
   for (std::int64_t r = 0; r < tile.rows; ++r) {
     float values[kGroup];
     for (std::int64_t n = 0; n < kGroup; ++n) {
-      const double* const lanes = sums + (r * kGroup + n) * kDoubleLanes;
+      const double* const lanes = sums + (r * kGroup + n) * kWideLanes;
       values[n] = static_cast<float>((lanes[0] + lanes[2]) + (lanes[1] + lanes[3]));
     }
     StoreValues(problem, tile.first_row + r, output, values);
@@ -185,19 +293,32 @@ void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64
             scratch.inputs.size() / kRowTile);
   const std::int64_t groups = CeilDivide(problem.outputs, kGroup);
   InputTile tile{.first_row = -1, .rows = 0};
+  const float* widened_with = nullptr;   // the scales of the weights that wide_inputs are for
+  const float* weight_scales = nullptr;  // those that stay with the weights
   for (std::int64_t unit = first; unit < last; ++unit) {
     const std::int64_t first_row = unit / groups * kRowTile;
-    if (first_row != tile.first_row) {
+    const std::int64_t output = unit % groups * kGroup;
+    const float* const scales = ScalesOf(problem.weight, output);
+    const bool new_tile = first_row != tile.first_row;
+    if (new_tile) {
       tile = {.first_row = first_row, .rows = std::min(kRowTile, problem.rows - first_row)};
-      DecodeInputs(problem, tile.first_row, tile.rows, scratch.inputs.data());
+      DecodeInputs(problem, tile, scratch.inputs.data());
     }
-    RunGroup(problem, tile, unit % groups * kGroup, scratch);
+    if (new_tile || scales != widened_with) {
+      const bool exact = scales == nullptr || AllScaleExactly(scales, problem.inputs);
+      weight_scales = exact ? nullptr : scales;
+      WidenInputs(scratch.inputs.data(), exact ? scales : nullptr, tile.rows, problem.inputs,
+                  scratch.wide_inputs.data());
+      widened_with = scales;
+    }
+    RunGroup(problem, tile, output, weight_scales, scratch);
   }
 }
 
 MatmulScratch MakeMatmulScratch(std::int64_t inputs_max, ScratchMaker& maker) {
   MatmulScratch scratch;
   scratch.inputs = maker.Array<float>(kRowTile * Padded(inputs_max));
+  scratch.wide_inputs = maker.Array<double>(kRowTile * Padded(inputs_max));
   return scratch;
 }
 

@@ -61,7 +61,8 @@ class ScratchMaker final {
 
 // Per thread; kernels/cpu/matmul.h.
 struct MatmulScratch {
-  ScratchArray<float> inputs;  // decoded rows of x
+  ScratchArray<float> inputs;        // decoded rows of x
+  ScratchArray<double> wide_inputs;  // the same, times what weights leave to them
 };
 
 // Rows are (token, k) pairs, grouped by expert.

@@ -133,6 +133,30 @@ inline void Store8(Bf16* target, F32x8 value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_castsi256_si128(joined));
 }
 
+// target[j * target_stride + i] = source[i * source_stride + j] for eight rows and columns.
+inline void Transpose8(const float* source, std::int64_t source_stride, float* target,
+                       std::int64_t target_stride) {
+  const auto half_rows = [&](std::int64_t row, std::int64_t column) {
+    const float* const from = source + row * source_stride + column;
+    return Load4And4(from, from + 4 * source_stride).lanes;
+  };
+  for (std::int64_t column = 0; column < kLanes; column += 4) {
+    const __m256 row0 = half_rows(0, column);  // and row 4
+    const __m256 row1 = half_rows(1, column);
+    const __m256 row2 = half_rows(2, column);
+    const __m256 row3 = half_rows(3, column);
+    const __m256 low01 = _mm256_unpacklo_ps(row0, row1);
+    const __m256 high01 = _mm256_unpackhi_ps(row0, row1);
+    const __m256 low23 = _mm256_unpacklo_ps(row2, row3);
+    const __m256 high23 = _mm256_unpackhi_ps(row2, row3);
+    float* const to = target + column * target_stride;
+    _mm256_storeu_ps(to, _mm256_shuffle_ps(low01, low23, 0x44));
+    _mm256_storeu_ps(to + target_stride, _mm256_shuffle_ps(low01, low23, 0xEE));
+    _mm256_storeu_ps(to + 2 * target_stride, _mm256_shuffle_ps(high01, high23, 0x44));
+    _mm256_storeu_ps(to + 3 * target_stride, _mm256_shuffle_ps(high01, high23, 0xEE));
+  }
+}
+
 // One value, as the eight-lane forms do it.
 inline float LoadOne(const float* source) {
   return *source;
