@@ -5,7 +5,8 @@ SHELL := /bin/bash
 
 .PHONY: help
 help:
-	@echo 'make demo    build, serve a small model on the CPU, chat with it once over gRPC'
+	@echo 'make demo    build, serve a small model on the CPU, chat with it once over gRPC;'
+	@echo '             DEVICE=cuda: on a Hopper GPU'
 	@echo 'make test    everything that continuous integration runs'
 	@echo 'make build   the optimised binary, build/dsa'
 	@echo 'make setup   install the Debian packages that the build needs'
@@ -19,14 +20,17 @@ setup:
 setup-test:
 	@tools/setup.sh docker/packages-build.txt docker/packages-test.txt
 
+DEVICE ?= cpu
+preset = $(if $(filter cuda%,$(DEVICE)),cuda,cpu)
+
 .PHONY: build
 build: setup
-	@tools/build.sh cpu dsa
-	@ln -sf cpu/dsa build/dsa
+	@tools/build.sh $(preset) dsa
+	@ln -sf $(preset)/dsa build/dsa
 
 .PHONY: demo
 demo: build
-	@tools/demo.sh build/dsa
+	@tools/demo.sh build/dsa $(DEVICE)
 
 .PHONY: test
 test: setup-test

@@ -1,6 +1,7 @@
 #include "server/app.h"
 
 #include "common/log.h"
+#include "kernels/device_failure.h"
 #include "server/api/listen_probe.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
@@ -66,6 +67,8 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
   DSA_RETURN_IF_ERROR(app->LoadModel());
   DSA_RETURN_IF_ERROR(app->WarmUp());
   DSA_RETURN_IF_ERROR(app->Listen());
+  SetDeviceFailureHandler(
+      [&serving = *app](const std::string& reason) { serving.OnDeviceFailure(reason); });
   return app;
 }
 
@@ -73,6 +76,7 @@ App::App(const ServerConfig& config, ModelSource source)
     : config_(config), source_(std::move(source)) {}
 
 App::~App() {
+  SetDeviceFailureHandler({});
   if (engine_ != nullptr) {
     engine_->Stop();  // ends every call, so that the server has none to wait for
   }
@@ -188,6 +192,17 @@ Status App::Listen() {
        {"model", context_->model.id},
        {"configuration", Differences(config_)}});
   return {};
+}
+
+// On the engine thread, which meets the failure within a step and never leaves it.
+void App::OnDeviceFailure(const std::string& reason) {
+  constexpr std::int64_t kLastWritesUs = 2 * kUsPerSecond;
+  Log(LogLevel::kError, "the device failed: every request ends, and so does the process",
+      {{"reason", reason}});
+  server_->BeginDrain();
+  engine_->FailAll(ErrorCode::kUnavailable, "the device failed");
+  server_->Stop(kLastWritesUs);
+  FlushLog();
 }
 
 void App::Drain() {

@@ -50,6 +50,7 @@ class App final {
   Status LoadModel();
   Status WarmUp();
   Status Listen();
+  void OnDeviceFailure(const std::string& reason);
   ServedModel DescribeModel() const;
 
   const ServerConfig config_;

@@ -1,33 +1,57 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on a machine with a Hopper GPU, which needs a driver and CUDA's cuBLASLt but
-# no network, no compiler and none of our packages.
+# Tests, checks and benchmarks on a machine with a Hopper GPU, which needs a driver and CUDA's
+# cuBLASLt but no network, no compiler and none of our packages.
 #
-#   tools/gpu.sh pack              here: build the cuda preset, pack it into build/gpu
-#   build/gpu/gpu.sh run [OPTION...] [LOG]
-#                                  there: run the tests, write the log (default: gpu.log)
-#     --sanitize                   and once more under compute-sanitizer's tools
-#     --bench                      and time every op, dsa_cuda_bench
+#   tools/gpu.sh pack [--without-model]
+#                                  here: build the cuda preset, pack it into build/gpu
+#   build/gpu/gpu.sh run [STAGE...] [--log FILE]
+#                                  there: run the stages, write the log (default: gpu.log)
+#     start                        what the binary says of itself and of the device
+#     tests                        every operator against its equation
+#     weights                      loaded and random weights, byte for byte the CPU's
+#     demo                         the three answers of `make demo`, served on the GPU
+#     logits                       the small model's logits, CUDA against the CPU
+#     needles                      40 facts each in texts of 1K to 16K tokens, through the server
+#     speed                        one stream, 8 and 64 streams, first tokens of long prompts
+#     faults                       a planted CUDA error ends the server as docs/gpu.md says
+#     sanitize                     the operators under compute-sanitizer's tools
+#     bench                        time every operator, dsa_cuda_bench
+#   Without a stage: start tests weights demo logits needles speed faults.
 #
-# The pack holds the binaries, this script and the commit it was made from.
+# The pack holds binaries, scripts, the small model, some text and the commit it was made from.
+# Packed without the model, it runs inside a checkout, whose models/ it takes.
 set -euo pipefail
 
 pack() {
   cd "$(dirname "$0")/.."
-  tools/build.sh cuda kernels_cuda_tests dsa_cuda_bench
-  rm -rf build/gpu
-  mkdir -p build/gpu
-  cp tools/gpu.sh build/gpu/
-  for binary in build/cuda/tests/kernels/kernels_cuda_tests build/cuda/bench/dsa_cuda_bench; do
-    strip -o "build/gpu/$(basename "$binary")" "$binary"
+  tools/build.sh cuda dsa kernels_cuda_tests dsa_gpu_checks dsa_cuda_bench
+  local target=build/gpu
+  rm -rf "$target"
+  mkdir -p "$target"/{tools,configs,text,build}
+  cp tools/gpu.sh "$target/"
+  cp tools/{demo,serving}.sh "$target/tools/"
+  cp configs/*.json "$target/configs/"
+  cp README.md docs/*.md tools/train/README.md "$target/text/"
+  cp tests/fixtures/quality/questions.json "$target/text/questions.txt"
+  if [[ ${1:-} != --without-model ]]; then
+    mkdir -p "$target/models"
+    cp -r models/dsa-tiny "$target/models/"
+  fi
+  local binary
+  for binary in build/cuda/dsa build/cuda/tests/kernels/kernels_cuda_tests \
+    build/cuda/tests/gpu/dsa_gpu_checks build/cuda/bench/dsa_cuda_bench; do
+    strip -o "$target/$(basename "$binary")" "$binary"
   done
-  git describe --always --dirty --abbrev=12 >build/gpu/commit
-  du -sh build/gpu
+  git describe --always --dirty --abbrev=12 >"$target/commit"
+  du -sh "$target"
 }
 
-machine() {
-  echo "commit $(cat commit)"
+start() {
+  echo "date $(date -u +%Y-%m-%d)  commit $(cat commit)"
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader
   uname -srm
+  ./dsa version
+  ./dsa inspect --model models/dsa-tiny --device cuda | tail -n 1
 }
 
 sanitized() {  # TOOL [OPTION...] [CASES]
@@ -38,59 +62,76 @@ sanitized() {  # TOOL [OPTION...] [CASES]
     options+=("$1" "$2")
     shift 2
   done
-  echo "== compute-sanitizer $tool ${options[*]} $*"
+  echo "-- compute-sanitizer $tool ${options[*]} $*"
   compute-sanitizer --tool "$tool" --error-exitcode 9 "${options[@]}" ./kernels_cuda_tests "$@"
 }
 
+sanitize() {
+  # cuBLASLt's kernels are left to memcheck and synccheck: racecheck ends in an internal error on
+  # them ("failed to handle a hardware exception"), and initcheck does not see what they store
+  # through the copy engine.  Our kernels in those cases use no shared memory.
+  sanitized memcheck
+  sanitized synccheck
+  sanitized racecheck --kernel-name kns=dsa "~[slow]~[linear]~[block_scaled_linear]"
+  sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
+}
+
+stage() {
+  case $1 in
+    start) start ;;
+    tests) ./kernels_cuda_tests ;;
+    demo) tools/demo.sh ./dsa cuda ;;
+    weights | logits | needles | speed) ./dsa_gpu_checks "[$1]" ;;
+    faults) ./dsa_gpu_checks "[faults]" ;;
+    sanitize) sanitize ;;
+    bench) ./dsa_cuda_bench ;;
+    *)
+      echo "gpu.sh run: no stage '$1'" >&2
+      return 2
+      ;;
+  esac
+}
+
 run() {
-  local sanitize=0 bench=0
-  while [[ ${1:-} == --* ]]; do
-    case $1 in
-      --sanitize) sanitize=1 ;;
-      --bench) bench=1 ;;
-      *)
-        echo "gpu.sh run: option '$1', expected --sanitize or --bench" >&2
-        exit 2
-        ;;
-    esac
+  local stages=() log=gpu.log
+  while (($#)); do
+    if [[ $1 == --log ]]; then
+      log=$2
+      shift
+    else
+      stages+=("$1")
+    fi
     shift
   done
-  local log
-  log=$(realpath "${1:-gpu.log}")
+  ((${#stages[@]})) || stages=(start tests weights demo logits needles speed faults)
+  log=$(realpath "$log")
   cd "$(dirname "$0")"
+  [[ -e models ]] || ln -s ../../models models
   # cuBLASLt from the toolkit, wherever it is installed.
   local libraries
   libraries=$(dirname "$(find / -name 'libcublasLt.so.13*' -not -path '*/proc/*' 2>/dev/null | head -n 1)")
   export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  {
-    machine
-    echo '== tests'
-    ./kernels_cuda_tests
-    if ((sanitize)); then
-      # cuBLASLt's kernels are left to memcheck and synccheck: racecheck ends in an internal error
-      # on them ("failed to handle a hardware exception"), and initcheck does not see what they
-      # store through the copy engine.  Our kernels in those cases use no shared memory.
-      sanitized memcheck
-      sanitized synccheck
-      sanitized racecheck --kernel-name kns=dsa "~[slow]~[linear]~[block_scaled_linear]"
-      sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
-    fi
-    if ((bench)); then
-      echo '== bench'
-      ./dsa_cuda_bench
-    fi
-    echo '== done'
-  } 2>&1 | tee "$log"
+  local failed=() one
+  : >"$log"
+  for one in "${stages[@]}"; do
+    echo "== $one" | tee -a "$log"
+    stage "$one" 2>&1 | tee -a "$log" || failed+=("$one")
+  done
+  echo "== done; failed: ${failed[*]:-none}" | tee -a "$log"
+  ((${#failed[@]} == 0))
 }
 
 case ${1:-} in
-  pack) pack ;;
+  pack)
+    shift
+    pack "$@"
+    ;;
   run)
     shift
     run "$@"
     ;;
   *)
-    sed -n '2,11p' "$0"
+    sed -n '2,/^set/{/^#/p}' "$0"
     exit 2
     ;;
 esac

@@ -1,5 +1,7 @@
 #include "kernels/cuda/cublas_lt.h"
 
+#include "common/check.h"
+
 #include <cstdlib>
 
 #include <dlfcn.h>

@@ -4,8 +4,8 @@
 // One table for the process, loaded once, never unloaded; any thread.
 #pragma once
 
-#include "common/check.h"
 #include "common/status.h"
+#include "kernels/cuda/launch.h"
 
 #include <string>
 #include <string_view>
@@ -51,9 +51,11 @@ const CublasLt& Lt();
 
 }  // namespace dsa::cuda
 
-#define DSA_CUBLAS_CHECK(call)                                                         \
-  do {                                                                                 \
-    const cublasStatus_t dsa_cublas_status = (call);                                   \
-    DSA_CHECK(dsa_cublas_status == CUBLAS_STATUS_SUCCESS, "{}",                        \
-              std::string_view(::dsa::cuda::Lt().GetStatusString(dsa_cublas_status))); \
+#define DSA_CUBLAS_CHECK(call)                                                                \
+  do {                                                                                        \
+    const cublasStatus_t dsa_cublas_status = (call);                                          \
+    if (dsa_cublas_status != CUBLAS_STATUS_SUCCESS) [[unlikely]] {                            \
+      ::dsa::cuda::CallFailed(::dsa::cuda::Lt().GetStatusString(dsa_cublas_status), __FILE__, \
+                              __LINE__);                                                      \
+    }                                                                                         \
   } while (false)

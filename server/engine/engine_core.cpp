@@ -218,6 +218,21 @@ void EngineCore::End(std::int32_t slot, const Ending& ending) {
   outbox_.Push(live.stop->text(), {});
 }
 
+void EngineCore::FailLive(ErrorCode code, const char* message) {
+  for (std::size_t slot = 0; slot < live_.size(); ++slot) {
+    if (live_[slot] != nullptr) {
+      End(static_cast<std::int32_t>(slot),
+          {.reason = FinishReason::kError, .error_code = code, .error_message = message});
+    }
+  }
+}
+
+void EngineCore::FailArrivals(ErrorCode code, const char* message) {
+  DSA_CHECK(outbox_.TryReserve(step_capacity_), "EngineCore: the outbox is not empty");
+  AdmitFromInbox();
+  FailLive(code, message);
+}
+
 // Takes the sequence out of the scheduler.  Its request is owned by the outbox from the following
 // Push on, which carries its last delta.
 void EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {

@@ -53,6 +53,12 @@ class EngineCore final {
   const BlockPool& pool() const { return pool_; }
   const PrefixCache& prefix_cache() const { return cache_; }
 
+  // Ends all live requests with this error, also in the middle of a step: their last deltas go into
+  // the outbox.  Engine thread.
+  void FailLive(ErrorCode code, const char* message);
+  // The same for those that were submitted and not admitted yet, once the outbox is empty.
+  void FailArrivals(ErrorCode code, const char* message);
+
   // Any thread.
   void AbortAll() { abort_all_.store(true, std::memory_order_relaxed); }
   Status CheckFits(std::int64_t prompt_tokens, std::int64_t max_tokens) const {

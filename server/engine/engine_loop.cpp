@@ -279,6 +279,21 @@ void EngineLoop::RunPump() {
   }
 }
 
+void EngineLoop::FailAll(ErrorCode code, const char* message) {
+  State& state = *state_;
+  BeginDrain();
+  state.stop_engine.store(true, std::memory_order_release);
+  state.core.FailLive(code, message);
+  if (state.pump_thread.joinable()) {
+    state.stop_pump.store(true, std::memory_order_release);
+    state.pump_wakeup.Notify();
+    state.pump_thread.join();
+  }
+  PumpOnce();  // the pump's role is this thread's now
+  state.core.FailArrivals(code, message);
+  PumpOnce();
+}
+
 void EngineLoop::Stop() {
   State& state = *state_;
   BeginDrain();
@@ -287,9 +302,11 @@ void EngineLoop::Stop() {
     state.stop_engine.store(true, std::memory_order_release);
     state.engine_wakeup.Notify();
     state.engine_thread.join();
-    state.stop_pump.store(true, std::memory_order_release);
-    state.pump_wakeup.Notify();
-    state.pump_thread.join();
+    if (state.pump_thread.joinable()) {  // FailAll joins it
+      state.stop_pump.store(true, std::memory_order_release);
+      state.pump_wakeup.Notify();
+      state.pump_thread.join();
+    }
   }
   // Both roles are this thread's now.
   state.core.BindThread();

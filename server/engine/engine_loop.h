@@ -68,6 +68,11 @@ class EngineLoop final : public Engine {
   EngineProgress RunOnce();  // engine thread
   std::int64_t PumpOnce();   // stream pump thread; the number of deltas delivered
 
+  // Ends every request with this error and joins the pump: what a device that has failed leaves to
+  // do.  Engine thread, in a step that will not end, or that computes nothing any more; new
+  // requests are refused from then on.  `message` outlives the loop.
+  void FailAll(ErrorCode code, const char* message);
+
   // The parts of Drain that do not wait.
   void BeginDrain();  // refuse new requests
   void AbortAll();    // end what is live in the next RunOnce

@@ -63,6 +63,39 @@ TEST_CASE("A request gets its tokens, its text, one end and its usage", "[engine
   CHECK(rig.engine.pool().referenced_blocks() == 0);
 }
 
+TEST_CASE("When the device fails every request ends with that and nothing is said after it",
+          "[engine]") {
+  EngineConfig config = testing::SmallEngine();
+  config.scheduler.sequences_max = 2;
+  Rig rig(config);
+  std::shared_ptr<RecordingSink> late;
+  int steps = 0;
+  rig.executor.on_execute = [&](const ForwardBatch&) {
+    if (++steps == 3) {
+      late = rig.Submit(MakeRequest("late", 4, 9));  // the engine has not seen it yet
+      rig.engine.FailAll(ErrorCode::kUnavailable, "the device failed");
+    }
+  };
+  const auto running = rig.Submit(MakeRequest("a", 5, 9));
+  const auto other = rig.Submit(MakeRequest("b", 6, 9));
+  const auto waiting = rig.Submit(MakeRequest("c", 7, 9));
+  rig.Run(6);
+  CHECK(running->ids().size() == 2);  // of the two steps before
+  CHECK(other->ids().size() == 2);
+  CHECK(waiting->ids().empty());
+  CHECK(late->ids().empty());
+  for (const auto& sink : {running, other, waiting, late}) {
+    CHECK(sink->ends() == 1);
+    CHECK(sink->finish() == FinishReason::kError);
+    REQUIRE(sink->error().has_value());
+    CHECK(sink->error()->code == ErrorCode::kUnavailable);
+    CHECK(sink->error()->message == "the device failed");
+  }
+  const auto refused = std::make_shared<RecordingSink>();
+  CHECK(rig.engine.Submit(MakeRequest("d", 5, 9), refused).error().code == ErrorCode::kUnavailable);
+  CHECK(rig.engine.pool().referenced_blocks() == 0);
+}
+
 TEST_CASE("The end id ends a reply, is counted, and has no text", "[engine]") {
   Rig rig(testing::SmallEngine());
   auto request = MakeRequest("a", 48, 9);

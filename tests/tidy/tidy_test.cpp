@@ -180,6 +180,8 @@ TEST_CASE("each rule fires on text that breaks it", "[tidy]") {
   CHECK(banned("fmt::print(\"printf(\"); // printf(\n") == 0);
   CHECK(banned("std::fprintf(stderr, x); snprintf(a, b);\n") == 0);
   CHECK(banned("int x = rand();\n") == 1);
+  CHECK(banned("volatile int x;\n") == 1);
+  CHECK(banned("asm volatile(\"trap;\");\n") == 0);
   CHECK(banned("auto v = getenv(\"A\");\n") == 1);
   CHECK(banned("try {} catch (...) {}\n") == 1);
   CHECK(banned("delete pointer;\n") == 1);

@@ -1,0 +1,112 @@
+#include "tests/gpu/gpu_checks.h"
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/file.h"
+#include "common/json.h"
+#include "common/log.h"
+#include "server/devices.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <set>
+
+#include <fmt/core.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+namespace dsa::testing {
+namespace {
+
+constexpr int kSkipped = 77;
+constexpr std::int64_t kFileBytesMax = std::int64_t{1} << 22;
+
+std::string MustRead(const std::string& path) {
+  const auto text = ReadFile(path, kFileBytesMax);
+  DSA_CHECK(text.ok(), "{}", std::string_view(text.error().message));
+  return text.value();
+}
+
+// All of text/, in the order of the names.
+const std::string& Text() {
+  static const std::string text = [] {
+    std::set<std::string> paths;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator("text")) {
+      if (entry.is_regular_file()) {
+        paths.insert(entry.path().string());
+      }
+    }
+    std::string joined;
+    for (const std::string& path : paths) {
+      joined += MustRead(path) + "\n";
+    }
+    return joined;
+  }();
+  return text;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> MustMake(const std::string& device) {
+  auto backend = MakeBackend(device, 0);
+  if (!backend.ok()) {
+    fmt::print(stderr, "skipped: {}\n", backend.error().message);
+    std::exit(kSkipped);
+  }
+  return std::move(backend).value();
+}
+
+const Tokenizer& GpuTokenizer() {
+  static const std::unique_ptr<Tokenizer> tokenizer =
+      std::move(Tokenizer::Load(kGpuModel + "/tokenizer.json")).value();
+  return *tokenizer;
+}
+
+std::vector<TokenId> TextIds(std::size_t first, std::size_t count) {
+  static const std::vector<TokenId> ids = GpuTokenizer().Encode(Text());
+  std::vector<TokenId> taken;
+  for (std::size_t i = 0; i < count; ++i) {
+    taken.push_back(ids[(first + i) % ids.size()]);
+  }
+  return taken;
+}
+
+const std::vector<std::string>& Sentences() {
+  static const std::vector<std::string> sentences = [] {
+    std::vector<std::string> found;
+    std::string sentence;
+    for (const char c : Text()) {
+      sentence += c == '\n' ? ' ' : c;
+      if (c == '.' && sentence.size() > 40) {
+        if (sentence.find(" code of ") == std::string::npos) {
+          found.push_back(sentence);
+        }
+        sentence.clear();
+      }
+    }
+    return found;
+  }();
+  return sentences;
+}
+
+GpuServer::GpuServer(std::int64_t context_tokens, std::int64_t sequences) {
+  ServerConfig config;
+  config.model = kGpuModel;
+  config.device = "cuda";
+  config.listen = "127.0.0.1:0";
+  config.max_model_len = context_tokens;
+  config.max_num_seqs = sequences;
+  (void)MustMake("cuda");
+  ConfigureLog(LogLevel::kWarning, LogFormat::kText);
+  auto started = App::Start(config);
+  DSA_CHECK(started.ok(), "{}", std::string_view(started.error().message));
+  app = std::move(started).value();
+  channel = grpc::CreateChannel(fmt::format("127.0.0.1:{}", app->port()),
+                                grpc::InsecureChannelCredentials());
+}
+
+double Now() {
+  return static_cast<double>(SteadyClock().NowUs()) * 1e-6;
+}
+
+}  // namespace dsa::testing

@@ -1,0 +1,39 @@
+// What the checks on a GPU share: the model, the text and the server.
+#pragma once
+
+#include "kernels/backend.h"
+#include "server/app.h"
+#include "tokenizer/tokenizer.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <grpcpp/channel.h>
+
+namespace dsa::testing {
+
+inline const std::string kGpuModel = "models/dsa-tiny";
+
+// "cpu" or "cuda"; ends the process with CTest's skip code where the device is not there.
+std::unique_ptr<Backend> MustMake(const std::string& device);
+
+const Tokenizer& GpuTokenizer();
+
+// Ids of English text, from text/ and from the model's card, `first` tokens skipped.
+std::vector<TokenId> TextIds(std::size_t first, std::size_t count);
+
+// Sentences of text/, each with its full stop.
+const std::vector<std::string>& Sentences();
+
+// A server in this process on the CUDA device, its context `context_tokens`.
+struct GpuServer {
+  explicit GpuServer(std::int64_t context_tokens, std::int64_t sequences);
+  std::unique_ptr<App> app;
+  std::shared_ptr<grpc::Channel> channel;
+};
+
+double Now();  // seconds
+
+}  // namespace dsa::testing
