@@ -9,6 +9,7 @@ Result<Activations> Activations::Create(Backend& backend, const WorkspacePlan& p
   Activations activations;
   activations.bytes_ = plan.bytes;
   activations.score_rows_ = plan.score_rows;
+  activations.mask_words_ = plan.mask_words;
   activations.type_ = type;
   std::int64_t offset = 0;
   for (std::size_t i = 0; i < plan.bytes.size(); ++i) {

@@ -36,6 +36,7 @@ class Activations final {
 
   DataType type() const { return type_; }
   std::int64_t score_rows() const { return score_rows_; }
+  std::int64_t mask_words() const { return mask_words_; }
 
  private:
   Activations() = default;
@@ -45,6 +46,7 @@ class Activations final {
   std::array<std::int64_t, kBuffers> offsets_{};
   std::array<std::int64_t, kBuffers> bytes_{};
   std::int64_t score_rows_ = 0;
+  std::int64_t mask_words_ = 0;
   DataType type_ = DataType::kBf16;
 };
 

@@ -72,7 +72,7 @@ void Transformer::AttendRun(int layer, const Step& step, ProjectionInput& query_
   KeySelection selection{};
   if (Selects(run.path)) {
     DSA_CHECK(parts_.config.has_indexer(), "Attention: a selection without an indexer");
-    selection = SelectKeys(layer, step, query_input, rows);
+    selection = SelectKeys(layer, step, query_input, rows, IsMasked(run.path));
   }
   if (IsMasked(run.path)) {
     AttendMasked(layer, step, rows, selection);

@@ -71,7 +71,7 @@ void Transformer::PrepareQueries(int layer, const Step& step, ProjectionInput& q
 }
 
 KeySelection Transformer::SelectKeys(int layer, const Step& step, ProjectionInput& query_latent,
-                                     RowRange rows) {
+                                     RowRange rows, bool as_mask) {
   PrepareQueries(layer, step, query_latent, rows);
   const Activations& activations = parts_.activations;
   const std::int64_t heads = parts_.config.index_heads;
@@ -79,8 +79,15 @@ KeySelection Transformer::SelectKeys(int layer, const Step& step, ProjectionInpu
       PreparedQueries(activations, parts_.arena.extents().format, rows.count, heads);
   const auto weights =
       activations.AsMatrix<const float>(Buffer::kPreparedWeight, rows.count, heads);
-  const auto selected =
-      activations.AsMatrix<std::int32_t>(Buffer::kSelected, rows.count, parts_.config.index_topk);
+  const std::int64_t k = parts_.config.index_topk;
+  Matrix<std::int32_t> slots{};
+  Matrix<std::uint64_t> mask{};
+  if (as_mask) {
+    mask = activations.AsMatrix<std::uint64_t>(Buffer::kSelectionMask, rows.count,
+                                               activations.mask_words());
+  } else {
+    slots = activations.AsMatrix<std::int32_t>(Buffer::kSelectedSlots, rows.count, k);
+  }
   const auto counts = activations.AsVector<std::int32_t>(Buffer::kSelectedCounts, rows.count);
   const std::int64_t context = parts_.rope_table.cos.rows;
   // A few rows at a time: the scores of all of them would take rows * context * 4 bytes.
@@ -94,12 +101,16 @@ KeySelection Transformer::SelectKeys(int layer, const Step& step, ProjectionInpu
                             .rows = Paged(step, tile),
                             .scores = scores});
     backend_.SelectTopK({.scores = AsConst(scores),
-                         .positions = RowsOf(step.device.positions, tile.first, count),
-                         .selected = RowsOf(selected, first, count),
+                         .rows = Paged(step, tile),
+                         .k = k,
+                         .slots = RowsOf(slots, first, count),
+                         .mask = RowsOf(mask, first, count),
+                         .positions = {},
                          .counts = RowsOf(counts, first, count),
                          .faults = RowsOf(step.device.row_faults, tile.first, count)});
   }
-  return {.positions = AsConst(selected), .counts = AsConst(counts)};
+  return {
+      .slots = AsConst(slots), .counts = AsConst(counts), .mask = AsConst(mask), .positions = {}};
 }
 
 }  // namespace dsa

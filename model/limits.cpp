@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::int64_t kI32Bytes = 4;
 constexpr std::int64_t kF32Bytes = 4;
+constexpr std::int64_t kMaskWordBytes = 8;
+constexpr std::int64_t kMaskWordBits = 64;
 
 std::int64_t CeilDivide(std::int64_t value, std::int64_t divisor) {
   return (value + divisor - 1) / divisor;
@@ -113,7 +115,9 @@ class Planner final {
     Activation(Buffer::kPreparedQuery, heads * kIndexHeadWidth);
     Set(Buffer::kPreparedWeight, limits_.tokens_max * heads * kF32Bytes);
     Set(Buffer::kScores, plan_.score_rows * row_bytes);
-    Set(Buffer::kSelected, limits_.tokens_max * config_.index_topk * kI32Bytes);
+    Set(Buffer::kSelectedSlots, limits_.tokens_max * config_.index_topk * kI32Bytes);
+    plan_.mask_words = CeilDivide(plan_.scratch.masked_context_max, kMaskWordBits);
+    Set(Buffer::kSelectionMask, limits_.tokens_max * plan_.mask_words * kMaskWordBytes);
     Set(Buffer::kSelectedCounts, limits_.tokens_max * kI32Bytes);
   }
 

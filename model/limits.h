@@ -55,7 +55,8 @@ enum class Buffer : std::uint8_t {
   kPreparedQuery,    // A or fp8 [T, IH, 128]
   kPreparedWeight,   // f32 [T, IH]
   kScores,           // f32 [score_rows, context]
-  kSelected,         // i32 [T, K]
+  kSelectedSlots,    // i32 [T, K]
+  kSelectionMask,    // u64 [T, words of masked_until positions]
   kSelectedCounts,   // i32 [T]
   kMlpGate,          // A [T, widest MLP]
   kMlpUp,            // A [T, widest MLP]
@@ -77,6 +78,7 @@ inline constexpr int kBuffers = static_cast<int>(Buffer::kSampleFaults) + 1;
 struct WorkspacePlan {
   std::array<std::int64_t, kBuffers> bytes;  // of each Buffer; 0 where the model has no use for it
   std::int64_t score_rows;                   // rows scored at a time; 0 without DSA
+  std::int64_t mask_words;                   // of a row of kSelectionMask
   ScratchLimits scratch;
 
   std::int64_t total_bytes() const;  // each buffer rounded up to kBufferAlignment

@@ -91,8 +91,8 @@ class Transformer final {
 
   // indexer.cpp
   void WriteIndexerKeys(int layer, const Step& step, ProjectionInput& normed);
-  KeySelection SelectKeys(int layer, const Step& step, ProjectionInput& query_latent,
-                          RowRange rows);
+  KeySelection SelectKeys(int layer, const Step& step, ProjectionInput& query_latent, RowRange rows,
+                          bool as_mask);
   void PrepareQueries(int layer, const Step& step, ProjectionInput& query_latent, RowRange rows);
 
   // moe.cpp

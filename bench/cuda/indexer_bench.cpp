@@ -64,8 +64,11 @@ void BenchDecode(const DeviceBench& bench, std::int64_t rows, std::int64_t conte
       .scores = scores.As<float>()};
   const SelectTopKParams top_k{
       .scores = scores.As<const float>(),
-      .positions = decode.view.positions,
-      .selected = selected.As<std::int32_t>(),
+      .rows = decode.view,
+      .k = kSelected,
+      .slots = selected.As<std::int32_t>(),
+      .mask = {},
+      .positions = {},
       .counts = {.data = counts.buffer.As<std::int32_t>(), .size = rows},
       .faults = {.data = counts.buffer.As<std::int32_t>() + rows, .size = rows}};
 

@@ -138,22 +138,34 @@ RopeTable PagedBatch::Table() const {
 }
 
 KeySelection PagedBatch::Select(std::int64_t k) {
-  std::vector<std::int32_t> selected;
+  std::vector<std::int32_t> slots;
+  std::vector<std::uint64_t> mask(static_cast<std::size_t>(rows_ * blocks_), 0);
   for (std::int64_t row = 0; row < rows_; ++row) {
     const std::int64_t visible = context_ - rows_ + row + 1;
     DSA_CHECK(visible >= k, "PagedBatch: row {} sees {} keys, {} to select", row, visible, k);
     for (std::int64_t j = 0; j < k; ++j) {
-      selected.push_back(static_cast<std::int32_t>(j * visible / k));
+      const std::int64_t position = j * visible / k;
+      slots.push_back(
+          static_cast<std::int32_t>((blocks_ - 1 - position / kTokensPerBlock) * kTokensPerBlock +
+                                    position % kTokensPerBlock));
+      mask[static_cast<std::size_t>(row * blocks_ + position / 64)] |= std::uint64_t{1}
+                                                                       << (position % 64);
     }
   }
-  selected_ = UploadValues(backend_, selected);
+  selected_ = UploadValues(backend_, slots);
+  mask_ = UploadValues(backend_, mask);
   counts_ = UploadValues(backend_, std::vector<std::int32_t>(static_cast<std::size_t>(rows_),
                                                              static_cast<std::int32_t>(k)));
-  return {.positions = {.data = selected_.As<const std::int32_t>(),
-                        .rows = rows_,
-                        .cols = k,
-                        .row_stride = k},
-          .counts = {.data = counts_.As<const std::int32_t>(), .size = rows_}};
+  return {.slots = {.data = selected_.As<const std::int32_t>(),
+                    .rows = rows_,
+                    .cols = k,
+                    .row_stride = k},
+          .counts = {.data = counts_.As<const std::int32_t>(), .size = rows_},
+          .mask = {.data = mask_.As<const std::uint64_t>(),
+                   .rows = rows_,
+                   .cols = blocks_,
+                   .row_stride = blocks_},
+          .positions = {}};
 }
 
 }  // namespace dsa::bench

@@ -49,6 +49,7 @@ class PagedBatch final {
   DeviceBuffer indexer_keys_;
   DeviceBuffer selected_;
   DeviceBuffer counts_;
+  DeviceBuffer mask_;
 };
 
 }  // namespace dsa::bench

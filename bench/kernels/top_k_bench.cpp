@@ -32,22 +32,33 @@ void BenchCase(Backend& backend, const Report& report, std::int64_t context, Sco
   const auto last = static_cast<std::int32_t>(context - 1);
   const DeviceBuffer device = Upload(backend, scores.data(), scores.size() * sizeof(float));
   const DeviceBuffer position = Upload(backend, &last, sizeof(last));
-  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(kSelected), 0);
+  const std::int64_t blocks = (context + 63) / 64;
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(std::max(kSelected, blocks)), 0);
+  const DeviceBuffer sequence = Upload(backend, zeros.data(), sizeof(std::int32_t));
+  const DeviceBuffer table =
+      Upload(backend, zeros.data(), static_cast<std::size_t>(blocks) * sizeof(std::int32_t));
   const DeviceBuffer selected = Upload(backend, zeros.data(), zeros.size() * sizeof(std::int32_t));
   const DeviceBuffer count = Upload(backend, zeros.data(), sizeof(std::int32_t));
   const DeviceBuffer fault = Upload(backend, zeros.data(), sizeof(std::int32_t));
   const Timing timing = Measure([&] {
-    backend.SelectTopK({.scores = {.data = device.As<const float>(),
+    backend.SelectTopK(
+        {.scores =
+             {.data = device.As<const float>(), .rows = 1, .cols = context, .row_stride = context},
+         .rows = {.positions = {.data = position.As<const std::int32_t>(), .size = 1},
+                  .sequences = {.data = sequence.As<const std::int32_t>(), .size = 1},
+                  .block_tables = {.data = table.As<const std::int32_t>(),
                                    .rows = 1,
-                                   .cols = context,
-                                   .row_stride = context},
-                        .positions = {.data = position.As<const std::int32_t>(), .size = 1},
-                        .selected = {.data = selected.As<std::int32_t>(),
-                                     .rows = 1,
-                                     .cols = kSelected,
-                                     .row_stride = kSelected},
-                        .counts = {.data = count.As<std::int32_t>(), .size = 1},
-                        .faults = {.data = fault.As<std::int32_t>(), .size = 1}});
+                                   .cols = blocks,
+                                   .row_stride = blocks}},
+         .k = kSelected,
+         .slots = {.data = selected.As<std::int32_t>(),
+                   .rows = 1,
+                   .cols = kSelected,
+                   .row_stride = kSelected},
+         .mask = {},
+         .positions = {},
+         .counts = {.data = count.As<std::int32_t>(), .size = 1},
+         .faults = {.data = fault.As<std::int32_t>(), .size = 1}});
   });
   report.Row("select_top_k", fmt::format("T=1 K={} context={} {}", kSelected, context, Name(kind)),
              timing, {.bytes = static_cast<double>(context * 4 + kSelected * 4), .flops = 0.0});

@@ -19,6 +19,7 @@ AttentionScratch MakeAttentionScratch(const ScratchLimits& limits, ScratchMaker&
   scratch.index_keys = maker.Array<float>(std::int64_t{kTokensPerBlock} * kIndexerValues);
   scratch.index_queries = maker.Array<float>(kIndexerRows * limits.index_heads * kIndexerValues);
   scratch.index_heads_max = limits.index_heads;
+  scratch.selected = maker.Array<std::int32_t>(limits.index_topk);
 
   scratch.masked_context_max = limits.masked_context_max;
   if (limits.masked_context_max > 0) {
@@ -27,6 +28,7 @@ AttentionScratch MakeAttentionScratch(const ScratchLimits& limits, ScratchMaker&
     scratch.expanded_keys = maker.Array<float>(limits.masked_context_max * scratch.key_width);
     scratch.expanded_values = maker.Array<float>(limits.masked_context_max * scratch.value_width);
     scratch.weights = maker.Array<float>((limits.nope + limits.value) * kLatentValues);
+    scratch.admitted = maker.Array<std::int32_t>(limits.masked_context_max);
   }
   return scratch;
 }

@@ -43,17 +43,21 @@ std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t row,
   return block * kTokensPerBlock + position % kTokensPerBlock;
 }
 
-std::int64_t AttendedKeys(const char* op, const PagedRows& rows, const KeySelection& selection,
-                          std::int64_t row) {
+std::int64_t VisibleKeys(const char* op, const PagedRows& rows, std::int64_t row) {
   const std::int64_t position = rows.positions.data[row];
   DSA_CHECK(position >= 0, "{}: row {} at position {}", op, row, position);
-  if (selection.positions.data == nullptr) {
-    return position + 1;
+  return position + 1;
+}
+
+void CheckGroups(const char* op, const PagedRows& rows) {
+  for (std::int64_t row = 0; row < rows.positions.size; ++row) {
+    const std::int64_t position = rows.positions.data[row];
+    DSA_CHECK(rows.visible_max == 0 || position < rows.visible_max,
+              "{}: row {} at position {}, visible_max={}", op, row, position, rows.visible_max);
+    DSA_CHECK(row % rows.group == 0 || (rows.sequences.data[row] == rows.sequences.data[row - 1] &&
+                                        position == std::int64_t{rows.positions.data[row - 1]} + 1),
+              "{}: row {} does not follow the row before it, in groups of {}", op, row, rows.group);
   }
-  const std::int64_t count = selection.counts.data[row];
-  DSA_CHECK(count > 0 && count <= selection.positions.cols, "{}: row {} selects {} keys of {}", op,
-            row, count, selection.positions.cols);
-  return count;
 }
 
 float QuantizeBlock(const float* values, std::int64_t count, std::uint8_t* codes) {

@@ -4,7 +4,6 @@
 
 #include "kernels/batch_view.h"
 #include "kernels/kv_layout.h"
-#include "kernels/ops/key_selection.h"
 
 #include <cstdint>
 
@@ -16,10 +15,12 @@ inline constexpr int kLatentRecordValues = kLatentValues + kLatentRopeValues;
 // ends before it; that the slot lies in the cache is checked by what reads it.
 std::int64_t SlotOf(const char* op, const PagedRows& rows, std::int64_t row, std::int64_t position);
 
-// How many keys a row attends to, all visible ones or its selection.  CHECK-fails, naming `op`, for
-// a row before position 0 and a count outside [1, K].
-std::int64_t AttendedKeys(const char* op, const PagedRows& rows, const KeySelection& selection,
-                          std::int64_t row);
+// How many keys a row sees.  CHECK-fails, naming `op`, for a row before position 0.
+std::int64_t VisibleKeys(const char* op, const PagedRows& rows, std::int64_t row);
+
+// CHECK-fails, naming `op`, unless the rows of each group are of one sequence and follow each
+// other, and no row sees more keys than visible_max.
+void CheckGroups(const char* op, const PagedRows& rows);
 
 // values: c [512], then k_r [64].  The fp8 format rounds k_r to bf16 and each 128 values of c to
 // e4m3 with a power-of-two scale.

@@ -47,18 +47,28 @@ struct KeyRange {
 
 void ReadKeys(const LatentAttentionParams& params, const Share& share, const KeyRange& range,
               float* keys) {
-  const std::int64_t last = params.rows.positions.data[share.row];
-  const std::int32_t* const selected = params.selection.positions.data == nullptr
-                                           ? nullptr
-                                           : params.selection.positions.Row(share.row);
+  const Matrix<const std::int32_t>& selected = params.selection.slots;
   for (std::int64_t j = range.first; j < range.first + range.count; ++j) {
-    const std::int64_t position = selected == nullptr ? j : selected[j];
-    DSA_CHECK(position <= last, "LatentAttention: row {} at position {} selects position {}",
-              share.row, last, position);
-    const std::int64_t slot = cpu::SlotOf("LatentAttention", params.rows, share.row, position);
+    const std::int64_t slot = selected.data != nullptr
+                                  ? std::int64_t{selected.Row(share.row)[j]}
+                                  : cpu::SlotOf("LatentAttention", params.rows, share.row, j);
     cpu::ReadLatent(params.cache, slot, keys);
     keys += kLatentRecordValues;
   }
+}
+
+// How many keys a row attends to: all visible ones or its selection.
+std::int64_t AttendedKeys(const LatentAttentionParams& params, std::int64_t row) {
+  const std::int64_t visible = cpu::VisibleKeys("LatentAttention", params.rows, row);
+  const KeySelection& selection = params.selection;
+  if (selection.slots.data == nullptr) {
+    return visible;
+  }
+  const std::int64_t count = selection.counts.data[row];
+  DSA_CHECK(count >= 0 && count <= std::min(selection.slots.cols, visible),
+            "LatentAttention: row {} selects {} keys of {}, sees {}", row, count,
+            selection.slots.cols, visible);
+  return count;
 }
 
 void Attend(const LatentAttentionParams& params, const Share& share,
@@ -86,7 +96,7 @@ void Attend(const LatentAttentionParams& params, const Share& share,
                       .score_stride = stride},
                      cpu::EveryRow{});
   }
-  for (std::int64_t i = 0; i < share.heads; ++i) {
+  for (std::int64_t i = 0; i < share.heads && share.keys > 0; ++i) {
     cpu::Softmax({.scores = scores + i * stride,
                   .probabilities = probabilities + i * stride,
                   .count = share.keys,
@@ -125,29 +135,29 @@ void CpuBackend::Compute(const LatentAttentionParams& params) {
   if (extents.tokens == 0) {
     return;
   }
+  cpu::CheckGroups("LatentAttention", params.rows);
   // Fewer heads a share where rows alone would leave threads idle; a head's bits are the same.
   const std::int64_t threads = pool_.threads();
   const std::int64_t heads =
       std::clamp<std::int64_t>(extents.tokens * extents.heads / threads, 1, kAttentionHeads);
   const std::int64_t groups = (extents.heads + heads - 1) / heads;
-  pool_.ParallelFor(
-      extents.tokens * groups, [&](std::int64_t first, std::int64_t last, int thread) {
-        const AttentionScratch& scratch =
-            ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
-        for (std::int64_t item = first; item < last; ++item) {
-          const std::int64_t row = item / groups;
-          const std::int64_t head = item % groups * heads;
-          const Share share = {
-              .row = row,
-              .head = head,
-              .heads = std::min(heads, extents.heads - head),
-              .keys = cpu::AttendedKeys("LatentAttention", params.rows, params.selection, row)};
-          DSA_CHECK(share.keys <= scratch.context_max,
-                    "LatentAttention: row {} attends to {} keys, scratch is for {}", row,
-                    share.keys, scratch.context_max);
-          Attend(params, share, scratch);
-        }
-      });
+  pool_.ParallelFor(extents.tokens * groups,
+                    [&](std::int64_t first, std::int64_t last, int thread) {
+                      const AttentionScratch& scratch =
+                          ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
+                      for (std::int64_t item = first; item < last; ++item) {
+                        const std::int64_t row = item / groups;
+                        const std::int64_t head = item % groups * heads;
+                        const Share share = {.row = row,
+                                             .head = head,
+                                             .heads = std::min(heads, extents.heads - head),
+                                             .keys = AttendedKeys(params, row)};
+                        DSA_CHECK(share.keys <= scratch.context_max,
+                                  "LatentAttention: row {} attends to {} keys, scratch is for {}",
+                                  row, share.keys, scratch.context_max);
+                        Attend(params, share, scratch);
+                      }
+                    });
 }
 
 }  // namespace dsa

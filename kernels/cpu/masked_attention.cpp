@@ -12,6 +12,7 @@
 #include "kernels/cpu/weighted_sum.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace dsa {
 namespace {
@@ -101,6 +102,23 @@ void Expand(const HeadContext& context, const Run& run) {
   }
 }
 
+// The positions that the mask of a row admits, ascending; returns their number.
+std::int64_t ListAdmitted(const Matrix<const std::uint64_t>& mask, std::int64_t row,
+                          std::int64_t visible, std::int32_t* positions) {
+  DSA_CHECK(visible <= mask.cols * 64,
+            "MaskedAttention: row {} sees {} keys, its mask has {} words", row, visible, mask.cols);
+  std::int64_t count = 0;
+  for (std::int64_t word = 0; word * 64 < visible; ++word) {
+    for (std::uint64_t bits = mask.Row(row)[word]; bits != 0; bits &= bits - 1) {
+      const std::int64_t position = word * 64 + std::countr_zero(bits);
+      DSA_CHECK(position < visible, "MaskedAttention: row {} sees {} keys, selects position {}",
+                row, visible, position);
+      positions[count++] = static_cast<std::int32_t>(position);
+    }
+  }
+  return count;
+}
+
 // The query in scratch meets `keys` keys.  What the mask hides is not computed.
 template <typename Index>
 void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
@@ -119,8 +137,10 @@ void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
                     .scores = scores,
                     .score_stride = keys},
                    index);
-  cpu::Softmax(
-      {.scores = scores, .probabilities = probabilities, .count = keys, .type = params.q.type});
+  if (keys > 0) {
+    cpu::Softmax(
+        {.scores = scores, .probabilities = probabilities, .count = keys, .type = params.q.type});
+  }
   std::fill_n(output, shape.value_width, 0.0F);
   cpu::AddWeightedSum<cpu::Chunks::kApart, float>({.rows = 1,
                                                    .terms = keys,
@@ -136,24 +156,18 @@ void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
 
 void Attend(const HeadContext& context, std::int64_t row) {
   const auto& [params, shape, scratch, head] = context;
-  const std::int64_t keys =
-      cpu::AttendedKeys("MaskedAttention", params.rows, params.selection, row);
+  const std::int64_t visible = cpu::VisibleKeys("MaskedAttention", params.rows, row);
   double* const query = scratch.queries.data();
   const ConstAnyTensor3& q = params.q;
   LoadRowWide(Offset(q.data, q.type, row * q.row_stride + head * q.head_stride), q.type, q.cols,
               query);
   std::fill(query + q.cols, query + shape.key_width, 0.0);
-  if (params.selection.positions.data == nullptr) {
-    AttendTo(context, keys, cpu::EveryRow{});
+  if (params.selection.mask.data == nullptr) {
+    AttendTo(context, visible, cpu::EveryRow{});
   } else {
-    const std::int32_t* const selected = params.selection.positions.Row(row);
-    const std::int32_t last = params.rows.positions.data[row];
-    for (std::int64_t j = 0; j < keys; ++j) {
-      DSA_CHECK(selected[j] >= 0 && selected[j] <= last,
-                "MaskedAttention: row {} at position {} selects position {}", row, last,
-                selected[j]);
-    }
-    AttendTo(context, keys, cpu::ListedRows{selected});
+    std::int32_t* const admitted = scratch.admitted.data();
+    const std::int64_t keys = ListAdmitted(params.selection.mask, row, visible, admitted);
+    AttendTo(context, keys, cpu::ListedRows{admitted});
   }
   const AnyTensor3& o = params.o;
   StoreRow(scratch.outputs.data(), shape.value,
@@ -167,6 +181,7 @@ void CpuBackend::Compute(const MaskedAttentionParams& params) {
   if (extents.tokens == 0) {
     return;
   }
+  cpu::CheckGroups("MaskedAttention", params.rows);
   const AttentionScratch& limits = ScratchFor(extents.tokens).attention.front();
   const HeadShape shape = {
       .nope = extents.nope,

@@ -104,8 +104,9 @@ struct AttentionScratch {
   ScratchArray<float> outputs;        // [heads of a share, 512]
 
   std::int64_t index_heads_max = 0;
-  ScratchArray<float> index_keys;     // [128, 64]  a block of indexer keys, transposed
-  ScratchArray<float> index_queries;  // [rows of a tile, index heads, 128]
+  ScratchArray<float> index_keys;       // [128, 64]  a block of indexer keys, transposed
+  ScratchArray<float> index_queries;    // [rows of a tile, index heads, 128]
+  ScratchArray<std::int32_t> selected;  // [index_topk]  positions of a row
 
   std::int64_t masked_context_max = 0;  // 0: no room for the masked path
   std::int64_t key_width = 0;           // nope + 64, rounded up to whole vectors
@@ -113,6 +114,7 @@ struct AttentionScratch {
   ScratchArray<float> expanded_keys;    // [masked_context_max, key_width]  of one head
   ScratchArray<float> expanded_values;  // [masked_context_max, value_width]
   ScratchArray<float> weights;          // [nope + value, 512]  of one head
+  ScratchArray<std::int32_t> admitted;  // [masked_context_max]  positions that a row's mask admits
 };
 
 struct CpuScratch {

@@ -1,7 +1,9 @@
 #include "kernels/ops/select_top_k.h"
 
 #include "common/check.h"
+#include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/scratch.h"
 
 #include <algorithm>
 #include <array>
@@ -131,15 +133,41 @@ void SelectFirst(std::int64_t count, std::int32_t* selected) {
   }
 }
 
-void SelectRow(const SelectTopKParams& params, std::int64_t row) {
-  std::int32_t* const selected = params.selected.Row(row);
-  const std::int64_t visible = std::int64_t{params.positions.data[row]} + 1;
+// Writes the wanted parts of a row's selection from its positions.
+void StoreSelection(const SelectTopKParams& params, std::int64_t row, const std::int32_t* selected,
+                    std::int64_t count) {
+  params.counts.data[row] = static_cast<std::int32_t>(count);
+  if (params.positions.data != nullptr) {
+    std::int32_t* const positions = params.positions.Row(row);
+    std::fill(std::copy_n(selected, count, positions), positions + params.k, -1);
+  }
+  if (params.slots.data != nullptr) {
+    std::int32_t* const slots = params.slots.Row(row);
+    for (std::int64_t i = 0; i < count; ++i) {
+      slots[i] = static_cast<std::int32_t>(
+          cpu::SlotOf("SelectTopK", params.rows, row, std::int64_t{selected[i]}));
+    }
+    std::fill(slots + count, slots + params.k, -1);
+  }
+  if (params.mask.data != nullptr) {
+    std::uint64_t* const words = params.mask.Row(row);
+    std::fill_n(words, params.mask.cols, std::uint64_t{0});
+    for (std::int64_t i = 0; i < count; ++i) {
+      words[selected[i] / 64] |= std::uint64_t{1} << (selected[i] % 64);
+    }
+  }
+}
+
+// Writes the selected positions of a row to `selected` [K], ascending, and returns their number.
+std::int64_t SelectRow(const SelectTopKParams& params, std::int64_t row, std::int32_t* selected) {
+  const std::int64_t visible = std::int64_t{params.rows.positions.data[row]} + 1;
   DSA_CHECK(visible > 0 && visible <= params.scores.cols,
             "SelectTopK: row {} sees {} keys, scores have {} columns", row, visible,
             params.scores.cols);
-  const std::int64_t count = std::min(params.selected.cols, visible);
-  params.counts.data[row] = static_cast<std::int32_t>(count);
-  std::fill(selected + count, selected + params.selected.cols, -1);
+  DSA_CHECK(params.mask.data == nullptr || visible <= params.mask.cols * 64,
+            "SelectTopK: row {} sees {} keys, the mask has {} words", row, visible,
+            params.mask.cols);
+  const std::int64_t count = std::min(params.k, visible);
 
   const Scores scores = {.data = params.scores.Row(row), .size = visible};
   Histogram histogram;
@@ -149,7 +177,7 @@ void SelectRow(const SelectTopKParams& params, std::int64_t row) {
   }
   if (nan || count == visible) {
     SelectFirst(count, selected);
-    return;
+    return count;
   }
   std::int64_t rank = count;
   std::uint32_t threshold = FindBin(histogram, kBins, rank);
@@ -158,15 +186,26 @@ void SelectRow(const SelectTopKParams& params, std::int64_t row) {
   CountDigit(scores, threshold, {.shift = 0, .count = 10}, histogram);
   threshold = threshold << 10 | FindBin(histogram, kBins / 2, rank);
   Collect(scores, threshold, rank, selected);
+  return count;
 }
 
 }  // namespace
 
 void CpuBackend::Compute(const SelectTopKParams& params) {
   const SelectTopKExtents extents = Validate(params);
-  pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int) {
+  if (extents.tokens == 0) {
+    return;
+  }
+  cpu::CheckGroups("SelectTopK", params.rows);
+  const CpuScratch& scratch = ScratchFor(extents.tokens);
+  DSA_CHECK(extents.k <= scratch.limits.index_topk, "SelectTopK: K={}, scratch is for {}",
+            extents.k, scratch.limits.index_topk);
+  pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
+    std::int32_t* const selected =
+        scratch.attention[static_cast<std::size_t>(thread)].selected.data();
     for (std::int64_t row = first; row < last; ++row) {
-      SelectRow(params, row);
+      const std::int64_t count = SelectRow(params, row, selected);
+      StoreSelection(params, row, selected, count);
     }
   });
 }

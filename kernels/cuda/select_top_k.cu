@@ -6,15 +6,15 @@
 //      missing.
 //   2. One sweep over the positions in order: keys above the threshold are taken, keys equal to it
 //      while any are still missing.  Counts of the warps before give each its place, so the output
-//      is ascending and ties go to the lower position.
+//      is in order of position and ties go to the lower one.
 //
 // Keys are the scores' bits made monotone as unsigned integers, -0 mapped to +0.  Scores are read
 // four times, from L2 after the first; 4 bytes a key.  A row is one block's: with few rows the
 // bandwidth of few multiprocessors is the bound.
-#include "kernels/batch_view.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/kv_layout.h"
 #include "kernels/ops/select_top_k.h"
 
 namespace dsa {
@@ -139,9 +139,59 @@ __device__ void AppendDigit(Shared& shared, int shift) {
   __syncthreads();
 }
 
-// Writes the positions of the keys above shared.prefix and of the first shared.missing equal to it.
+// The wanted outputs of a row.  The mask is addressed as words of 32 positions: what a warp reads
+// at a time.
+struct RowOutput {
+  const std::int32_t* table;  // the blocks of the row's sequence
+  std::int32_t* slots;        // null: not wanted, as the others
+  std::int32_t* positions;
+  std::uint32_t* mask;
+
+  __device__ void Select(int place, int position) const {
+    if (slots != nullptr) {
+      slots[place] =
+          table[position / kTokensPerBlock] * kTokensPerBlock + position % kTokensPerBlock;
+    }
+    if (positions != nullptr) {
+      positions[place] = position;
+    }
+  }
+  __device__ void LeaveOut(int place) const {
+    if (slots != nullptr) {
+      slots[place] = -1;
+    }
+    if (positions != nullptr) {
+      positions[place] = -1;
+    }
+  }
+};
+
+__device__ RowOutput OutputOf(const SelectTopKParams& p, std::int64_t row) {
+  return {
+      .table = p.rows.block_tables.Row(p.rows.sequences.data[row]),
+      .slots = p.slots.data == nullptr ? nullptr : p.slots.Row(row),
+      .positions = p.positions.data == nullptr ? nullptr : p.positions.Row(row),
+      .mask = p.mask.data == nullptr ? nullptr : reinterpret_cast<std::uint32_t*>(p.mask.Row(row))};
+}
+
+// The first `count` of k places, and their bits among `mask_words`.
+__device__ void SelectFirst(const RowOutput& output, int count, int k, int mask_words) {
+  for (int i = static_cast<int>(threadIdx.x); i < k; i += kThreads) {
+    if (i < count) {
+      output.Select(i, i);
+    } else {
+      output.LeaveOut(i);
+    }
+  }
+  for (int word = static_cast<int>(threadIdx.x); word < mask_words; word += kThreads) {
+    const int bits = min(max(count - word * cuda::kWarpSize, 0), cuda::kWarpSize);
+    output.mask[word] = bits == cuda::kWarpSize ? ~0U : (1U << bits) - 1U;
+  }
+}
+
+// Selects the keys above shared.prefix and the first shared.missing equal to it.
 template <int kPacks>
-__device__ void Compact(Shared& shared, const float* scores, int visible, std::int32_t* selected) {
+__device__ void Compact(Shared& shared, const float* scores, int visible, const RowOutput& output) {
   constexpr int kLoads = kPacks * kWidth;
   constexpr int kWarpKeys = cuda::kWarpSize * kLoads;
   static_assert(kWarps * kWarpKeys < 0x10000, "the counts of a turn fit half a word");
@@ -179,8 +229,17 @@ __device__ void Compact(Shared& shared, const float* scores, int visible, std::i
       }
       const int keys_above = warp_above + __popc(above_lanes & lower_lanes);
       const int ties = warp_equal + __popc(equal_lanes & lower_lanes);
-      if (keys[load] > threshold || (keys[load] == threshold && ties < ties_wanted)) {
-        selected[keys_above + min(ties, ties_wanted)] = first + load * cuda::kWarpSize;
+      const bool is_selected =
+          keys[load] > threshold || (keys[load] == threshold && ties < ties_wanted);
+      const int position = first + load * cuda::kWarpSize;
+      if (is_selected) {
+        output.Select(keys_above + min(ties, ties_wanted), position);
+      }
+      if (output.mask != nullptr) {
+        const unsigned bits = __ballot_sync(cuda::kAllLanes, is_selected);
+        if (lane == 0 && bits != 0) {
+          output.mask[position / cuda::kWarpSize] = bits;
+        }
       }
       warp_above += __popc(above_lanes);
       warp_equal += __popc(equal_lanes);
@@ -199,11 +258,12 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
     const __grid_constant__ SelectTopKParams p) {
   __shared__ Shared shared;
   const std::int64_t row = blockIdx.x;
-  const int k = static_cast<int>(p.selected.cols);
-  const int visible = p.positions.data[row] + 1;
+  const int k = static_cast<int>(p.k);
+  const int visible = p.rows.positions.data[row] + 1;
   const int count = min(k, visible);
   const float* scores = p.scores.Row(row);
-  std::int32_t* selected = p.selected.Row(row);
+  const RowOutput output = OutputOf(p, row);
+  const int mask_words = p.mask.data == nullptr ? 0 : 2 * static_cast<int>(p.mask.cols);
   for (int digit = static_cast<int>(threadIdx.x); digit < kDigits; digit += kThreads) {
     shared.histogram[digit] = 0;
   }
@@ -223,10 +283,12 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
     }
   }
   if (visible <= k || has_nan) {
-    for (int i = static_cast<int>(threadIdx.x); i < k; i += kThreads) {
-      selected[i] = i < count ? i : -1;
-    }
+    SelectFirst(output, count, k, mask_words);
     return;
+  }
+  // Words without a selected key are not written again.
+  for (int word = static_cast<int>(threadIdx.x); word < mask_words; word += kThreads) {
+    output.mask[word] = 0U;
   }
   AppendDigit(shared, kShifts[0]);
   for (int pass = 1; pass < 3; ++pass) {
@@ -234,7 +296,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
     __syncthreads();
     AppendDigit(shared, kShifts[pass]);
   }
-  Compact<kPacks>(shared, scores, visible, selected);
+  Compact<kPacks>(shared, scores, visible, output);
 }
 
 }  // namespace
@@ -247,7 +309,9 @@ void CudaBackend::SelectTopK(const SelectTopKParams& params) {
   // A long row of few is read with twice the loads on their way, which leaves registers for one
   // block a multiprocessor.
   constexpr std::int64_t kLong = 16384;
-  const bool is_wide = extents.tokens <= cuda::kMultiprocessors && params.scores.cols > kLong;
+  const std::int64_t visible_max =
+      params.rows.visible_max > 0 ? params.rows.visible_max : params.scores.cols;
+  const bool is_wide = extents.tokens <= cuda::kMultiprocessors && visible_max > kLong;
   const auto kernel = is_wide ? SelectTopKKernel<4, 1> : SelectTopKKernel<2, 2>;
   kernel<<<static_cast<unsigned>(extents.tokens), kThreads, 0, state_->stream>>>(params);
   DSA_CUDA_CHECK(cudaGetLastError());

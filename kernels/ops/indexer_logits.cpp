@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "common/shape.h"
+#include "kernels/ops/validate.h"
 
 namespace dsa {
 
@@ -9,9 +10,7 @@ IndexerLogitsExtents Validate(const IndexerLogitsParams& params) {
   ShapeBinder shapes("IndexerLogits");
   const auto [tokens, heads, cols] = shapes.Match("queries", params.queries, "T", "H", "D");
   shapes.Match("weights", params.weights, "T", "H");
-  shapes.Match("positions", params.rows.positions, "T");
-  shapes.Match("sequences", params.rows.sequences, "T");
-  shapes.Match("block_tables", params.rows.block_tables, "S", "B");
+  CheckRows("IndexerLogits", shapes, params.rows);
   shapes.Match("scores", params.scores, "T", "C");
   DSA_CHECK(cols == kIndexerValues, "IndexerLogits: queries have {} columns, expected {}", cols,
             kIndexerValues);

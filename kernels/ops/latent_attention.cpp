@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "common/shape.h"
+#include "kernels/ops/validate.h"
 
 namespace dsa {
 
@@ -10,9 +11,7 @@ LatentAttentionExtents Validate(const LatentAttentionParams& params) {
   const auto [tokens, heads, latent] = shapes.Match("q_latent", params.q_latent, "T", "H", "L");
   shapes.Match("q_rope", params.q_rope, "T", "H", "R");
   shapes.Match("o_latent", params.o_latent, "T", "H", "L");
-  shapes.Match("positions", params.rows.positions, "T");
-  shapes.Match("sequences", params.rows.sequences, "T");
-  shapes.Match("block_tables", params.rows.block_tables, "S", "B");
+  CheckRows("LatentAttention", shapes, params.rows);
   Validate("LatentAttention", params.selection, tokens);
   DSA_CHECK(latent == kLatentValues, "LatentAttention: L={}, expected {}", latent, kLatentValues);
   DSA_CHECK(params.q_rope.cols == kLatentRopeValues, "LatentAttention: R={}, expected {}",

@@ -24,8 +24,8 @@ struct LatentAttentionParams {
   ConstAnyTensor3 q_latent;  // [T, H, 512]  f32 or bf16
   ConstAnyTensor3 q_rope;    // [T, H, 64]   type of q_latent, rotated
   LatentCacheView cache;
-  PagedRows rows;  // [T]
-  KeySelection selection;
+  PagedRows rows;          // [T]
+  KeySelection selection;  // its slots; data null: every visible key
   double softmax_scale;
   AnyTensor3 o_latent;  // [T, H, 512]  type of q_latent
 };

@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "common/shape.h"
+#include "kernels/ops/validate.h"
 
 namespace dsa {
 
@@ -11,9 +12,7 @@ MaskedAttentionExtents Validate(const MaskedAttentionParams& params) {
   shapes.Match("w_uk", params.w_uk, "H", "N", "L");
   shapes.Match("w_uv", params.w_uv, "H", "V", "L");
   shapes.Match("o", params.o, "T", "H", "V");
-  shapes.Match("positions", params.rows.positions, "T");
-  shapes.Match("sequences", params.rows.sequences, "T");
-  shapes.Match("block_tables", params.rows.block_tables, "S", "B");
+  CheckRows("MaskedAttention", shapes, params.rows);
   Validate("MaskedAttention", params.selection, tokens);
   const std::int64_t nope = params.w_uk.heads;
   const std::int64_t value = params.w_uv.heads;

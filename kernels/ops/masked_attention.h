@@ -25,8 +25,8 @@ struct MaskedAttentionParams {
   ConstAnyTensor3 w_uk;  // [H, N, 512]  as in AbsorbQuery
   ConstAnyTensor3 w_uv;  // [H, V, 512]  as in ExpandValue
   LatentCacheView cache;
-  PagedRows rows;  // [T]
-  KeySelection selection;
+  PagedRows rows;          // [T]
+  KeySelection selection;  // its mask; data null: every visible key
   double softmax_scale;
   AnyTensor3 o;  // [T, H, V]  type of q
 };

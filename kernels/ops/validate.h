@@ -4,6 +4,7 @@
 #include "common/check.h"
 #include "common/shape.h"
 #include "common/view.h"
+#include "kernels/batch_view.h"
 
 #include <string_view>
 
@@ -18,6 +19,17 @@ inline void CheckSameType(std::string_view op, std::string_view tensor, DataType
                           DataType expected) {
   DSA_CHECK(type == expected, "{}: {} has type {}, expected {}", op, tensor, static_cast<int>(type),
             static_cast<int>(expected));
+}
+
+// [T] rows in whole groups.
+inline void CheckRows(std::string_view op, ShapeBinder& shapes, const PagedRows& rows) {
+  shapes.Match("positions", rows.positions, "T");
+  shapes.Match("sequences", rows.sequences, "T");
+  shapes.Match("block_tables", rows.block_tables, "S", "B");
+  DSA_CHECK(rows.group >= 1 && rows.group <= kRowGroupMax && rows.positions.size % rows.group == 0,
+            "{}: {} rows in groups of {}, expected whole groups of 1 to {}", op,
+            rows.positions.size, rows.group, kRowGroupMax);
+  DSA_CHECK(rows.visible_max >= 0, "{}: visible_max={}", op, rows.visible_max);
 }
 
 }  // namespace dsa

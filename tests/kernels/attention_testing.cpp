@@ -76,6 +76,29 @@ std::vector<std::int32_t> AttentionBatch::Keys(std::int64_t row) const {
   return {begin, begin + counts[static_cast<std::size_t>(row)]};
 }
 
+std::vector<std::int32_t> AttentionBatch::Slots() const {
+  std::vector<std::int32_t> slots;
+  for (std::size_t i = 0; i < selected.size(); ++i) {
+    const std::int32_t sequence = rows.sequences[i / static_cast<std::size_t>(selection_cols)];
+    slots.push_back(
+        selected[i] < 0 ? -1 : static_cast<std::int32_t>(layout.Slot(sequence, selected[i])));
+  }
+  return slots;
+}
+
+std::vector<std::uint64_t> AttentionBatch::Mask() const {
+  const auto words = static_cast<std::size_t>(layout.blocks_each);
+  std::vector<std::uint64_t> mask(rows.positions.size() * words, 0);
+  for (std::size_t i = 0; i < selected.size(); ++i) {
+    if (selected[i] >= 0) {
+      const std::size_t row = i / static_cast<std::size_t>(selection_cols);
+      const auto position = static_cast<std::size_t>(selected[i]);
+      mask[row * words + position / 64] |= std::uint64_t{1} << (position % 64);
+    }
+  }
+  return mask;
+}
+
 AttentionBatch AttentionBatch::Only(std::int64_t row) const {
   AttentionBatch single = *this;
   const auto keys = selected.begin() + row * selection_cols;

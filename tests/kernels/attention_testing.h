@@ -31,6 +31,8 @@ struct AttentionBatch {
 
   // The positions that a row attends to.
   std::vector<std::int32_t> Keys(std::int64_t row) const;
+  std::vector<std::int32_t> Slots() const;  // [T * K]  of `selected`
+  std::vector<std::uint64_t> Mask() const;  // [T * blocks_each]  bits of `selected`
   // One row alone.
   AttentionBatch Only(std::int64_t row) const;
 };
@@ -47,27 +49,34 @@ AttentionBatch MakeAttentionBatch(const AttentionCase& attention_case);
 // The same latents in other blocks.
 AttentionBatch Moved(const AttentionBatch& batch, std::uint32_t seed);
 
-// A selection in device memory.
+// A selection in device memory, as slots and as a mask.
 class DeviceSelection final {
  public:
   DeviceSelection(Backend& backend, const AttentionBatch& batch)
       : rows_(batch.rows.size()),
         cols_(batch.selection_cols),
-        positions_(backend, batch.selected),
-        counts_(backend, batch.counts) {}
+        words_(batch.layout.blocks_each),
+        slots_(backend, batch.Slots()),
+        counts_(backend, batch.counts),
+        mask_(backend, batch.Mask()) {}
 
   KeySelection View() const {
     if (cols_ == 0) {
       return {};
     }
-    return {.positions = positions_.AsConstMatrix(rows_, cols_), .counts = counts_.AsConstVector()};
+    return {.slots = slots_.AsConstMatrix(rows_, cols_),
+            .counts = counts_.AsConstVector(),
+            .mask = mask_.AsConstMatrix(rows_, words_),
+            .positions = {}};
   }
 
  private:
   std::int64_t rows_;
   std::int64_t cols_;
-  DeviceArray<std::int32_t> positions_;
+  std::int64_t words_;  // a word for each block
+  DeviceArray<std::int32_t> slots_;
   DeviceArray<std::int32_t> counts_;
+  DeviceArray<std::uint64_t> mask_;
 };
 
 // A [heads, rows, 512] weight.

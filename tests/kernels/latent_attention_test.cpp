@@ -149,6 +149,42 @@ TEST_CASE("LatentAttention of a row depends on that row alone", "[kernels][laten
   }
 }
 
+TEST_CASE("LatentAttention of a row without keys is zero", "[kernels][latent_attention]") {
+  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                      .format = KvFormat::kFp8,
+                                                      .selection = Selection::kSome,
+                                                      .heads = 2});
+  const std::vector<float> before = Run(testing::TestBackend(), batch);
+  const auto cols = static_cast<std::ptrdiff_t>(before.size() / batch.rows.positions.size());
+  constexpr std::ptrdiff_t kEmpty = 5;
+  batch.counts[kEmpty] = 0;
+  std::fill_n(batch.selected.begin() + kEmpty * batch.selection_cols, batch.selection_cols, -1);
+  std::vector<float> expected = before;
+  std::fill_n(expected.begin() + kEmpty * cols, cols, 0.0F);
+  CHECK(Run(testing::TestBackend(), batch) == expected);
+}
+
+// Rows 40, 41 and 42 keys long are the last three of the batch.
+TEST_CASE("LatentAttention gives a group of rows the bits of single rows",
+          "[kernels][latent_attention]") {
+  const auto selection = GENERATE(Selection::kNone, Selection::kSome);
+  AttentionBatch batch = testing::MakeAttentionBatch(
+      {.type = DataType::kBf16, .format = KvFormat::kFp8, .selection = selection, .heads = 3});
+  const auto rows = static_cast<std::ptrdiff_t>(batch.rows.positions.size());
+  const auto keep_last = [rows](auto& values) {
+    values.erase(values.begin(),
+                 values.end() - static_cast<std::ptrdiff_t>(values.size()) / rows * 3);
+  };
+  keep_last(batch.q);
+  keep_last(batch.selected);
+  keep_last(batch.counts);
+  keep_last(batch.rows.sequences);
+  keep_last(batch.rows.positions);
+  const std::vector<float> single = Run(testing::TestBackend(), batch);
+  batch.rows.group = 3;
+  CHECK(Run(testing::TestBackend(), batch) == single);
+}
+
 TEST_CASE("LatentAttention takes no rows", "[kernels][latent_attention]") {
   AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
                                                       .format = KvFormat::kFp8,

@@ -186,6 +186,21 @@ TEST_CASE("MaskedAttention of a row depends on that row alone", "[kernels][maske
   }
 }
 
+TEST_CASE("MaskedAttention of a row without keys is zero", "[kernels][masked_attention]") {
+  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                      .format = KvFormat::kFp8,
+                                                      .selection = Selection::kSome,
+                                                      .heads = 2});
+  const std::vector<float> before = Run(testing::TestBackend(), batch);
+  const auto cols = static_cast<std::ptrdiff_t>(before.size() / batch.rows.positions.size());
+  constexpr std::ptrdiff_t kEmpty = 5;
+  batch.counts[kEmpty] = 0;
+  std::fill_n(batch.selected.begin() + kEmpty * batch.selection_cols, batch.selection_cols, -1);
+  std::vector<float> expected = before;
+  std::fill_n(expected.begin() + kEmpty * cols, cols, 0.0F);
+  CHECK(Run(testing::TestBackend(), batch) == expected);
+}
+
 TEST_CASE("MaskedAttention takes no rows", "[kernels][masked_attention]") {
   AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
                                                       .format = KvFormat::kFp8,

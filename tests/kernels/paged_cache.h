@@ -35,6 +35,7 @@ PagedLayout ShuffledBlocks(std::int64_t sequences, std::int64_t blocks_each, std
 struct RowList {
   std::vector<std::int32_t> positions;
   std::vector<std::int32_t> sequences;
+  std::int64_t group = 1;
 
   std::int64_t size() const { return static_cast<std::int64_t>(positions.size()); }
   RowList Only(std::int64_t row) const {
@@ -50,12 +51,14 @@ class DeviceRows final {
       : positions_(backend, rows.positions),
         sequences_(backend, rows.sequences),
         tables_(backend, layout.tables),
-        layout_(layout) {}
+        layout_(layout),
+        group_(rows.group) {}
 
   PagedRows View() const {
     return {.positions = positions_.AsConstVector(),
             .sequences = sequences_.AsConstVector(),
-            .block_tables = tables_.AsConstMatrix(layout_.sequences, layout_.blocks_each)};
+            .block_tables = tables_.AsConstMatrix(layout_.sequences, layout_.blocks_each),
+            .group = group_};
   }
 
  private:
@@ -63,6 +66,7 @@ class DeviceRows final {
   DeviceArray<std::int32_t> sequences_;
   DeviceArray<std::int32_t> tables_;
   PagedLayout layout_;
+  std::int64_t group_;
 };
 
 // Bytes of a region; every byte 0xFF, which is NaN in each format.

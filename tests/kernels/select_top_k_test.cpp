@@ -2,7 +2,7 @@
 #include "kernels/ops/select_top_k.h"
 
 #include "kernels/batch_view.h"
-#include "tests/kernels/test_backend.h"
+#include "tests/kernels/paged_cache.h"
 
 #include <bit>
 #include <cmath>
@@ -13,7 +13,9 @@ namespace dsa {
 namespace {
 
 struct Output {
-  std::vector<std::int32_t> selected;  // [T * K]
+  std::vector<std::int32_t> selected;  // [T * K]  positions
+  std::vector<std::int32_t> slots;     // [T * K]
+  std::vector<std::uint64_t> mask;     // [T * W]
   std::vector<std::int32_t> counts;
   std::vector<std::int32_t> faults;
 
@@ -28,24 +30,72 @@ struct Input {
 };
 
 constexpr std::int32_t kEarlierFault = 4;  // must stay
+constexpr std::int64_t kSequences = 3;
 
-Output Run(Backend& backend, const Input& input) {
+enum class Wanted : std::uint8_t { kEverything, kSlots, kMask };
+
+// Row t is of sequence t % 3; blocks are scattered.
+testing::PagedLayout LayoutOf(const Input& input) {
+  return testing::ShuffledBlocks(kSequences, (input.context + 63) / 64, 45);
+}
+// One word more than the context needs: it must be zeroed.
+std::int64_t MaskWords(const Input& input) {
+  return (input.context + 63) / 64 + 1;
+}
+
+Output Run(Backend& backend, const Input& input, Wanted wanted = Wanted::kEverything) {
   const auto tokens = static_cast<std::int64_t>(input.positions.size());
   const testing::DeviceArray<float> scores(backend, input.scores);
-  const testing::DeviceArray<std::int32_t> positions(backend, input.positions);
+  testing::RowList list = {.positions = input.positions, .sequences = {}};
+  for (std::int64_t row = 0; row < tokens; ++row) {
+    list.sequences.push_back(static_cast<std::int32_t>(row % kSequences));
+  }
+  const testing::DeviceRows rows(backend, list, LayoutOf(input));
   // Not poisoned: poison reads as -1, which is what must be written.
-  const testing::DeviceArray<std::int32_t> selected(
-      backend, std::vector<std::int32_t>(static_cast<std::size_t>(tokens * input.k), 77));
+  const std::vector<std::int32_t> before(static_cast<std::size_t>(tokens * input.k), 77);
+  const testing::DeviceArray<std::int32_t> selected(backend, before);
+  const testing::DeviceArray<std::int32_t> slots(backend, before);
+  const auto mask =
+      testing::DeviceArray<std::uint64_t>::Poisoned(backend, tokens * MaskWords(input));
   const auto counts = testing::DeviceArray<std::int32_t>::Poisoned(backend, tokens);
   const testing::DeviceArray<std::int32_t> faults(
       backend, std::vector<std::int32_t>(input.positions.size(), kEarlierFault));
-  backend.SelectTopK({.scores = scores.AsConstMatrix(tokens, input.context),
-                      .positions = positions.AsConstVector(),
-                      .selected = selected.AsMatrix(tokens, input.k),
-                      .counts = counts.AsVector(),
-                      .faults = faults.AsVector()});
-  return {
-      .selected = selected.Download(), .counts = counts.Download(), .faults = faults.Download()};
+  backend.SelectTopK(
+      {.scores = scores.AsConstMatrix(tokens, input.context),
+       .rows = rows.View(),
+       .k = input.k,
+       .slots = wanted == Wanted::kMask ? Matrix<std::int32_t>{} : slots.AsMatrix(tokens, input.k),
+       .mask = wanted == Wanted::kSlots ? Matrix<std::uint64_t>{}
+                                        : mask.AsMatrix(tokens, MaskWords(input)),
+       .positions = wanted == Wanted::kEverything ? selected.AsMatrix(tokens, input.k)
+                                                  : Matrix<std::int32_t>{},
+       .counts = counts.AsVector(),
+       .faults = faults.AsVector()});
+  return {.selected = selected.Download(),
+          .slots = slots.Download(),
+          .mask = mask.Download(),
+          .counts = counts.Download(),
+          .faults = faults.Download()};
+}
+
+// Whether slots and mask say what the positions say.
+void CheckParts(const Input& input, const Output& output) {
+  const testing::PagedLayout layout = LayoutOf(input);
+  std::vector<std::int32_t> slots;
+  std::vector<std::uint64_t> mask(output.mask.size(), 0);
+  for (std::size_t i = 0; i < output.selected.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i) / input.k;
+    const std::int32_t position = output.selected[i];
+    if (position < 0) {
+      slots.push_back(-1);
+      continue;
+    }
+    slots.push_back(static_cast<std::int32_t>(layout.Slot(row % kSequences, position)));
+    mask[static_cast<std::size_t>(row * MaskWords(input) + position / 64)] |= std::uint64_t{1}
+                                                                              << (position % 64);
+  }
+  CHECK(output.slots == slots);
+  CHECK(output.mask == mask);
 }
 
 // The selection of one row, padded with -1.
@@ -64,6 +114,7 @@ std::vector<std::int32_t> ExpectedRow(const Input& input, std::size_t row) {
 
 void CheckAgainstSort(const Input& input) {
   const Output output = Run(testing::TestBackend(), input);
+  CheckParts(input, output);
   for (std::size_t row = 0; row < input.positions.size(); ++row) {
     CAPTURE(row, input.positions[row], input.k);
     const auto begin = output.selected.begin() + static_cast<std::ptrdiff_t>(row) * input.k;
@@ -161,6 +212,7 @@ TEST_CASE("SelectTopK marks a visible NaN and selects the first positions",
   std::iota(first.begin(), first.end(), 0);
   CHECK(std::equal(first.begin(), first.end(), output.selected.begin() + 16));
   CHECK(output.counts[1] == 16);
+  CheckParts(input, output);
   for (const std::size_t row : {0, 2, 3}) {
     const auto begin = output.selected.begin() + static_cast<std::ptrdiff_t>(row * 16);
     CHECK(std::vector<std::int32_t>(begin, begin + 16) == ExpectedRow(input, row));
@@ -188,6 +240,26 @@ TEST_CASE("SelectTopK gives the same on every number of threads", "[kernels][sel
   for (Backend* backend : testing::BackendVariants()) {
     CHECK(Run(*backend, input) == expected);
   }
+}
+
+TEST_CASE("SelectTopK writes what is wanted and nothing else", "[kernels][select_top_k]") {
+  std::mt19937 engine(46);
+  Input input = {.context = 300, .k = 32, .positions = {3, 31, 32, 299, 128}, .scores = {}};
+  for (std::int64_t i = 0; i < 5 * 300; ++i) {
+    input.scores.push_back(DrawScore(1, engine));
+  }
+  const Output all = Run(testing::TestBackend(), input);
+  const std::vector<std::int32_t> untouched(all.slots.size(), 77);
+  const Output slots = Run(testing::TestBackend(), input, Wanted::kSlots);
+  CHECK(slots.slots == all.slots);
+  CHECK(slots.counts == all.counts);
+  CHECK(slots.selected == untouched);
+  CHECK(slots.mask == std::vector<std::uint64_t>(all.mask.size(), ~std::uint64_t{0}));
+  const Output mask = Run(testing::TestBackend(), input, Wanted::kMask);
+  CHECK(mask.mask == all.mask);
+  CHECK(mask.counts == all.counts);
+  CHECK(mask.selected == untouched);
+  CHECK(mask.slots == untouched);
 }
 
 TEST_CASE("SelectTopK takes no rows", "[kernels][select_top_k]") {

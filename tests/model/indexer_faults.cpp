@@ -82,15 +82,27 @@ class ShiftedSelection final : public ForwardingBackend {
  public:
   using ForwardingBackend::ForwardingBackend;
   void SelectTopK(const SelectTopKParams& params) override {
-    inner_.SelectTopK(params);
-    for (std::int64_t row = 0; row < params.selected.rows; ++row) {
-      std::int32_t* const selected = params.selected.Row(row);
+    DSA_CHECK(params.mask.data == nullptr, "ShiftedSelection: {} words of a mask",
+              params.mask.cols);
+    const std::int64_t rows = params.scores.rows;
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(rows * params.k));
+    SelectTopKParams with_positions = params;
+    with_positions.positions = {
+        .data = positions.data(), .rows = rows, .cols = params.k, .row_stride = params.k};
+    inner_.SelectTopK(with_positions);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const std::int32_t* const selected = with_positions.positions.Row(row);
+      const std::int32_t* const table =
+          params.rows.block_tables.Row(params.rows.sequences.data[row]);
       std::set<std::int32_t> shifted;
       for (std::int32_t i = 0; i < params.counts.data[row]; ++i) {
         shifted.insert(std::max(selected[i] - kTokensPerBlock, 0));
       }
-      std::fill_n(selected, params.selected.cols, -1);
-      std::copy(shifted.begin(), shifted.end(), selected);
+      std::int32_t* const slots = params.slots.Row(row);
+      std::fill_n(slots, params.k, -1);
+      std::transform(shifted.begin(), shifted.end(), slots, [table](std::int32_t position) {
+        return table[position / kTokensPerBlock] * kTokensPerBlock + position % kTokensPerBlock;
+      });
       params.counts.data[row] = static_cast<std::int32_t>(shifted.size());
     }
   }

@@ -231,19 +231,25 @@ void OperatorCheck::IndexerLogits(const IndexerLogitsParams& params) {
 
 // From golden scores the selection is equal, ties included.
 void OperatorCheck::SelectTopK(const SelectTopKParams& params) {
-  inner_.SelectTopK(params);
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(params.scores.rows * params.k));
+  SelectTopKParams with_positions = params;
+  with_positions.positions = {.data = positions.data(),
+                              .rows = params.scores.rows,
+                              .cols = params.k,
+                              .row_stride = params.k};
+  inner_.SelectTopK(with_positions);
   if (!inside_) {
     return;
   }
   seen_.insert("selected");
-  for (std::int64_t row = 0; row < params.positions.size; ++row) {
-    const std::int64_t position = params.positions.data[row];
+  for (std::int64_t row = 0; row < params.scores.rows; ++row) {
+    const std::int64_t position = params.rows.positions.data[row];
     const GoldenArray& golden = Array("selected");
     std::vector<std::int32_t> expected;
     for (std::int64_t i = 0; i < golden.row_size() && golden.Row(position)[i] >= 0; ++i) {
       expected.push_back(static_cast<std::int32_t>(golden.Row(position)[i]));
     }
-    const std::int32_t* got = params.selected.Row(row);
+    const std::int32_t* got = with_positions.positions.Row(row);
     if (params.counts.data[row] != static_cast<std::int32_t>(expected.size()) ||
         !std::equal(expected.begin(), expected.end(), got)) {
       Violate(fmt::format("selected: another set for row {}", position));

@@ -6,6 +6,7 @@
 #include "kernels/ops/indexer_logits.h"
 #include "kernels/ops/latent_attention.h"
 #include "kernels/ops/masked_attention.h"
+#include "kernels/ops/select_top_k.h"
 #include "tests/model/golden.h"
 #include "tests/model/sequence_runner.h"
 
@@ -19,6 +20,43 @@ namespace {
 
 // Computes every row of the masked path by the absorbed form too and keeps the largest relative
 // distance of a row's attention output.
+// The keys that a mask admits as a list of slots.
+class Slots final {
+ public:
+  explicit Slots(const MaskedAttentionParams& params) {
+    const Matrix<const std::uint64_t>& mask = params.selection.mask;
+    cols_ = mask.cols * 64;
+    for (std::int64_t row = 0; row < mask.rows; ++row) {
+      const std::int32_t* const table =
+          params.rows.block_tables.Row(params.rows.sequences.data[row]);
+      std::int32_t count = 0;
+      for (std::int64_t position = 0; position < cols_; ++position) {
+        if ((mask.Row(row)[position / 64] >> (position % 64) & 1U) != 0) {
+          slots_.push_back(static_cast<std::int32_t>(table[position / 64] * 64 + position % 64));
+          ++count;
+        }
+      }
+      counts_.push_back(count);
+      slots_.resize(counts_.size() * static_cast<std::size_t>(cols_), -1);
+    }
+  }
+  KeySelection View() const {
+    const auto rows = static_cast<std::int64_t>(counts_.size());
+    if (rows == 0) {
+      return {};
+    }
+    return {.slots = {.data = slots_.data(), .rows = rows, .cols = cols_, .row_stride = cols_},
+            .counts = {.data = counts_.data(), .size = rows},
+            .mask = {},
+            .positions = {}};
+  }
+
+ private:
+  std::vector<std::int32_t> slots_;
+  std::vector<std::int32_t> counts_;
+  std::int64_t cols_ = 0;
+};
+
 class MaskedAgainstLatent final : public ForwardingBackend {
  public:
   using ForwardingBackend::ForwardingBackend;
@@ -29,7 +67,7 @@ class MaskedAgainstLatent final : public ForwardingBackend {
 
   void SelectTopK(const SelectTopKParams& params) override {
     inner_.SelectTopK(params);
-    rows_selecting += params.selected.rows;
+    rows_selecting += params.scores.rows;
   }
   void MaskedAttention(const MaskedAttentionParams& params) override {
     inner_.MaskedAttention(params);
@@ -48,6 +86,7 @@ class MaskedAgainstLatent final : public ForwardingBackend {
                         .row_stride = heads * cols,
                         .head_stride = cols};
     };
+    const Slots selection(params);
     ConstAnyTensor3 q_nope = params.q;
     q_nope.cols = nope;
     ConstAnyTensor3 q_rope = params.q;
@@ -59,7 +98,7 @@ class MaskedAgainstLatent final : public ForwardingBackend {
                             .q_rope = q_rope,
                             .cache = params.cache,
                             .rows = params.rows,
-                            .selection = params.selection,
+                            .selection = selection.View(),
                             .softmax_scale = params.softmax_scale,
                             .o_latent = tensor(latent, kLatentWidth)});
     inner_.ExpandValue({.o_latent = tensor(latent, kLatentWidth),
