@@ -58,10 +58,10 @@ const float* ScalesOf(const MatmulRows& weight, std::int64_t output) {
   return weight.scales == nullptr ? nullptr : weight.scales + output / kBlock * weight.scale_stride;
 }
 
-// Whether every fp8 value times `scale` is exact in float32: a power of two, far from the ends.
+// Whether every fp8 value times `scale` is exact in float32: a power of two that takes none beyond
+// the largest float.
 bool ScalesExactly(float scale) {
-  const auto bits = std::bit_cast<std::uint32_t>(scale);
-  return (bits & 0x807FFFFFU) == 0 && scale >= 0x1p-126F && scale <= 0x1p119F;
+  return (std::bit_cast<std::uint32_t>(scale) & 0x807FFFFFU) == 0 && scale <= 0x1p119F;
 }
 
 bool AllScaleExactly(const float* scales, std::int64_t inputs) {

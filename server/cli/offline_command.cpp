@@ -90,7 +90,7 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
       ->check(DeviceValidator())
       ->capture_default_str();
   command
-      .add_option("--kv-format", arguments.kv_format,
+      .add_option("--kv-cache-dtype", arguments.kv_cache_dtype,
                   "How the caches store keys; auto follows the checkpoint")
       ->check(CLI::IsMember({"auto", "fp8", "bf16", "f32"}))
       ->capture_default_str();
@@ -129,7 +129,7 @@ Result<OfflineResult> RunOfflineCommand(
   DSA_ASSIGN_OR_RETURN(const ModelSource source,
                        ModelSource::Open(arguments.model, ParseLoadMode(arguments.load)));
   const ModelConfig& config = source.config();
-  DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_format, config));
+  DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_cache_dtype, config));
   LoadProgressBar progress;
   DSA_ASSIGN_OR_RETURN(const DeviceWeights loaded, source.Load(*backend, progress));
   vocabulary = config.vocabulary;

@@ -23,7 +23,7 @@ struct OfflineArguments {
   std::string load = "checkpoint";
   std::string device = "cpu";
   std::string ids;
-  std::string kv_format = "auto";
+  std::string kv_cache_dtype = "auto";
   std::string attention = "sparse";
   std::int64_t max_num_batched_tokens = 2048;
   std::int64_t masked_mha_until = 0;

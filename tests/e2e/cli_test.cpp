@@ -390,6 +390,10 @@ TEST_CASE("a wrong command line is one line that names the argument and what is 
   CheckRefused({"serv"}, 2, "error: \"serv\" is no command: allowed are " + commands);
   CheckRefused({"generate"}, 2, "error: --model is required; see dsa generate --help");
   CheckRefused({"generate", "--modle", "x"}, 2, "error: \"--modle\" is no argument of generate");
+  CheckRefused({"generate", "--kv-format", "fp8"}, 2,
+               "error: \"--kv-format\" is no argument of generate");
+  CheckRefused({"logits", "--kv-cache-dtype", "fp9"}, 2,
+               "--kv-cache-dtype: fp9 not in {auto,fp8,bf16,f32}");
   CheckRefused({"serve", "--no-such-flag"}, 2, "--no-such-flag; see dsa serve --help");
   CheckRefused({"render", "--chat-format", "v4"}, 2, "--chat-format: v4 not in {v3.2,v3.1}");
   CheckRefused({"healthcheck", "--address", ""}, 2, "--address: empty");

@@ -4,6 +4,7 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/score_matrix.h"
 #include "kernels/cpu/weighted_sum.h"
+#include "kernels/ops/indexer_logits.h"
 #include "tests/kernels/paged_cache.h"
 
 #include <array>
@@ -37,6 +38,7 @@ enum class Scales : std::uint8_t {
   kPlain,       // as DeepSeek-V3's
   kMixed,       // a block of the one kind beside blocks of the other
   kFarFromOne,  // powers of two of which some make values overflow, underflow or vanish
+  kCancelling,  // none; lane 1 of a sum takes away what lane 0 has, far above the other two
 };
 
 struct Case {
@@ -52,7 +54,8 @@ float ScaleAt(Scales scales, std::int64_t i) {
     case Scales::kPlain: return 0.013F + 0.0031F * static_cast<float>(i % 7);
     case Scales::kMixed: return i % 3 == 1 ? 0.3F : 0.25F;
     case Scales::kFarFromOne: return kFar[static_cast<std::size_t>(i) % kFar.size()];
-    case Scales::kNone: break;
+    case Scales::kNone:
+    case Scales::kCancelling: break;
   }
   return 1.0F;
 }
@@ -83,11 +86,20 @@ Rows MakeRows(DataType type, std::int64_t rows, std::int64_t cols, Scales scales
       .cols = cols, .stride = cols + 3, .type = type, .bytes = {}, .scales = {}, .values = {}};
   const bool fp8 = type == DataType::kFp8E4m3;
   made.bytes.assign(static_cast<std::size_t>(rows * made.stride * SizeOf(type)), 0xFF);
-  const std::vector<float> random = testing::RandomFloat(rows * cols, fp8 ? 60.0F : 1.0F, seed);
+  std::vector<float> random = testing::RandomFloat(rows * cols, fp8 ? 60.0F : 1.0F, seed);
+  for (std::int64_t i = 0; scales == Scales::kCancelling && i < rows * cols; ++i) {
+    const bool of_x = rows_per_scale == 1;
+    if (i % cols % 4 == 0 && of_x) {
+      random[static_cast<std::size_t>(i)] *= 1e17F;
+    } else if (i % cols % 4 == 1) {
+      random[static_cast<std::size_t>(i)] =
+          random[static_cast<std::size_t>(i - 1)] * (of_x ? -1.0F : 1.0F);
+    }
+  }
   const std::int64_t blocks = (cols + 127) / 128;
   if (fp8) {
     for (std::int64_t i = 0; i < (rows + rows_per_scale - 1) / rows_per_scale * blocks; ++i) {
-      made.scales.push_back(ScaleAt(scales, i));
+      made.scales.push_back(ScaleAt(scales, i + cols));
     }
   }
   for (std::int64_t i = 0; i < rows * cols; ++i) {
@@ -122,6 +134,7 @@ TEST_CASE("A product's bits are those of its terms in order, for every shape",
           "[kernels][linear][order]") {
   const auto c = GENERATE(values<Case>({
       {DataType::kF32, DataType::kF32, Scales::kNone},
+      {DataType::kF32, DataType::kF32, Scales::kCancelling},
       {DataType::kBf16, DataType::kBf16, Scales::kNone},
       {DataType::kF32, DataType::kBf16, Scales::kNone},
       {DataType::kFp8E4m3, DataType::kFp8E4m3, Scales::kPowerOfTwo},
