@@ -44,8 +44,8 @@ class Engine {
 
   // Checks the request against the model's and the cache's limits and queues it.  Errors:
   // INVALID_ARGUMENT (ids, lengths, can never fit: need and have), RESOURCE_EXHAUSTED (queue
-  // full), UNAVAILABLE (draining), DEADLINE_EXCEEDED (already past, or shorter than the last
-  // measured step).  Hashes the prompt on the calling thread.
+  // full), UNAVAILABLE (draining), DEADLINE_EXCEEDED (already past).  Hashes the prompt on the
+  // calling thread.
   virtual Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
 
   // A fresh id for Request::id.

@@ -34,7 +34,7 @@ EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependenc
                 .tokens_per_block = config.tokens_per_block,
                 .end_ids = config.end_ids}) {
   live_.resize(scheduler_.slots());
-  arrivals_.reserve(config.scheduler.waiting_max);
+  arrivals_.reserve(scheduler_.slots());
 }
 
 // Every live request gets at most one delta a step.
@@ -53,7 +53,7 @@ EngineProgress EngineCore::RunOnce() {
   AdmitFromInbox();
   Sweep(start_us);
   const StepPlan& plan = scheduler_.Plan(start_us);
-  SyncWaiting();
+  SettleQueue();
   if (!plan.rows.empty()) {
     const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
     const StepResult& result = executor_.Execute(batch);
@@ -65,6 +65,7 @@ EngineProgress EngineCore::RunOnce() {
     load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
     load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
   }
+  SettleQueue();
   load_.running.store(static_cast<std::int64_t>(scheduler_.running().size()),
                       std::memory_order_relaxed);
   load_.blocks_referenced.store(pool_.referenced_blocks(), std::memory_order_relaxed);
@@ -212,7 +213,11 @@ void EngineCore::End(std::int32_t slot, const Ending& ending) {
   event.finish = ending.reason;
   event.error_code = ending.error_code;
   event.error_message = ending.error_message;
-  FillUsage(live, *scheduler_.sequences()[slot], event.usage);
+  const Sequence& sequence = *scheduler_.sequences()[slot];
+  FillUsage(live, sequence, event.usage);
+  if (!sequence.first_scheduled_us().has_value()) {
+    event.usage.queue_us = clock_.NowUs() - live.arrival_us;  // it never left the queue
+  }
   Release(slot,
           ending.reason == FinishReason::kError ? CachedBlocks::kForget : CachedBlocks::kKeep);
   outbox_.Push(live.stop->text(), {});
@@ -254,13 +259,14 @@ void EngineCore::FillUsage(const LiveRequest& live, const Sequence& sequence, Us
   usage.decode_us = answered ? live.last_token_us - live.first_token_us : 0;
 }
 
-// Places of the queue follow the scheduler's queue: taken again by a preempted sequence.
-void EngineCore::SyncWaiting() {
+// Places of the queue follow the scheduler's: taken again by a preempted sequence, and while one
+// waits nothing else could start.
+void EngineCore::SettleQueue() {
   const auto waiting = static_cast<std::int64_t>(scheduler_.waiting().size());
-  if (waiting != waiting_counted_) {
-    inbox_.AddWaiting(waiting - waiting_counted_);
-    waiting_counted_ = waiting;
-  }
+  const auto running = static_cast<std::int64_t>(scheduler_.running().size());
+  inbox_.Settle(waiting - waiting_counted_,
+                waiting > 0 ? 0 : config_.scheduler.sequences_max - running);
+  waiting_counted_ = waiting;
 }
 
 }  // namespace dsa

@@ -90,7 +90,7 @@ class EngineCore final {
   void End(std::int32_t slot, const Ending& ending);
   void Release(std::int32_t slot, CachedBlocks cached_blocks);
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
-  void SyncWaiting();
+  void SettleQueue();
 
   const EngineConfig config_;
   StepExecutor& executor_;

@@ -18,28 +18,48 @@ namespace dsa {
 
 class Inbox final {
  public:
-  explicit Inbox(std::int64_t waiting_max) : waiting_max_(waiting_max) {
-    items_.reserve(waiting_max);
+  struct Config {
+    std::int64_t waiting_max;    // places in the queue
+    std::int64_t sequences_max;  // that can start while nothing runs
+  };
+  explicit Inbox(const Config& config)
+      : places_(config.waiting_max + config.sequences_max), startable_(config.sequences_max) {
+    items_.reserve(config.waiting_max + config.sequences_max);
   }
   Inbox(const Inbox&) = delete;
   Inbox& operator=(const Inbox&) = delete;
 
-  // Takes one of the waiting_max places, before any work is done for the request; false where none
-  // is left.  A place is given back when its request starts to run or ends.
+  // Takes a place, before any work is done for the request; false where none is left.  There are
+  // waiting_max of them and one more for each request that the engine could start at once, so that
+  // who arrives in the moment before others start is not refused for them.
   bool TryReserve() {
-    std::int64_t waiting = waiting_.load(std::memory_order_relaxed);
-    while (waiting < waiting_max_) {
-      if (waiting_.compare_exchange_weak(waiting, waiting + 1, std::memory_order_relaxed)) {
+    std::int64_t places = places_.load(std::memory_order_relaxed);
+    while (places > 0) {
+      if (places_.compare_exchange_weak(places, places - 1, std::memory_order_relaxed)) {
+        waiting_.fetch_add(1, std::memory_order_relaxed);
         return true;
       }
     }
     return false;
   }
+  // Gives back the place of a request that was not pushed.
+  void ReturnPlace() {
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+    places_.fetch_add(1, std::memory_order_relaxed);
+  }
 
-  // Corrects the number of places taken.  It is a count and orders nothing: the requests
-  // themselves are handed over under the mutex.
-  void AddWaiting(std::int64_t difference) {
-    waiting_.fetch_add(difference, std::memory_order_relaxed);
+  // Engine thread: so many more wait than before, and so many could start at once.  A request that
+  // starts changes both and no place.  The counts order nothing: the requests themselves are handed
+  // over under the mutex.
+  void Settle(std::int64_t waiting_difference, std::int64_t startable) {
+    const std::int64_t places = startable - startable_ - waiting_difference;
+    startable_ = startable;
+    if (waiting_difference != 0) {
+      waiting_.fetch_add(waiting_difference, std::memory_order_relaxed);
+    }
+    if (places != 0) {
+      places_.fetch_add(places, std::memory_order_relaxed);
+    }
   }
   std::int64_t waiting() const { return waiting_.load(std::memory_order_relaxed); }
 
@@ -79,8 +99,9 @@ class Inbox final {
   void EndOne() { live_.fetch_sub(1, std::memory_order_release); }
 
  private:
-  const std::int64_t waiting_max_;
+  std::atomic<std::int64_t> places_;  // below 0 while preempted sequences wait beyond the bound
   std::atomic<std::int64_t> waiting_{0};
+  std::int64_t startable_;  // engine thread
   std::atomic<std::int64_t> live_{0};
   std::atomic<bool> pushed_{false};
   mutable std::mutex mutex_;

@@ -30,7 +30,7 @@ struct Usage {
   std::int64_t completion_tokens = 0;  // delivered, the end id included
   std::int64_t cache_hit_tokens = 0;   // of the prompt; hit + miss == prompt
   std::int64_t preemptions = 0;        // recomputed tokens are never billed nor counted as hits
-  std::int64_t queue_us = 0;           // arrival to first scheduled
+  std::int64_t queue_us = 0;           // arrival to first scheduled, or to the end
   std::int64_t prefill_us = 0;         // first scheduled to first token
   std::int64_t decode_us = 0;          // first token to last
 };

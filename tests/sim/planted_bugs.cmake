@@ -231,8 +231,11 @@ plant_bug(server/engine/engine_core.cpp "token of another row"
   [[  const TokenId token{result.tokens[entry]};]]
   [[  const TokenId token{result.tokens[BUG && entry > 0 ? entry - 1 : entry]};]])
 plant_bug(server/engine/engine_core.cpp "place in the queue kept"
-  [[  if (waiting != waiting_counted_) {]]
-  [[  if (waiting > waiting_counted_ || (!BUG && waiting != waiting_counted_)) {]])
+  [[  inbox_.Settle(waiting - waiting_counted_,]]
+  [[  inbox_.Settle(BUG && waiting < waiting_counted_ ? 0 : waiting - waiting_counted_,]])
+plant_bug(server/engine/engine_core.cpp "places for what cannot start"
+  [[waiting > 0 ? 0 : config_.scheduler.sequences_max - running);]]
+  [[waiting > 0 && !BUG ? 0 : config_.scheduler.sequences_max - running);]])
 
 planted_source(server/engine/engine_loop.cpp)
 plant_bug(server/engine/engine_loop.cpp "terminal twice"

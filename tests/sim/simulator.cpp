@@ -177,13 +177,22 @@ Request Simulator::DrawRequest() {
   return request;
 }
 
+// As many may wait as the queue has places, and as many more as could start at once.
+bool Simulator::IsFull() const {
+  const Scheduler& scheduler = engine_.scheduler();
+  const auto running = static_cast<std::int64_t>(scheduler.running().size());
+  const std::int64_t startable =
+      scheduler.waiting().empty() ? config_.scheduler.sequences_max - running : 0;
+  return engine_.Load().waiting >= config_.scheduler.waiting_max + startable;
+}
+
 void Simulator::SubmitOne(Request request) {
   const bool duplicate = std::any_of(live_.begin(), live_.end(), [&](const auto& client) {
     return client->request.external_id == request.external_id;
   });
   auto client = std::make_shared<Client>();
   client->request = request;
-  const bool full = engine_.Load().waiting >= config_.scheduler.waiting_max;
+  const bool full = IsFull();
   const Status status = engine_.Submit(request, client);
   ++stats_.requests;
   if (!status.ok()) {
@@ -208,14 +217,12 @@ void Simulator::CheckRefusal(const Error& error, const Request& request, bool du
                 "refused what would fit: " + error.message);
       break;
     case ErrorCode::kDeadlineExceeded:
-      SIM_CHECK(request.stop.deadline_us.has_value() &&
-                    *request.stop.deadline_us < clock_.now_us + engine_.Load().last_step_us + 1,
-                "refused a deadline that is far: " + error.message);
+      SIM_CHECK(request.stop.deadline_us.has_value() && *request.stop.deadline_us <= clock_.now_us,
+                "refused a deadline that has not passed: " + error.message);
       break;
     case ErrorCode::kAlreadyExists: SIM_CHECK(duplicate, "refused a fresh id"); break;
     case ErrorCode::kResourceExhausted:
-      SIM_CHECK(engine_.Load().waiting >= config_.scheduler.waiting_max,
-                "refused as full: " + error.message);
+      SIM_CHECK(IsFull(), "refused as full: " + error.message);
       break;
     default: Fail("refused with an unexpected error: " + error.message);
   }

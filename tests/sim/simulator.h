@@ -90,6 +90,7 @@ class Simulator final {
 
   void Arrive();
   Request DrawRequest();
+  bool IsFull() const;
   void SubmitOne(Request request);
   void CheckRefusal(const Error& error, const Request& request, bool duplicate);
   void DisturbLive();
