@@ -178,7 +178,8 @@ Status App::Listen() {
                                                .ready_us = clock_.NowUs()},
                                     .slow_client = {},
                                     .draining = false,
-                                    .live = {}});
+                                    .live = {},
+                                    .open_calls = {}});
   DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config_.listen));
   GrpcServerConfig listening;
   listening.host = address.host;

@@ -9,8 +9,10 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kStalledBytesMin = std::int64_t{64} << 10;  // below, waiting costs nothing
 constexpr double kUsPerMs = 1000.0;
+// gRPC's timers count in milliseconds, so it may cancel a call this much before our clock says
+// that the deadline has passed.
+constexpr std::int64_t kDeadlineRoundingUs = 2'000;
 
 }  // namespace
 
@@ -19,6 +21,7 @@ GenerationCall::GenerationCall(const GenerationMethod& method, ServiceContext& c
     : method_(method),
       context_(context),
       arrival_us_(context.clock.NowUs()),
+      deadline_us_(DeadlineUs(rpc, context.clock)),
       rpc_(&rpc),
       transport_(&transport) {
   const std::string from_header = ClientRequestId(rpc);
@@ -35,6 +38,7 @@ std::shared_ptr<GenerationCall> GenerationCall::Start(const GenerationMethod& me
                                                       const grpc::ByteBuffer& request,
                                                       GenerationTransport& transport) {
   auto call = std::make_shared<GenerationCall>(method, context, rpc, transport);
+  context.open_calls.Add(call.get());
   const Status status = call->Submit(request, call);
   if (!status.ok()) {
     call->Refuse(status.error());
@@ -47,7 +51,6 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
   if (context_.draining.load(std::memory_order_relaxed)) {
     return DrainingError();
   }
-  deadline_us_ = DeadlineUs(*rpc_, context_.clock);
   std::string wanted;
   Result<Generation> parsed = method_.parse(request, context_, wanted);
   if (IsRequestId(wanted)) {
@@ -80,9 +83,8 @@ Status GenerationCall::ClaimId(const std::string& wanted) {
 
 void GenerationCall::Refuse(const Error& error) {
   const std::lock_guard lock(mutex_);
-  const grpc::Status status = ToGrpc(error);
-  Close(status);
-  transport_->Finish(status);
+  Close(error);
+  transport_->Fail(error);
 }
 
 void GenerationCall::OnDelta(TokenDelta&& delta) {
@@ -103,121 +105,162 @@ void GenerationCall::OnDelta(TokenDelta&& delta) {
 }
 
 void GenerationCall::OnWriteDone(bool ok) {
+  if (!ok) {
+    OnCancel();  // the client is gone; the engine's last delta ends the call
+  }
   const std::lock_guard lock(mutex_);
   write_in_flight_ = false;
-  if (!ok) {
-    Cancel();  // the client is gone; the engine's last delta ends the call
-  }
   Advance();
 }
 
+// Where the deadline passed the engine ends the request by it, and so says where it stood then.
 void GenerationCall::OnCancel() {
-  Cancel();
+  const bool late = deadline_us_ && context_.clock.NowUs() + kDeadlineRoundingUs >= *deadline_us_;
+  Depart(late ? Departure::kDeadline : Departure::kCancelled);
+  if (!late) {
+    Cancel();
+  }
 }
 
 void GenerationCall::OnDone() {
+  context_.open_calls.Remove(this);
   const std::lock_guard lock(mutex_);
+  // Who left while the status was on its way did not get it.
+  const Departure departure = departure_.load(std::memory_order_relaxed);
+  if (departure != Departure::kNone) {
+    const Status left = FinalStatus(departure);
+    if (outcome_.ok() || outcome_.error().code != left.error().code) {
+      outcome_ = left;
+    }
+  }
+  Log(outcome_);
   transport_ = nullptr;
   rpc_ = nullptr;
   pending_ = {};
 }
 
-// A write in flight always ends: the client reads, or its connection dies (keepalive) and the
-// write fails.  Until then the parts that wait are bounded.
+void GenerationCall::Look() {
+  const std::lock_guard lock(mutex_);
+  DropIfSlow();
+}
+
+void GenerationCall::Depart(Departure departure) {
+  Departure none = Departure::kNone;
+  departure_.compare_exchange_strong(none, departure, std::memory_order_relaxed);
+}
+
+// A write in flight ends when the client reads or its connection dies (keepalive), which a client
+// that is alive and does not read never lets happen.
 void GenerationCall::DropIfSlow() {
-  if (failure_ || !write_in_flight_ || !has_pending_) {
+  if (transport_ == nullptr || departure_.load(std::memory_order_relaxed) != Departure::kNone) {
     return;
   }
-  const std::int64_t bytes = pending_.bytes();
-  const bool stalled =
-      context_.clock.NowUs() - write_started_us_ > context_.slow_client.stalled_us_max;
-  if (bytes <= context_.slow_client.pending_bytes_max && !(stalled && bytes > kStalledBytesMin)) {
-    return;
+  const SlowClientLimits& limits = context_.slow_client;
+  const bool stalled = (write_in_flight_ || closed_) &&
+                       context_.clock.NowUs() - write_started_us_ >= limits.stalled_us_max;
+  const bool behind =
+      write_in_flight_ && has_pending_ && pending_.bytes() > limits.pending_bytes_max;
+  if (stalled || behind) {
+    Depart(Departure::kTooSlow);
+    Cancel();
+    rpc_->TryCancel();  // without it the write in flight, and with it the call, would stay
   }
-  failure_ = Error{ErrorCode::kResourceExhausted, "client too slow: it does not read its stream"};
-  Cancel();
-  rpc_->TryCancel();  // without it the write in flight, and with it the call, would stay
 }
 
 void GenerationCall::Advance() {
   if (transport_ == nullptr || closed_ || write_in_flight_ || !has_pending_) {
     return;
   }
-  const bool last = pending_.finish.has_value();
-  if (!last && (method_.delivery == Delivery::kWhole || cancelled())) {
+  if (pending_.finish) {
+    End();
     return;
   }
-  // An answer that has begun gets its last message whatever the status.
-  const bool something = !pending_.empty() || (last && (headers_sent_ || FinalStatus().ok()));
-  if (!headers_sent_ && something) {
-    // Only now: a header before the first token would keep clients from retrying an error.
-    rpc_->AddInitialMetadata(kRequestIdHeader, head_.request_id);
-    headers_sent_ = true;
-  }
-  if (!last) {
-    buffer_ = method_.encode(pending_, head_, context_);
-    pending_ = {};
-    has_pending_ = false;
-    write_in_flight_ = true;
-    write_started_us_ = context_.clock.NowUs();
-    transport_->Write(buffer_);
+  const bool gone = departure_.load(std::memory_order_relaxed) != Departure::kNone;
+  if (method_.delivery == Delivery::kWhole || gone) {
     return;
   }
-  const grpc::Status status = FinalStatus();
+  if (!pending_.empty()) {
+    SendHeaders();
+  }
   buffer_ = method_.encode(pending_, head_, context_);
   pending_ = {};
   has_pending_ = false;
+  write_in_flight_ = true;
+  write_started_us_ = context_.clock.NowUs();
+  transport_->Write(buffer_);
+}
+
+// The engine's last delta has come and nothing is being written.
+void GenerationCall::End() {
+  // Read once: a client may leave at any moment, and an answer is either sent whole or not at all.
+  const Departure departure = departure_.load(std::memory_order_relaxed);
+  const Status status = FinalStatus(departure);
+  // A stream that has begun gets its last message whatever the status.
+  const bool begun = method_.delivery == Delivery::kStream && (headers_sent_ || !pending_.empty());
+  const bool sends = departure == Departure::kNone && (status.ok() || begun);
+  if (sends) {
+    SendHeaders();
+    buffer_ = method_.encode(pending_, head_, context_);
+  }
+  pending_ = {};
+  has_pending_ = false;
   Close(status);
-  if (something && !cancelled()) {
+  if (sends) {
     transport_->WriteAndFinish(buffer_, status);
   } else {
-    transport_->Finish(status);
+    transport_->Fail(status.error());
   }
 }
 
-grpc::Status GenerationCall::FinalStatus() {
-  if (failure_) {
-    return ToGrpc(*failure_);
+// With the first token only: a header before it would keep clients from retrying an error.
+void GenerationCall::SendHeaders() {
+  if (!headers_sent_) {
+    rpc_->AddInitialMetadata(kRequestIdHeader, head_.request_id);
+    headers_sent_ = true;
+  }
+}
+
+// Never OK where the client has left.
+Status GenerationCall::FinalStatus(Departure departure) const {
+  const Error late{ErrorCode::kDeadlineExceeded, "deadline expired before the answer was sent"};
+  switch (departure) {
+    case Departure::kTooSlow:
+      return Error{ErrorCode::kResourceExhausted, "client too slow: it does not read its stream"};
+    case Departure::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
+    case Departure::kDeadline: return pending_.error.value_or(late);
+    case Departure::kNone: break;
   }
   switch (*pending_.finish) {
     case ReplyFinish::kStop:
     case ReplyFinish::kLength:
-    case ReplyFinish::kToolCalls: return grpc::Status::OK;
+    case ReplyFinish::kToolCalls: return {};
     case ReplyFinish::kAborted:
-      if (context_.draining.load(std::memory_order_relaxed)) {
-        return ToGrpc(DrainingError());
-      }
-      return grpc::Status::OK;
-    case ReplyFinish::kCancelled:
-      // gRPC itself cancels a call whose deadline passes.
-      if (!deadline_us_ || context_.clock.NowUs() < *deadline_us_) {
-        return ToGrpc({ErrorCode::kCancelled, "cancelled by the client"});
-      }
-      [[fallthrough]];
-    case ReplyFinish::kDeadline:
-      return ToGrpc(pending_.error.value_or(
-          Error{ErrorCode::kDeadlineExceeded, "the deadline passed while generating"}));
-    case ReplyFinish::kError:
-      return ToGrpc(pending_.error.value_or(Error{ErrorCode::kInternal, "the model failed"}));
+      return context_.draining.load(std::memory_order_relaxed) ? Status(DrainingError()) : Status();
+    case ReplyFinish::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
+    case ReplyFinish::kDeadline: return pending_.error.value_or(late);
+    case ReplyFinish::kError: break;
   }
-  return ToGrpc({ErrorCode::kInternal, "the model failed"});
+  return pending_.error.value_or(Error{ErrorCode::kInternal, "the model failed"});
 }
 
-void GenerationCall::Close(const grpc::Status& status) {
+// The status is decided and the id free: who sees the end may use it again.
+void GenerationCall::Close(const Status& status) {
   closed_ = true;
+  outcome_ = status;
+  write_started_us_ = context_.clock.NowUs();
   if (!headers_sent_ && !head_.request_id.empty()) {
     rpc_->AddTrailingMetadata(kRequestIdHeader, head_.request_id);
   }
-  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+  if (!status.ok() && status.error().code == ErrorCode::kResourceExhausted) {
     rpc_->AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
   }
-  Log(status);
   if (claimed_) {
     context_.live.Release(head_.request_id);
   }
 }
 
-void GenerationCall::Log(const grpc::Status& status) const {
+void GenerationCall::Log(const Status& outcome) const {
+  const grpc::Status status = ToGrpc(outcome);
   const double total_ms = static_cast<double>(context_.clock.NowUs() - arrival_us_) / kUsPerMs;
   dsa::Log(LogLevel::kInfo, "request",
            {{"id", head_.request_id},

@@ -5,16 +5,19 @@
 //                                  +------ OnWriteDone -----+
 //
 // A client that reads slowly gets fewer, longer messages; one that does not read at all is dropped.
-// Shared by the engine, as the sink, and by the gRPC reactor, which owns itself: neither owns the
-// other, and either may go first.
+// Whatever happens to a call ends in one OnDone, which logs it once: as OK only where the client
+// was still there when the last message had left. Shared by the engine, as the sink, and by the
+// gRPC reactor, which owns itself: neither owns the other, and either may go first.
 #pragma once
 
 #include "server/api/encode.h"
+#include "server/api/open_calls.h"
 #include "server/api/reply.h"
 #include "server/api/service_context.h"
 #include "server/api/translate.h"
 #include "server/engine/token_sink.h"
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -23,7 +26,6 @@
 
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/status.h>
 
 namespace dsa {
 
@@ -53,12 +55,13 @@ class GenerationTransport {
 
   // `bytes` stays as it is until GenerationCall::OnWriteDone; one write at a time.
   virtual void Write(const grpc::ByteBuffer& bytes) = 0;
-  // The last message and the status.
-  virtual void WriteAndFinish(const grpc::ByteBuffer& bytes, const grpc::Status& status) = 0;
-  virtual void Finish(const grpc::Status& status) = 0;
+  // The last message and the status.  Only so a call can end with OK: gRPC aborts the process where
+  // a unary call does without a message.
+  virtual void WriteAndFinish(const grpc::ByteBuffer& bytes, const Status& status) = 0;
+  virtual void Fail(const Error& error) = 0;
 };
 
-class GenerationCall final : public TokenSink {
+class GenerationCall final : public TokenSink, private OpenCall {
  public:
   // Parses, translates and submits a request.  The answer or the error leaves through `transport`,
   // which lives until it calls OnDone.  gRPC thread.
@@ -80,24 +83,35 @@ class GenerationCall final : public TokenSink {
   void OnDone();
 
  private:
+  // Why a call ends that the engine did not end.
+  enum class Departure : std::uint8_t { kNone, kCancelled, kDeadline, kTooSlow };
+
+  void Look() override;  // thread of the open calls
   Status Submit(const grpc::ByteBuffer& request, const std::shared_ptr<GenerationCall>& self);
   Status ClaimId(const std::string& wanted);
   void Refuse(const Error& error);
-  void Advance();              // mutex_ held
-  void DropIfSlow();           // mutex_ held
-  grpc::Status FinalStatus();  // mutex_ held
-  void Close(const grpc::Status& status);
-  void Log(const grpc::Status& status) const;
+  void Depart(Departure departure);
+  // mutex_ held:
+  void Advance();
+  void End();
+  void SendHeaders();
+  void DropIfSlow();
+  Status FinalStatus(Departure departure) const;
+  void Close(const Status& status);
+  void Log(const Status& outcome) const;
 
   // Constant once submitted.
   const GenerationMethod& method_;
   ServiceContext& context_;
   const MonotonicUs arrival_us_;
-  std::optional<MonotonicUs> deadline_us_;
+  const std::optional<MonotonicUs> deadline_us_;
   ReplyHead head_;  // its request_id may be the client's before it is claimed
   bool claimed_ = false;
 
   std::optional<ReplyAssembler> assembler_;  // stream pump thread
+
+  // The first one stays.  Nothing is ordered by it.
+  std::atomic<Departure> departure_{Departure::kNone};
 
   std::mutex mutex_;
   // Guarded by mutex_:
@@ -107,10 +121,10 @@ class GenerationCall final : public TokenSink {
   bool has_pending_ = false;
   bool write_in_flight_ = false;
   bool headers_sent_ = false;
-  bool closed_ = false;  // the status is sent
-  MonotonicUs write_started_us_ = 0;
-  grpc::ByteBuffer buffer_;  // of the write in flight
-  std::optional<Error> failure_;
+  bool closed_ = false;               // the status is on its way
+  Status outcome_;                    // once closed
+  MonotonicUs write_started_us_ = 0;  // of the write in flight, or of the status
+  grpc::ByteBuffer buffer_;           // of the write in flight
   // Of the part last seen, for the log.
   Usage usage_;
   std::optional<ReplyFinish> finish_;

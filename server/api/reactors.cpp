@@ -1,5 +1,7 @@
 #include "server/api/reactors.h"
 
+#include "server/api/wire.h"
+
 #include <memory>
 
 namespace dsa {
@@ -11,12 +13,10 @@ class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Begin(std::shared_ptr<GenerationCall> call) { call_ = std::move(call); }
 
   void Write(const grpc::ByteBuffer& bytes) override { StartWrite(&bytes); }
-  void WriteAndFinish(const grpc::ByteBuffer& bytes, const grpc::Status& status) override {
-    StartWriteAndFinish(&bytes, grpc::WriteOptions(), status);
+  void WriteAndFinish(const grpc::ByteBuffer& bytes, const Status& status) override {
+    StartWriteAndFinish(&bytes, grpc::WriteOptions(), ToGrpc(status));
   }
-  void Finish(const grpc::Status& status) override {
-    grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(status);
-  }
+  void Fail(const Error& error) override { Finish(ToGrpc(error)); }
 
   void OnWriteDone(bool ok) override { call_->OnWriteDone(ok); }
   void OnCancel() override { call_->OnCancel(); }
@@ -37,11 +37,11 @@ class WholeReactor final : public grpc::ServerUnaryReactor, public GenerationTra
   void Write(const grpc::ByteBuffer& /*bytes*/) override {
     DSA_CHECK(false, "a unary call has one message");
   }
-  void WriteAndFinish(const grpc::ByteBuffer& bytes, const grpc::Status& status) override {
+  void WriteAndFinish(const grpc::ByteBuffer& bytes, const Status& status) override {
     response_ = bytes;
-    grpc::ServerUnaryReactor::Finish(status);
+    Finish(ToGrpc(status));
   }
-  void Finish(const grpc::Status& status) override { grpc::ServerUnaryReactor::Finish(status); }
+  void Fail(const Error& error) override { Finish(ToGrpc(error)); }
 
   void OnCancel() override { call_->OnCancel(); }
   void OnDone() override {

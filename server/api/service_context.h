@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/clock.h"
+#include "server/api/open_calls.h"
 #include "server/api/request_ids.h"
 #include "server/engine/engine.h"
 #include "tokenizer/chat_template.h"
@@ -46,10 +47,10 @@ struct ServerDescription {
 // What a client that does not read may cost.
 struct SlowClientLimits {
   std::int64_t pending_bytes_max = std::int64_t{1} << 20;  // text and ids waiting to be written
-  std::int64_t stalled_us_max = 30'000'000;                // one write in flight
+  std::int64_t stalled_us_max = 30'000'000;                // one write in flight, of any size
 };
 
-// Constant after construction, but for `draining` and `live`.
+// Constant after construction, but for `draining`, `live` and `open_calls`.
 struct ServiceContext {
   Engine& engine;
   const Clock& clock;
@@ -59,6 +60,7 @@ struct ServiceContext {
   SlowClientLimits slow_client;
   std::atomic<bool> draining{false};  // a hint: the engine decides
   RequestIds live;
+  OpenCalls open_calls;
 };
 
 }  // namespace dsa

@@ -26,7 +26,7 @@ grpc::ServerUnaryReactor* AnswerUnary(const UnaryCall& call, google::protobuf::M
       call.rpc.AddTrailingMetadata(kRequestIdHeader, request_id);
     }
   }
-  const grpc::Status answer = status.ok() ? grpc::Status::OK : ToGrpc(status.error());
+  const grpc::Status answer = ToGrpc(status);
   Log(LogLevel::kInfo, "request",
       {{"id", Escape(request_id, kLoggedBytesMax)},
        {"method", call.name},

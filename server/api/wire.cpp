@@ -87,4 +87,8 @@ grpc::Status ToGrpc(const Error& error) {
   return {code, message};
 }
 
+grpc::Status ToGrpc(const Status& status) {
+  return status.ok() ? grpc::Status::OK : ToGrpc(status.error());
+}
+
 }  // namespace dsa

@@ -19,5 +19,6 @@ grpc::ByteBuffer Serialize(const google::protobuf::Message& message);
 
 // The same code; the message on one line and at most 1024 bytes.
 grpc::Status ToGrpc(const Error& error);
+grpc::Status ToGrpc(const Status& status);
 
 }  // namespace dsa

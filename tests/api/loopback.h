@@ -60,7 +60,8 @@ struct Loopback {
         .server = {.version = "9", .device = "cpu", .configuration_json = "{}", .ready_us = 0},
         .slow_client = {},
         .draining = false,
-        .live = {}});
+        .live = {},
+        .open_calls = {}});
     if (tokenizer != nullptr) {
       context->model.chat_format = ChatFormat::kV32;
     }

@@ -72,7 +72,8 @@ TestServer::TestServer(const TestServerOptions& options)
           .server = {.version = "9", .device = "cpu", .configuration_json = "{}", .ready_us = 0},
           .slow_client = options.slow_client,
           .draining = false,
-          .live = {}}) {
+          .live = {},
+          .open_calls = {}}) {
   executor_.on_execute = [this](const ForwardBatch&) { executor_.faulty_row = steps_.Enter(); };
   engine_->Start();
   Result<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options.listen, *context_);

@@ -49,6 +49,7 @@ class TestServer final {
   ServiceContext& context() { return *context_; }
   GrpcServer& server() { return *server_; }
 
+  std::int64_t port() const { return server_->port(); }
   // A connection of its own.
   std::shared_ptr<grpc::Channel> NewChannel() const;
 

@@ -44,7 +44,8 @@ struct World {
                          .server = {},
                          .slow_client = {},
                          .draining = false,
-                         .live = {}};
+                         .live = {},
+                         .open_calls = {}};
 };
 
 v1::CompletionRequest Valid() {

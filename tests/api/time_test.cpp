@@ -1,0 +1,220 @@
+// Deadlines, clients that do not read, and places: what depends on time, on steps that take what
+// the test says.
+#include "proto/completion.grpc.pb.h"
+#include "tests/api/test_server.h"
+#include "tests/log_capture.h"
+
+#include <atomic>
+#include <thread>
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+#include <grpcpp/channel.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
+
+namespace dsa {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::Eventually;
+using testing::LogCapture;
+using testing::Pause;
+using testing::TestServer;
+using testing::TestServerOptions;
+
+v1::CompletionRequest Tokens(const std::string& id, int max_tokens) {
+  v1::CompletionRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  request.mutable_token_ids()->add_ids(8);
+  request.mutable_stop()->set_max_tokens(max_tokens);
+  request.set_request_id(id);
+  return request;
+}
+
+grpc::Status Complete(const TestServer& server, const v1::CompletionRequest& request,
+                      milliseconds deadline = std::chrono::seconds(30)) {
+  grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + deadline);
+  v1::CompletionResponse response;
+  return v1::CompletionService::NewStub(server.NewChannel())->Complete(&rpc, request, &response);
+}
+
+// A connection whose streams take a few hundred bytes until they are read.
+std::shared_ptr<grpc::Channel> NarrowChannel(const TestServer& server) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt("grpc.use_local_subchannel_pool", 1);
+  arguments.SetInt("grpc.http2.bdp_probe", 0);
+  arguments.SetInt("grpc.http2.lookahead_bytes", 5);
+  return grpc::CreateCustomChannel(fmt::format("127.0.0.1:{}", server.port()),
+                                   grpc::InsecureChannelCredentials(), arguments);
+}
+
+// A stream that is read when the test says.
+struct Stream {
+  // A client of ordinary size lets hundreds of kilobytes come before it is read.
+  Stream(const TestServer& server, const v1::CompletionRequest& request)
+      : stub(v1::CompletionService::NewStub(NarrowChannel(server))) {
+    rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    reader = stub->CompleteStream(&rpc, request);
+  }
+  grpc::Status ReadAll() {
+    for (v1::CompletionStreamResponse part; reader->Read(&part);) {
+      ids += part.token_ids_size();
+    }
+    return reader->Finish();
+  }
+
+  grpc::ClientContext rpc;
+  std::unique_ptr<v1::CompletionService::Stub> stub;
+  std::unique_ptr<grpc::ClientReader<v1::CompletionStreamResponse>> reader;
+  int ids = 0;
+};
+
+TEST_CASE("an idle server takes a short deadline although its last step was long", "[time]") {
+  TestServer server;
+  server.steps().SetDuration(milliseconds(1500));
+  REQUIRE(Complete(server, Tokens("slow", 1)).ok());
+  REQUIRE(server.engine().Load().last_step_us >= 1'500'000);
+  server.steps().SetDuration(milliseconds(0));
+  CHECK(Complete(server, Tokens("quick", 1), milliseconds(1000)).ok());
+  // What has expired is still refused, by whoever notices first.
+  CHECK(Complete(server, Tokens("late", 1), milliseconds(-1)).error_code() ==
+        grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+// About 250 bytes a token, so that one is more than a narrow connection takes.
+v1::CompletionRequest Heavy(const std::string& id, int max_tokens) {
+  v1::CompletionRequest request = Tokens(id, max_tokens);
+  request.set_logprobs(true);
+  request.set_top_logprobs(20);
+  return request;
+}
+
+TEST_CASE("a stream that nobody reads is dropped by time alone, whatever waits behind its write",
+          "[time]") {
+  const LogCapture log;
+  TestServerOptions options;
+  options.slow_client = {.pending_bytes_max = std::int64_t{1} << 40, .stalled_us_max = 400'000};
+  {
+    TestServer server(options);
+    Stream stream(server, Heavy("unread", 4000));
+    REQUIRE(Eventually([&] { return server.engine().Load().tokens_computed > 2000; }));
+    server.steps().Hold();  // from now on no token comes
+    Pause(milliseconds(1500));
+    CHECK(stream.ReadAll().error_code() == grpc::StatusCode::CANCELLED);
+    CHECK(stream.ids < 2000);
+    server.steps().Resume();
+    CHECK(server.BecomesQuiet());
+  }
+  const auto lines = log.Lines("unread");
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].find("code=\"RESOURCE_EXHAUSTED\"  error=\"client too slow") != std::string::npos);
+}
+
+TEST_CASE("an answer whose last message nobody takes is dropped, too", "[time]") {
+  const LogCapture log;
+  TestServerOptions options;
+  options.slow_client = {.pending_bytes_max = std::int64_t{1} << 40, .stalled_us_max = 400'000};
+  TestServer server(options);
+  Stream stream(server, Heavy("untaken", 1));
+  // The engine is done and what it said lies in the call: no slot is held, but the call.
+  REQUIRE(Eventually([&] { return server.engine().Load().requests_finished == 1; }));
+  CHECK(Eventually([&] { return log.Lines("untaken").size() == 1; }));
+  CHECK(stream.ReadAll().error_code() == grpc::StatusCode::CANCELLED);
+  CHECK(log.Lines("untaken")[0].find("client too slow") != std::string::npos);
+}
+
+TEST_CASE("a stream with nothing to write is never dropped", "[time]") {
+  TestServerOptions options;
+  options.slow_client = {.pending_bytes_max = std::int64_t{1} << 40, .stalled_us_max = 100'000};
+  TestServer server(options);
+  server.steps().Hold();
+  Stream stream(server, Tokens("silent", 5));
+  Stream queued(server, Tokens("queued", 5));
+  // What is said in the silence is read at once.
+  std::thread first([&] { CHECK(stream.ReadAll().ok()); });
+  std::thread second([&] { CHECK(queued.ReadAll().ok()); });
+  server.steps().LetPass(2);
+  REQUIRE(server.steps().WaitForStep(3));
+  Pause(milliseconds(800));
+  server.steps().Resume();
+  first.join();
+  second.join();
+  CHECK(stream.ids == 5);
+  CHECK(queued.ids == 5);
+}
+
+TEST_CASE("every deadline that passes is one true line", "[time]") {
+  constexpr int kQueued = 8;
+  const LogCapture log;
+  TestServerOptions options;
+  options.engine.scheduler.sequences_max = 1;
+  std::atomic<int> late{0};
+  {
+    TestServer server(options);
+    server.steps().Hold();
+    std::vector<std::thread> clients;
+    const auto ask = [&](const std::string& id) {
+      const grpc::Status status = Complete(server, Tokens(id, 50), milliseconds(600));
+      late += status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ? 1 : 0;
+    };
+    clients.emplace_back(ask, "runs");
+    REQUIRE(server.steps().WaitForStep(1));
+    for (int i = 0; i < kQueued; ++i) {
+      clients.emplace_back(ask, fmt::format("waits-{}", i));
+    }
+    CHECK(Eventually([&] { return server.engine().Load().waiting == kQueued; }));
+    for (std::thread& client : clients) {
+      client.join();
+    }
+    Pause(milliseconds(20));
+    server.steps().Resume();
+    CHECK(server.BecomesQuiet());
+  }
+  CHECK(late == 1 + kQueued);
+  CHECK(log.Lines("code=\"DEADLINE_EXCEEDED\"").size() == 1 + kQueued);
+  CHECK(log.Lines("error=\"deadline expired in queue\"  finish=\"deadline\"").size() == kQueued);
+  const auto running = log.Lines("error=\"deadline expired\"  finish=\"deadline\"");
+  REQUIRE(running.size() == 1);
+  CHECK(running[0].find("id=\"runs\"") != std::string::npos);
+  CHECK(running[0].find("completion_tokens=1 ") != std::string::npos);
+  CHECK(log.Lines("CANCELLED").empty());
+}
+
+TEST_CASE("with one slot and one place two simultaneous calls are both taken", "[time]") {
+  TestServerOptions options;
+  options.engine.scheduler.sequences_max = 1;
+  options.engine.scheduler.waiting_max = 1;
+  TestServer server(options);
+  std::atomic<int> refused{0};
+  const auto ask = [&](const std::string& id) {
+    const grpc::Status status = Complete(server, Tokens(id, 2));
+    refused += status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ? 1 : 0;
+    return status.ok();
+  };
+  for (int round = 0; round < 50; ++round) {
+    CAPTURE(round);
+    std::atomic<int> fine{0};
+    std::thread first([&] { fine += ask("first") ? 1 : 0; });
+    std::thread second([&] { fine += ask("second") ? 1 : 0; });
+    first.join();
+    second.join();
+    CHECK(fine == 2);
+    // What has run is gone before the next two come.
+    REQUIRE(server.BecomesQuiet());
+  }
+  server.steps().Hold();
+  std::thread first([&] { ask("first"); });
+  std::thread second([&] { ask("second"); });
+  CHECK(Eventually([&] { return server.engine().Load().waiting == 1; }));
+  CHECK_FALSE(ask("third"));
+  CHECK(refused == 1);
+  server.steps().Resume();
+  first.join();
+  second.join();
+}
+
+}  // namespace
+}  // namespace dsa
