@@ -179,7 +179,8 @@ Status App::Listen() {
                                     .slow_client = {},
                                     .draining = false,
                                     .live = {},
-                                    .open_calls = {}});
+                                    .open_calls = {},
+                                    .workers = {}});
   DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config_.listen));
   GrpcServerConfig listening;
   listening.host = address.host;

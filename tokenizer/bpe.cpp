@@ -370,7 +370,7 @@ void Bpe::AppendWindows(std::string_view piece, BpeScratch& scratch,
       ids.push_back(window[i]);
       begin += SizeOf(window[i]);
     }
-    if (end == piece.size()) {
+    if (end == piece.size() || ids.size() > scratch.ids_max_) {
       return;
     }
   }

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,11 @@ struct BpeMerge {
 
 // The working memory of long pieces, bounded by the window.  One per call of Encode.
 class BpeScratch final {
+ public:
+  // A long piece may be left unfinished once there are more ids than this.
+  explicit BpeScratch(std::size_t ids_max = std::numeric_limits<std::size_t>::max())
+      : ids_max_(ids_max) {}
+
  private:
   friend class Bpe;
 
@@ -38,6 +44,7 @@ class BpeScratch final {
     std::uint32_t next;
   };
 
+  const std::size_t ids_max_;
   std::vector<Node> nodes_;
   std::vector<std::uint32_t> heads_;  // per rank, the last pair that waits for it
   std::vector<Waiting> waiting_;
@@ -66,7 +73,8 @@ class Bpe final {
   };
   explicit Bpe(const Parameters& parameters);
 
-  // Appends the ids of one piece of text.  O(n) in its length.
+  // Appends the ids of one piece of text, or more of them than `scratch` allows.  O(n) in its
+  // length.
   void Append(std::string_view piece, BpeScratch& scratch, std::vector<TokenId>& ids) const;
 
  private:

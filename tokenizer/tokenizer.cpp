@@ -9,6 +9,7 @@
 #include "tokenizer/utf8.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -20,8 +21,13 @@ namespace {
 
 constexpr std::size_t kWindowBytes = std::size_t{16} << 10;  // about 1 MB of working memory
 
+constexpr std::size_t kNoLimit = std::numeric_limits<std::size_t>::max();
+
 // The working memory of one call of Encode.
 struct EncodeScratch {
+  explicit EncodeScratch(std::size_t limit) : tokens_max(limit), bpe(limit) {}
+
+  const std::size_t tokens_max;  // encoding may stop once there are more
   SplitScratch split;
   BpeScratch bpe;
 };
@@ -44,7 +50,7 @@ struct Tokenizer::State {
       return;
     }
     std::size_t offset = 0;
-    while (offset < piece.size()) {
+    while (offset < piece.size() && ids.size() <= scratch.tokens_max) {
       const auto match = stages[stage].Find(piece, offset, scratch.split);
       if (!match.has_value()) {
         break;
@@ -53,7 +59,9 @@ struct Tokenizer::State {
       AppendStage(stage + 1, piece.substr(match->begin, match->end - match->begin), scratch, ids);
       offset = match->end;
     }
-    AppendStage(stage + 1, piece.substr(offset), scratch, ids);
+    if (ids.size() <= scratch.tokens_max) {
+      AppendStage(stage + 1, piece.substr(offset), scratch, ids);
+    }
   }
 
   void AppendText(std::string_view text, EncodeScratch& scratch, std::vector<TokenId>& ids) const {
@@ -66,6 +74,10 @@ struct Tokenizer::State {
 
   std::vector<AddedTokens::Match> FindAdded(std::string_view text, const TextRange& range) const;
 
+  // Appends the ids of `text`, or the first of them where there are more than `scratch` allows.
+  void Encode(std::string_view text, std::span<const TextRange> ranges, EncodeScratch& scratch,
+              std::vector<TokenId>& ids) const;
+
   std::vector<SplitPattern> stages;
   Bpe bpe;
   // The reference library first looks for tokens that are matched before normalization, then, in
@@ -74,6 +86,7 @@ struct Tokenizer::State {
   AddedTokens normalized_added;
   std::string bytes;                   // of all tokens, one behind the other
   std::vector<std::uint32_t> offsets;  // per id; one more at the end
+  std::size_t longest_token_bytes = 0;
   std::map<std::string, TokenId, std::less<>> added_by_content;
   std::set<TokenId> added_ids;
 };
@@ -136,6 +149,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
   state->offsets.push_back(0);
   for (const std::string& bytes : token_bytes) {
     state->bytes += bytes;
+    state->longest_token_bytes = std::max(state->longest_token_bytes, bytes.size());
     state->offsets.push_back(static_cast<std::uint32_t>(state->bytes.size()));
   }
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(state)));
@@ -153,21 +167,45 @@ std::vector<TokenId> Tokenizer::EncodeWithAdded(std::string_view text) const {
 std::vector<TokenId> Tokenizer::EncodeWithAdded(std::string_view text,
                                                 std::span<const TextRange> ranges) const {
   std::vector<TokenId> ids;
-  EncodeScratch scratch;
+  EncodeScratch scratch(kNoLimit);
+  state_->Encode(text, ranges, scratch, ids);
+  return ids;
+}
+
+std::optional<std::vector<TokenId>> Tokenizer::EncodeAtMost(std::string_view text,
+                                                            std::span<const TextRange> ranges,
+                                                            std::size_t tokens_max) const {
+  std::vector<TokenId> ids;
+  EncodeScratch scratch(tokens_max);
+  state_->Encode(text, ranges, scratch, ids);
+  if (ids.size() > tokens_max) {
+    return std::nullopt;
+  }
+  return ids;
+}
+
+void Tokenizer::State::Encode(std::string_view text, std::span<const TextRange> ranges,
+                              EncodeScratch& scratch, std::vector<TokenId>& ids) const {
   std::size_t done = 0;
   std::size_t checked = 0;
   for (const TextRange& range : ranges) {
     DSA_CHECK(range.begin >= checked && range.end >= range.begin && range.end <= text.size(),
               "EncodeWithAdded: range [{}, {}) of {} bytes", range.begin, range.end, text.size());
     checked = range.end;
-    for (const AddedTokens::Match& match : state_->FindAdded(text, range)) {
-      state_->AppendText(text.substr(done, match.begin - done), scratch, ids);
+    for (const AddedTokens::Match& match : FindAdded(text, range)) {
+      AppendText(text.substr(done, match.begin - done), scratch, ids);
+      if (ids.size() > scratch.tokens_max) {
+        return;
+      }
       ids.push_back(match.id);
       done = match.end;
     }
   }
-  state_->AppendText(text.substr(done), scratch, ids);
-  return ids;
+  AppendText(text.substr(done), scratch, ids);
+}
+
+std::size_t Tokenizer::longest_token_bytes() const {
+  return state_->longest_token_bytes;
 }
 
 std::string_view Tokenizer::Bytes(TokenId id) const {

@@ -44,6 +44,15 @@ class Tokenizer final {
   // Added tokens match everywhere.
   std::vector<TokenId> EncodeWithAdded(std::string_view text) const;
 
+  // As EncodeWithAdded; nullopt where there are more than `tokens_max` ids, which is found without
+  // encoding what lies far behind.
+  std::optional<std::vector<TokenId>> EncodeAtMost(std::string_view text,
+                                                   std::span<const TextRange> ranges,
+                                                   std::size_t tokens_max) const;
+
+  // Of all tokens: a text of more than n times as many bytes has more than n tokens.
+  std::size_t longest_token_bytes() const;
+
   // The bytes of one token; empty for an id without a token.  Not always valid UTF-8.
   std::string_view Bytes(TokenId id) const;
 

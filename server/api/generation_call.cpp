@@ -39,9 +39,14 @@ std::shared_ptr<GenerationCall> GenerationCall::Start(const GenerationMethod& me
                                                       GenerationTransport& transport) {
   auto call = std::make_shared<GenerationCall>(method, context, rpc, transport);
   context.open_calls.Add(call.get());
-  const Status status = call->Submit(request, call);
-  if (!status.ok()) {
-    call->Refuse(status.error());
+  const Status taken = context.workers.Do(request.Length(), [call, &request] {
+    const Status status = call->Submit(request, call);
+    if (!status.ok()) {
+      call->Refuse(status.error());
+    }
+  });
+  if (!taken.ok()) {
+    call->Refuse(taken.error());
   }
   return call;
 }
@@ -50,6 +55,10 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
                               const std::shared_ptr<GenerationCall>& self) {
   if (context_.draining.load(std::memory_order_relaxed)) {
     return DrainingError();
+  }
+  const Departure departure = departure_.load(std::memory_order_relaxed);
+  if (departure != Departure::kNone) {
+    return FinalStatus(departure);  // while it waited to be read
   }
   std::string wanted;
   Result<Generation> parsed = method_.parse(request, context_, wanted);

@@ -63,8 +63,9 @@ class GenerationTransport {
 
 class GenerationCall final : public TokenSink, private OpenCall {
  public:
-  // Parses, translates and submits a request.  The answer or the error leaves through `transport`,
-  // which lives until it calls OnDone.  gRPC thread.
+  // Parses, translates and submits a request, here or by the text workers.  The answer or the error
+  // leaves through `transport`, which lives, as do `rpc` and `request`, until it calls OnDone. gRPC
+  // thread.
   static std::shared_ptr<GenerationCall> Start(const GenerationMethod& method,
                                                ServiceContext& context,
                                                grpc::CallbackServerContext& rpc,

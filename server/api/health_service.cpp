@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/core.h>
 #include <grpcpp/support/server_callback.h>
 
 namespace dsa {
@@ -32,6 +33,16 @@ constexpr std::array<std::string_view, 7> kReadinessNames = {
     "dsa.v1.AdminService",
 };
 constexpr std::string_view kLivenessName = "liveness";
+
+// At once, on the thread that everybody's calls come through.
+Status Parse(const grpc::ByteBuffer& request, HealthCheckRequest& message) {
+  constexpr std::size_t kRequestBytesMax = 4096;
+  if (request.Length() > kRequestBytesMax) {
+    return InvalidArgument(fmt::format("HealthCheckRequest: {} bytes, at most {}", request.Length(),
+                                       kRequestBytesMax));
+  }
+  return ParseStrictly(request, message);
+}
 
 grpc::ByteBuffer Encode(State state) {
   HealthCheckResponse response;
@@ -169,7 +180,7 @@ class HealthService::Service final : public Health::WithRawCallbackMethod_Check<
                                   grpc::ByteBuffer* response) override {
     grpc::ServerUnaryReactor* reactor = rpc->DefaultReactor();
     HealthCheckRequest message;
-    const Status parsed = ParseStrictly(*request, message);
+    const Status parsed = Parse(*request, message);
     const std::optional<State> state = board_->StateOf(message.service());
     if (!parsed.ok()) {
       reactor->Finish(ToGrpc(parsed.error()));
@@ -185,7 +196,7 @@ class HealthService::Service final : public Health::WithRawCallbackMethod_Check<
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Watch(grpc::CallbackServerContext* /*rpc*/,
                                                     const grpc::ByteBuffer* request) override {
     HealthCheckRequest message;
-    const Status parsed = ParseStrictly(*request, message);
+    const Status parsed = Parse(*request, message);
     if (!parsed.ok()) {
       return new Refusal(ToGrpc(parsed.error()));
     }

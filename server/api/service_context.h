@@ -5,6 +5,7 @@
 #include "common/clock.h"
 #include "server/api/open_calls.h"
 #include "server/api/request_ids.h"
+#include "server/api/text_workers.h"
 #include "server/engine/engine.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
@@ -50,7 +51,7 @@ struct SlowClientLimits {
   std::int64_t stalled_us_max = 30'000'000;                // one write in flight, of any size
 };
 
-// Constant after construction, but for `draining`, `live` and `open_calls`.
+// Constant after construction, but for `draining` and what follows it.
 struct ServiceContext {
   Engine& engine;
   const Clock& clock;
@@ -61,6 +62,7 @@ struct ServiceContext {
   std::atomic<bool> draining{false};  // a hint: the engine decides
   RequestIds live;
   OpenCalls open_calls;
+  TextWorkers workers;
 };
 
 }  // namespace dsa

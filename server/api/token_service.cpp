@@ -45,9 +45,10 @@ Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& reques
   DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
   v1::CountTokensResponse response;
   if (request.has_conversation()) {
-    DSA_ASSIGN_OR_RETURN(const RenderedChat chat,
+    DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
                          RenderConversation(request.conversation(), "conversation.", context));
-    response.set_tokens(static_cast<std::int64_t>(chat.ids.size()));
+    const auto ids = context.tokenizer->EncodeWithAdded(chat.text, chat.template_ranges);
+    response.set_tokens(static_cast<std::int64_t>(ids.size()));
     return response;
   }
   if (!request.has_text()) {
@@ -64,11 +65,11 @@ Result<v1::RenderResponse> Render(const v1::RenderRequest& request, const Servic
   if (!request.has_conversation()) {
     return InvalidArgument("conversation: missing");
   }
-  DSA_ASSIGN_OR_RETURN(const RenderedChat chat,
+  DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
                        RenderConversation(request.conversation(), "conversation.", context));
   v1::RenderResponse response;
   response.set_prompt(chat.text);
-  AddIds(chat.ids, response);
+  AddIds(context.tokenizer->EncodeWithAdded(chat.text, chat.template_ranges), response);
   return response;
 }
 

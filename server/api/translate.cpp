@@ -3,6 +3,8 @@
 #include "common/json.h"
 #include "server/api/translate_params.h"
 
+#include <optional>
+#include <span>
 #include <utility>
 
 #include <fmt/core.h>
@@ -90,6 +92,27 @@ Result<Chat> ToChat(const v1::Conversation& message, std::string_view path) {
   return chat;
 }
 
+// An answer needs one token.
+std::int64_t PromptTokensMax(const ServiceContext& context) {
+  return context.model.context_length - 1;
+}
+
+// Costs what `tokens_max` tokens cost, whatever the text.
+Result<std::vector<TokenId>> EncodePrompt(const Tokenizer& tokenizer, std::string_view text,
+                                          std::span<const TextRange> ranges,
+                                          std::int64_t tokens_max) {
+  const auto limit = static_cast<std::size_t>(tokens_max);
+  if (text.size() / tokenizer.longest_token_bytes() <= limit) {
+    std::optional<std::vector<TokenId>> ids = tokenizer.EncodeAtMost(text, ranges, limit);
+    if (ids) {
+      return *std::move(ids);
+    }
+  }
+  return InvalidArgument(fmt::format(
+      "prompt: more than {} tokens, at most {}: the context has {} and an answer needs 1",
+      tokens_max, tokens_max, tokens_max + 1));
+}
+
 // The prompt's ids of a completion.
 Result<std::vector<TokenId>> CompletionPrompt(const v1::CompletionRequest& message,
                                               const ServiceContext& context) {
@@ -114,9 +137,11 @@ Result<std::vector<TokenId>> CompletionPrompt(const v1::CompletionRequest& messa
     }
     prompt.push_back(*context.model.bos);
   }
-  const std::vector<TokenId> ids = message.parse_special()
-                                       ? tokenizer->EncodeWithAdded(message.text())
-                                       : tokenizer->Encode(message.text());
+  const TextRange all{.begin = 0, .end = message.text().size()};
+  DSA_ASSIGN_OR_RETURN(
+      const std::vector<TokenId> ids,
+      EncodePrompt(*tokenizer, message.text(), {&all, message.parse_special() ? 1U : 0U},
+                   PromptTokensMax(context)));
   prompt.insert(prompt.end(), ids.begin(), ids.end());
   return prompt;
 }
@@ -178,18 +203,16 @@ Result<std::vector<TokenId>> ToTokenIds(const google::protobuf::RepeatedField<st
   return result;
 }
 
-Result<RenderedChat> RenderConversation(const v1::Conversation& message, std::string_view path,
-                                        const ServiceContext& context) {
-  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+Result<RenderedPrompt> RenderConversation(const v1::Conversation& message, std::string_view path,
+                                          const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(NeedTokenizer(context));
   if (!context.model.chat_format) {
     return Error{
         ErrorCode::kFailedPrecondition,
         fmt::format("model \"{}\" has no known chat format: use completion", context.model.id)};
   }
   DSA_ASSIGN_OR_RETURN(const Chat chat, ToChat(message, path));
-  DSA_ASSIGN_OR_RETURN(RenderedPrompt prompt, RenderChat(chat, *context.model.chat_format));
-  std::vector<TokenId> ids = tokenizer->EncodeWithAdded(prompt.text, prompt.template_ranges);
-  return RenderedChat{.text = std::move(prompt.text), .ids = std::move(ids)};
+  return RenderChat(chat, *context.model.chat_format);
 }
 
 Result<Generation> Translate(const v1::ChatRequest& message, const ServiceContext& context) {
@@ -199,8 +222,11 @@ Result<Generation> Translate(const v1::ChatRequest& message, const ServiceContex
   *conversation.mutable_messages() = message.messages();
   *conversation.mutable_tools() = message.tools();
   conversation.set_thinking(message.thinking());
-  DSA_ASSIGN_OR_RETURN(RenderedChat chat, RenderConversation(conversation, "", context));
-  DSA_ASSIGN_OR_RETURN(Generation generation, Finish(message, std::move(chat.ids), context));
+  DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat, RenderConversation(conversation, "", context));
+  DSA_ASSIGN_OR_RETURN(
+      std::vector<TokenId> prompt,
+      EncodePrompt(*context.tokenizer, chat.text, chat.template_ranges, PromptTokensMax(context)));
+  DSA_ASSIGN_OR_RETURN(Generation generation, Finish(message, std::move(prompt), context));
   generation.format = {.chat = context.model.chat_format, .thinking = message.thinking()};
   return generation;
 }

@@ -10,6 +10,7 @@
 #include "server/api/encode.h"
 #include "server/api/reply.h"
 #include "server/api/service_context.h"
+#include "tokenizer/chat_template.h"
 
 #include <string>
 #include <string_view>
@@ -32,13 +33,10 @@ Status CheckModel(std::string_view model, const ServiceContext& context);
 Result<Generation> Translate(const v1::ChatRequest& message, const ServiceContext& context);
 Result<Generation> Translate(const v1::CompletionRequest& message, const ServiceContext& context);
 
-struct RenderedChat {
-  std::string text;
-  std::vector<TokenId> ids;
-};
-// `path` opens the names of fields in errors: "" or "conversation.".
-Result<RenderedChat> RenderConversation(const v1::Conversation& message, std::string_view path,
-                                        const ServiceContext& context);
+// FAILED_PRECONDITION without a tokenizer or a chat format.  `path` opens the names of fields in
+// errors: "" or "conversation.".
+Result<RenderedPrompt> RenderConversation(const v1::Conversation& message, std::string_view path,
+                                          const ServiceContext& context);
 
 // FAILED_PRECONDITION without a tokenizer.
 Result<const Tokenizer*> NeedTokenizer(const ServiceContext& context);

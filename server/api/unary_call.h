@@ -1,20 +1,21 @@
-// The short calls: parse, answer, done, all on the gRPC thread that brought them.
+// The short calls: parse, answer, done; on the gRPC thread that brought them or, where their
+// message is not short, by the text workers.
 #pragma once
 
 #include "common/status.h"
 #include "server/api/service_context.h"
+#include "server/api/wire.h"
 
 #include <functional>
 #include <string_view>
 
-#include <google/protobuf/message.h>
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 namespace dsa {
 
-// One call of a raw unary method.
+// One call of a raw unary method.  All of it lives until the call is done.
 struct UnaryCall {
   std::string_view name;  // "TokenService/Tokenize"
   ServiceContext& context;
@@ -23,22 +24,23 @@ struct UnaryCall {
   grpc::ByteBuffer& response;
 };
 
-// Parses into `request`, lets `handle` fill `response`, sends that or the error, and logs.
-grpc::ServerUnaryReactor* AnswerUnary(const UnaryCall& call, google::protobuf::Message& request,
-                                      const google::protobuf::Message& response,
-                                      const std::function<Status()>& handle);
+// Sends what `answer` makes of the request, message or error, and logs.
+using UnaryAnswer = std::function<Result<grpc::ByteBuffer>(const grpc::ByteBuffer& request)>;
+grpc::ServerUnaryReactor* AnswerUnary(const UnaryCall& call, UnaryAnswer answer);
 
 // As above, for a function of the parsed message: Result<Response>(const Request&).
 template <typename RequestMessage, typename ResponseMessage>
 grpc::ServerUnaryReactor* Answer(const UnaryCall& call,
                                  Result<ResponseMessage> (*handle)(const RequestMessage&,
                                                                    const ServiceContext&)) {
-  RequestMessage request;
-  ResponseMessage response;
-  return AnswerUnary(call, request, response, [&]() -> Status {
-    DSA_ASSIGN_OR_RETURN(response, handle(request, call.context));
-    return {};
-  });
+  const ServiceContext& context = call.context;
+  return AnswerUnary(
+      call, [&context, handle](const grpc::ByteBuffer& bytes) -> Result<grpc::ByteBuffer> {
+        RequestMessage request;
+        DSA_RETURN_IF_ERROR(ParseStrictly(bytes, request));
+        DSA_ASSIGN_OR_RETURN(const ResponseMessage response, handle(request, context));
+        return Serialize(response);
+      });
 }
 
 }  // namespace dsa

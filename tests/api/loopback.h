@@ -61,7 +61,8 @@ struct Loopback {
         .slow_client = {},
         .draining = false,
         .live = {},
-        .open_calls = {}});
+        .open_calls = {},
+        .workers = {}});
     if (tokenizer != nullptr) {
       context->model.chat_format = ChatFormat::kV32;
     }

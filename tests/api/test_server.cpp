@@ -73,7 +73,8 @@ TestServer::TestServer(const TestServerOptions& options)
           .slow_client = options.slow_client,
           .draining = false,
           .live = {},
-          .open_calls = {}}) {
+          .open_calls = {},
+          .workers = {}}) {
   executor_.on_execute = [this](const ForwardBatch&) { executor_.faulty_row = steps_.Enter(); };
   engine_->Start();
   Result<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options.listen, *context_);

@@ -45,7 +45,8 @@ struct World {
                          .slow_client = {},
                          .draining = false,
                          .live = {},
-                         .open_calls = {}};
+                         .open_calls = {},
+                         .workers = {}};
 };
 
 v1::CompletionRequest Valid() {

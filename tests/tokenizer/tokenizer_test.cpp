@@ -3,6 +3,11 @@
 
 #include "tests/tokenizer/fixtures.h"
 
+#include <algorithm>
+#include <chrono>
+#include <span>
+#include <string>
+
 #include <catch2/catch.hpp>
 
 namespace dsa {
@@ -48,6 +53,57 @@ TEST_CASE("the golden vectors of DeepSeek's tokenizer", "[tokenizer]") {
   CHECK(Encode("\n\n") == Ids{271});
   CHECK(Encode("\n\n\n") == Ids{6328});
   CHECK(Encode("").empty());
+}
+
+TEST_CASE("encoding at most so many tokens is encoding, or nothing", "[tokenizer]") {
+  const Tokenizer& tokenizer = DeepSeekTokenizer();
+  const std::string text =
+      "Grüße, 世界! <｜User｜> 12345 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n\n";
+  for (const bool added : {false, true}) {
+    CAPTURE(added);
+    const TextRange all{.begin = 0, .end = text.size()};
+    const std::span<const TextRange> ranges(&all, added ? 1 : 0);
+    const auto whole = tokenizer.EncodeWithAdded(text, ranges);
+    for (std::size_t limit = 0; limit < whole.size() + 3; ++limit) {
+      CAPTURE(limit);
+      const auto ids = tokenizer.EncodeAtMost(text, ranges, limit);
+      REQUIRE(ids.has_value() == (limit >= whole.size()));
+      CHECK((!ids || *ids == whole));
+    }
+  }
+  // No token is longer than is said, and one is as long.
+  std::size_t longest = 0;
+  for (std::int32_t id = 0; id < tokenizer.size(); ++id) {
+    longest = std::max(longest, tokenizer.Bytes(TokenId{id}).size());
+  }
+  CHECK(tokenizer.longest_token_bytes() == longest);
+}
+
+TEST_CASE("what lies far behind the last token that may be is not encoded", "[tokenizer]") {
+#ifdef __SANITIZE_ADDRESS__
+  constexpr std::size_t kBytes = 1 << 20;
+#else
+  constexpr std::size_t kBytes = 4 << 20;
+#endif
+  constexpr std::size_t kTokensMax = 1000;
+  const auto took = [](const auto& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::steady_clock::now() - start;
+  };
+  // Many pieces of text, and one that is as long as all of it.
+  for (const char* unit : {"word and ", "1234567", "世界", "ab"}) {
+    CAPTURE(unit);
+    std::string text;
+    while (text.size() < kBytes) {
+      text += unit;
+    }
+    const Tokenizer& tokenizer = DeepSeekTokenizer();
+    const auto whole = took([&] { CHECK(tokenizer.Encode(text).size() > kTokensMax); });
+    const auto part =
+        took([&] { CHECK_FALSE(tokenizer.EncodeAtMost(text, {}, kTokensMax).has_value()); });
+    CHECK(part < whole / 2);
+  }
 }
 
 TEST_CASE("sizes and added tokens of DeepSeek's file", "[tokenizer]") {
