@@ -1,8 +1,11 @@
+//   q_latent[t, h] = round(W_UK[h]^T q_nope[t, h])
+//
+// A tile of rows of one head: out[i] += sum over n of q[i, n] * W_UK[h][n].
 #include "kernels/ops/absorb_query.h"
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/head_tiles.h"
-#include "kernels/cpu/weighted_sum.h"
+#include "kernels/cpu/products.h"
 #include "kernels/kv_layout.h"
 
 #include <algorithm>

@@ -1,3 +1,6 @@
+//   y[t, n] = round(sum over k of (x[t, k] * x_scale) * (W[n, k] * w_scale))
+//
+// A scale per 128 inputs of a row, and one per 128 x 128 weights.
 #include "kernels/ops/block_scaled_linear.h"
 
 #include "kernels/cpu/cpu_backend.h"

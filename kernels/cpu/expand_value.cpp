@@ -1,8 +1,11 @@
+//   o[t, h] = round(W_UV[h] o_latent[t, h])
+//
+// A tile of rows of one head: out[i, v] = o_latent[i] . W_UV[h][v].
 #include "kernels/ops/expand_value.h"
 
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/dot.h"
 #include "kernels/cpu/head_tiles.h"
+#include "kernels/cpu/products.h"
 #include "kernels/kv_layout.h"
 
 #include <algorithm>
@@ -25,7 +28,7 @@ void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, cons
   for (std::int64_t v = 0; v < params.o.cols; v += kTileValues) {
     const std::int64_t count = std::min(kTileValues, params.o.cols - v);
     cpu::EinsumMatrix<T>({.rows = tile.rows(),
-                          .cols = count,
+                          .columns = count,
                           .n = kLatentValues,
                           .a = inputs,
                           .a_stride = kLatentValues,

@@ -1,3 +1,6 @@
+//   score[t, s] = k_scale[s] * sum over h of weight[t, h] * max(q[t, h] . k[s], 0)
+//
+// A tile of rows and a block of keys at a time; a lane per key, so that no sum crosses lanes.
 #include "kernels/ops/indexer_logits.h"
 
 #include "common/check.h"
@@ -7,6 +10,7 @@
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tiles.h"
 
 #include <algorithm>
 
@@ -57,35 +61,24 @@ void ReadBlock(const IndexerCacheView& cache, std::int64_t block, KeyBlock& keys
 
 // score[0 .. 63] += weight * max(q . k, 0) for one head.
 void AddHead(const float* query, float weight, const float* keys, float* score) {
-  F32x8 dots[kVectors];
-#pragma GCC unroll 8
-  for (F32x8& dot : dots) {
-    dot = F32x8::Zero();
-  }
+  using KeyTile = cpu::Tile<F32x8, kVectors, 1>;
+  KeyTile dots;
+  dots.Clear();
   for (std::int64_t first = 0; first < kIndexerValues; first += kProductChunk) {
-    F32x8 sum[kVectors];
-#pragma GCC unroll 8
-    for (std::int64_t v = 0; v < kVectors; ++v) {
-      sum[v] = F32x8::Zero();
-    }
+    KeyTile sum;
+    sum.Clear();
     for (std::int64_t d = first; d < first + kProductChunk; ++d) {
-      const F32x8 value = F32x8::All(query[d]);
-#pragma GCC unroll 8
-      for (std::int64_t v = 0; v < kVectors; ++v) {
-        sum[v] = MultiplyAdd(value, Load8(keys + d * kTokensPerBlock + v * kLanes), sum[v]);
-      }
+      const float* const values = keys + d * kTokensPerBlock;
+      sum.AddProducts([&](std::int64_t v) { return Load8(values + v * kLanes); },
+                      [&](std::int64_t) { return F32x8::All(query[d]); });
     }
-#pragma GCC unroll 8
-    for (std::int64_t v = 0; v < kVectors; ++v) {
-      dots[v] = dots[v] + sum[v];
-    }
+    dots.Add(sum);
   }
-#pragma GCC unroll 8
-  for (std::int64_t v = 0; v < kVectors; ++v) {
+  dots.ForEach([&](std::int64_t v, std::int64_t, F32x8 dot) {
     // The maximum returns its second operand for NaN, which so reaches the score.
-    const F32x8 active = {_mm256_max_ps(_mm256_setzero_ps(), dots[v].lanes)};
+    const F32x8 active = {_mm256_max_ps(_mm256_setzero_ps(), dot.lanes)};
     Store8(score + v * kLanes, MultiplyAdd(F32x8::All(weight), active, Load8(score + v * kLanes)));
-  }
+  });
 }
 
 // Scores of the block's first keys, as many as `scores` has room for, for one row.

@@ -1,14 +1,18 @@
+//   s[j]        = softmax_scale * (q[h] . k[j])        q = q_latent | q_rope, k = c | k_r
+//   p           = round(softmax(s))
+//   o_latent[h] = round(sum over j of p[j] * c[j])
+//
+// Some heads of one row at a time, which share the keys that they read.
 #include "kernels/ops/latent_attention.h"
 
 #include "common/check.h"
 #include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/score_matrix.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
-#include "kernels/cpu/weighted_sum.h"
 
 #include <algorithm>
 
@@ -85,16 +89,15 @@ void Attend(const LatentAttentionParams& params, const Share& share,
     const std::int64_t count = std::min(kAttentionKeys, share.keys - first);
     ReadKeys(params, share, {.first = first, .count = count}, keys);
     cpu::ScoreMatrix({.rows = share.heads,
-                      .cols = count,
+                      .columns = count,
                       .n = kLatentRecordValues,
                       .a = queries,
                       .a_stride = kLatentRecordValues,
                       .b = keys,
                       .b_stride = kLatentRecordValues,
-                      .scale = params.softmax_scale,
-                      .scores = scores + first,
-                      .score_stride = stride},
-                     cpu::EveryRow{});
+                      .out = scores + first,
+                      .out_stride = stride},
+                     params.softmax_scale, cpu::EveryRow{});
   }
   for (std::int64_t i = 0; i < share.heads && share.keys > 0; ++i) {
     cpu::Softmax({.scores = scores + i * stride,

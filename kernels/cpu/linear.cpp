@@ -1,3 +1,4 @@
+//   y[t, n] = round(x[t] . W[n])
 #include "kernels/ops/linear.h"
 
 #include "kernels/cpu/cpu_backend.h"

@@ -1,15 +1,18 @@
+//   k[h, j] = round(W_UK[h] c[j]) | k_r[j]        v[h, j] = round(W_UV[h] c[j])
+//   s[j]    = softmax_scale * (q[h] . k[h, j])
+//   o[h]    = round(sum over j of round(softmax(s))[j] * v[h, j])
+//
+// One head at a time; its keys and values are expanded once per run of rows.
 #include "kernels/ops/masked_attention.h"
 
 #include "common/check.h"
 #include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/cache_access.h"
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/dot.h"
+#include "kernels/cpu/products.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/score_matrix.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
-#include "kernels/cpu/weighted_sum.h"
 
 #include <algorithm>
 #include <bit>
@@ -74,21 +77,21 @@ void Expand(const HeadContext& context, const Run& run) {
     }
     float* const keys = scratch.expanded_keys.data() + first * shape.key_width;
     float* const values = scratch.expanded_values.data() + first * shape.value_width;
-    cpu::DotProblem<float> dots = {.rows = count,
-                                   .cols = shape.nope,
-                                   .n = kLatentValues,
-                                   .a = latents,
-                                   .a_stride = kLatentRecordValues,
-                                   .b = scratch.weights.data(),
-                                   .b_stride = kLatentValues,
-                                   .out = keys,
-                                   .out_stride = shape.key_width};
-    cpu::DotMatrix(dots, cpu::EveryRow{});
-    dots.cols = shape.value;
+    cpu::ProductProblem<float, float, float> dots = {.rows = count,
+                                                     .columns = shape.nope,
+                                                     .n = kLatentValues,
+                                                     .a = latents,
+                                                     .a_stride = kLatentRecordValues,
+                                                     .b = scratch.weights.data(),
+                                                     .b_stride = kLatentValues,
+                                                     .out = keys,
+                                                     .out_stride = shape.key_width};
+    cpu::DotMatrix(dots);
+    dots.columns = shape.value;
     dots.b += shape.nope * kLatentValues;
     dots.out = values;
     dots.out_stride = shape.value_width;
-    cpu::DotMatrix(dots, cpu::EveryRow{});
+    cpu::DotMatrix(dots);
     for (std::int64_t j = 0; j < count; ++j) {
       float* const key = keys + j * shape.key_width;
       RoundRow(key, shape.nope, params.q.type);
@@ -127,16 +130,15 @@ void AttendTo(const HeadContext& context, std::int64_t keys, Index index) {
   float* const probabilities = scratch.probabilities.data();
   float* const output = scratch.outputs.data();
   cpu::ScoreMatrix({.rows = 1,
-                    .cols = keys,
+                    .columns = keys,
                     .n = shape.key_width,
                     .a = scratch.queries.data(),
                     .a_stride = shape.key_width,
                     .b = scratch.expanded_keys.data(),
                     .b_stride = shape.key_width,
-                    .scale = params.softmax_scale,
-                    .scores = scores,
-                    .score_stride = keys},
-                   index);
+                    .out = scores,
+                    .out_stride = keys},
+                   params.softmax_scale, index);
   if (keys > 0) {
     cpu::Softmax(
         {.scores = scores, .probabilities = probabilities, .count = keys, .type = params.q.type});

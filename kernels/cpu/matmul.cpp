@@ -1,27 +1,28 @@
+//   y[t, n] = round(sum over k of (x[t, k] * x_scale) * (W[n, k] * w_scale))
+//
+// A tile of rows meets four outputs at a time, a block of 128 columns after the other.  Sums are of
+// doubles: weights become doubles in registers, inputs once per tile.
 #include "kernels/cpu/matmul.h"
 
 #include "common/check.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tiles.h"
 #include "kernels/cpu/wide.h"
 
 #include <algorithm>
 #include <bit>
 #include <type_traits>
 
-#include <immintrin.h>
-
 namespace dsa {
 namespace {
 
-using cpu::kWideLanes;
 using cpu::kWideValues;
 
 constexpr std::int64_t kBlock = 128;   // columns and outputs that share a scale
 constexpr std::int64_t kRowTile = 32;  // rows of x that meet widened weights
-constexpr std::int64_t kGroup = 4;     // outputs that are computed together
+constexpr int kGroup = 4;              // outputs that are computed together
 static_assert(kBlock % kGroup == 0, "the outputs of a group share a scale");
 static_assert(kBlock % kWideValues == 0);
-constexpr int kRowsTogether = 3;  // 3 x 4 sums and 4 inputs or weights: the 16 registers
 
 constexpr std::int64_t CeilDivide(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -35,7 +36,7 @@ struct InputTile {
   std::int64_t rows;
 };
 
-// The inputs of a tile as float32, times their scales: each product rounded.  Padded with zeros.
+// The inputs of a tile as float32, times their scales: each product rounded. Padded with zeros.
 void DecodeInputs(const MatmulProblem& problem, const InputTile& tile, float* target) {
   const MatmulRows& x = problem.x;
   const std::int64_t stride = Padded(problem.inputs);
@@ -74,18 +75,16 @@ void WidenInputs(const float* inputs, const float* scales, std::int64_t rows, st
                  double* target) {
   const std::int64_t stride = Padded(columns);
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t k = 0; k < stride; k += kWideLanes) {
-      const __m256d scale =
-          _mm256_set1_pd(scales == nullptr || k >= columns ? 1.0 : double{scales[k / kBlock]});
-      const __m256d values = _mm256_cvtps_pd(_mm_loadu_ps(inputs + r * stride + k));
-      _mm256_storeu_pd(target + r * stride + k, _mm256_mul_pd(values, scale));
+    for (std::int64_t k = 0; k < stride; k += kDoubleLanes) {
+      const double scale = scales == nullptr || k >= columns ? 1.0 : double{scales[k / kBlock]};
+      Store4(target + r * stride + k, Load4(inputs + r * stride + k) * F64x4::All(scale));
     }
   }
 }
 
-// Where a group's weights come from: Read(n, k, body) calls body(i, quad) with columns k + 4 i ..
-// k + 4 i + 3 of output n, kValues columns in all.  Exact: fp8 scales are in the inputs, or there
-// are none.
+// Where a group's weights come from: Read(n, k, body) calls body(i, quad) with columns k + 4 i .. k
+// + 4 i + 3 of output n, kValues columns in all.  Exact: fp8 scales are in the inputs, or there are
+// none.
 template <typename T>
 struct ExactWeights {
   static constexpr std::int64_t kValues = kWideValues;
@@ -112,94 +111,93 @@ struct ScaledWeights {
     cpu::WidenScaled(rows[n] + k, scale, body);
   }
 };
-struct WidenedWeights {
-  static constexpr std::int64_t kValues = kWideLanes;
-  const double* data;  // [kGroup, kBlock]
-  template <typename Body>
-  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
-    body(0, _mm256_loadu_pd(data + n * kBlock + k));
-  }
-};
-
 // One block of a tile: sums[r][n] += x[r] . w[n].
 struct BlockTask {
   const double* inputs;  // [rows, input_stride]
   std::int64_t input_stride;
   std::int64_t rows;
   std::int64_t columns;  // of this block, a multiple of kWideValues
-  double* sums;          // [rows, kGroup, kWideLanes]
+  double* sums;          // [rows, kGroup, kDoubleLanes]
 };
 
-// kRows rows from `row` on, kOutputs outputs from `output` on.  The loops over them are unrolled,
-// so that every sum has a register.
-template <int kRows, int kOutputs, typename Weights>
-void AddTile(const Weights& weights, const BlockTask& task, std::int64_t row, std::int64_t output) {
-  double* const sums = task.sums + (row * kGroup + output) * kWideLanes;
-  __m256d sum[kRows][kOutputs];
+template <int kRows>
+using SumTile = cpu::Tile<F64x4, kRows, kGroup>;
+
+// The sums of a tile of rows from `row` on, before and after.
+template <int kRows>
+void LoadSums(const BlockTask& task, std::int64_t row, SumTile<kRows>& tile) {
+  tile.ForEach([&](std::int64_t r, std::int64_t n, F64x4& sum) {
+    sum = Load4(task.sums + ((row + r) * kGroup + n) * kDoubleLanes);
+  });
+}
+template <int kRows>
+void StoreSums(const BlockTask& task, std::int64_t row, SumTile<kRows>& tile) {
+  tile.ForEach([&](std::int64_t r, std::int64_t n, F64x4 sum) {
+    Store4(task.sums + ((row + r) * kGroup + n) * kDoubleLanes, sum);
+  });
+}
+
+// All of a few rows, with the weights straight from registers.
+template <int kRows, typename Weights>
+void AddFewRows(const Weights& weights, const BlockTask& task) {
+  SumTile<kRows> tile;
+  LoadSums(task, 0, tile);
+  for (std::int64_t k = 0; k < task.columns; k += kWideValues) {
 #pragma GCC unroll 4
-  for (std::int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (std::int64_t n = 0; n < kOutputs; ++n) {
-      sum[r][n] = _mm256_loadu_pd(sums + (r * kGroup + n) * kWideLanes);
-    }
-  }
-  const double* const inputs = task.inputs + row * task.input_stride;
-  for (std::int64_t k = 0; k < task.columns; k += Weights::kValues) {
-#pragma GCC unroll 4
-    for (std::int64_t n = 0; n < kOutputs; ++n) {
-      const double* x = inputs + k;
-      if constexpr (Weights::kValues > kWideLanes) {
-        // Reads x again for every output: kept, it would take the registers of the weights.
-        asm("" : "+r"(x));
-      }
-      weights.Read(output + n, k, [&](std::int64_t i, __m256d weight) {
+    for (std::int64_t n = 0; n < kGroup; ++n) {
+      const double* x = task.inputs + k;
+      // Reads x again for every output: kept, it would take the registers of the weights.
+      asm("" : "+r"(x));
+      weights.Read(n, k, [&](std::int64_t i, F64x4 weight) {
 #pragma GCC unroll 4
         for (std::int64_t r = 0; r < kRows; ++r) {
-          const __m256d input = _mm256_loadu_pd(x + r * task.input_stride + i * kWideLanes);
-          sum[r][n] = _mm256_fmadd_pd(input, weight, sum[r][n]);
+          const F64x4 input = Load4(x + r * task.input_stride + i * kDoubleLanes);
+          tile.sums[r][n] = MultiplyAdd(input, weight, tile.sums[r][n]);
         }
       });
     }
   }
-#pragma GCC unroll 4
-  for (std::int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (std::int64_t n = 0; n < kOutputs; ++n) {
-      _mm256_storeu_pd(sums + (r * kGroup + n) * kWideLanes, sum[r][n]);
-    }
-  }
+  StoreSums(task, 0, tile);
 }
 
-// Few rows use the weights straight from registers; for many rows they are widened once.
+// Rows that meet widened weights [kGroup, kBlock].
+void AddManyRows(const double* weights, const BlockTask& task) {
+  cpu::ForTiles<cpu::Shape<3, kGroup>, cpu::Shape<2, kGroup>, cpu::Shape<1, kGroup>>(
+      task.rows, kGroup, [&]<typename S>(S /*shape*/, std::int64_t row, std::int64_t /*output*/) {
+        if constexpr (S::kColumns == kGroup) {
+          const double* const inputs = task.inputs + row * task.input_stride;
+          SumTile<S::kRows> tile;
+          LoadSums(task, row, tile);
+          for (std::int64_t k = 0; k < task.columns; k += kDoubleLanes) {
+            tile.AddProducts(
+                [&](std::int64_t r) { return Load4(inputs + r * task.input_stride + k); },
+                [&](std::int64_t n) { return Load4(weights + n * kBlock + k); });
+          }
+          StoreSums(task, row, tile);
+        }
+      });
+}
+
 template <typename Weights>
 void AddBlock(const Weights& weights, const BlockTask& task) {
-  switch (task.rows) {
-    case 1: return AddTile<1, 4>(weights, task, 0, 0);
-    case 2: return AddTile<2, 4>(weights, task, 0, 0);
-    default: break;
+  if (task.rows == 1) {
+    return AddFewRows<1>(weights, task);
+  }
+  if (task.rows == 2) {
+    return AddFewRows<2>(weights, task);
   }
   double widened[kGroup * kBlock];
   for (std::int64_t n = 0; n < kGroup; ++n) {
     for (std::int64_t k = 0; k < task.columns; k += kWideValues) {
       double* const target = widened + n * kBlock + k;
-      weights.Read(n, k, [&](std::int64_t i, __m256d weight) {
-        _mm256_storeu_pd(target + i * kWideLanes, weight);
-      });
+      weights.Read(
+          n, k, [&](std::int64_t i, F64x4 weight) { Store4(target + i * kDoubleLanes, weight); });
     }
   }
-  const WidenedWeights source = {.data = widened};
-  std::int64_t row = 0;
-  for (; row + kRowsTogether <= task.rows; row += kRowsTogether) {
-    AddTile<kRowsTogether, kGroup>(source, task, row, 0);
-  }
-  if (task.rows - row == 2) {
-    AddTile<2, kGroup>(source, task, row, 0);
-  } else if (task.rows - row == 1) {
-    AddTile<1, kGroup>(source, task, row, 0);
-  }
+  AddManyRows(widened, task);
 }
 
-// `rows` are those of kGroup outputs, from the block's first column on.  `scale` is what their
+// `rows` are those of kGroup outputs, from the block's first column on. `scale` is what their
 // values are multiplied by here.
 template <typename T>
 void AddWeights(const T* const* rows, float scale, const BlockTask& task) {
@@ -222,7 +220,7 @@ void AddWeights(const T* const* rows, float scale, const BlockTask& task) {
 void StoreValues(const MatmulProblem& problem, std::int64_t row, std::int64_t output,
                  const float* values) {
   const std::int64_t target_row = problem.y_indices == nullptr ? row : problem.y_indices[row];
-  const std::int64_t count = std::min(kGroup, problem.outputs - output);
+  const std::int64_t count = std::min<std::int64_t>(kGroup, problem.outputs - output);
   void* target = Offset(problem.y, problem.y_type, target_row * problem.y_row_stride + output);
   for (std::int64_t n = 0; n < count; ++n) {
     if (problem.y_type == DataType::kF32) {
@@ -258,8 +256,8 @@ void SumGroup(const MatmulProblem& problem, const T* first, std::int64_t outputs
 // kGroup outputs of a tile.  `scales` are those that weights are multiplied by here, or null.
 void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t output,
               const float* scales, const MatmulScratch& scratch) {
-  double sums[kRowTile * kGroup * kWideLanes];
-  std::fill_n(sums, tile.rows * kGroup * kWideLanes, 0.0);
+  double sums[kRowTile * kGroup * kDoubleLanes];
+  std::fill_n(sums, tile.rows * kGroup * kDoubleLanes, 0.0);
   const BlockTask task = {.inputs = scratch.wide_inputs.data(),
                           .input_stride = Padded(problem.inputs),
                           .rows = tile.rows,
@@ -268,13 +266,13 @@ void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t 
   const MatmulRows& weight = problem.weight;
   VisitType(Offset(weight.data, weight.type, output * weight.row_stride), weight.type,
             [&](const auto* first) {
-              SumGroup(problem, first, std::min(kGroup, problem.outputs - output), scales, task);
+              SumGroup(problem, first, std::min<std::int64_t>(kGroup, problem.outputs - output),
+                       scales, task);
             });
   for (std::int64_t r = 0; r < tile.rows; ++r) {
     float values[kGroup];
     for (std::int64_t n = 0; n < kGroup; ++n) {
-      const double* const lanes = sums + (r * kGroup + n) * kWideLanes;
-      values[n] = static_cast<float>((lanes[0] + lanes[2]) + (lanes[1] + lanes[3]));
+      values[n] = static_cast<float>(ReduceSum(Load4(sums + (r * kGroup + n) * kDoubleLanes)));
     }
     StoreValues(problem, tile.first_row + r, output, values);
   }

@@ -103,17 +103,24 @@ inline F32x8Pair Load16(const Fp8E4m3* source) {
           {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)), rescale)}};
 }
 
-// Four values twice, and four of one row beside four of another, as float, exactly.
+// Four values twice, and four or eight of one row beside as many of another, as float, exactly.
 inline F32x8 LoadTwice4(const float* source) {
   return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(source))};
 }
 inline F32x8 Load4And4(const float* low, const float* high) {
   return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1)};
 }
-inline F32x8 Load4And4(const Bf16* low, const Bf16* high) {
-  const __m128i bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(low)),
-                                          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+// low: the first four of each; high: the last four.
+inline F32x8Pair Load8And8(const float* first, const float* second) {
+  return {Load4And4(first, second), Load4And4(first + 4, second + 4)};
+}
+inline F32x8Pair Load8And8(const Bf16* first, const Bf16* second) {
+  const __m256i bits = _mm256_inserti128_si256(
+      _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first))),
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(second)), 1);
+  const __m256i zero = _mm256_setzero_si256();  // below the bits of each
+  return {{_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bits))},
+          {_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bits))}};
 }
 
 // Rounds to the element type of `target`, to nearest even, and stores eight values.
@@ -155,6 +162,40 @@ inline void Transpose8(const float* source, std::int64_t source_stride, float* t
     _mm256_storeu_ps(to + 2 * target_stride, _mm256_shuffle_ps(high01, high23, 0x44));
     _mm256_storeu_ps(to + 3 * target_stride, _mm256_shuffle_ps(high01, high23, 0xEE));
   }
+}
+
+// Four double lanes, for sums that must not round as floats do.
+inline constexpr std::int64_t kDoubleLanes = 4;
+
+struct F64x4 {
+  __m256d lanes;
+
+  static F64x4 Zero() { return {_mm256_setzero_pd()}; }
+  static F64x4 All(double value) { return {_mm256_set1_pd(value)}; }
+};
+inline F64x4 operator+(F64x4 a, F64x4 b) {
+  return {_mm256_add_pd(a.lanes, b.lanes)};
+}
+inline F64x4 operator*(F64x4 a, F64x4 b) {
+  return {_mm256_mul_pd(a.lanes, b.lanes)};
+}
+inline F64x4 MultiplyAdd(F64x4 a, F64x4 b, F64x4 c) {
+  return {_mm256_fmadd_pd(a.lanes, b.lanes, c.lanes)};
+}
+inline F64x4 Load4(const double* source) {
+  return {_mm256_loadu_pd(source)};
+}
+inline F64x4 Load4(const float* source) {
+  return {_mm256_cvtps_pd(_mm_loadu_ps(source))};
+}
+inline void Store4(double* target, F64x4 value) {
+  _mm256_storeu_pd(target, value.lanes);
+}
+// (0 + 2) + (1 + 3)
+inline double ReduceSum(F64x4 a) {
+  const __m128d two =
+      _mm_add_pd(_mm256_castpd256_pd128(a.lanes), _mm256_extractf128_pd(a.lanes, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
 // One value, as the eight-lane forms do it.

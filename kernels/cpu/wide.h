@@ -9,15 +9,14 @@
 
 namespace dsa::cpu {
 
-inline constexpr std::int64_t kWideLanes = 4;    // of a vector of doubles
 inline constexpr std::int64_t kWideValues = 32;  // that are widened at a time
 
 // The functions below call body(i, quad) for i = 0 .. 7, where quad holds values 4 i .. 4 i + 3.
 
 template <typename Body>
 inline void WidenEight(F32x8 values, std::int64_t first, const Body& body) {
-  body(first, _mm256_cvtps_pd(_mm256_castps256_ps128(values.lanes)));
-  body(first + 1, _mm256_cvtps_pd(_mm256_extractf128_ps(values.lanes, 1)));
+  body(first, F64x4{_mm256_cvtps_pd(_mm256_castps256_ps128(values.lanes))});
+  body(first + 1, F64x4{_mm256_cvtps_pd(_mm256_extractf128_ps(values.lanes, 1))});
 }
 
 // Float32 and bfloat16.
@@ -79,10 +78,10 @@ inline void WidenNormal(const Fp8E4m3* source, const Body& body) {
   const auto sixteen = [&](__m256i values, std::int64_t first) {
     const __m256i even = _mm256_slli_epi32(values, 16);
     const __m256i odd = _mm256_and_si256(values, tables.upper_of_two);
-    body(first, _mm256_castsi256_pd(_mm256_slli_epi64(even, 32)));
-    body(first + 1, _mm256_castsi256_pd(_mm256_and_si256(even, tables.upper_of_four)));
-    body(first + 2, _mm256_castsi256_pd(_mm256_slli_epi64(odd, 32)));
-    body(first + 3, _mm256_castsi256_pd(_mm256_and_si256(odd, tables.upper_of_four)));
+    body(first, F64x4{_mm256_castsi256_pd(_mm256_slli_epi64(even, 32))});
+    body(first + 1, F64x4{_mm256_castsi256_pd(_mm256_and_si256(even, tables.upper_of_four))});
+    body(first + 2, F64x4{_mm256_castsi256_pd(_mm256_slli_epi64(odd, 32))});
+    body(first + 3, F64x4{_mm256_castsi256_pd(_mm256_and_si256(odd, tables.upper_of_four))});
   };
   sixteen(_mm256_unpacklo_epi8(lower, upper), 0);
   sixteen(_mm256_unpackhi_epi8(lower, upper), 4);

@@ -1,9 +1,7 @@
 // The order of sums on the CPU (docs/numerics.md), to the last bit: what the fast code computes for
 // every shape is what one loop over the terms of one result computes.
-#include "kernels/cpu/dot.h"
 #include "kernels/cpu/matmul.h"
-#include "kernels/cpu/score_matrix.h"
-#include "kernels/cpu/weighted_sum.h"
+#include "kernels/cpu/products.h"
 #include "kernels/ops/indexer_logits.h"
 #include "tests/kernels/paged_cache.h"
 
@@ -339,38 +337,36 @@ TEST_CASE("The bits of scores, keys and values are those of their terms in order
   std::vector<float> dots(size);
   std::vector<float> einsum(size);
   cpu::ScoreMatrix({.rows = rows,
-                    .cols = cols,
+                    .columns = cols,
                     .n = n,
                     .a = wide.data(),
                     .a_stride = n,
                     .b = m.b.data(),
                     .b_stride = n,
-                    .scale = 0.37,
-                    .scores = scores.data(),
-                    .score_stride = cols},
-                   index);
-  const cpu::DotProblem<Bf16> problem = {.rows = rows,
-                                         .cols = cols,
-                                         .n = n,
-                                         .a = m.a.data(),
-                                         .a_stride = n,
-                                         .b = m.narrow.data(),
-                                         .b_stride = n,
-                                         .out = dots.data(),
-                                         .out_stride = cols};
-  cpu::DotMatrix(problem, index);
-  cpu::DotProblem<Bf16> einsum_problem = problem;
-  einsum_problem.out = einsum.data();
-  cpu::EinsumMatrix(einsum_problem);
+                    .out = scores.data(),
+                    .out_stride = cols},
+                   0.37, index);
+  cpu::ProductProblem<float, Bf16, float> problem = {.rows = rows,
+                                                     .columns = cols,
+                                                     .n = n,
+                                                     .a = m.a.data(),
+                                                     .a_stride = n,
+                                                     .b = m.narrow.data(),
+                                                     .b_stride = n,
+                                                     .out = dots.data(),
+                                                     .out_stride = cols};
+  cpu::DotMatrix(problem);
+  problem.out = einsum.data();
+  cpu::EinsumMatrix(problem);
   std::int64_t wrong = 0;
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < cols; ++j) {
       const auto at = static_cast<std::size_t>(i * cols + j);
       const float* const a = m.a.data() + i * n;
-      const float* const b = m.b.data() + index(j) * n;
-      wrong += scores[at] == 0.37 * LaneSum(a, b, n) ? 0 : 1;
+      const float* const b = m.b.data() + j * n;
+      wrong += scores[at] == 0.37 * LaneSum(a, m.b.data() + index(j) * n, n) ? 0 : 1;
       wrong += Same(dots[at], PlainDot(a, b, n)) ? 0 : 1;
-      wrong += Same(einsum[at], PlainEinsum(a, m.b.data() + j * n, n)) ? 0 : 1;
+      wrong += Same(einsum[at], PlainEinsum(a, b, n)) ? 0 : 1;
     }
   }
   CHECK(wrong == 0);
