@@ -17,6 +17,9 @@ void AddTokenizeCommand(CLI::App& app, int& exit_code);
 void AddRenderCommand(CLI::App& app, int& exit_code);
 void AddInspectCommand(CLI::App& app, int& exit_code);
 void AddHealthcheckCommand(CLI::App& app, int& exit_code);
+// `dsa bench` and what can be measured, a source file each.
+void AddBenchCommand(CLI::App& app, int& exit_code);
+void AddBenchServeCommand(CLI::App& bench, int& exit_code);
 void AddVersionCommand(CLI::App& app, int& exit_code);
 // Writes the small random checkpoint that `make demo` serves.
 void AddMakeCheckpointCommand(CLI::App& app, int& exit_code);

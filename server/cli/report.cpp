@@ -29,19 +29,24 @@ std::vector<std::string> CommandNames(const CLI::App& app) {
 // is both, and the one that the user can see is the one to tell.
 std::string ParseMessage(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(true);
-  const auto chosen = app.get_subcommands();
-  if (chosen.empty()) {
-    const std::string names = fmt::format("{}", fmt::join(CommandNames(app), ", "));
+  const CLI::App* command = &app;  // the innermost one that was named
+  std::string name;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands().front();
+    name += (name.empty() ? "" : " ") + command->get_name();
+  }
+  const std::vector<std::string> below = CommandNames(*command);
+  if (!below.empty()) {
+    const std::string names = fmt::format("{}", fmt::join(below, ", "));
     return unknown.empty()
                ? fmt::format("a command is missing: one of {}", names)
                : fmt::format("\"{}\" is no command: allowed are {}", unknown.front(), names);
   }
-  const std::string hint = fmt::format("see dsa {} --help", chosen.front()->get_name());
+  const std::string hint = fmt::format("see dsa {} --help", name);
   const bool misspelt = !unknown.empty() &&
                         (error.get_name() == "RequiredError" || error.get_name() == "ExtrasError");
   if (misspelt) {
-    return fmt::format("\"{}\" is no argument of {}; {}", unknown.front(),
-                       chosen.front()->get_name(), hint);
+    return fmt::format("\"{}\" is no argument of {}; {}", unknown.front(), name, hint);
   }
   const bool number = error.get_name() == "ConversionError";
   return fmt::format("{}{}; {}", error.what(), number ? ": not a number" : "", hint);
@@ -92,6 +97,19 @@ int FlushOutput(int exit_code) {
 
 CLI::Validator WholeNumber() {
   return Decimal<std::int64_t>();
+}
+
+CLI::Validator FiniteIn(double minimum, double maximum) {
+  return {[minimum, maximum](std::string& text) -> std::string {
+            double value = 0;
+            const char* end = text.data() + text.size();
+            const auto parsed = std::from_chars(text.data(), end, value);
+            const bool number = parsed.ec == std::errc() && parsed.ptr == end;
+            return number && value >= minimum && value <= maximum
+                       ? ""
+                       : fmt::format("\"{}\" is not a number in [{}, {}]", text, minimum, maximum);
+          },
+          ""};
 }
 
 CLI::Validator NotEmpty() {

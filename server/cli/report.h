@@ -28,6 +28,8 @@ int FlushOutput(int exit_code);
 CLI::Validator WholeNumber();
 // The same from 0 to 2^64 - 1.
 CLI::Validator Unsigned();
+// Numbers in [minimum, maximum]; NaN is none.
+CLI::Validator FiniteIn(double minimum, double maximum);
 // Any text but "".
 CLI::Validator NotEmpty();
 

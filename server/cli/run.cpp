@@ -15,11 +15,12 @@ using AddCommand = void (*)(CLI::App&, int&);
 
 // In the order that --help shows.
 constexpr std::array kCommands = {
-    AddCommand{AddServeCommand},       AddCommand{AddChatCommand},
-    AddCommand{AddGenerateCommand},    AddCommand{AddLogitsCommand},
-    AddCommand{AddTokenizeCommand},    AddCommand{AddRenderCommand},
-    AddCommand{AddInspectCommand},     AddCommand{AddMakeCheckpointCommand},
-    AddCommand{AddHealthcheckCommand}, AddCommand{AddVersionCommand},
+    AddCommand{AddServeCommand},    AddCommand{AddChatCommand},
+    AddCommand{AddGenerateCommand}, AddCommand{AddLogitsCommand},
+    AddCommand{AddTokenizeCommand}, AddCommand{AddRenderCommand},
+    AddCommand{AddInspectCommand},  AddCommand{AddMakeCheckpointCommand},
+    AddCommand{AddBenchCommand},    AddCommand{AddHealthcheckCommand},
+    AddCommand{AddVersionCommand},
 };
 
 }  // namespace

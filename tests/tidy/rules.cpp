@@ -56,12 +56,15 @@ const IncludeGraph& Graph() {
       {"proto", {}},
       {"server/engine", {"common", "kernels", "cache", "model", "tokenizer", "scheduler"}},
       {"server/api", {"common", "tokenizer", "scheduler", "server/engine", "proto"}},
+      {"server/bench",
+       {"common", "kernels", "cache", "model", "tokenizer", "scheduler", "proto", "server/engine",
+        "server/api", "server"}},
       {"server",
        {"common", "kernels", "cache", "model", "tokenizer", "scheduler", "proto", "server/engine",
         "server/api", "server/cli"}},
       {"server/cli",
        {"common", "kernels", "cache", "model", "tokenizer", "scheduler", "proto", "server/engine",
-        "server/api", "server"}},
+        "server/api", "server/bench", "server"}},
   };
   return graph;
 }
