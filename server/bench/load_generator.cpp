@@ -90,7 +90,7 @@ class Generator final {
         options_(options) {}
 
   LoadRun Run(const std::vector<std::int64_t>& planned_ns, const std::atomic<bool>& interrupted,
-              const std::function<void(const LoadProgress&)>& report);
+              const std::function<void(const RunProgress&)>& report);
 
  private:
   std::int64_t NowNs() const { return Nanoseconds(SteadyTime::now() - start_); }
@@ -116,7 +116,7 @@ class Generator final {
 
 LoadRun Generator::Run(const std::vector<std::int64_t>& planned_ns,
                        const std::atomic<bool>& interrupted,
-                       const std::function<void(const LoadProgress&)>& report) {
+                       const std::function<void(const RunProgress&)>& report) {
   const double cpu_before_s = ProcessCpuSeconds();
   run_.start_unix_ns =
       std::chrono::duration_cast<std::chrono::nanoseconds>(WallTime::now().time_since_epoch())
@@ -305,7 +305,7 @@ Result<std::vector<std::int32_t>> EncodeOnServer(const std::shared_ptr<grpc::Cha
 Result<LoadRun> GenerateLoad(const std::shared_ptr<grpc::Channel>& channel,
                              const std::vector<WorkloadRequest>& requests, const LoadPoint& point,
                              const LoadOptions& options, const std::atomic<bool>& interrupted,
-                             const std::function<void(const LoadProgress&)>& report) {
+                             const std::function<void(const RunProgress&)>& report) {
   DSA_ASSIGN_OR_RETURN(std::vector<std::int64_t> planned,
                        ArrivalTimesUs(point, requests, options.seed));
   for (std::int64_t& time : planned) {

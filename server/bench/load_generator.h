@@ -77,7 +77,7 @@ struct LoadOptions {
   std::uint64_t seed;               // of the arrival times
 };
 
-struct LoadProgress {
+struct RunProgress {
   std::int64_t done;
   std::int64_t failed;
   std::int64_t running;
@@ -92,6 +92,6 @@ struct LoadProgress {
 Result<LoadRun> GenerateLoad(const std::shared_ptr<grpc::Channel>& channel,
                              const std::vector<WorkloadRequest>& requests, const LoadPoint& point,
                              const LoadOptions& options, const std::atomic<bool>& interrupted,
-                             const std::function<void(const LoadProgress&)>& report);
+                             const std::function<void(const RunProgress&)>& report);
 
 }  // namespace dsa::bench

@@ -51,8 +51,8 @@ std::string MakeCacheSalt(std::uint64_t seed, std::size_t run) {
   return fmt::format("bench-{:016x}-{}", CounterBits(seed, static_cast<std::uint64_t>(now)), run);
 }
 
-std::function<void(const LoadProgress&)> ShowProgress(ProgressLine& line, const std::string& what) {
-  return [&line, what](const LoadProgress& progress) {
+std::function<void(const RunProgress&)> ShowProgress(ProgressLine& line, const std::string& what) {
+  return [&line, what](const RunProgress& progress) {
     const double seconds = static_cast<double>(progress.elapsed_ns) / kNsPerSecond;
     const auto done = static_cast<double>(progress.done);
     const double left = static_cast<double>(progress.total - progress.done);

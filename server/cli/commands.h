@@ -19,6 +19,7 @@ void AddInspectCommand(CLI::App& app, int& exit_code);
 void AddHealthcheckCommand(CLI::App& app, int& exit_code);
 // `dsa bench` and what can be measured, a source file each.
 void AddBenchCommand(CLI::App& app, int& exit_code);
+void AddBenchPositionCommand(CLI::App& bench, int& exit_code);
 void AddBenchServeCommand(CLI::App& bench, int& exit_code);
 void AddVersionCommand(CLI::App& app, int& exit_code);
 // Writes the small random checkpoint that `make demo` serves.

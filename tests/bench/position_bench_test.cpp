@@ -1,0 +1,170 @@
+// `dsa bench position`, the real binary, with the model that ships: the shape of its files and what
+// must hold of any measurement, not how fast this machine is.
+#include "common/json.h"
+#include "tests/e2e/process.h"
+#include "tests/paths.h"
+#include "tests/temporary_folder.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <sstream>
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+using testing::Ended;
+using testing::TemporaryFolder;
+
+std::string FileText(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::vector<std::string> Fields(const std::string& line) {
+  std::vector<std::string> fields;
+  std::istringstream stream(line);
+  for (std::string field; std::getline(stream, field, ',');) {
+    fields.push_back(field);
+  }
+  return fields;
+}
+
+using Line = std::map<std::string, std::string>;
+
+std::vector<Line> CsvLines(const std::string& text) {
+  std::istringstream stream(text);
+  std::string header;
+  std::getline(stream, header);
+  const auto names = Fields(header);
+  std::vector<Line> lines;
+  for (std::string row; std::getline(stream, row);) {
+    const auto fields = Fields(row + " ");  // git_sha may be empty, the date is not
+    REQUIRE(fields.size() == names.size());
+    Line line;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      line[names[i]] = fields[i];
+    }
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+double Number(const Line& line, const std::string& name) {
+  return std::stod(line.at(name));
+}
+
+std::string Model() {
+  return testing::SourcePath("models/dsa-tiny");
+}
+
+}  // namespace
+
+TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][position]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "out";
+  const Ended ended =
+      testing::RunDsa({"bench", "position", "--model", Model(), "--quick", "--max-position", "8192",
+                       "--gpu-hour-usd", "3.6", "--output", output},
+                      "");
+  CAPTURE(ended.err, ended.out);
+  REQUIRE(ended.exit_code == 0);
+  const auto lines = CsvLines(FileText(output + "/position.csv"));
+  std::map<std::string, std::vector<Line>> curves;
+  for (const Line& line : lines) {
+    curves[line.at("phase") + " " + line.at("attn") + " " + line.at("batch")].push_back(line);
+    const double us = Number(line, "gpu_us_per_token");
+    CHECK(us > 0);
+    CHECK(Number(line, "step_ms_p10") <= Number(line, "step_ms_p50"));
+    CHECK(Number(line, "step_ms_p50") <= Number(line, "step_ms_p90"));
+    CHECK(us == Approx(Number(line, "step_ms_p50") * 1000 / Number(line, "chunk")).epsilon(1e-3));
+    CHECK(Number(line, "usd_per_mtok") == Approx(us * 1e-3).epsilon(1e-3));  // 3.6 $ an hour
+    CHECK(Number(line, "tok_per_s_per_gpu") == Approx(1e6 / us).epsilon(1e-3));
+    CHECK(Number(line, "tokens") == Number(line, "chunk") * Number(line, "steps"));
+    CHECK(Number(line, "pos_end") > Number(line, "pos_start"));
+    CHECK(Number(line, "pos_mid") ==
+          Approx((Number(line, "pos_start") + Number(line, "pos_end")) / 2));
+    CHECK(Number(line, "steps") >= 2);
+    CHECK(line.at("model") == "dsa-tiny");
+    CHECK(line.at("kv_dtype") == "fp8");
+    CHECK(line.at("layers") == "5");
+  }
+  REQUIRE(curves.size() == 6);
+  for (const auto& [name, curve] : curves) {
+    CAPTURE(name);
+    CHECK(curve.size() >= 6);
+    CHECK(Number(curve.back(), "pos_mid") > 8000);
+  }
+  // Dense attention reads 8K keys where DSA reads 256, a step of 28 ms against one of 6 or so.
+  const auto last = [&](const std::string& name) {
+    return Number(curves.at(name).back(), "gpu_us_per_token");
+  };
+  CHECK(last("decode dense 4") > 1.3 * last("decode sparse 4"));
+  CHECK(last("prefill dense 1") > 1.3 * last("prefill sparse 1"));
+  CHECK(last("decode dense 4") > 1.5 * Number(curves.at("decode dense 4")[0], "gpu_us_per_token"));
+
+  const Json json = Json::parse(FileText(output + "/position.json"));
+  CHECK(json["complete"] == true);
+  CHECK(json["skipped"].empty());
+  CHECK(json["points"].size() == lines.size());
+  CHECK(json["decomposition"].size() == 6);
+  CHECK(json["summary"].size() == 3);
+  CHECK(json["prompts"].size() >= 3);
+  // About 1; neighbours on the machine may slow either.
+  CHECK(json["computed_to_copied_step"].get<double>() > 0.3);
+  CHECK(json["computed_to_copied_step"].get<double>() < 3);
+  REQUIRE_FALSE(json["operators"].empty());
+  for (const Json& row : json["operators"]) {
+    const double share = row["operators_us"].get<double>() / row["step_us"].get<double>();
+    CAPTURE(row["attn"], row["position"], share);
+    CHECK(share > 0.5);
+    CHECK(share <= 1.0);
+    CHECK(row["operators"].contains("latent_attention"));
+    // The index keys are always written, the scores needed beyond 256 keys only; the twin has none.
+    const bool sparse = row["attn"] == "sparse";
+    CHECK(row["operators"].contains("store_indexer_key") == sparse);
+    const int position = row["position"];
+    if (position != 256) {  // the measured steps go from one to the other
+      CHECK(row["operators"].contains("indexer_logits") == (sparse && position > 256));
+    }
+  }
+  CHECK(ended.out.find("DSA is cheaper than dense from position") != std::string::npos);
+  CHECK(FileText(output + "/position.gnuplot").find("V3.2-Exp (paper x ") != std::string::npos);
+  const bool pictures = std::filesystem::exists(output + "/position.png") &&
+                        std::filesystem::exists(output + "/position.svg");
+  CHECK(pictures != (ended.err.find("no picture: gnuplot") != std::string::npos));
+}
+
+TEST_CASE("what cannot be measured by position is told in one line", "[bench][position]") {
+  const TemporaryFolder folder;
+  struct Case {
+    testing::Arguments arguments;
+    int exit_code;
+    const char* message;
+  };
+  const std::vector<Case> cases = {
+      {{"--model", Model(), "--positions", "40000"}, 2, "positions: 40000 is not in [0, 32768]"},
+      {{"--model", Model(), "--max-position", "40000"}, 2, "max-position: 40000 is not in"},
+      {{"--model", Model(), "--batch", "65"}, 2, "batch: 65"},
+      {{"--model", Model(), "--device", "tpu"}, 2, "tpu"},
+      {{"--model", Model(), "--gpu-hour-usd", "nan"}, 2, "--gpu-hour-usd"},
+      {{"--model", Model(), "--positions", "x"}, 2, "--positions"},
+      {{"--model", folder / "none"}, 2, "none"},
+  };
+  for (const Case& one : cases) {
+    testing::Arguments arguments = {"bench", "position", "--output", folder / "out"};
+    arguments.insert(arguments.end(), one.arguments.begin(), one.arguments.end());
+    const Ended ended = testing::RunDsa(arguments, "");
+    CAPTURE(one.message, ended.err);
+    CHECK(ended.exit_code == one.exit_code);
+    CHECK(ended.err.find(one.message) != std::string::npos);
+    CHECK(std::count(ended.err.begin(), ended.err.end(), '\n') == 1);
+  }
+}
+
+}  // namespace dsa
