@@ -10,7 +10,7 @@
 #     tests                        every operator against its equation
 #     weights                      loaded and random weights, byte for byte the CPU's
 #     demo                         the three answers of `make demo`, served on the GPU
-#     logits                       the small model's logits, CUDA against the CPU
+#     logits                       CUDA against the CPU: random models in float32, the small model
 #     needles                      40 facts each in texts of 1K to 16K tokens, through the server
 #     speed                        one stream, 8 and 64 streams, first tokens of long prompts
 #     faults                       a planted CUDA error ends the server as docs/gpu.md says
@@ -31,7 +31,7 @@ pack() {
   cp tools/gpu.sh "$target/"
   cp tools/{demo,serving}.sh "$target/tools/"
   cp configs/*.json "$target/configs/"
-  cp README.md docs/*.md tools/train/README.md "$target/text/"
+  cp README.md docs/*.md docs/decisions/*.md "$target/text/"
   cp tests/fixtures/quality/questions.json "$target/text/questions.txt"
   if [[ ${1:-} != --without-model ]]; then
     mkdir -p "$target/models"

@@ -1,5 +1,12 @@
-// Logits of the small model: CUDA against the CPU, below and far above top-k.
+// Logits on CUDA against the CPU.
+//
+// In float32 they agree to rounding, whatever the family and past top-k: nothing else is wrong.
+// In bf16 and fp8 any other order of sums moves roundings, and what is rounded is rounded again in
+// every layer; how far that carries is the model's own sensitivity.  It is measured beside: the CPU
+// against itself, with attention on its masked path, which only sums in another order.  CUDA may be
+// little further from the CPU than that.
 #include "model/checkpoint.h"
+#include "model/random_checkpoint.h"
 #include "model/weight_loader.h"
 #include "server/engine/offline.h"
 #include "tests/gpu/gpu_checks.h"
@@ -7,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
@@ -14,16 +22,20 @@
 namespace dsa {
 namespace {
 
-// Bounds of docs/numerics.md: fp8 products keep 14 bits, and beyond top-k a key at the border of
-// the selection may be another one.
-constexpr double kBelowTopK = 5e-3;
-constexpr double kEachPrompt = 3e-2;
-constexpr double kMean = 2e-2;
+constexpr double kFloat32 = 1e-5;  // measured: 2e-7
+// Of the CPU's distance from itself; measured: 0.95 to 1.15.
+constexpr double kOfSensitivity = 1.5;
 
-std::vector<float> Logits(const std::string& device, const std::vector<TokenId>& ids,
-                          KvFormat format) {
-  const std::unique_ptr<Backend> backend = testing::MustMake(device);
-  const Checkpoint checkpoint = Checkpoint::Open(testing::kGpuModel).value();
+struct Run {
+  std::string device = "cpu";
+  std::int64_t masked_mha_until = 0;
+  std::int64_t step_tokens_max = 2048;
+};
+
+std::vector<float> Logits(const std::string& model, const std::vector<TokenId>& ids,
+                          const Run& run) {
+  const std::unique_ptr<Backend> backend = testing::MustMake(run.device);
+  const Checkpoint checkpoint = Checkpoint::Open(model).value();
   NoProgress progress;
   const DeviceWeights loaded = LoadWeights(checkpoint, *backend, progress).value();
   Request request;
@@ -33,10 +45,10 @@ std::vector<float> Logits(const std::string& device, const std::vector<TokenId>&
   request.stop.max_tokens = 1;
   request.prompt_logits = PromptLogits::kAll;
   auto result = RunOffline(*backend, {.config = checkpoint.config(), .weights = loaded.weights},
-                           {.kv_format = format,
+                           {.kv_format = checkpoint.config().default_kv_format(),
                             .attention = AttentionMode::kSparse,
-                            .step_tokens_max = 2048,
-                            .masked_mha_until = 0},
+                            .step_tokens_max = run.step_tokens_max,
+                            .masked_mha_until = run.masked_mha_until},
                            std::move(request));
   INFO((result.ok() ? "" : result.error().message));
   REQUIRE(result.ok());
@@ -55,77 +67,110 @@ double RelativeError(const std::vector<float>& actual, const std::vector<float>&
   return std::sqrt(difference / norm);
 }
 
-// Positions whose two best logits on the CPU lie further apart than a margin, and at how many of
-// them the best one is another on CUDA.
+// Positions whose two best logits lie further apart than a margin, and at how many of them the
+// best one is another.
 struct Agreement {
-  std::int64_t positions = 0;
-  std::int64_t different = 0;
-};
+  static constexpr std::array<float, 2> kMargins = {0.1F, 0.5F};
+  std::array<double, 2> positions{};
+  std::array<double, 2> different{};
 
-void CountAgreement(const float* cuda, const float* cpu, std::int64_t vocabulary,
-                    std::array<Agreement, 2>& by_margin) {
-  constexpr std::array<float, 2> kMargins = {0.1F, 0.5F};
-  const auto best = std::max_element(cpu, cpu + vocabulary) - cpu;
-  float second = -INFINITY;
-  for (std::int64_t i = 0; i < vocabulary; ++i) {
-    second = i == best ? second : std::max(second, cpu[i]);
-  }
-  const bool same = std::max_element(cuda, cuda + vocabulary) - cuda == best;
-  for (std::size_t i = 0; i < kMargins.size(); ++i) {
-    if (cpu[best] - second > kMargins[i]) {
-      ++by_margin[i].positions;
-      by_margin[i].different += same ? 0 : 1;
+  void Count(const std::vector<float>& actual, const std::vector<float>& expected,
+             std::int64_t vocabulary) {
+    const auto row_size = static_cast<std::size_t>(vocabulary);
+    for (std::size_t first = 0; first < expected.size(); first += row_size) {
+      const float* row = &expected[first];
+      const auto best = std::max_element(row, row + vocabulary) - row;
+      float second = -INFINITY;
+      for (std::int64_t i = 0; i < vocabulary; ++i) {
+        second = i == best ? second : std::max(second, row[i]);
+      }
+      const float* other = &actual[first];
+      const bool same = std::max_element(other, other + vocabulary) - other == best;
+      for (std::size_t i = 0; i < kMargins.size(); ++i) {
+        positions[i] += row[best] - second > kMargins[i] ? 1 : 0;
+        different[i] += row[best] - second > kMargins[i] && !same ? 1 : 0;
+      }
     }
   }
-}
+  double Share(std::size_t margin) const { return different[margin] / positions[margin]; }
+};
 
 }  // namespace
 
-TEST_CASE("logits of the small model on CUDA are the CPU's", "[logits]") {
+TEST_CASE("in float32 logits on CUDA are the CPU's, below and past top-k", "[logits]") {
+  RandomCheckpointOptions options;
+  options.type = CheckpointType::kF32;
+  options.architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kDeepseekV3, Architecture::kGlmMoeDsa);
+  const std::string folder = "build/random-checkpoint";
+  REQUIRE(WriteRandomCheckpoint(options, folder).ok());
+  for (const std::int64_t length : {50, 160, 700}) {  // top-k is 64
+    std::vector<TokenId> ids;
+    for (std::int64_t i = 0; i < length; ++i) {
+      ids.push_back(static_cast<TokenId>((i * 131 + i * i * 7 + 3) % options.vocabulary));
+    }
+    const std::vector<float> cpu = Logits(folder, ids, {.device = "cpu"});
+    for (const std::int64_t step : {2048, 48}) {
+      const std::vector<float> cuda =
+          Logits(folder, ids, {.device = "cuda", .step_tokens_max = step});
+      const double error = RelativeError(cuda, cpu, cpu.size());
+      fmt::print("logits  {:12} float32  tokens={:4} in steps of {:4}  error {:.1e}\n",
+                 ToString(options.architecture), length, step, error);
+      CAPTURE(length, step);
+      CHECK(error < kFloat32);
+    }
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("the small model's logits on CUDA are as near to the CPU's as those are to themselves",
+          "[logits]") {
   constexpr std::array<std::size_t, 12> kLengths = {100,  150,  200,  250,  300,    512,
                                                     1000, 2000, 4000, 8000, 12'000, 16'000};
-  const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
-  const std::string name = format == KvFormat::kFp8    ? "fp8"
-                           : format == KvFormat::kBf16 ? "bf16"
-                                                       : "f32";
+  constexpr std::size_t kMeasured = 4000;  // longer prompts take the CPU too long twice
+  constexpr std::int64_t kAll = 1 << 20;
   const ModelConfig config = LoadModelConfig(testing::kGpuModel).value();
-  double sum = 0;
-  std::size_t cases = 0;
-  std::array<Agreement, 2> by_margin{};
+  Agreement cuda_agreement;
+  Agreement cpu_agreement;
+  double cuda_sum = 0;
+  double sensitivity_sum = 0;
+  int measured = 0;
   for (std::size_t i = 0; i < kLengths.size(); ++i) {
     const std::size_t length = kLengths[i];
-    if (format != KvFormat::kFp8 && length > 2000) {
-      continue;  // the checkpoint's own format goes the whole way
-    }
     const std::vector<TokenId> ids = testing::TextIds(i * 700, length);
-    const std::vector<float> cpu = Logits("cpu", ids, format);
-    const std::vector<float> cuda = Logits("cuda", ids, format);
+    const std::vector<float> cpu = Logits(testing::kGpuModel, ids, {.device = "cpu"});
+    const std::vector<float> cuda = Logits(testing::kGpuModel, ids, {.device = "cuda"});
     REQUIRE(cuda.size() == cpu.size());
-    const auto vocabulary = static_cast<std::size_t>(config.vocabulary);
-    const std::size_t below =
-        std::min(length, static_cast<std::size_t>(config.index_topk)) * vocabulary;
     const double error = RelativeError(cuda, cpu, cpu.size());
-    const double error_below = RelativeError(cuda, cpu, below);
-    for (std::size_t row = 0; row < length; ++row) {
-      CountAgreement(&cuda[row * vocabulary], &cpu[row * vocabulary], config.vocabulary, by_margin);
+    CAPTURE(length);
+    if (length > kMeasured) {
+      fmt::print("logits  tokens={:6}  CUDA from CPU {:.2e}\n", length, error);
+      CHECK(error < 2 * kOfSensitivity * sensitivity_sum / measured);
+      continue;
     }
-    fmt::print("logits  cache={:4}  tokens={:6}  error {:.2e}, below top-k {:.2e}\n", name, length,
-               error, error_below);
-    CAPTURE(name, length);
-    CHECK(error_below <= kBelowTopK);
-    CHECK(error <= kEachPrompt);
-    sum += error;
-    ++cases;
+    const std::vector<float> again =
+        Logits(testing::kGpuModel, ids, {.device = "cpu", .masked_mha_until = kAll});
+    const double sensitivity = RelativeError(again, cpu, cpu.size());
+    fmt::print("logits  tokens={:6}  CUDA from CPU {:.2e}, CPU from itself {:.2e}\n", length, error,
+               sensitivity);
+    cuda_agreement.Count(cuda, cpu, config.vocabulary);
+    cpu_agreement.Count(again, cpu, config.vocabulary);
+    if (length >= 192) {  // shorter prompts never take the masked path
+      cuda_sum += error;
+      sensitivity_sum += sensitivity;
+      ++measured;
+    }
   }
-  const double mean = sum / static_cast<double>(cases);
-  fmt::print(
-      "logits  cache={:4}  mean {:.2e}; argmax differs at {} of {} positions with a margin "
-      "over 0.1, {} of {} over 0.5\n",
-      name, mean, by_margin[0].different, by_margin[0].positions, by_margin[1].different,
-      by_margin[1].positions);
-  CHECK(mean <= kMean);
-  CHECK(by_margin[0].different * 100 <= by_margin[0].positions);
-  CHECK(by_margin[1].different == 0);
+  fmt::print("logits  mean: CUDA from CPU {:.2e}, CPU from itself {:.2e}\n", cuda_sum / measured,
+             sensitivity_sum / measured);
+  CHECK(cuda_sum < kOfSensitivity * sensitivity_sum);
+  for (std::size_t i = 0; i < Agreement::kMargins.size(); ++i) {
+    fmt::print(
+        "logits  another best token where the margin is over {}: CUDA {:.2f} %, CPU from "
+        "itself {:.2f} %\n",
+        Agreement::kMargins[i], 100 * cuda_agreement.Share(i), 100 * cpu_agreement.Share(i));
+    CHECK(cuda_agreement.Share(i) < kOfSensitivity * cpu_agreement.Share(i) + 1e-3);
+  }
 }
 
 }  // namespace dsa
