@@ -89,14 +89,15 @@ const std::vector<std::string>& Sentences() {
   return sentences;
 }
 
-GpuServer::GpuServer(std::int64_t context_tokens, std::int64_t sequences) {
+GpuServer::GpuServer(const std::string& device, std::int64_t context_tokens,
+                     std::int64_t sequences) {
   ServerConfig config;
   config.model = kGpuModel;
-  config.device = "cuda";
+  config.device = device;
   config.listen = "127.0.0.1:0";
   config.max_model_len = context_tokens;
   config.max_num_seqs = sequences;
-  (void)MustMake("cuda");
+  (void)MustMake(device);
   ConfigureLog(LogLevel::kWarning, LogFormat::kText);
   auto started = App::Start(config);
   DSA_CHECK(started.ok(), "{}", std::string_view(started.error().message));

@@ -27,9 +27,9 @@ std::vector<TokenId> TextIds(std::size_t first, std::size_t count);
 // Sentences of text/, each with its full stop.
 const std::vector<std::string>& Sentences();
 
-// A server in this process on the CUDA device, its context `context_tokens`.
+// A server in this process on "cuda" or "cpu", its context `context_tokens`.
 struct GpuServer {
-  explicit GpuServer(std::int64_t context_tokens, std::int64_t sequences);
+  GpuServer(const std::string& device, std::int64_t context_tokens, std::int64_t sequences);
   std::unique_ptr<App> app;
   std::shared_ptr<grpc::Channel> channel;
 };
