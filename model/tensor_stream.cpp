@@ -146,7 +146,7 @@ Status StreamPieces(Backend& backend, std::span<const std::int64_t> piece_bytes,
   }
   Ring ring(piece_bytes, calls, std::move(buffers));
   ring.Start(readers);
-  const Status status = TakeAll(backend, piece_bytes.size(), calls, ring);
+  Status status = TakeAll(backend, piece_bytes.size(), calls, ring);
   backend.Synchronize();  // before the buffers go
   return status;
 }
