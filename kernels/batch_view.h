@@ -26,8 +26,9 @@ inline constexpr std::int64_t kRowGroupMax = 4;
 
 // Bits of a row's fault word.  A faulty row fails its request alone.
 enum RowFault : std::int32_t {
-  kRowFaultIndexerNan = 1,  // an index score among the visible keys is NaN
-  kRowFaultLogits = 2,      // a logit is NaN or infinite
+  kRowFaultIndexerNan = 1,   // an index score among the visible keys is NaN
+  kRowFaultLogits = 2,       // a logit is NaN or infinite
+  kRowFaultNoCandidate = 4,  // no id may be sampled
 };
 
 }  // namespace dsa

@@ -29,10 +29,10 @@ struct ForwardBatch {
   std::span<const AttentionRun> runs;
   std::span<const std::int32_t> logit_rows;  // [R]  rows of the batch whose logits are computed
   // Sampling: entry i draws from the logits of logit_rows[sample_rows[i]].
-  std::span<const std::int32_t> sample_rows;  // [N]  in [0, R)
-  std::span<const SamplingRow> sampling;      // [N]
-  std::span<const std::int32_t> suppressed;   // ids that `sampling` refers to
-  bool copy_logits;                           // StepResult::logits is filled; tools only
+  std::span<const std::int32_t> sample_rows;     // [N]  in [0, R)
+  std::span<const SamplingRow> sampling;         // [N]
+  std::span<const LogitAdjustment> adjustments;  // that `sampling` refers to
+  bool copy_logits;                              // StepResult::logits is filled; tools only
 };
 
 // Host memory, owned by the executor and valid until its next step.

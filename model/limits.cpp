@@ -22,7 +22,7 @@ void CheckLimits(const StepLimits& limits) {
   DSA_CHECK(limits.sequences_max > 0, "StepLimits: sequences_max={}", limits.sequences_max);
   DSA_CHECK(limits.context_max > 0, "StepLimits: context_max={}", limits.context_max);
   DSA_CHECK(limits.logit_rows_max > 0, "StepLimits: logit_rows_max={}", limits.logit_rows_max);
-  DSA_CHECK(limits.suppressed_max >= 0, "StepLimits: suppressed_max={}", limits.suppressed_max);
+  DSA_CHECK(limits.adjustments_max >= 0, "StepLimits: adjustments_max={}", limits.adjustments_max);
   DSA_CHECK(limits.masked_until >= 0, "StepLimits: masked_until={}", limits.masked_until);
   DSA_CHECK(limits.score_bytes_max > 0, "StepLimits: score_bytes_max={}", limits.score_bytes_max);
   DSA_CHECK(limits.logits_rows_host >= 0, "StepLimits: logits_rows_host={}",
@@ -81,7 +81,8 @@ class Planner final {
     Set(Buffer::kLogitRows, limits_.logit_rows_max * kI32Bytes);
     Set(Buffer::kSampleRows, sequences * kI32Bytes);
     Set(Buffer::kSampling, sequences * static_cast<std::int64_t>(sizeof(SamplingRow)));
-    Set(Buffer::kSuppressed, limits_.suppressed_max * kI32Bytes);
+    Set(Buffer::kAdjustments,
+        limits_.adjustments_max * static_cast<std::int64_t>(sizeof(LogitAdjustment)));
   }
 
   void Layers() {

@@ -18,7 +18,7 @@ struct StepLimits {
   std::int64_t sequences_max;     // sequences
   std::int64_t context_max;       // positions of a sequence
   std::int64_t logit_rows_max;    // rows whose logits are computed
-  std::int64_t suppressed_max;    // suppressed ids of all sampled rows together; may be 0
+  std::int64_t adjustments_max;   // adjusted ids of all sampled rows together; may be 0
   std::int64_t masked_until;      // positions below may take the masked path; 0: none does
   std::int64_t score_bytes_max;   // of the indexer's scores; at least one row is always held
   std::int64_t logits_rows_host;  // rows of logits that are copied to the host; 0 in a server
@@ -36,7 +36,7 @@ enum class Buffer : std::uint8_t {
   kLogitRows,    // i32 [R]
   kSampleRows,   // i32 [S]
   kSampling,     // SamplingRow [S]
-  kSuppressed,   // i32 [suppressed_max]
+  kAdjustments,  // LogitAdjustment [adjustments_max]
   // The layers.
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added

@@ -116,13 +116,13 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
 
 ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedModel& model,
                                        std::int64_t context_length) {
-  const std::int64_t suppressed_per_row =
+  const std::int64_t adjustments_per_row =
       kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size());
   return {.limits = {.tokens_max = config.max_num_batched_tokens,
                      .sequences_max = config.max_num_seqs,
                      .context_max = context_length,
                      .logit_rows_max = config.max_num_seqs,
-                     .suppressed_max = config.max_num_seqs * suppressed_per_row,
+                     .adjustments_max = config.max_num_seqs * adjustments_per_row,
                      .masked_until = config.masked_mha_until,
                      .score_bytes_max = kScoreBytesMax,
                      .logits_rows_host = 0},

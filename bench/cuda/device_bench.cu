@@ -76,6 +76,23 @@ __global__ void FillIndexerKeysKernel(std::uint8_t* data, std::int64_t blocks) {
   }
 }
 
+// The same of latents.
+__global__ void FillLatentsKernel(std::uint8_t* data, std::int64_t tokens) {
+  for (std::int64_t token = blockIdx.x; token < tokens; token += kGrid) {
+    std::uint8_t* record = data + token * LatentBlock::kTokenBytes;
+    for (int i = static_cast<int>(threadIdx.x); i < kLatentValues; i += kThreads) {
+      record[i] = cuda::ToFp8(120.0F * RandomValue(token * kLatentValues + i));
+    }
+    if (threadIdx.x < LatentBlock::kScales) {
+      reinterpret_cast<float*>(record + LatentBlock::Scales(0))[threadIdx.x] = 0x1p-7F;
+    }
+    if (threadIdx.x < kLatentRopeValues) {
+      reinterpret_cast<__nv_bfloat16*>(record + LatentBlock::Rope(0))[threadIdx.x] =
+          cuda::FromFloat<__nv_bfloat16>(RandomValue(token * kLatentRopeValues + threadIdx.x));
+    }
+  }
+}
+
 class Event final {
  public:
   Event() { DSA_CUDA_CHECK(cudaEventCreate(&event_)); }
@@ -129,6 +146,14 @@ DeviceBuffer DeviceBench::RandomIndexerKeys(std::int64_t blocks) const {
   FillIndexerKeysKernel<<<kGrid, kThreads, 0, backend_.stream()>>>(keys.As<std::uint8_t>(), blocks);
   DSA_CUDA_CHECK(cudaGetLastError());
   return keys;
+}
+
+DeviceBuffer DeviceBench::RandomLatents(std::int64_t blocks) const {
+  DeviceBuffer latents = Allocate(blocks * LatentBlock::kBytes);
+  FillLatentsKernel<<<kGrid, kThreads, 0, backend_.stream()>>>(latents.As<std::uint8_t>(),
+                                                               blocks * kTokensPerBlock);
+  DSA_CUDA_CHECK(cudaGetLastError());
+  return latents;
 }
 
 void DeviceBench::FlushCache() const {

@@ -54,6 +54,8 @@ class DeviceBench final {
   DeviceOperand RandomScales(std::int64_t rows, std::int64_t cols) const;
   // Fp8 indexer keys of `blocks` cache blocks.
   DeviceBuffer RandomIndexerKeys(std::int64_t blocks) const;
+  // Fp8 latents of `blocks` cache blocks.
+  DeviceBuffer RandomLatents(std::int64_t blocks) const;
 
   // Warms up, then takes 30 to 200 samples.
   DeviceTiming Measure(const std::function<void()>& body) const;
@@ -80,6 +82,8 @@ class DeviceBench final {
 void BenchRowOps(DeviceBench& bench);
 void BenchLinearOps(DeviceBench& bench);
 void BenchIndexerOps(DeviceBench& bench);
+void BenchAttentionOps(DeviceBench& bench);
+void BenchExpertOps(DeviceBench& bench);
 
 // A block-scaled product with random operands, ready to be called.
 struct ScaledProduct {

@@ -63,7 +63,7 @@ int Main() {
   const Status reserved = backend->ReserveScratch({
       .tokens_max = 8192,
       .context_max = 131072,
-      .masked_context_max = 0,
+      .masked_context_max = 8192,
       .hidden = 7168,
       .heads = 128,
       .nope = 128,
@@ -86,6 +86,8 @@ int Main() {
   BenchRowOps(bench);
   BenchLinearOps(bench);
   BenchIndexerOps(bench);
+  BenchAttentionOps(bench);
+  BenchExpertOps(bench);
   return 0;
 }
 

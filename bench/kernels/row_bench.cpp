@@ -79,7 +79,8 @@ void BenchSample(Backend& backend, const Report& report, std::int64_t vocabulary
                                        .row_stride = vocabulary},
                             .logit_rows = {.data = logit_rows.As<const std::int32_t>(), .size = 1},
                             .rows = {.data = &wanted, .size = 1},
-                            .suppressed = {.data = nullptr, .size = 0},
+                            .adjustments = {},
+                            .masks = {},
                             .vocabulary_limit = static_cast<std::int32_t>(vocabulary),
                             .tokens = {.data = tokens.As<std::int32_t>(), .size = 1},
                             .logprobs = {.data = logprobs.As<float>(), .size = 1},
@@ -117,8 +118,8 @@ void BenchRows(Backend& backend, const Report& report) {
                      .top_k = 0,
                      .seed = 1,
                      .position = 1,
-                     .suppressed_first = 0,
-                     .suppressed_count = 0,
+                     .adjustments_first = 0,
+                     .adjustments_count = 0,
                      .top_logprobs = 0};
   for (const std::int64_t vocabulary : {16384, 129280}) {
     wanted.temperature = 0.0F;

@@ -16,7 +16,7 @@ namespace {
 
 constexpr float kNotAllowed = -std::numeric_limits<float>::infinity();
 
-// What is being decided for one row.  `logits` are the allowed ones, -inf elsewhere.
+// What is being decided for one row.  `logits` are the allowed ones, adjusted; -inf elsewhere.
 struct Candidates {
   std::span<const float> logits;  // [vocabulary_limit]
   std::span<double> weights;      // [vocabulary_limit]
@@ -34,6 +34,27 @@ struct MoreLikely {
   }
 };
 
+std::span<const LogitAdjustment> AdjustmentsOf(const SampleParams& params,
+                                               const SamplingRow& wanted) {
+  DSA_CHECK(wanted.adjustments_first >= 0 && wanted.adjustments_count >= 0 &&
+                wanted.adjustments_first + wanted.adjustments_count <= params.adjustments.size,
+            "Sample: adjustments [{}, +{}) of {}", wanted.adjustments_first,
+            wanted.adjustments_count, params.adjustments.size);
+  return {params.adjustments.data + wanted.adjustments_first,
+          static_cast<std::size_t>(wanted.adjustments_count)};
+}
+
+void ApplyMask(const SampleParams& params, std::int32_t mask, std::span<float> target) {
+  constexpr std::size_t kBits = 64;
+  DSA_CHECK(mask < params.masks.rows, "Sample: mask {} of {}", mask, params.masks.rows);
+  const std::uint64_t* words = params.masks.Row(mask);
+  for (std::size_t id = 0; id < target.size(); ++id) {
+    if ((words[id / kBits] >> (id % kBits) & 1U) == 0) {
+      target[id] = kNotAllowed;
+    }
+  }
+}
+
 // Copies the allowed logits; false where one below the limit is not finite.
 bool CopyAllowed(const SampleParams& params, std::int64_t row, std::span<float> target) {
   const SamplingRow& wanted = params.rows.data[row];
@@ -46,28 +67,42 @@ bool CopyAllowed(const SampleParams& params, std::int64_t row, std::span<float> 
     target[i] = logits[i];
     finite = finite && std::isfinite(logits[i]);
   }
-  DSA_CHECK(wanted.suppressed_first >= 0 && wanted.suppressed_count >= 0 &&
-                wanted.suppressed_first + wanted.suppressed_count <= params.suppressed.size,
-            "Sample: suppressed [{}, +{}) of {}", wanted.suppressed_first, wanted.suppressed_count,
-            params.suppressed.size);
-  for (std::int32_t i = 0; i < wanted.suppressed_count; ++i) {
-    const std::int32_t id = params.suppressed.data[wanted.suppressed_first + i];
-    DSA_CHECK(id >= 0 && id < params.logits.cols, "Sample: suppressed id {}, V={}", id,
-              params.logits.cols);
-    if (id < params.vocabulary_limit) {
-      target[static_cast<std::size_t>(id)] = kNotAllowed;
+  if (wanted.mask >= 0) {
+    ApplyMask(params, wanted.mask, target);
+  }
+  for (const LogitAdjustment& adjustment : AdjustmentsOf(params, wanted)) {
+    DSA_CHECK(adjustment.id >= 0 && adjustment.id < params.logits.cols,
+              "Sample: adjusted id {}, V={}", adjustment.id, params.logits.cols);
+    if (adjustment.id < params.vocabulary_limit && adjustment.add == kNotAllowed) {
+      target[static_cast<std::size_t>(adjustment.id)] = kNotAllowed;
     }
   }
   return finite;
 }
 
-// log(sum(exp(logits)))
-double LogSum(const Candidates& candidates) {
-  double sum = 0.0;
-  for (const float logit : candidates.logits) {
-    sum += std::exp(static_cast<double>(logit) - candidates.largest);
+void Adjust(const SampleParams& params, const SamplingRow& wanted, std::span<float> logits) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (const LogitAdjustment& adjustment : AdjustmentsOf(params, wanted)) {
+    if (adjustment.id >= params.vocabulary_limit) {
+      continue;
+    }
+    float& logit = logits[static_cast<std::size_t>(adjustment.id)];
+    if (logit != kNotAllowed) {
+      const float repeated =
+          logit > 0.0F ? logit / adjustment.repetition : logit * adjustment.repetition;
+      logit = std::clamp(std::clamp(repeated, -kLargest, kLargest) + adjustment.add, -kLargest,
+                         kLargest);
+    }
   }
-  return candidates.largest + std::log(sum);
+}
+
+// log(sum(exp(logits)))
+double LogSum(std::span<const float> logits, float largest) {
+  double sum = 0.0;
+  for (const float logit : logits) {
+    sum += std::exp(static_cast<double>(logit) - largest);
+  }
+  return largest + std::log(sum);
 }
 
 double SumOfWeights(const Candidates& candidates, std::span<const std::int32_t> ids) {
@@ -152,25 +187,26 @@ std::int32_t Draw(const SamplingRow& wanted, const Candidates& candidates,
   return drawn;
 }
 
-void FillTop(const SampleParams& params, std::int64_t row, const Candidates& candidates,
-             double log_sum) {
+// `logits` are the allowed ones, raw; `order` is scratch of as many.
+void FillTop(const SampleParams& params, std::int64_t row, std::span<const float> logits,
+             std::span<std::int32_t> order, double log_sum) {
   const SamplingRow& wanted = params.rows.data[row];
   DSA_CHECK(wanted.top_logprobs >= 0 && wanted.top_logprobs <= kTopLogprobsMax,
             "Sample: top_logprobs={}, limit {}", wanted.top_logprobs, kTopLogprobsMax);
   std::size_t count = 0;
-  for (std::size_t id = 0; id < candidates.logits.size(); ++id) {
-    if (candidates.logits[id] != kNotAllowed) {
-      candidates.order[count++] = static_cast<std::int32_t>(id);
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    if (logits[id] != kNotAllowed) {
+      order[count++] = static_cast<std::int32_t>(id);
     }
   }
   const std::size_t filled = std::min(count, static_cast<std::size_t>(wanted.top_logprobs));
-  const std::span<std::int32_t> order = candidates.order.first(count);
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(filled), order.end(),
-                    MoreLikely{candidates.logits});
+  const std::span<std::int32_t> ids = order.first(count);
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(filled), ids.end(),
+                    MoreLikely{logits});
   for (std::size_t i = 0; i < filled; ++i) {
-    params.top_ids.Row(row)[i] = order[i];
-    params.top_logprobs.Row(row)[i] = static_cast<float>(
-        static_cast<double>(candidates.logits[static_cast<std::size_t>(order[i])]) - log_sum);
+    params.top_ids.Row(row)[i] = ids[i];
+    params.top_logprobs.Row(row)[i] =
+        static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(ids[i])]) - log_sum);
   }
 }
 
@@ -181,27 +217,38 @@ void SampleRow(const SampleParams& params, std::int64_t row, const SampleScratch
   std::fill_n(params.top_logprobs.Row(row), kTopLogprobsMax, 0.0F);
   params.tokens.data[row] = 0;
   params.logprobs.data[row] = 0.0F;
+
+  // Allowed.
   const std::span<float> logits(scratch.logits.data(), limit);
+  const std::span<std::int32_t> order(scratch.order.data(), limit);
   if (!CopyAllowed(params, row, logits)) {
     params.faults.data[row] |= kRowFaultLogits;
     return;
   }
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  if (largest == kNotAllowed) {
+    params.faults.data[row] |= kRowFaultNoCandidate;
+    return;
+  }
+
+  // Log-probabilities.
+  const double log_sum = LogSum(logits, largest);
+  FillTop(params, row, logits, order, log_sum);
+
+  // Draw.
+  Adjust(params, wanted, logits);
   const auto best = std::max_element(logits.begin(), logits.end());
-  DSA_CHECK(*best != kNotAllowed, "Sample: row {} suppresses all {} ids", row,
-            params.vocabulary_limit);
   const Candidates candidates{.logits = logits,
                               .weights = {scratch.weights.data(), limit},
-                              .order = {scratch.order.data(), limit},
+                              .order = order,
                               .largest = *best};
   auto token = static_cast<std::int32_t>(best - logits.begin());
   if (wanted.temperature > 0.0F) {
     token = Draw(wanted, candidates, Filter(wanted, candidates));
   }
-  const double log_sum = LogSum(candidates);
   params.tokens.data[row] = token;
-  params.logprobs.data[row] =
-      static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(token)]) - log_sum);
-  FillTop(params, row, candidates, log_sum);
+  params.logprobs.data[row] = static_cast<float>(
+      static_cast<double>(params.logits.Row(params.logit_rows.data[row])[token]) - log_sum);
 }
 
 }  // namespace

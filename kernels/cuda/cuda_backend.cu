@@ -2,7 +2,9 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch_arena.h"
 
+#include <algorithm>
 #include <string>
 
 namespace dsa {
@@ -37,6 +39,13 @@ Status CheckDriver() {
                        VersionText(CUDART_VERSION));
   }
   return {};
+}
+
+// What the ops share: the most that one of them takes.
+std::int64_t OpScratchBytes(const ScratchLimits& limits) {
+  return std::max({cuda::GateScratchBytes(limits), cuda::RoutedExpertsScratchBytes(limits),
+                   cuda::LatentAttentionScratchBytes(limits),
+                   cuda::MaskedAttentionScratchBytes(limits)});
 }
 
 }  // namespace
@@ -117,13 +126,15 @@ std::int64_t CudaBackend::AvailableBytes() const {
 }
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
-  return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max);
+  return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
+         OpScratchBytes(limits);
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
   DSA_CHECK(!state_->scratch_reserved, "CudaBackend: ReserveScratch was called before");
   state_->limits = limits;
   state_->scratch_reserved = true;
+  DSA_ASSIGN_OR_RETURN(state_->scratch, Allocate(OpScratchBytes(limits)));
   return state_->gemm.Reserve(*this, limits.tokens_max, limits.linear_width_max);
 }
 

@@ -19,6 +19,7 @@ struct CudaBackend::State {
   cuda::Gemm gemm;
   cuda::Graphs graphs;
   ScratchLimits limits{};
+  DeviceBuffer scratch;  // of all ops but the products of `gemm`: ScratchArena
   bool scratch_reserved = false;
 };
 

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "common/check.h"
+#include "common/view.h"
 #include "kernels/device_failure.h"
 
+#include <cstdint>
 #include <string>
 
 #include <cuda_runtime_api.h>
@@ -25,5 +27,22 @@ namespace dsa::cuda {
 
 // Of an H100 or H200.  Only the shape of a grid may depend on it, no result.
 inline constexpr int kMultiprocessors = 132;
+
+// Whether every row of every head starts at a multiple of 16 bytes, as asynchronous copies want.
+inline bool HasAlignedRows(const ConstAnyTensor3& tensor) {
+  constexpr std::int64_t kAlignment = 16;
+  return reinterpret_cast<std::uintptr_t>(tensor.data) % kAlignment == 0 &&
+         tensor.row_stride * SizeOf(tensor.type) % kAlignment == 0 &&
+         tensor.head_stride * SizeOf(tensor.type) % kAlignment == 0;
+}
+inline bool HasAlignedRows(const ConstAnyMatrix& matrix) {
+  return HasAlignedRows(ConstAnyTensor3{.data = matrix.data,
+                                        .type = matrix.type,
+                                        .rows = matrix.rows,
+                                        .heads = 1,
+                                        .cols = matrix.cols,
+                                        .row_stride = matrix.row_stride,
+                                        .head_stride = 0});
+}
 
 }  // namespace dsa::cuda

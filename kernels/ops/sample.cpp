@@ -17,6 +17,9 @@ SampleExtents Validate(const SampleParams& params) {
   DSA_CHECK(top == kTopLogprobsMax, "Sample: top_ids is [{}, {}], expected {} columns", top_rows,
             top, kTopLogprobsMax);
   DSA_CHECK(rows == 0 || logit_rows > 0, "Sample: {} rows of {} logit rows", rows, logit_rows);
+  constexpr std::int64_t kMaskBits = 64;
+  DSA_CHECK(params.masks.rows == 0 || params.masks.cols == (vocabulary + kMaskBits - 1) / kMaskBits,
+            "Sample: masks is [{}, {}] for V={}", params.masks.rows, params.masks.cols, vocabulary);
   DSA_CHECK(params.vocabulary_limit >= 1 && params.vocabulary_limit <= vocabulary,
             "Sample: vocabulary_limit={} of V={}", params.vocabulary_limit, vocabulary);
   return {.rows = rows, .vocabulary = vocabulary};

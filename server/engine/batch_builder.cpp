@@ -4,6 +4,7 @@
 #include "scheduler/validate.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace dsa {
@@ -22,8 +23,8 @@ BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
   logit_rows_.reserve(tokens);
   sample_rows_.reserve(sequences);
   sampling_.reserve(sequences);
-  suppressed_.reserve(sequences *
-                      (static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax));
+  adjustments_.reserve(sequences *
+                       (static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax));
   index_of_slot_.assign(config_.slots_max, -1);
   slot_of_index_.reserve(sequences);
   blocks_of_index_.reserve(sequences);
@@ -49,7 +50,7 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   logit_rows_.clear();
   sample_rows_.clear();
   sampling_.clear();
-  suppressed_.clear();
+  adjustments_.clear();
   copy_logits_ = false;
   for (const StepPlan::Row& row : plan.rows) {
     const Sequence* sequence = sequences[row.slot].get();
@@ -70,7 +71,7 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
             .logit_rows = logit_rows_,
             .sample_rows = sample_rows_,
             .sampling = sampling_,
-            .suppressed = suppressed_,
+            .adjustments = adjustments_,
             .copy_logits = copy_logits_};
   return batch_;
 }
@@ -130,9 +131,12 @@ void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequen
 void BatchBuilder::AddSampling(const Sequence& sequence) {
   const SamplingParams& params = sequence.request().sampling;
   const StopConditions& stop = sequence.request().stop;
-  const auto suppressed_first = static_cast<std::int32_t>(suppressed_.size());
+  const auto adjustments_first = static_cast<std::int32_t>(adjustments_.size());
   if (sequence.generated() < stop.min_tokens) {
-    const auto suppress = [this](TokenId id) { suppressed_.push_back(Value(id)); };
+    const auto suppress = [this](TokenId id) {
+      adjustments_.push_back(
+          {.id = Value(id), .add = -std::numeric_limits<float>::infinity(), .repetition = 1.0F});
+    };
     if (!stop.ignore_end) {
       std::for_each(config_.end_ids.begin(), config_.end_ids.end(), suppress);
     }
@@ -146,8 +150,8 @@ void BatchBuilder::AddSampling(const Sequence& sequence) {
        .top_k = params.top_k,
        .seed = params.seed,
        .position = sequence.tokens(),
-       .suppressed_first = suppressed_first,
-       .suppressed_count = static_cast<std::int32_t>(suppressed_.size()) - suppressed_first,
+       .adjustments_first = adjustments_first,
+       .adjustments_count = static_cast<std::int32_t>(adjustments_.size()) - adjustments_first,
        .top_logprobs = params.top_logprobs.value_or(0)});
 }
 

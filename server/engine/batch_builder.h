@@ -65,7 +65,7 @@ class BatchBuilder final {
   std::vector<std::int32_t> logit_rows_;
   std::vector<std::int32_t> sample_rows_;
   std::vector<SamplingRow> sampling_;
-  std::vector<std::int32_t> suppressed_;
+  std::vector<LogitAdjustment> adjustments_;
   // Which sequence of the batch a slot is, and back; -1 where it is not in the batch.
   std::vector<std::int32_t> index_of_slot_;
   std::vector<std::int32_t> slot_of_index_;

@@ -138,8 +138,9 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
       End(row.slot,
           {.reason = FinishReason::kError,
            .error_code = ErrorCode::kInternal,
-           .error_message = (faults & kRowFaultIndexerNan) != 0 ? "non-finite index scores"
-                                                                : "non-finite logits"});
+           .error_message = (faults & kRowFaultIndexerNan) != 0    ? "non-finite index scores"
+                            : (faults & kRowFaultNoCandidate) != 0 ? "no token may be sampled"
+                                                                   : "non-finite logits"});
     }
   }
 }

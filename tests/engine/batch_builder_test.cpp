@@ -3,6 +3,7 @@
 #include "tests/scheduler/testing.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -112,8 +113,15 @@ TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_buil
     const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
     const std::vector<std::int32_t> suppressed =
         ignore_end ? std::vector<std::int32_t>{9} : std::vector<std::int32_t>{7, 9};
-    CHECK(ToVector(batch.suppressed) == (step < 2 ? suppressed : std::vector<std::int32_t>{}));
-    CHECK(batch.sampling[0].suppressed_count == static_cast<int>(batch.suppressed.size()));
+    std::vector<std::int32_t> ids;
+    for (const LogitAdjustment& adjustment : batch.adjustments) {
+      CHECK(adjustment.add == -std::numeric_limits<float>::infinity());
+      CHECK(adjustment.repetition == 1.0F);
+      ids.push_back(adjustment.id);
+    }
+    CHECK(ids == (step < 2 ? suppressed : std::vector<std::int32_t>{}));
+    CHECK(batch.sampling[0].adjustments_first == 0);
+    CHECK(batch.sampling[0].adjustments_count == static_cast<int>(ids.size()));
     rig.scheduler.Commit(plan);
     rig.scheduler.Append(slot, TokenId{1});
   }

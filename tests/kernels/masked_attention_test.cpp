@@ -132,7 +132,7 @@ TEST_CASE("MaskedAttention matches its equation", "[kernels][masked_attention]")
       expected.insert(expected.end(), values.begin(), values.end());
     }
   }
-  CHECK(testing::RelativeError(actual, expected) < (type == DataType::kF32 ? 1e-6 : 3e-4));
+  CHECK(testing::RelativeError(actual, expected) < testing::AttentionTolerance(type));
 }
 
 TEST_CASE("MaskedAttention agrees with the absorbed form row by row",
@@ -143,7 +143,7 @@ TEST_CASE("MaskedAttention agrees with the absorbed form row by row",
   CAPTURE(testing::Name(type), testing::Name(format), static_cast<int>(selection));
   const AttentionBatch batch = testing::MakeAttentionBatch(
       {.type = type, .format = format, .selection = selection, .heads = 8});
-  const double bound = type == DataType::kF32 ? 1e-6 : 1.5e-2;
+  const double bound = type == DataType::kF32 ? 2 * testing::Tolerance(type) : 1.5e-2;
   const std::vector<float> masked = Run(testing::TestBackend(), batch);
   const std::vector<float> absorbed = RunAbsorbed(testing::TestBackend(), batch);
   for (std::int64_t row = 0; row < batch.rows.size(); ++row) {

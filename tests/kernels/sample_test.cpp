@@ -1,105 +1,18 @@
 // Sample: exact rules on small vocabularies, a plain restatement over random settings, and the
 // distribution of many draws.
-#include "kernels/ops/sample.h"
-
-#include "common/prng.h"
-#include "kernels/batch_view.h"
-#include "tests/kernels/test_backend.h"
-
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
+#include "tests/kernels/sample_testing.h"
 
 namespace dsa {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr SamplingRow kGreedy{.temperature = 0.0F,
-                              .min_p = 0.0F,
-                              .top_p = 1.0F,
-                              .top_k = 0,
-                              .seed = 0,
-                              .position = 0,
-                              .suppressed_first = 0,
-                              .suppressed_count = 0,
-                              .top_logprobs = 0};
-
-struct Request {
-  std::vector<std::vector<float>> logits;  // of equal length V
-  std::vector<std::int32_t> logit_rows;    // empty: 0, 1, ...
-  std::vector<SamplingRow> rows;
-  std::vector<std::int32_t> suppressed;
-  std::int32_t vocabulary_limit;
-};
-
-struct Sampled {
-  std::vector<std::int32_t> tokens;
-  std::vector<float> logprobs;
-  std::vector<std::int32_t> top_ids;
-  std::vector<float> top_logprobs;
-  std::vector<std::int32_t> faults;
-};
-
-// The fault words start with a foreign bit, which must survive.
-constexpr std::int32_t kForeignFault = 64;
-
-Sampled Run(Backend& backend, const Request& request) {
-  const auto rows = static_cast<std::int64_t>(request.rows.size());
-  std::vector<float> flat;
-  for (const auto& row : request.logits) {
-    flat.insert(flat.end(), row.begin(), row.end());
-  }
-  std::vector<std::int32_t> logit_rows = request.logit_rows;
-  if (logit_rows.empty()) {
-    logit_rows.resize(request.rows.size());
-    std::iota(logit_rows.begin(), logit_rows.end(), 0);
-  }
-  const auto logit_count = static_cast<std::int64_t>(request.logits.size());
-  const auto vocabulary = static_cast<std::int64_t>(request.logits.front().size());
-  const testing::DeviceArray<float> logits(backend, flat);
-  const testing::DeviceArray<std::int32_t> sources(backend, logit_rows);
-  const testing::DeviceArray<SamplingRow> wanted(backend, request.rows);
-  const testing::DeviceArray<std::int32_t> suppressed(backend, request.suppressed);
-  const auto tokens = testing::DeviceArray<std::int32_t>::Poisoned(backend, rows);
-  const auto logprobs = testing::DeviceArray<float>::Poisoned(backend, rows);
-  const auto top_ids =
-      testing::DeviceArray<std::int32_t>::Poisoned(backend, rows * kTopLogprobsMax);
-  const auto top_logprobs = testing::DeviceArray<float>::Poisoned(backend, rows * kTopLogprobsMax);
-  const testing::DeviceArray<std::int32_t> faults(
-      backend, std::vector<std::int32_t>(request.rows.size(), kForeignFault));
-  backend.Sample({.logits = logits.AsConstMatrix(logit_count, vocabulary),
-                  .logit_rows = sources.AsConstVector(),
-                  .rows = wanted.AsConstVector(),
-                  .suppressed = suppressed.AsConstVector(),
-                  .vocabulary_limit = request.vocabulary_limit,
-                  .tokens = tokens.AsVector(),
-                  .logprobs = logprobs.AsVector(),
-                  .top_ids = top_ids.AsMatrix(rows, kTopLogprobsMax),
-                  .top_logprobs = top_logprobs.AsMatrix(rows, kTopLogprobsMax),
-                  .faults = faults.AsVector()});
-  return {.tokens = tokens.Download(),
-          .logprobs = logprobs.Download(),
-          .top_ids = top_ids.Download(),
-          .top_logprobs = top_logprobs.Download(),
-          .faults = faults.Download()};
-}
-
-Sampled RunOne(std::vector<float> logits, const SamplingRow& row) {
-  const auto limit = static_cast<std::int32_t>(logits.size());
-  return Run(testing::TestBackend(), {.logits = {std::move(logits)},
-                                      .logit_rows = {},
-                                      .rows = {row},
-                                      .suppressed = {},
-                                      .vocabulary_limit = limit});
-}
+using namespace testing::sample;
 
 // The set of tokens that 400 draws give.
 std::vector<std::int32_t> Support(const std::vector<float>& logits, SamplingRow row) {
   Request request{.logits = {logits},
                   .logit_rows = std::vector<std::int32_t>(100, 0),
                   .rows = {},
-                  .suppressed = {},
+                  .adjustments = {},
                   .vocabulary_limit = static_cast<std::int32_t>(logits.size())};
   std::vector<std::int32_t> seen;
   for (int batch = 0; batch < 4; ++batch) {
@@ -116,63 +29,6 @@ std::vector<std::int32_t> Support(const std::vector<float>& logits, SamplingRow 
   return seen;
 }
 
-SamplingRow Random(float temperature) {
-  SamplingRow row = kGreedy;
-  row.temperature = temperature;
-  return row;
-}
-
-// The sampled token, restated: sort everything, filter, renormalise, draw in order of id.
-std::int32_t Expected(const std::vector<float>& logits, const SamplingRow& row) {
-  std::vector<std::int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  std::stable_sort(ids.begin(), ids.end(),
-                   [&](std::int32_t a, std::int32_t b) { return logits[a] > logits[b]; });
-  const double largest = logits[ids.front()];
-  const auto probability = [&](std::int32_t id) {
-    return std::exp((logits[id] - largest) / row.temperature);
-  };
-  ids.erase(std::remove_if(ids.begin(), ids.end(),
-                           [&](std::int32_t id) { return probability(id) < row.min_p; }),
-            ids.end());
-  if (row.top_k > 0 && row.top_k < static_cast<std::int32_t>(ids.size())) {
-    ids.resize(row.top_k);
-  }
-  double total = 0.0;
-  for (const std::int32_t id : ids) {
-    total += probability(id);
-  }
-  double sum = 0.0;
-  for (std::size_t i = 0; i < ids.size() && row.top_p < 1.0F; ++i) {
-    sum += probability(ids[i]) / total;
-    if (sum >= row.top_p) {
-      ids.resize(i + 1);
-    }
-  }
-  total = 0.0;
-  for (const std::int32_t id : ids) {
-    total += probability(id);
-  }
-  std::sort(ids.begin(), ids.end());
-  const double uniform = CounterUniform(row.seed, static_cast<std::uint64_t>(row.position));
-  sum = 0.0;
-  for (const std::int32_t id : ids) {
-    sum += probability(id) / total;
-    if (sum > uniform) {
-      return id;
-    }
-  }
-  return ids.back();
-}
-
-double LogProbability(const std::vector<float>& logits, std::int32_t id) {
-  double sum = 0.0;
-  for (const float logit : logits) {
-    sum += std::exp(static_cast<double>(logit) - logits[id]);
-  }
-  return -std::log(sum);
-}
-
 }  // namespace
 
 TEST_CASE("Greedy takes the largest logit, the lower id on ties", "[kernels][sample]") {
@@ -187,8 +43,8 @@ TEST_CASE("Greedy takes the largest logit, the lower id on ties", "[kernels][sam
 TEST_CASE("Suppressed ids and ids beyond the vocabulary are never sampled", "[kernels][sample]") {
   const auto temperature = GENERATE(0.0F, 1.0F);
   SamplingRow first = Random(temperature);
-  first.suppressed_first = 1;
-  first.suppressed_count = 2;
+  first.adjustments_first = 1;
+  first.adjustments_count = 2;
   first.top_logprobs = 20;
   SamplingRow second = Random(temperature);
   second.top_logprobs = 20;
@@ -196,7 +52,7 @@ TEST_CASE("Suppressed ids and ids beyond the vocabulary are never sampled", "[ke
   const Sampled sampled = Run(testing::TestBackend(), {.logits = {logits},
                                                        .logit_rows = {0, 0},
                                                        .rows = {first, second},
-                                                       .suppressed = {4, 1, 3, 2},
+                                                       .adjustments = Suppressing({4, 1, 3, 2}),
                                                        .vocabulary_limit = 5});
   CHECK(sampled.tokens[0] != 1);
   CHECK(sampled.tokens[0] != 3);
@@ -211,11 +67,11 @@ TEST_CASE("Suppressed ids and ids beyond the vocabulary are never sampled", "[ke
 
 TEST_CASE("A suppressed id may lie beyond the vocabulary's limit", "[kernels][sample]") {
   SamplingRow row = kGreedy;
-  row.suppressed_count = 1;
+  row.adjustments_count = 1;
   CHECK(Run(testing::TestBackend(), {.logits = {{1, 2, 3, 4}},
                                      .logit_rows = {},
                                      .rows = {row},
-                                     .suppressed = {3},
+                                     .adjustments = Suppressing({3}),
                                      .vocabulary_limit = 2})
             .tokens[0] == 1);
 }
@@ -250,11 +106,11 @@ TEST_CASE("A logit that is not finite fails its row alone", "[kernels][sample]")
   SamplingRow row = Random(temperature);
   row.top_logprobs = 2;
   SamplingRow suppressing = row;
-  suppressing.suppressed_count = 1;
+  suppressing.adjustments_count = 1;
   const Sampled sampled = Run(testing::TestBackend(), {.logits = {{1, bad, 2, 0}, {1, 2, 9, bad}},
                                                        .logit_rows = {0, 1, 0},
                                                        .rows = {row, row, suppressing},
-                                                       .suppressed = {1},
+                                                       .adjustments = Suppressing({1}),
                                                        .vocabulary_limit = 3});
   CHECK(sampled.faults == std::vector<std::int32_t>{kForeignFault | kRowFaultLogits, kForeignFault,
                                                     kForeignFault | kRowFaultLogits});
@@ -273,7 +129,7 @@ TEST_CASE("Sampling agrees with its restatement", "[kernels][sample]") {
   Request request{.logits = {},
                   .logit_rows = {},
                   .rows = {},
-                  .suppressed = {},
+                  .adjustments = {},
                   .vocabulary_limit = static_cast<std::int32_t>(vocabulary)};
   for (int i = 0; i < 150; ++i) {
     request.logits.push_back(testing::RandomFloat(vocabulary, 2.0F, 100 + i));
@@ -343,7 +199,7 @@ TEST_CASE("Draws follow the distribution and depend on seed and position", "[ker
   Request request{.logits = {logits},
                   .logit_rows = std::vector<std::int32_t>(100, 0),
                   .rows = std::vector<SamplingRow>(100, Random(0.8F)),
-                  .suppressed = {},
+                  .adjustments = {},
                   .vocabulary_limit = 4};
   for (int batch = 0; batch < kBatches; ++batch) {
     for (int i = 0; i < 100; ++i) {
@@ -369,7 +225,7 @@ TEST_CASE("A row samples from the logits that it names", "[kernels][sample]") {
   CHECK(Run(testing::TestBackend(), {.logits = {{9, 0, 0, 0}, {0, 9, 0, 0}, {0, 0, 9, 0}},
                                      .logit_rows = {2, 0, 0, 1},
                                      .rows = std::vector<SamplingRow>(4, kGreedy),
-                                     .suppressed = {},
+                                     .adjustments = {},
                                      .vocabulary_limit = 4})
             .tokens == std::vector<std::int32_t>{2, 0, 0, 1});
 }
@@ -378,7 +234,7 @@ TEST_CASE("Sample of no rows", "[kernels][sample]") {
   CHECK(Run(testing::TestBackend(), {.logits = {{1, 2}},
                                      .logit_rows = {},
                                      .rows = {},
-                                     .suppressed = {},
+                                     .adjustments = {},
                                      .vocabulary_limit = 2})
             .tokens.empty());
 }

@@ -51,6 +51,12 @@ double Tolerance(DataType type);
 double Fp8ProductTolerance(DataType type);
 double Fp8ProductShareEqual(DataType type);
 
+// The same of attention, whose probabilities may be rounded before they are divided by their sum.
+double AttentionTolerance(DataType type);
+
+// Whether a row of absorbed attention has the same bits in any batch.
+bool AttentionRowsAreIndependent();
+
 // Whether a row of a product has the same bits in any batch.
 bool ProductRowsAreIndependent();
 

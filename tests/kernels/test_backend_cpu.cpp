@@ -42,6 +42,16 @@ double Fp8ProductShareEqual(DataType type) {
   return type == DataType::kF32 ? 0.9 : 0.99;
 }
 
+// Only values near the border of two roundings differ in bf16.  Scores of tens carry float32 errors
+// of 2^-24 times that into the exponent.
+double AttentionTolerance(DataType type) {
+  return type == DataType::kF32 ? 2e-6 : 3e-4;
+}
+
+bool AttentionRowsAreIndependent() {
+  return true;
+}
+
 bool ProductRowsAreIndependent() {
   return true;
 }

@@ -51,6 +51,17 @@ double Fp8ProductShareEqual(DataType type) {
   return type == DataType::kF32 ? -1.0 : 0.88;
 }
 
+// bf16 probabilities are rounded before the division: 2^-9 of each, at worst in one direction, and
+// the output once more.
+double AttentionTolerance(DataType type) {
+  return type == DataType::kF32 ? 4e-6 : 0x1p-8;
+}
+
+// How many parts a row's keys are cut into follows from the number of rows.
+bool AttentionRowsAreIndependent() {
+  return false;
+}
+
 // cuBLASLt chooses its algorithm by the number of rows.
 bool ProductRowsAreIndependent() {
   return false;

@@ -57,7 +57,7 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
                     .sequences_max = 4,
                     .context_max = 1000,
                     .logit_rows_max = 4,
-                    .suppressed_max = 0,
+                    .adjustments_max = 0,
                     .masked_until = 0,
                     .score_bytes_max = 10 * 1000 * 4,
                     .logits_rows_host = 0};
@@ -110,7 +110,7 @@ TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
                  .sequences_max = 5,
                  .context_max = 700,
                  .logit_rows_max = 5,
-                 .suppressed_max = 10,
+                 .adjustments_max = 10,
                  .masked_until = GENERATE(0, 100),
                  .score_bytes_max = 1 << 16,
                  .logits_rows_host = 0},

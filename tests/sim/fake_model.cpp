@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <span>
 
 #include <fmt/format.h>
@@ -278,10 +279,13 @@ void FakeExecutor::Sample(const ForwardBatch& batch) {
     const std::int32_t row = batch.logit_rows[batch.sample_rows[i]];
     const SamplingRow& sampling = batch.sampling[i];
     SIM_CHECK(sampling.position == batch.positions[row] + 1, "a sample at the wrong position");
-    const auto suppressed =
-        batch.suppressed.subspan(sampling.suppressed_first, sampling.suppressed_count);
+    const auto adjustments =
+        batch.adjustments.subspan(sampling.adjustments_first, sampling.adjustments_count);
     const auto is_suppressed = [&](std::int32_t id) {
-      return std::find(suppressed.begin(), suppressed.end(), id) != suppressed.end();
+      return std::any_of(adjustments.begin(), adjustments.end(),
+                         [id](const LogitAdjustment& adjustment) {
+                           return adjustment.id == id && std::isinf(adjustment.add);
+                         });
     };
     const std::uint64_t value = values_[batch.slots[row]];
     const std::uint64_t noise = NoiseOf(sampling.temperature, sampling.seed, sampling.position);

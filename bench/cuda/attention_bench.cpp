@@ -1,0 +1,220 @@
+// AbsorbQuery, LatentAttention and ExpandValue in a decode step, and LatentAttention and
+// MaskedAttention of a chunk of prefill, over an fp8 cache of normal latents.
+#include "bench/cuda/device_bench.h"
+#include "kernels/batch_view.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
+
+#include <cmath>
+#include <vector>
+
+#include <fmt/core.h>
+
+namespace dsa::bench {
+namespace {
+
+constexpr std::int64_t kNope = 128;
+constexpr std::int64_t kSelected = 2048;
+
+// Rows of sequences whose blocks lie mixed; every `stride`-th position is selected.
+struct AttentionRows {
+  DeviceBuffer positions, sequences, tables, selected, counts, mask;
+  PagedRows view;
+  KeySelection selection;
+};
+
+AttentionRows MakeRows(const DeviceBench& bench, const std::vector<std::int32_t>& positions,
+                       const std::vector<std::int32_t>& sequences, std::int64_t sequence_count,
+                       std::int64_t context) {
+  const auto rows = static_cast<std::int64_t>(positions.size());
+  const std::int64_t blocks = context / kTokensPerBlock;
+  std::vector<std::int32_t> tables(static_cast<std::size_t>(sequence_count * blocks));
+  for (std::size_t i = 0; i < tables.size(); ++i) {
+    tables[i] = static_cast<std::int32_t>(i * 7919 % tables.size());
+  }
+  std::vector<std::int32_t> selected;
+  std::vector<std::int32_t> counts;
+  std::vector<std::uint64_t> mask(
+      static_cast<std::size_t>(rows * blocks));  // a word for each block
+  for (std::size_t row = 0; row < positions.size(); ++row) {
+    const std::int64_t visible = positions[row] + std::int64_t{1};
+    const std::int64_t count = std::min(visible, kSelected);
+    const auto first_block = static_cast<std::size_t>(sequences[row] * blocks);
+    for (std::int64_t i = 0; i < kSelected; ++i) {
+      const std::int64_t key = i * visible / count;
+      const auto block = static_cast<std::size_t>(key / kTokensPerBlock);
+      selected.push_back(i < count ? tables[first_block + block] * kTokensPerBlock +
+                                         static_cast<std::int32_t>(key % kTokensPerBlock)
+                                   : -1);
+      if (i < count) {
+        mask[row * static_cast<std::size_t>(blocks) + block] |= 1ULL << (key % kTokensPerBlock);
+      }
+    }
+    counts.push_back(static_cast<std::int32_t>(count));
+  }
+  const auto bytes = [](const std::vector<std::int32_t>& values) {
+    return static_cast<std::int64_t>(values.size()) * 4;
+  };
+  AttentionRows made{.positions = bench.Upload(positions.data(), bytes(positions)),
+                     .sequences = bench.Upload(sequences.data(), bytes(sequences)),
+                     .tables = bench.Upload(tables.data(), bytes(tables)),
+                     .selected = bench.Upload(selected.data(), bytes(selected)),
+                     .counts = bench.Upload(counts.data(), bytes(counts)),
+                     .mask = bench.Upload(mask.data(), static_cast<std::int64_t>(mask.size()) * 8),
+                     .view = {},
+                     .selection = {}};
+  made.view = {.positions = {.data = made.positions.As<const std::int32_t>(), .size = rows},
+               .sequences = {.data = made.sequences.As<const std::int32_t>(), .size = rows},
+               .block_tables = {.data = made.tables.As<const std::int32_t>(),
+                                .rows = sequence_count,
+                                .cols = blocks,
+                                .row_stride = blocks}};
+  made.selection.slots = {.data = made.selected.As<const std::int32_t>(),
+                          .rows = rows,
+                          .cols = kSelected,
+                          .row_stride = kSelected};
+  made.selection.mask = {.data = made.mask.As<const std::uint64_t>(),
+                         .rows = rows,
+                         .cols = blocks,
+                         .row_stride = blocks};
+  made.selection.counts = {.data = made.counts.As<const std::int32_t>(), .size = rows};
+  return made;
+}
+
+ConstAnyTensor3 HeadWeight(const DeviceOperand& w, std::int64_t heads) {
+  return {.data = w.view.data,
+          .type = w.view.type,
+          .rows = heads,
+          .heads = kNope,
+          .cols = kLatentValues,
+          .row_stride = kNope * kLatentValues,
+          .head_stride = kLatentValues};
+}
+
+ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols) {
+  return {.data = static_cast<const std::uint8_t*>(tensor.data) + first * SizeOf(tensor.type),
+          .type = tensor.type,
+          .rows = tensor.rows,
+          .heads = tensor.heads,
+          .cols = cols,
+          .row_stride = tensor.row_stride,
+          .head_stride = tensor.head_stride};
+}
+
+void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_t heads) {
+  const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
+  const DeviceOperand w = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
+  const DeviceOperand latent = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
+  const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kNope);
+  const auto values = static_cast<double>(heads * kNope * kLatentValues);
+  const Work work = {.bytes = 2.0 * values + 2.0 * static_cast<double>(tokens * heads) *
+                                                 static_cast<double>(kNope + kLatentValues),
+                     .flops = 2.0 * values * static_cast<double>(tokens)};
+  const std::string shape = fmt::format("T={} H={}", tokens, heads);
+  bench.Row("absorb_query", shape, work, [&] {
+    bench.backend().AbsorbQuery({.q_nope = Columns(HeadsOf(q.view, heads), 0, kNope),
+                                 .w_uk = HeadWeight(w, heads),
+                                 .q_latent = HeadsOf(latent.view, heads)});
+  });
+  bench.Row("expand_value", shape, work, [&] {
+    bench.backend().ExpandValue({.o_latent = HeadsOf(latent.view, heads),
+                                 .w_uv = HeadWeight(w, heads),
+                                 .o = HeadsOf(o.view, heads)});
+  });
+}
+
+void BenchLatent(const DeviceBench& bench, const std::string& shape, const AttentionRows& rows,
+                 std::int64_t heads, std::int64_t blocks) {
+  const std::int64_t tokens = rows.view.positions.size;
+  const DeviceBuffer cache = bench.RandomLatents(blocks);
+  const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
+  const DeviceOperand latent = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
+  const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
+  const auto keys = static_cast<double>(tokens * kSelected);
+  bench.Row("latent_attention", shape,
+            {.bytes = keys * LatentBlock::kTokenBytes +
+                      static_cast<double>(tokens * heads) * (2 * kLatentValues + 64) * 2.0,
+             .flops = keys * static_cast<double>(heads) * 2.0 * (2 * kLatentValues + 64)},
+            [&] {
+              bench.backend().LatentAttention({.q_latent = HeadsOf(latent.view, heads),
+                                               .q_rope = Columns(HeadsOf(q.view, heads), kNope, 64),
+                                               .cache = {.data = cache.As<std::uint8_t>(),
+                                                         .blocks = blocks,
+                                                         .format = KvFormat::kFp8},
+                                               .rows = rows.view,
+                                               .selection = rows.selection,
+                                               .softmax_scale = 0.05,
+                                               .o_latent = HeadsOf(o.view, heads)});
+            });
+}
+
+void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t context,
+                 std::int64_t heads) {
+  std::vector<std::int32_t> positions;
+  for (std::int64_t i = context - tokens; i < context; ++i) {
+    positions.push_back(static_cast<std::int32_t>(i));
+  }
+  const AttentionRows rows =
+      MakeRows(bench, positions, std::vector<std::int32_t>(positions.size(), 0), 1, context);
+  const std::int64_t blocks = context / kTokensPerBlock;
+  const DeviceBuffer cache = bench.RandomLatents(blocks);
+  const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
+  const DeviceOperand w_uk = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
+  const DeviceOperand w_uv = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
+  const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kNope);
+  const double pairs = static_cast<double>(tokens) *
+                       (static_cast<double>(context) - static_cast<double>(tokens) / 2.0);
+  bench.Row("masked_attention", fmt::format("T={} of {} H={}", tokens, context, heads),
+            {.bytes = static_cast<double>(context) * LatentBlock::kTokenBytes,
+             .flops = static_cast<double>(heads) *
+                      (pairs * 2.0 * (2 * kNope + 64) +
+                       static_cast<double>(context) * 4.0 * kNope * kLatentValues)},
+            [&] {
+              bench.backend().MaskedAttention({.q = HeadsOf(q.view, heads),
+                                               .w_uk = HeadWeight(w_uk, heads),
+                                               .w_uv = HeadWeight(w_uv, heads),
+                                               .cache = {.data = cache.As<std::uint8_t>(),
+                                                         .blocks = blocks,
+                                                         .format = KvFormat::kFp8},
+                                               .rows = rows.view,
+                                               .selection = rows.selection,
+                                               .softmax_scale = 0.05,
+                                               .o = HeadsOf(o.view, heads)});
+            });
+}
+
+}  // namespace
+
+void BenchAttentionOps(DeviceBench& bench) {
+  bench.Heading("attention, fp8 cache, 2048 keys of 8192 a row");
+  for (const std::int64_t tokens : {1, 64, 2048}) {
+    BenchProjections(bench, tokens, 128);
+  }
+  constexpr std::int64_t kContext = 8192;
+  for (const std::int64_t heads : {8, 128}) {
+    for (const std::int64_t tokens : {1, 16, 64, 256}) {
+      const std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens), kContext - 1);
+      std::vector<std::int32_t> sequences;
+      for (std::int64_t i = 0; i < tokens; ++i) {
+        sequences.push_back(static_cast<std::int32_t>(i));
+      }
+      BenchLatent(bench, fmt::format("T={} H={}", tokens, heads),
+                  MakeRows(bench, positions, sequences, tokens, kContext), heads,
+                  tokens * kContext / kTokensPerBlock);
+    }
+  }
+  std::vector<std::int32_t> chunk;
+  for (std::int64_t i = kContext - 1024; i < kContext; ++i) {
+    chunk.push_back(static_cast<std::int32_t>(i));
+  }
+  BenchLatent(bench, "T=1024 H=128, one chunk",
+              MakeRows(bench, chunk, std::vector<std::int32_t>(chunk.size(), 0), 1, kContext), 128,
+              kContext / kTokensPerBlock);
+  BenchMasked(bench, 1024, 1024, 128);
+  BenchMasked(bench, 1024, 8192, 128);
+}
+
+}  // namespace dsa::bench

@@ -1,0 +1,197 @@
+// Gate, RoutedExperts and SwiGlu of a layer, and Sample, at DeepSeek-V3.2's sizes.  Tokens go to
+// their experts as evenly as they can.
+#include "bench/cuda/device_bench.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/routed_experts.h"
+#include "kernels/ops/sample.h"
+#include "kernels/ops/swiglu.h"
+
+#include <algorithm>
+#include <vector>
+
+#include <fmt/core.h>
+
+namespace dsa::bench {
+namespace {
+
+constexpr std::int64_t kHidden = 7168;
+constexpr std::int64_t kWidth = 2048;
+constexpr std::int64_t kPerToken = 8;
+
+void BenchGate(const DeviceBench& bench, std::int64_t tokens) {
+  constexpr std::int64_t kExperts = 256;
+  const DeviceOperand x = bench.Random(DataType::kBf16, tokens, kHidden);
+  const DeviceOperand w = bench.Random(DataType::kBf16, kExperts, kHidden);
+  const DeviceOperand bias = bench.Random(DataType::kF32, 1, kExperts);
+  const DeviceOperand weights = bench.Random(DataType::kF32, tokens, kPerToken);
+  const DeviceBuffer experts = bench.Allocate(tokens * kPerToken * 4);
+  const auto values = static_cast<double>(kExperts * kHidden);
+  bench.Row(
+      "gate", fmt::format("T={} E=256 D=7168", tokens),
+      {.bytes = 2.0 * values + 2.0 * static_cast<double>(tokens * kHidden),
+       .flops = 2.0 * values * static_cast<double>(tokens)},
+      [&] {
+        bench.backend().Gate({.x = x.view,
+                              .weight = w.view,
+                              .bias = {.data = bias.buffer.As<const float>(), .size = kExperts},
+                              .groups = 8,
+                              .groups_kept = 4,
+                              .normalize = true,
+                              .scale = 2.5F,
+                              .experts = {.data = experts.As<std::int32_t>(),
+                                          .rows = tokens,
+                                          .cols = kPerToken,
+                                          .row_stride = kPerToken},
+                              .weights = weights.As<float>()});
+      });
+}
+
+void BenchExperts(const DeviceBench& bench, std::int64_t tokens, std::int64_t experts) {
+  const DeviceOperand x = bench.Random(DataType::kBf16, tokens, kHidden);
+  const DeviceOperand y = bench.Random(DataType::kBf16, tokens, kHidden);
+  const DeviceOperand gate = bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden);
+  const DeviceOperand up = bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden);
+  const DeviceOperand down = bench.Random(DataType::kFp8E4m3, experts * kHidden, kWidth);
+  const DeviceOperand scales = bench.RandomScales(experts, kWidth * kHidden / 128 / 128);
+  const DeviceOperand weights = bench.Random(DataType::kF32, tokens, kPerToken);
+  std::vector<std::int32_t> ids;
+  for (std::int64_t i = 0; i < tokens * kPerToken; ++i) {
+    ids.push_back(static_cast<std::int32_t>(i * 37 % experts));
+  }
+  const DeviceBuffer chosen = bench.Upload(ids.data(), static_cast<std::int64_t>(ids.size()) * 4);
+  const auto stack = [&](const DeviceOperand& operand, std::int64_t rows, std::int64_t cols) {
+    return StackedWeight{.data = operand.view.data,
+                         .type = DataType::kFp8E4m3,
+                         .scales = scales.buffer.As<const float>(),
+                         .experts = experts,
+                         .rows = rows,
+                         .cols = cols};
+  };
+  const std::int64_t pairs = tokens * kPerToken;
+  const auto expert_values = static_cast<double>(3 * kWidth * kHidden);
+  bench.Row("routed_experts", fmt::format("T={} E={} K=8", tokens, experts),
+            {.bytes = expert_values * static_cast<double>(std::min(experts, pairs)) +
+                      4.0 * static_cast<double>(tokens * kHidden),
+             .flops = 2.0 * expert_values * static_cast<double>(pairs)},
+            [&] {
+              bench.backend().RoutedExperts({.x = x.view,
+                                             .gate = stack(gate, kWidth, kHidden),
+                                             .up = stack(up, kWidth, kHidden),
+                                             .down = stack(down, kHidden, kWidth),
+                                             .experts = {.data = chosen.As<const std::int32_t>(),
+                                                         .rows = tokens,
+                                                         .cols = kPerToken,
+                                                         .row_stride = kPerToken},
+                                             .weights = weights.As<const float>(),
+                                             .shared = x.view,
+                                             .scale_format = ScaleFormat::kPowerOfTwo,
+                                             .y = y.view});
+            });
+}
+
+void BenchSwiGlu(const DeviceBench& bench, std::int64_t tokens, std::int64_t width) {
+  const DeviceOperand gate = bench.Random(DataType::kBf16, tokens, width);
+  const DeviceOperand up = bench.Random(DataType::kBf16, tokens, width);
+  bench.Row("swiglu", fmt::format("T={} I={}", tokens, width),
+            {.bytes = 6.0 * static_cast<double>(tokens * width), .flops = 0.0},
+            [&] { bench.backend().SwiGlu({.gate = gate.view, .up = up.view, .y = gate.view}); });
+}
+
+void BenchSample(const DeviceBench& bench, std::int64_t rows, const std::string& name,
+                 SamplingRow wanted, std::int64_t adjusted) {
+  constexpr std::int64_t kVocabulary = 129280;
+  const DeviceOperand logits = bench.Random(DataType::kF32, rows, kVocabulary);
+  const DeviceOperand floats = bench.Random(DataType::kF32, rows, 2 * kTopLogprobsMax);
+  const DeviceBuffer ints = bench.Allocate(rows * 4 * (3 + kTopLogprobsMax));
+  bench.backend().Zero(ints.data(), ints.bytes());
+  std::vector<SamplingRow> row_values;
+  std::vector<LogitAdjustment> adjustments;
+  std::vector<std::int32_t> own;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    wanted.adjustments_first = static_cast<std::int32_t>(adjustments.size());
+    wanted.adjustments_count = static_cast<std::int32_t>(adjusted);
+    wanted.position = row;
+    for (std::int64_t i = 0; i < adjusted; ++i) {
+      adjustments.push_back(
+          {.id = static_cast<std::int32_t>(i * 7 % kVocabulary), .add = -0.1F, .repetition = 1.1F});
+    }
+    row_values.push_back(wanted);
+    own.push_back(static_cast<std::int32_t>(row));
+  }
+  const DeviceBuffer wanted_rows =
+      bench.Upload(row_values.data(), rows * static_cast<std::int64_t>(sizeof(SamplingRow)));
+  const DeviceBuffer changes = bench.Upload(
+      adjustments.data(), static_cast<std::int64_t>(adjustments.size() * sizeof(LogitAdjustment)));
+  const DeviceBuffer logit_rows = bench.Upload(own.data(), rows * 4);
+  auto* out = ints.As<std::int32_t>();
+  bench.Row("sample", fmt::format("R={} V=129280 {}", rows, name),
+            {.bytes = 4.0 * static_cast<double>(rows * kVocabulary), .flops = 0.0}, [&] {
+              bench.backend().Sample(
+                  {.logits = logits.As<const float>(),
+                   .logit_rows = {.data = logit_rows.As<const std::int32_t>(), .size = rows},
+                   .rows = {.data = wanted_rows.As<const SamplingRow>(), .size = rows},
+                   .adjustments = {.data = changes.As<const LogitAdjustment>(),
+                                   .size = static_cast<std::int64_t>(adjustments.size())},
+                   .masks = {},
+                   .vocabulary_limit = kVocabulary,
+                   .tokens = {.data = out, .size = rows},
+                   .logprobs = {.data = floats.buffer.As<float>(), .size = rows},
+                   .top_ids = {.data = out + 2 * rows,
+                               .rows = rows,
+                               .cols = kTopLogprobsMax,
+                               .row_stride = kTopLogprobsMax},
+                   .top_logprobs = {.data = floats.buffer.As<float>() + rows,
+                                    .rows = rows,
+                                    .cols = kTopLogprobsMax,
+                                    .row_stride = kTopLogprobsMax},
+                   .faults = {.data = out + rows, .size = rows}});
+            });
+}
+
+}  // namespace
+
+void BenchExpertOps(DeviceBench& bench) {
+  bench.Heading("experts, fp8");
+  for (const std::int64_t tokens : {1, 64, 2048}) {
+    BenchGate(bench, tokens);
+    BenchSwiGlu(bench, tokens, 18432);
+  }
+  for (const std::int64_t tokens : {1, 16, 64, 512, 2048}) {
+    BenchExperts(bench, tokens, 8);
+  }
+  BenchExperts(bench, 64, 64);
+  BenchExperts(bench, 2048, 64);
+  bench.Heading("sampling");
+  SamplingRow wanted{.temperature = 0.0F,
+                     .min_p = 0.0F,
+                     .top_p = 1.0F,
+                     .top_k = 0,
+                     .seed = 1,
+                     .position = 0,
+                     .adjustments_first = 0,
+                     .adjustments_count = 0,
+                     .top_logprobs = 0};
+  for (const std::int64_t rows : {1, 64}) {
+    wanted = {.temperature = 0.0F,
+              .min_p = 0.0F,
+              .top_p = 1.0F,
+              .top_k = 0,
+              .seed = 1,
+              .position = 0,
+              .adjustments_first = 0,
+              .adjustments_count = 0,
+              .top_logprobs = 0};
+    BenchSample(bench, rows, "greedy", wanted, 0);
+    wanted.temperature = 1.0F;
+    BenchSample(bench, rows, "temperature", wanted, 0);
+    wanted.top_p = 0.95F;
+    BenchSample(bench, rows, "top_p", wanted, 0);
+    wanted.top_k = 1000;
+    wanted.min_p = 0.001F;
+    wanted.top_logprobs = 20;
+    BenchSample(bench, rows, "all filters", wanted, 0);
+    BenchSample(bench, rows, "all, 16K adjusted", wanted, 16384);
+  }
+}
+
+}  // namespace dsa::bench

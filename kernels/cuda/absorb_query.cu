@@ -1,0 +1,215 @@
+// AbsorbQuery: per head a product of [T, N] queries with [N, 512] weights, whose summed axis is the
+// weight's rows.  bfloat16 runs on the tensor cores, one block of 256 threads a tile:
+//
+//   A   W_UK^T   [128 latent values, 64 of N]   transposed while it is read from shared memory
+//   B   queries  [64 of N, kTokens]
+//   C   128 x kTokens in float32, through shared memory to rows of the output
+//
+// Other types, and queries or weights whose rows are not aligned to 16 bytes, take float32 products
+// without tensor cores.  A result's bits depend on its row alone.
+//
+// With few rows the weights' 2 H N 512 bytes are the bound.
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/plain_product.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/absorb_query.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kColumns = 128;  // latent values of a tile
+constexpr int kDepth = 64;     // of N, a stage
+constexpr int kStages = 2;
+constexpr int kWeightStride = kColumns * 2 + 16;  // bytes; eight rows meet all banks
+constexpr int kQueryStride = kDepth * 2 + 16;
+constexpr int kResultStride = kColumns + 4;  // floats
+
+template <int kTokens>
+struct Tile {
+  static constexpr int kTokenWarps = kTokens >= 32 ? 2 : 1;
+  static constexpr int kColumnTiles = kColumns / (8 / kTokenWarps) / 16;  // of a warp
+  static constexpr int kTokenTiles = kTokens / kTokenWarps / 8;
+  static constexpr int kStageBytes = kDepth * kWeightStride + kTokens * kQueryStride;
+  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kTokens* kResultStride * 4);
+
+  using Totals = float[kColumnTiles][kTokenTiles][4];
+
+  __device__ static void Load(std::uint8_t* stage, const AbsorbQueryParams& p, int first_n,
+                              int first_column, std::int64_t first_token, std::int64_t head) {
+    const auto* weights =
+        static_cast<const __nv_bfloat16*>(p.w_uk.data) + head * p.w_uk.row_stride + first_column;
+    const auto* queries =
+        static_cast<const __nv_bfloat16*>(p.q_nope.data) + head * p.q_nope.head_stride + first_n;
+    const int left = static_cast<int>(p.q_nope.cols) - first_n;
+    for (int i = static_cast<int>(threadIdx.x); i < kDepth * kColumns / 8; i += kThreads) {
+      const int n = i / (kColumns / 8);
+      const int chunk = i % (kColumns / 8);
+      const bool exists = n < left;
+      cuda::ptx::CopyAsync16(
+          stage + n * kWeightStride + chunk * 16,
+          weights + (exists ? (first_n + n) * p.w_uk.head_stride + chunk * 8 : 0), exists ? 16 : 0);
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < kTokens * kDepth / 8; i += kThreads) {
+      const int token = i / (kDepth / 8);
+      const int n = i % (kDepth / 8) * 8;
+      const bool exists = first_token + token < p.q_nope.rows && n < left;
+      cuda::ptx::CopyAsync16(
+          stage + kDepth * kWeightStride + token * kQueryStride + n * 2,
+          exists ? queries + (first_token + token) * p.q_nope.row_stride + n : queries - first_n,
+          exists ? min(left - n, 8) * 2 : 0);
+    }
+  }
+
+  __device__ static void Multiply(const std::uint8_t* stage, int column, int token,
+                                  Totals& totals) {
+    const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+    const std::uint8_t* queries = stage + kDepth * kWeightStride;
+#pragma unroll
+    for (int n = 0; n < kDepth; n += 16) {
+      unsigned b[kTokenTiles][2];
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        const std::uint8_t* at =
+            queries + (token + t * 8 + lane / 4) * kQueryStride + n * 2 + lane % 4 * 4;
+        b[t][0] = *reinterpret_cast<const unsigned*>(at);
+        b[t][1] = *reinterpret_cast<const unsigned*>(at + 16);
+      }
+#pragma unroll
+      for (int m = 0; m < kColumnTiles; ++m) {
+        unsigned a[4];
+        cuda::ptx::LoadMatricesTransposed(a, stage +
+                                                 (n + lane / 16 * 8 + lane % 8) * kWeightStride +
+                                                 (column + m * 16 + lane / 8 % 2 * 8) * 2);
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+          cuda::ptx::MmaBf16(totals[m][t], a, b[t][0], b[t][1]);
+        }
+      }
+    }
+  }
+};
+
+// Grid: tiles of latent values, tiles of tokens, heads.
+template <int kTokens>
+__global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
+    const __grid_constant__ AbsorbQueryParams p) {
+  using T = Tile<kTokens>;
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  const int first_column = static_cast<int>(blockIdx.x) * kColumns;
+  const std::int64_t first_token = blockIdx.y * std::int64_t{kTokens};
+  const std::int64_t head = blockIdx.z;
+  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  const int column = warp / T::kTokenWarps * T::kColumnTiles * 16;
+  const int token = warp % T::kTokenWarps * T::kTokenTiles * 8;
+  const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
+  typename T::Totals totals = {};
+  T::Load(shared, p, 0, first_column, first_token, head);
+  cuda::ptx::CommitCopies();
+  for (int stage = 0; stage < stages; ++stage) {
+    if (stage + 1 < stages) {
+      T::Load(shared + (stage + 1) % kStages * T::kStageBytes, p, (stage + 1) * kDepth,
+              first_column, first_token, head);
+    }
+    cuda::ptx::CommitCopies();
+    cuda::ptx::WaitForCopies<1>();
+    __syncthreads();
+    T::Multiply(shared + stage % kStages * T::kStageBytes, column, token, totals);
+    __syncthreads();
+  }
+  auto* results = reinterpret_cast<float*>(shared);
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+#pragma unroll
+  for (int m = 0; m < T::kColumnTiles; ++m) {
+#pragma unroll
+    for (int t = 0; t < T::kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        results[(token + t * 8 + lane % 4 * 2 + i % 2) * kResultStride + column + m * 16 +
+                lane / 4 + i / 2 * 8] = totals[m][t][i];
+      }
+    }
+  }
+  __syncthreads();
+  auto* output =
+      static_cast<__nv_bfloat16*>(p.q_latent.data) + head * p.q_latent.head_stride + first_column;
+  for (int i = static_cast<int>(threadIdx.x); i < kTokens * kColumns; i += kThreads) {
+    const int t = i / kColumns;
+    const int c = i % kColumns;
+    if (first_token + t < p.q_latent.rows) {
+      output[(first_token + t) * p.q_latent.row_stride + c] =
+          __float2bfloat16_rn(results[t * kResultStride + c]);
+    }
+  }
+}
+
+template <typename T, typename W>
+__global__ __launch_bounds__(kThreads) void PlainAbsorbQueryKernel(
+    const __grid_constant__ AbsorbQueryParams p) {
+  using Product = cuda::PlainProduct<T, W>;
+  __shared__ typename Product::Shared shared;
+  const int first_column = static_cast<int>(blockIdx.x) * Product::kWeightRows;
+  const std::int64_t first_token = blockIdx.y * std::int64_t{Product::kTokens};
+  const std::int64_t head = blockIdx.z;
+  T* output = static_cast<T*>(p.q_latent.data) + first_token * p.q_latent.row_stride +
+              head * p.q_latent.head_stride + first_column;
+  Product::Run(
+      shared,
+      {.weight = static_cast<const W*>(p.w_uk.data) + head * p.w_uk.row_stride + first_column,
+       .weight_stride = 1,
+       .weight_column_stride = p.w_uk.head_stride,
+       .weight_rows = Product::kWeightRows,
+       .x = static_cast<const T*>(p.q_nope.data) + first_token * p.q_nope.row_stride +
+            head * p.q_nope.head_stride,
+       .x_stride = p.q_nope.row_stride,
+       .x_rows = nullptr,
+       .tokens = static_cast<int>(min(p.q_nope.rows - first_token, std::int64_t{Product::kTokens})),
+       .columns = static_cast<int>(p.q_nope.cols)},
+      [&](int token, int row, float value) {
+        output[token * p.q_latent.row_stride + row] = cuda::FromFloat<T>(value);
+      });
+}
+
+template <int kTokens>
+void Launch(const AbsorbQueryParams& params, cudaStream_t stream) {
+  DSA_CUDA_CHECK(cudaFuncSetAttribute(AbsorbQueryKernel<kTokens>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      Tile<kTokens>::kSharedBytes));
+  const dim3 grid(kLatentValues / kColumns,
+                  static_cast<unsigned>((params.q_nope.rows + kTokens - 1) / kTokens),
+                  static_cast<unsigned>(params.q_nope.heads));
+  AbsorbQueryKernel<kTokens><<<grid, kThreads, Tile<kTokens>::kSharedBytes, stream>>>(params);
+}
+
+}  // namespace
+
+void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
+  const AbsorbQueryExtents extents = Validate(params);
+  if (extents.tokens == 0) {
+    return;
+  }
+  if (params.q_nope.type == DataType::kBf16 && params.w_uk.type == DataType::kBf16 &&
+      cuda::HasAlignedRows(params.q_nope) && cuda::HasAlignedRows(params.w_uk)) {
+    constexpr std::int64_t kFew = 8;
+    extents.tokens <= kFew ? Launch<8>(params, state_->stream) : Launch<64>(params, state_->stream);
+    DSA_CUDA_CHECK(cudaGetLastError());
+    return;
+  }
+  cuda::DispatchFloat(params.q_nope.type, [&]<typename T>(T) {
+    cuda::DispatchFloat(params.w_uk.type, [&]<typename W>(W) {
+      using Product = cuda::PlainProduct<T, W>;
+      const dim3 grid(
+          kLatentValues / Product::kWeightRows,
+          static_cast<unsigned>((extents.tokens + Product::kTokens - 1) / Product::kTokens),
+          static_cast<unsigned>(extents.heads));
+      PlainAbsorbQueryKernel<T, W><<<grid, kThreads, 0, state_->stream>>>(params);
+    });
+  });
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dsa

@@ -1,0 +1,277 @@
+// LatentAttention: bfloat16 queries over a cache of fp8 or bfloat16 run on the tensor cores
+// (latent_attention_tensor.cu); float32 queries, and a float32 cache, in float32 without them,
+// here:
+//
+//   block   8 heads of a row and a range of its keys, 32 keys a turn
+//   scores  warp h, lane j: head h meets key j, 32 products at a time added up before they join
+//   values  thread i: latent values i and i + 256 of all heads
+//
+// With few rows a row's keys are split over several blocks, which leave their parts in scratch, and
+// one more kernel joins them in order.  How many follows from the number of rows and heads: equal
+// batches give equal bits, and a row's bits beside other numbers of rows differ by rounding.
+#include "kernels/cuda/attention_keys.cuh"
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/latent_attention.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch_arena.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+constexpr int kHeads = 8;
+constexpr int kThreads = kHeads * cuda::kWarpSize;
+constexpr int kTurnKeys = cuda::kWarpSize;
+constexpr int kKeyStride = cuda::kRecordValues + 1;  // a lane per key meets all banks
+constexpr int kThreadValues = kLatentValues / kThreads;
+constexpr int kJoinThreads = 128;
+constexpr int kTensorHeadsMax = 64;  // of a block, on either way
+
+struct Shared {
+  float q[kHeads][cuda::kRecordValues];
+  float keys[kTurnKeys][kKeyStride];
+  float probabilities[kHeads][kTurnKeys];
+  float factors[kHeads];
+  float sums[kHeads];
+};
+
+__device__ float Dot(const float* q, const float* key) {
+  float total = 0.0F;
+  for (int first = 0; first < cuda::kRecordValues; first += 32) {
+    float sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      sum = fmaf(q[first + i], key[first + i], sum);
+    }
+    total += sum;
+  }
+  return total;
+}
+
+template <typename T, KvFormat kFormat>
+__global__ __launch_bounds__(kThreads) void PlainAttentionKernel(
+    const __grid_constant__ LatentAttentionParams p, cuda::AttentionParts parts, int groups) {
+  extern __shared__ __align__(16) std::uint8_t memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const std::int64_t row = blockIdx.y;
+  const int first_head = static_cast<int>(blockIdx.x) % groups * kHeads;
+  const int split = static_cast<int>(blockIdx.x) / groups;
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const int head = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  const int heads = static_cast<int>(p.q_latent.heads);
+  const int thread = static_cast<int>(threadIdx.x);
+
+  const cuda::RowKeys keys = cuda::KeysOf(p.rows, p.selection, row);
+  const int blocks = (keys.count + cuda::kKeyBlock - 1) / cuda::kKeyBlock;
+  const int split_keys = (blocks + parts.splits - 1) / parts.splits * cuda::kKeyBlock;
+  const int first = split * split_keys;
+  const int last = min(keys.count, first + split_keys);
+
+  // Queries.
+  for (int i = thread; i < kHeads * cuda::kRecordValues; i += kThreads) {
+    const int h = first_head + i / cuda::kRecordValues;
+    const int value = i % cuda::kRecordValues;
+    float q = 0.0F;
+    if (h < heads) {
+      q = value < kLatentValues
+              ? cuda::ToFloat(static_cast<const T*>(
+                    p.q_latent
+                        .data)[row * p.q_latent.row_stride + h * p.q_latent.head_stride + value])
+              : cuda::ToFloat(static_cast<const T*>(
+                    p.q_rope.data)[row * p.q_rope.row_stride + h * p.q_rope.head_stride + value -
+                                   kLatentValues]);
+    }
+    shared.q[i / cuda::kRecordValues][value] = q;
+  }
+  const auto scale = static_cast<float>(p.softmax_scale);
+  float outputs[kHeads][kThreadValues] = {};
+  float maximum = -INFINITY;  // of the warp's head
+  float sum = 0.0F;           // of the lane's keys
+  for (int turn = first; turn < last; turn += kTurnKeys) {
+    // Keys.
+    __syncthreads();
+    for (int key = head; key < kTurnKeys; key += kHeads) {
+      if (turn + key < last) {
+        const std::int64_t slot = keys.Slot(turn + key);
+        for (int i = lane; i < cuda::kRecordValues; i += cuda::kWarpSize) {
+          shared.keys[key][i] = cuda::LatentValue<kFormat>(p.cache.data, slot, i);
+        }
+      } else {
+        for (int i = lane; i < cuda::kRecordValues; i += cuda::kWarpSize) {
+          shared.keys[key][i] = 0.0F;
+        }
+      }
+    }
+    __syncthreads();
+
+    // Scores.
+    const float score =
+        turn + lane < last ? Dot(shared.q[head], shared.keys[lane]) * scale : -INFINITY;
+    const float larger = fmaxf(maximum, cuda::WarpMax(score));
+    const float factor = expf(maximum - larger);
+    const float power = expf(score - larger);
+    maximum = larger;
+    sum = sum * factor + power;
+    shared.probabilities[head][lane] = cuda::Rounded<T>(power);
+    if (lane == 0) {
+      shared.factors[head] = factor;
+    }
+    __syncthreads();
+
+    // Values.
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int v = 0; v < kThreadValues; ++v) {
+        outputs[h][v] *= shared.factors[h];
+      }
+    }
+    float added[kHeads][kThreadValues] = {};
+    for (int key = 0; key < kTurnKeys; ++key) {
+#pragma unroll
+      for (int v = 0; v < kThreadValues; ++v) {
+        const float value = shared.keys[key][thread + v * kThreads];
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          added[h][v] = fmaf(shared.probabilities[h][key], value, added[h][v]);
+        }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int v = 0; v < kThreadValues; ++v) {
+        outputs[h][v] += added[h][v];
+      }
+    }
+  }
+
+  sum = cuda::WarpSum(sum);
+  if (lane == 0) {
+    shared.sums[head] = sum;
+    if (parts.splits > 1 && first_head + head < heads) {
+      parts.maxima[(row * parts.splits + split) * heads + first_head + head] = {maximum, sum};
+    }
+  }
+  __syncthreads();
+  for (int h = 0; h < kHeads && first_head + h < heads; ++h) {
+#pragma unroll
+    for (int v = 0; v < kThreadValues; ++v) {
+      const int value = thread + v * kThreads;
+      if (parts.splits > 1) {
+        parts.outputs[((row * parts.splits + split) * heads + first_head + h) * kLatentValues +
+                      value] = outputs[h][v];
+      } else {
+        static_cast<T*>(p.o_latent.data)[row * p.o_latent.row_stride +
+                                         (first_head + h) * p.o_latent.head_stride + value] =
+            cuda::FromFloat<T>(first < last ? outputs[h][v] / shared.sums[h] : 0.0F);
+      }
+    }
+  }
+}
+
+// The ranges of a row and head, in order.  Grid: heads, rows.
+template <typename T>
+__global__ __launch_bounds__(kJoinThreads) void JoinPartsKernel(
+    const __grid_constant__ LatentAttentionParams p, cuda::AttentionParts parts) {
+  const std::int64_t row = blockIdx.y;
+  const int head = static_cast<int>(blockIdx.x);
+  const std::int64_t heads = p.q_latent.heads;
+  const auto part = [&](int split) { return (row * parts.splits + split) * heads + head; };
+  float maximum = -INFINITY;
+  for (int split = 0; split < parts.splits; ++split) {
+    const float2 range = parts.maxima[part(split)];
+    maximum = range.y == 0.0F ? maximum : fmaxf(maximum, range.x);
+  }
+  constexpr int kValues = kLatentValues / kJoinThreads;
+  const int first = static_cast<int>(threadIdx.x) * kValues;
+  float outputs[kValues] = {};
+  float sum = 0.0F;
+  for (int split = 0; split < parts.splits; ++split) {
+    const float2 range = parts.maxima[part(split)];
+    if (range.y == 0.0F) {
+      continue;
+    }
+    const float factor = parts.is_binary ? exp2f(range.x - maximum) : expf(range.x - maximum);
+    const auto values =
+        cuda::LoadPack<kValues>(parts.outputs + part(split) * kLatentValues + first);
+    sum = fmaf(range.y, factor, sum);
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      outputs[i] = fmaf(values.values[i], factor, outputs[i]);
+    }
+  }
+  T* target = static_cast<T*>(p.o_latent.data) + row * p.o_latent.row_stride +
+              head * p.o_latent.head_stride + first;
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    target[i] = cuda::FromFloat<T>(sum == 0.0F ? 0.0F : outputs[i] / sum);
+  }
+}
+
+template <typename T, KvFormat kFormat>
+void LaunchPlain(const LatentAttentionParams& params, const cuda::AttentionParts& parts,
+                 cudaStream_t stream) {
+  const auto kernel = PlainAttentionKernel<T, kFormat>;
+  DSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(sizeof(Shared))));
+  const auto groups = static_cast<int>((params.q_latent.heads + kHeads - 1) / kHeads);
+  const dim3 grid(static_cast<unsigned>(groups * parts.splits),
+                  static_cast<unsigned>(params.q_latent.rows));
+  kernel<<<grid, kThreads, sizeof(Shared), stream>>>(params, parts, groups);
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+cuda::AttentionParts TakeParts(cuda::ScratchArena& arena, std::int64_t row_heads, int splits,
+                               bool is_binary) {
+  const std::int64_t parts = splits > 1 ? row_heads * splits : 0;
+  return {.outputs = arena.Take<float>(parts * kLatentValues),
+          .maxima = arena.Take<float2>(parts),
+          .splits = splits,
+          .is_binary = is_binary};
+}
+
+}  // namespace
+
+std::int64_t cuda::LatentAttentionScratchBytes(const ScratchLimits& /*limits*/) {
+  ScratchArena arena;  // splits * rows * groups of heads are at most the multiprocessors
+  TakeParts(arena, kTensorHeadsMax, kMultiprocessors, true);
+  return arena.used();
+}
+
+void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
+  const LatentAttentionExtents extents = Validate(params);
+  if (extents.tokens == 0) {
+    return;
+  }
+  const bool is_tensor =
+      params.q_latent.type == DataType::kBf16 && params.cache.format != KvFormat::kF32;
+  const std::int64_t groups = is_tensor ? cuda::TensorAttentionGroups(extents.heads)
+                                        : (extents.heads + kHeads - 1) / kHeads;
+  const auto splits = static_cast<int>(std::clamp<std::int64_t>(
+      cuda::kMultiprocessors / (extents.tokens * groups), 1, cuda::kSplitsMax));
+  cuda::ScratchArena arena(state_->scratch);
+  const cuda::AttentionParts parts =
+      TakeParts(arena, extents.tokens * extents.heads, splits, is_tensor);
+  arena.CheckFits("LatentAttention");
+
+  if (is_tensor) {
+    cuda::RunTensorAttention(params, parts, state_->stream);
+  } else {
+    cuda::DispatchFloat(params.q_latent.type, [&]<typename T>(T) {
+      cuda::DispatchFormat(params.cache.format, [&]<KvFormat kFormat>() {
+        LaunchPlain<T, kFormat>(params, parts, state_->stream);
+      });
+    });
+  }
+  if (splits > 1) {
+    const dim3 grid(static_cast<unsigned>(extents.heads), static_cast<unsigned>(extents.tokens));
+    cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
+      JoinPartsKernel<T><<<grid, kJoinThreads, 0, state_->stream>>>(params, parts);
+    });
+    DSA_CUDA_CHECK(cudaGetLastError());
+  }
+}
+
+}  // namespace dsa

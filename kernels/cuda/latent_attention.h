@@ -1,0 +1,33 @@
+// What the kernels of LatentAttention share: how a row's keys are split, and where parts go.
+//
+// A row's keys are cut into `splits` ranges of whole blocks of 64, of equal length as far as they
+// go; a kernel attends to one range for some heads, and CombineParts joins the ranges in order.
+#pragma once
+
+#include "kernels/ops/latent_attention.h"
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+namespace dsa::cuda {
+
+inline constexpr int kKeyBlock = 64;  // keys of a turn
+inline constexpr int kSplitsMax = 32;
+
+// Of every row, split and head: the sum of exp(score - maximum) * latent, the maximum and the sum
+// of exp(score - maximum).  A range without keys has a sum of 0 and nothing else.
+struct AttentionParts {
+  float* outputs;  // [T, splits, H, 512]
+  float2* maxima;  // [T, splits, H]  maximum, sum
+  int splits;      // 1: the kernels write the output themselves
+  bool is_binary;  // maxima and powers are of base 2
+};
+
+// bfloat16 activations over a cache of fp8 or bfloat16, on the tensor cores: 64 heads a block,
+// fewer for few heads.
+int TensorAttentionGroups(std::int64_t heads);
+void RunTensorAttention(const LatentAttentionParams& params, const AttentionParts& parts,
+                        cudaStream_t stream);
+
+}  // namespace dsa::cuda

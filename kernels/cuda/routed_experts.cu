@@ -1,0 +1,460 @@
+// RoutedExperts: pairs (token, k) sorted by expert on the device, products over tiles of the pairs
+// of one expert, and a sum per token.
+//
+//   1. Sort      one block: counts, offsets, the pairs of each expert one after the other, and a
+//                list of tiles {expert, first, count}; the grid of the products has room for the
+//                longest list there can be, and what is beyond the list's end returns at once
+//   2. Quantize  x, for fp8 experts
+//   3. Inner     gate and up, rows of x gathered by token
+//   4. Activate  SwiGLU, and quantized for fp8 experts
+//   5. Outer     down, each row to its pair's place
+//   6. Combine   a token's contributions in the gate's order, then the shared expert's output
+//
+// An id outside [0, E) belongs to another rank: it is no pair here and adds nothing.  No result
+// depends on the order of an expert's pairs.  Tokens go through in passes, as many as scratch is
+// for.  fp8 and bfloat16 weights run on the tensor cores; with float32 in either operand the
+// products are float32 without them.
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/plain_product.cuh"
+#include "kernels/cuda/row_product.cuh"
+#include "kernels/cuda/scratch_arena.h"
+#include "kernels/cuda/swiglu.cuh"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/routed_experts.h"
+#include "kernels/ops/swiglu.h"
+
+#include <algorithm>
+
+namespace dsa {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kSortThreads = 1024;
+constexpr std::int64_t kPassTokens = 4096;  // of bfloat16; half as many of float32
+constexpr int kTileTokensMin = 8;
+
+// Some pairs of one expert.
+struct PairTile {
+  int expert;
+  int first;  // in the sorted pairs
+  int count;  // 0: no tile
+};
+
+// Scratch of a pass over T tokens, P = T * K pairs.
+struct Regions {
+  PairTile* tiles;
+  std::int32_t* tokens;         // [P]  of the sorted pairs
+  std::int32_t* pairs;          // [P]  token * K + k of the sorted pairs
+  Fp8E4m3* inputs;              // [T, D]
+  float* input_scales;          // [T, D / 128]
+  std::uint8_t* gate;           // [P, I]  of the activation type
+  std::uint8_t* up;             // [P, I]
+  Fp8E4m3* inner;               // [P, I]
+  float* inner_scales;          // [P, I / 128]
+  std::uint8_t* contributions;  // [P, D]  by pair, of the activation type
+};
+
+struct PassShape {
+  std::int64_t tokens, hidden, width, experts, per_token, element_bytes;
+  std::int64_t pairs() const { return tokens * per_token; }
+  std::int64_t Tiles(std::int64_t tile_tokens) const {
+    return std::min(pairs(), pairs() / tile_tokens + experts);
+  }
+};
+
+Regions TakeRegions(cuda::ScratchArena& arena, const PassShape& shape) {
+  const std::int64_t pairs = shape.pairs();
+  return {.tiles = arena.Take<PairTile>(shape.Tiles(kTileTokensMin)),
+          .tokens = arena.Take<std::int32_t>(pairs),
+          .pairs = arena.Take<std::int32_t>(pairs),
+          .inputs = arena.Take<Fp8E4m3>(shape.tokens * shape.hidden),
+          .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
+          .gate = arena.Take<std::uint8_t>(pairs * shape.width * shape.element_bytes),
+          .up = arena.Take<std::uint8_t>(pairs * shape.width * shape.element_bytes),
+          .inner = arena.Take<Fp8E4m3>(pairs * shape.width),
+          .inner_scales = arena.Take<float>(pairs * Fp8Blocks(shape.width)),
+          .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.element_bytes)};
+}
+
+std::int64_t PassTokens(std::int64_t element_bytes) {
+  return kPassTokens * 2 / element_bytes;
+}
+
+// The rows [first, first + count) of a matrix.
+template <typename T>
+Matrix<T> RowsOf(const Matrix<T>& matrix, std::int64_t first, std::int64_t count) {
+  return {.data = matrix.Row(first),
+          .rows = count,
+          .cols = matrix.cols,
+          .row_stride = matrix.row_stride};
+}
+template <typename Void>
+BasicAnyMatrix<Void> RowsOf(const BasicAnyMatrix<Void>& matrix, std::int64_t first,
+                            std::int64_t count) {
+  using Byte = std::conditional_t<std::is_const_v<Void>, const std::uint8_t, std::uint8_t>;
+  return {.data = matrix.data == nullptr ? nullptr
+                                         : static_cast<Byte*>(matrix.data) +
+                                               first * matrix.row_stride * SizeOf(matrix.type),
+          .type = matrix.type,
+          .rows = count,
+          .cols = matrix.cols,
+          .row_stride = matrix.row_stride};
+}
+
+// The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
+__device__ int ExclusiveSum(int value) {
+  __shared__ int warp_sums[kSortThreads / cuda::kWarpSize];
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  int inclusive = value;
+  for (int offset = 1; offset < cuda::kWarpSize; offset *= 2) {
+    const int lower = __shfl_up_sync(cuda::kAllLanes, inclusive, offset);
+    inclusive += lane >= offset ? lower : 0;
+  }
+  if (lane == cuda::kWarpSize - 1) {
+    warp_sums[warp] = inclusive;
+  }
+  __syncthreads();
+  int before = 0;
+  for (int i = 0; i < warp; ++i) {
+    before += warp_sums[i];
+  }
+  __syncthreads();
+  return before + inclusive - value;
+}
+
+// One block of kSortThreads, of which thread e has expert e.
+__global__ __launch_bounds__(kSortThreads) void SortPairsKernel(Matrix<const std::int32_t> experts,
+                                                                int expert_count, int tile_tokens,
+                                                                int tiles_max, Regions regions) {
+  __shared__ int cursors[kSortThreads];  // counts, then where an expert's next pair goes
+  const int thread = static_cast<int>(threadIdx.x);
+  const int per_token = static_cast<int>(experts.cols);
+  const int pairs = static_cast<int>(experts.rows) * per_token;
+  cursors[thread] = 0;
+  __syncthreads();
+  const auto expert_of = [&](int pair) { return experts.Row(pair / per_token)[pair % per_token]; };
+  for (int pair = thread; pair < pairs; pair += kSortThreads) {
+    const std::int32_t expert = expert_of(pair);
+    if (expert >= 0 && expert < expert_count) {
+      atomicAdd(&cursors[expert], 1);
+    }
+  }
+  __syncthreads();
+  const int count = cursors[thread];
+  const int first = ExclusiveSum(count);
+  const int tiles = (count + tile_tokens - 1) / tile_tokens;
+  const int first_tile = ExclusiveSum(tiles);
+  cursors[thread] = first;
+  for (int i = 0; i < tiles; ++i) {
+    regions.tiles[first_tile + i] = {.expert = thread,
+                                     .first = first + i * tile_tokens,
+                                     .count = min(tile_tokens, count - i * tile_tokens)};
+  }
+  __shared__ int tiles_used;
+  if (thread == kSortThreads - 1) {
+    tiles_used = first_tile + tiles;
+  }
+  __syncthreads();
+  for (int i = tiles_used + thread; i < tiles_max; i += kSortThreads) {
+    regions.tiles[i] = {};
+  }
+  for (int pair = thread; pair < pairs; pair += kSortThreads) {
+    const std::int32_t expert = expert_of(pair);
+    if (expert >= 0 && expert < expert_count) {
+      const int place = atomicAdd(&cursors[expert], 1);
+      regions.tokens[place] = pair / per_token;
+      regions.pairs[place] = pair;
+    }
+  }
+}
+
+// One projection of tiles of pairs.  Row i of the sorted pairs reads row x_rows[i] of x and writes
+// row y_rows[i] of y; null: row i.
+struct Projection {
+  StackedWeight weight[2];  // gate and up, or down alone
+  const PairTile* tiles;
+  const void* x;
+  std::int64_t x_stride;  // in elements
+  const float* x_scales;
+  std::int64_t x_scale_stride;
+  const std::int32_t* x_rows;
+  void* y[2];
+  const std::int32_t* y_rows;
+};
+
+// Grid: tiles of the weight's rows, tiles of pairs, projections.
+template <typename Element, int kTokens, typename Y>
+__global__ __launch_bounds__(kThreads) void ProjectKernel(const __grid_constant__ Projection p,
+                                                          bool is_aligned) {
+  using Product = cuda::RowProduct<Element, kTokens>;
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  const PairTile tile = p.tiles[blockIdx.y];
+  if (tile.count == 0) {
+    return;
+  }
+  const StackedWeight& weight = p.weight[blockIdx.z];
+  const std::int64_t first_row = blockIdx.x * std::int64_t{Product::kWeightRows};
+  const std::int64_t row_bytes = weight.cols * static_cast<std::int64_t>(sizeof(Element));
+  const std::int64_t x_stride = p.x_stride * static_cast<std::int64_t>(sizeof(Element));
+  const std::int64_t scale_cols = (weight.cols + kValuesPerScale - 1) / kValuesPerScale;
+  const std::int64_t scale_rows = (weight.rows + kValuesPerScale - 1) / kValuesPerScale;
+  const std::int64_t direct = p.x_rows == nullptr ? tile.first : 0;
+  Y* output = static_cast<Y*>(p.y[blockIdx.z]) + first_row;
+  Product::Run(
+      shared,
+      {.weight = static_cast<const std::uint8_t*>(weight.data) +
+                 (tile.expert * weight.rows + first_row) * row_bytes,
+       .weight_stride = row_bytes,
+       .weight_rows =
+           static_cast<int>(min(weight.rows - first_row, std::int64_t{Product::kWeightRows})),
+       .weight_scales = weight.scales + (tile.expert * scale_rows + blockIdx.x) * scale_cols,
+       .x = static_cast<const std::uint8_t*>(p.x) + direct * x_stride,
+       .x_stride = x_stride,
+       .x_rows = p.x_rows == nullptr ? nullptr : p.x_rows + tile.first,
+       .tokens = tile.count,
+       .x_scales = p.x_scales + direct * p.x_scale_stride,
+       .x_scale_stride = p.x_scale_stride,
+       .row_bytes = row_bytes,
+       .is_aligned = is_aligned},
+      [&](int token, int row, float value) {
+        const std::int64_t y_row =
+            p.y_rows == nullptr ? tile.first + token : p.y_rows[tile.first + token];
+        output[y_row * weight.rows + row] = cuda::FromFloat<Y>(value);
+      });
+}
+
+template <typename X, typename W>
+__global__ __launch_bounds__(kThreads) void PlainProjectKernel(
+    const __grid_constant__ Projection p) {
+  using Product = cuda::PlainProduct<X, W>;
+  __shared__ typename Product::Shared shared;
+  const PairTile tile = p.tiles[blockIdx.y];
+  const StackedWeight& weight = p.weight[blockIdx.z];
+  const std::int64_t first_row = blockIdx.x * std::int64_t{Product::kWeightRows};
+  X* output = static_cast<X*>(p.y[blockIdx.z]) + first_row;
+  for (int done = 0; done < tile.count; done += Product::kTokens) {
+    const int first = tile.first + done;
+    const std::int64_t direct = p.x_rows == nullptr ? first : 0;
+    Product::Run(
+        shared,
+        {.weight = static_cast<const W*>(weight.data) +
+                   (tile.expert * weight.rows + first_row) * weight.cols,
+         .weight_stride = weight.cols,
+         .weight_column_stride = 1,
+         .weight_rows =
+             static_cast<int>(min(weight.rows - first_row, std::int64_t{Product::kWeightRows})),
+         .x = static_cast<const X*>(p.x) + direct * p.x_stride,
+         .x_stride = p.x_stride,
+         .x_rows = p.x_rows == nullptr ? nullptr : p.x_rows + first,
+         .tokens = min(tile.count - done, Product::kTokens),
+         .columns = static_cast<int>(weight.cols)},
+        [&](int token, int row, float value) {
+          const std::int64_t y_row = p.y_rows == nullptr ? first + token : p.y_rows[first + token];
+          output[y_row * weight.rows + row] = cuda::FromFloat<X>(value);
+        });
+  }
+}
+
+// A thread per value of y: the token's contributions in order.
+template <typename T>
+__global__ __launch_bounds__(kThreads) void CombineKernel(
+    const __grid_constant__ RoutedExpertsParams p, const T* contributions) {
+  const std::int64_t token = blockIdx.y;
+  const std::int64_t column = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (column >= p.x.cols) {
+    return;
+  }
+  const std::int64_t per_token = p.experts.cols;
+  float sum = 0.0F;
+  for (std::int64_t k = 0; k < per_token; ++k) {
+    const std::int32_t expert = p.experts.Row(token)[k];
+    if (expert >= 0 && expert < p.gate.experts) {
+      const float value = cuda::ToFloat(contributions[(token * per_token + k) * p.x.cols + column]);
+      sum = __fadd_rn(sum, __fmul_rn(p.weights.Row(token)[k], value));
+    }
+  }
+  if (p.shared.data != nullptr) {
+    sum +=
+        cuda::ToFloat(static_cast<const T*>(p.shared.data)[token * p.shared.row_stride + column]);
+  }
+  static_cast<T*>(p.y.data)[token * p.y.row_stride + column] = cuda::FromFloat<T>(sum);
+}
+
+dim3 GridOf(const StackedWeight& weight, int weight_rows, std::int64_t tiles, int projections) {
+  return {static_cast<unsigned>((weight.rows + weight_rows - 1) / weight_rows),
+          static_cast<unsigned>(tiles), static_cast<unsigned>(projections)};
+}
+
+template <typename Element, int kTokens, typename Y>
+void LaunchProduct(const Projection& projection, std::int64_t tiles, int projections,
+                   cudaStream_t stream) {
+  using Product = cuda::RowProduct<Element, kTokens>;
+  const auto kernel = ProjectKernel<Element, kTokens, Y>;
+  DSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      Product::kSharedBytes));
+  constexpr std::int64_t kAlignment = 16;
+  const auto is_aligned = [&](const void* data, std::int64_t stride) {
+    return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0 &&
+           stride * static_cast<std::int64_t>(sizeof(Element)) % kAlignment == 0;
+  };
+  const StackedWeight& weight = projection.weight[0];
+  kernel<<<GridOf(weight, Product::kWeightRows, tiles, projections), kThreads,
+           Product::kSharedBytes, stream>>>(
+      projection, is_aligned(projection.x, projection.x_stride) &&
+                      is_aligned(weight.data, weight.cols) &&
+                      is_aligned(projection.weight[projections - 1].data, weight.cols));
+}
+
+// `T` is the activation type.
+template <typename T>
+void Launch(const Projection& projection, std::int64_t tiles, int tile_tokens, int projections,
+            cudaStream_t stream) {
+  const StackedWeight& weight = projection.weight[0];
+  if (weight.type == DataType::kFp8E4m3) {
+    tile_tokens == kTileTokensMin
+        ? LaunchProduct<Fp8E4m3, kTileTokensMin, T>(projection, tiles, projections, stream)
+        : LaunchProduct<Fp8E4m3, 64, T>(projection, tiles, projections, stream);
+  } else if (std::is_same_v<T, __nv_bfloat16> && weight.type == DataType::kBf16) {
+    tile_tokens == kTileTokensMin
+        ? LaunchProduct<__nv_bfloat16, kTileTokensMin, T>(projection, tiles, projections, stream)
+        : LaunchProduct<__nv_bfloat16, 64, T>(projection, tiles, projections, stream);
+  } else {
+    cuda::DispatchFloat(weight.type, [&]<typename W>(W) {
+      using Product = cuda::PlainProduct<T, W>;
+      PlainProjectKernel<T, W>
+          <<<GridOf(weight, Product::kWeightRows, tiles, projections), kThreads, 0, stream>>>(
+              projection);
+    });
+  }
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+std::int64_t cuda::RoutedExpertsScratchBytes(const ScratchLimits& limits) {
+  if (limits.experts == 0) {
+    return 0;
+  }
+  std::int64_t bytes = 0;
+  for (const std::int64_t element_bytes : {2, 4}) {
+    ScratchArena arena;
+    TakeRegions(arena, {.tokens = std::min(limits.tokens_max, PassTokens(element_bytes)),
+                        .hidden = limits.hidden,
+                        .width = limits.expert_width,
+                        .experts = limits.experts,
+                        .per_token = limits.experts_per_token,
+                        .element_bytes = element_bytes});
+    bytes = std::max(bytes, arena.used());
+  }
+  return bytes;
+}
+
+void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
+  const RoutedExpertsExtents extents = Validate(params);
+  DSA_CHECK(params.gate.experts <= kSortThreads, "RoutedExperts: E={}, limit {}",
+            params.gate.experts, kSortThreads);
+  const std::int64_t element_bytes = SizeOf(params.x.type);
+  const bool is_fp8 = params.gate.type == DataType::kFp8E4m3;
+  const std::int64_t pass_tokens = PassTokens(element_bytes);
+  for (std::int64_t first = 0; first < extents.tokens; first += pass_tokens) {
+    const std::int64_t tokens = std::min(pass_tokens, extents.tokens - first);
+    RoutedExpertsParams pass = params;
+    pass.x = RowsOf(params.x, first, tokens);
+    pass.experts = RowsOf(params.experts, first, tokens);
+    pass.weights = RowsOf(params.weights, first, tokens);
+    pass.shared = RowsOf(params.shared, first, tokens);
+    pass.y = RowsOf(params.y, first, tokens);
+    const PassShape shape = {.tokens = tokens,
+                             .hidden = extents.hidden,
+                             .width = extents.width,
+                             .experts = params.gate.experts,
+                             .per_token = extents.experts_per_token,
+                             .element_bytes = element_bytes};
+    cuda::ScratchArena arena(state_->scratch);
+    const Regions regions = TakeRegions(arena, shape);
+    arena.CheckFits("RoutedExperts");
+
+    // Sort.  Wide tiles as soon as an expert has a few rows: the weights are the bound.
+    constexpr std::int64_t kFewRows = 6;  // of an expert, in the mean
+    const int tile_tokens = shape.pairs() <= kFewRows * shape.experts ? kTileTokensMin : 64;
+    const std::int64_t tiles = shape.Tiles(tile_tokens);
+    SortPairsKernel<<<1, kSortThreads, 0, state_->stream>>>(
+        pass.experts, static_cast<int>(shape.experts), tile_tokens, static_cast<int>(tiles),
+        regions);
+    DSA_CUDA_CHECK(cudaGetLastError());
+
+    // Quantize.
+    if (is_fp8) {
+      QuantizeFp8({.x = pass.x,
+                   .values = {.data = regions.inputs,
+                              .rows = tokens,
+                              .cols = shape.hidden,
+                              .row_stride = shape.hidden},
+                   .scales = {.data = regions.input_scales,
+                              .rows = tokens,
+                              .cols = Fp8Blocks(shape.hidden),
+                              .row_stride = Fp8Blocks(shape.hidden)},
+                   .scale_format = params.scale_format});
+    }
+
+    // Inner.
+    const Projection inner = {.weight = {params.gate, params.up},
+                              .tiles = regions.tiles,
+                              .x = is_fp8 ? regions.inputs : pass.x.data,
+                              .x_stride = is_fp8 ? shape.hidden : pass.x.row_stride,
+                              .x_scales = regions.input_scales,
+                              .x_scale_stride = Fp8Blocks(shape.hidden),
+                              .x_rows = regions.tokens,
+                              .y = {regions.gate, regions.up},
+                              .y_rows = nullptr};
+    cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
+      Launch<T>(inner, tiles, tile_tokens, 2, state_->stream);
+    });
+
+    // Activate.
+    const AnyMatrix gate = {.data = regions.gate,
+                            .type = params.x.type,
+                            .rows = shape.pairs(),
+                            .cols = shape.width,
+                            .row_stride = shape.width};
+    AnyMatrix up = gate;
+    up.data = regions.up;
+    SwiGlu({.gate = gate, .up = up, .y = gate});
+    if (is_fp8) {
+      QuantizeFp8({.x = gate,
+                   .values = {.data = regions.inner,
+                              .rows = shape.pairs(),
+                              .cols = shape.width,
+                              .row_stride = shape.width},
+                   .scales = {.data = regions.inner_scales,
+                              .rows = shape.pairs(),
+                              .cols = Fp8Blocks(shape.width),
+                              .row_stride = Fp8Blocks(shape.width)},
+                   .scale_format = params.scale_format});
+    }
+
+    // Outer.
+    const Projection outer = {.weight = {params.down, params.down},
+                              .tiles = regions.tiles,
+                              .x = is_fp8 ? static_cast<const void*>(regions.inner) : regions.gate,
+                              .x_stride = shape.width,
+                              .x_scales = regions.inner_scales,
+                              .x_scale_stride = Fp8Blocks(shape.width),
+                              .x_rows = nullptr,
+                              .y = {regions.contributions, nullptr},
+                              .y_rows = regions.pairs};
+    cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
+      Launch<T>(outer, tiles, tile_tokens, 1, state_->stream);
+      // Combine.
+      const dim3 grid(static_cast<unsigned>((shape.hidden + kThreads - 1) / kThreads),
+                      static_cast<unsigned>(tokens));
+      CombineKernel<T><<<grid, kThreads, 0, state_->stream>>>(
+          pass, reinterpret_cast<const T*>(regions.contributions));
+    });
+    DSA_CUDA_CHECK(cudaGetLastError());
+  }
+}
+
+}  // namespace dsa
