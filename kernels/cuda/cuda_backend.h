@@ -1,7 +1,4 @@
 // The Hopper backend (sm_90a).  Host code may include this header: it names no CUDA type.
-//
-// The ops that surround attention, the indexer's included.  An op that is not here yet ends the
-// process with its name; IsComplete says so beforehand, and `dsa serve` asks it.
 #pragma once
 
 #include "kernels/backend.h"
@@ -17,9 +14,6 @@ class CudaBackend final : public Backend {
   // FAILED_PRECONDITION where the device does not exist or is not of compute capability 9.0.
   static Result<std::unique_ptr<CudaBackend>> Make(int device);
   ~CudaBackend() override;
-
-  // Whether every op that a model needs exists.
-  static constexpr bool IsComplete() { return false; }
 
   // What ops are queued on, for callers that time them on the device.
   CUstream_st* stream() const;

@@ -155,7 +155,7 @@ Result<std::unique_ptr<StepRunner>> StepRunner::Create(const ModelSource& source
                  .sequences_max = options.sequences_max,
                  .context_max = options.context_tokens,
                  .logit_rows_max = options.sequences_max,
-                 .suppressed_max = options.sequences_max * 64,
+                 .adjustments_max = options.sequences_max * 64,
                  .masked_until = 0,
                  .score_bytes_max = kScoreBytesMax,
                  .logits_rows_host = 0},

@@ -31,27 +31,27 @@ __device__ inline unsigned SharedAddress(const void* shared) {
 // Four 8 x 8 matrices of 16-bit values; lane 8 i + r names row r of matrix i, 16 aligned bytes.
 __device__ inline void LoadMatrices(unsigned (&r)[4], const void* row) {
   asm __volatile__("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(row))
-               : "memory");
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                   : "r"(SharedAddress(row))
+                   : "memory");
 }
 __device__ inline void LoadMatricesTransposed(unsigned (&r)[4], const void* row) {
   asm __volatile__("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(SharedAddress(row))
-               : "memory");
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                   : "r"(SharedAddress(row))
+                   : "memory");
 }
 
 // 16 bytes, of which the first `bytes` are read and the others become 0.  Both sides aligned.
 __device__ inline void CopyAsync16(void* shared, const void* global, int bytes) {
   asm __volatile__("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
-               "l"(global), "r"(bytes)
-               : "memory");
+                   "l"(global), "r"(bytes)
+                   : "memory");
 }
 __device__ inline void CopyAsync4(void* shared, const void* global, int bytes) {
   asm __volatile__("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
-               "l"(global), "r"(bytes)
-               : "memory");
+                   "l"(global), "r"(bytes)
+                   : "memory");
 }
 __device__ inline void CommitCopies() {
   asm __volatile__("cp.async.commit_group;" ::: "memory");
