@@ -82,12 +82,11 @@ void WidenInputs(const float* inputs, const float* scales, std::int64_t rows, st
   }
 }
 
-// Where a group's weights come from: Read(n, k, body) calls body(i, quad) with columns k + 4 i .. k
-// + 4 i + 3 of output n, kValues columns in all.  Exact: fp8 scales are in the inputs, or there are
-// none.
+// Where a group's weights come from: Read(n, k, body) calls body(i, weight) with columns k + 4 i ..
+// k + 4 i + 3 of output n, kWideValues columns in all.  Exact: fp8 scales are in the inputs, or
+// there are none.
 template <typename T>
 struct ExactWeights {
-  static constexpr std::int64_t kValues = kWideValues;
   const T* const* rows;
   template <typename Body>
   void Read(std::int64_t n, std::int64_t k, const Body& body) const {
@@ -95,7 +94,6 @@ struct ExactWeights {
   }
 };
 struct NormalWeights {
-  static constexpr std::int64_t kValues = kWideValues;
   const Fp8E4m3* const* rows;
   template <typename Body>
   void Read(std::int64_t n, std::int64_t k, const Body& body) const {
@@ -103,7 +101,6 @@ struct NormalWeights {
   }
 };
 struct ScaledWeights {
-  static constexpr std::int64_t kValues = kWideValues;
   const Fp8E4m3* const* rows;
   F32x8 scale;
   template <typename Body>
