@@ -40,7 +40,11 @@ constexpr std::array kMoments = {Moment::kQueued, Moment::kFirst, Moment::kMiddl
                                  Moment::kAfter};
 
 // What a deadline leaves for a call to come to its moment.
+#ifdef __SANITIZE_ADDRESS__
+constexpr std::chrono::milliseconds kDeadline{1200};
+#else
 constexpr std::chrono::milliseconds kDeadline{400};
+#endif
 // In which a server hears that a client has left.
 constexpr std::chrono::milliseconds kHeard{20};
 
