@@ -21,6 +21,19 @@
 namespace dsa {
 
 class Backend;
+struct PagedRows;
+
+// Fused ops.
+struct AddNormParams;
+struct AttendLatentParams;
+struct AttendMaskedParams;
+struct ExpertMlpParams;
+struct GatedMlpParams;
+struct ProjectParams;
+struct SelectKeysParams;
+struct WriteKeysParams;
+
+// Plain ops.
 struct AbsorbQueryParams;
 struct BlockScaledLinearParams;
 struct EmbedParams;
@@ -188,6 +201,25 @@ class Backend {
   virtual void Gate(const GateParams& params) = 0;
   virtual void RoutedExperts(const RoutedExpertsParams& params) = 0;
   virtual void Sample(const SampleParams& params) = 0;
+
+  // Decides how the keys of attention's rows are split over the device: once per step, before its
+  // first attention, for all layers.  By default a split may follow the whole batch; with
+  // `batch_invariant` it follows the row's own number of keys alone.  Only where splits are summed
+  // apart does a result depend on it; the CPU splits no row.
+  virtual void PlanAttention(const PagedRows& /*rows*/, std::int64_t /*heads*/,
+                             bool /*batch_invariant*/) {}
+
+  // Fused ops (kernels/fused/): several plain ones in one call.  The default body is the
+  // definition: plain ops in order, on the work memory in the params.  An override is held to it
+  // (kernels/override_check.h).
+  virtual void AddNorm(const AddNormParams& params);
+  virtual void Project(const ProjectParams& params);
+  virtual void WriteKeys(const WriteKeysParams& params);
+  virtual void SelectKeys(const SelectKeysParams& params);
+  virtual void AttendLatent(const AttendLatentParams& params);
+  virtual void AttendMasked(const AttendMaskedParams& params);
+  virtual void GatedMlp(const GatedMlpParams& params);
+  virtual void ExpertMlp(const ExpertMlpParams& params);
 };
 
 }  // namespace dsa

@@ -1,5 +1,6 @@
 // A backend that passes everything on to another one, which gives it its memory.  Derive from it to
-// watch ops, to compare them or to plant faults in them.
+// watch ops, to compare them or to plant faults in them.  Fused ops have their default bodies, so
+// that every plain op passes through here.
 #pragma once
 
 #include "kernels/backend.h"
@@ -81,6 +82,9 @@ class ForwardingBackend : public Backend {
   void Gate(const GateParams& params) override { inner_.Gate(params); }
   void RoutedExperts(const RoutedExpertsParams& params) override { inner_.RoutedExperts(params); }
   void Sample(const SampleParams& params) override { inner_.Sample(params); }
+  void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
+    inner_.PlanAttention(rows, heads, batch_invariant);
+  }
 
  protected:
   Backend& inner_;

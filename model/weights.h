@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/view.h"
+#include "kernels/fused/activation.h"
 #include "kernels/ops/routed_experts.h"
 #include "model/model_config.h"
 
@@ -16,15 +17,6 @@
 #include <vector>
 
 namespace dsa {
-
-// A projection.  fp8: `scales` has a scale for every block of 128 x 128, to be multiplied;
-// otherwise scales.data is null.
-struct LinearWeight {
-  ConstAnyMatrix weight;       // [N, K]  f32, bf16 or fp8
-  Matrix<const float> scales;  // [ceil(N / 128), ceil(K / 128)]
-
-  bool quantized() const { return weight.type == DataType::kFp8E4m3; }
-};
 
 struct AttentionWeights {
   LinearWeight q_a;               // [q_latent, D]; weight.data null where q_latent is 0

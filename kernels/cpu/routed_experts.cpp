@@ -12,7 +12,15 @@
 namespace dsa {
 namespace {
 
-// Sorts the (token, k) pairs by expert, in ascending pair order within one.
+// The expert of a pair as a place in the stacks, or -1 where it is not here.
+std::int64_t PlaceOf(const RoutedExpertsParams& params, std::int64_t token, std::int64_t k) {
+  const std::int64_t id = params.experts.Row(token)[k];
+  DSA_CHECK(id >= 0, "RoutedExperts: experts[{}][{}]={}", token, k, id);
+  const std::int64_t place = id - params.first_expert;
+  return place >= 0 && place < params.gate.experts ? place : -1;
+}
+
+// Sorts the (token, k) pairs whose expert is here by expert, in ascending pair order within one.
 void GroupByExpert(const RoutedExpertsParams& params, const RoutedExpertsExtents& extents,
                    const ExpertScratch& scratch) {
   const std::int64_t experts = params.gate.experts;
@@ -21,10 +29,10 @@ void GroupByExpert(const RoutedExpertsParams& params, const RoutedExpertsExtents
   std::fill_n(offsets, experts + 1, 0);
   for (std::int64_t t = 0; t < extents.tokens; ++t) {
     for (std::int64_t k = 0; k < per_token; ++k) {
-      const std::int32_t expert = params.experts.Row(t)[k];
-      DSA_CHECK(expert >= 0 && expert < experts, "RoutedExperts: experts[{}][{}]={}, E={}", t, k,
-                expert, experts);
-      ++offsets[expert + 1];
+      const std::int64_t expert = PlaceOf(params, t, k);
+      if (expert >= 0) {
+        ++offsets[expert + 1];
+      }
     }
   }
   for (std::int64_t e = 0; e < experts; ++e) {
@@ -32,8 +40,12 @@ void GroupByExpert(const RoutedExpertsParams& params, const RoutedExpertsExtents
   }
   for (std::int64_t t = 0; t < extents.tokens; ++t) {
     for (std::int64_t k = 0; k < per_token; ++k) {
+      const std::int64_t expert = PlaceOf(params, t, k);
+      if (expert < 0) {
+        continue;
+      }
       // offsets[e] walks to the start of expert e + 1 and is shifted back below.
-      const std::int32_t row = offsets[params.experts.Row(t)[k]]++;
+      const std::int32_t row = offsets[expert]++;
       scratch.tokens.data()[row] = static_cast<std::int32_t>(t);
       scratch.pairs.data()[row] = static_cast<std::int32_t>(t * per_token + k);
     }
@@ -156,6 +168,9 @@ void CombineRow(const RoutedExpertsParams& params, const RoutedExpertsExtents& e
   const DataType type = params.x.type;
   std::fill_n(sums, hidden, 0.0F);
   for (std::int64_t k = 0; k < extents.experts_per_token; ++k) {
+    if (PlaceOf(params, token, k) < 0) {
+      continue;
+    }
     const void* row = Offset(scratch.experts.contributions.data(), type,
                              (token * extents.experts_per_token + k) * hidden);
     AddScaledRow(row, type, params.weights.Row(token)[k], hidden, sums);
@@ -209,7 +224,8 @@ void CpuBackend::Compute(const RoutedExpertsParams& params) {
   });
 
   // SwiGLU.
-  pool_.ParallelFor(pairs, [&](std::int64_t first, std::int64_t last, int thread) {
+  const std::int64_t grouped = experts.offsets.data()[params.gate.experts];
+  pool_.ParallelFor(grouped, [&](std::int64_t first, std::int64_t last, int thread) {
     for (std::int64_t row = first; row < last; ++row) {
       ActivateRow(params, row, scratch, scratch.Row(thread, extents.width));
     }

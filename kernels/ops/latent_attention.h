@@ -6,9 +6,15 @@
 //   o_latent[h] = round(sum_j p[h, j] c[j])
 //
 // q_latent comes from AbsorbQuery and o_latent goes to ExpandValue.  round is to the activation
-// type; scores and sums are float32.  Keys are visited in ascending position, so a selection that
-// covers all visible keys gives the bits of the dense path.  A row's bits depend on its query and
-// the keys it attends to, not on the other rows nor on which blocks hold the keys.
+// type; scores and sums are at least float32.  Keys are read in the order of the selection, which
+// is that of positions, so a selection of all visible keys gives the bits of the dense path, and a
+// row's bits do not depend on which blocks hold the keys.
+//
+// CPU: p is rounded as above, and a row's bits do not depend on the other rows.  CUDA: a running
+// softmax rounds exp(s - the largest so far) before it is divided by the sum: one rounding of p at
+// another place, within 2^-8 of each p in bf16.  Where a row's keys are split follows
+// PlanAttention: the batch, or the row's own number of keys alone, and then a row's bits do not
+// depend on the other rows here either.
 #pragma once
 
 #include "common/view.h"

@@ -6,9 +6,11 @@
 //   k[h, j] = [W_UK[h] c[j] | k_r[j]]     v[h, j] = W_UV[h] c[j]            rounded
 //   o[h]    = round(sum_j round(softmax(softmax_scale * q[h] . k[h, j])) v[h, j])
 //
-// Agrees with the absorbed form up to rounding.  A row's bits depend on its query and the keys it
-// attends to, not on the other rows.  Rows of one sequence should stand next to each other: their
-// keys are expanded once per run of consecutive rows with equal `sequences`.
+// Agrees with the absorbed form up to rounding.  CPU: a row's bits depend on its query and the keys
+// it attends to, not on the other rows.  CUDA: p is rounded as in LatentAttention, and keys are
+// visited in tiles that other rows may share: a row's bits may depend on them.  Rows of one
+// sequence should stand next to each other: their keys are expanded once per run of consecutive
+// rows with equal `sequences`.
 #pragma once
 
 #include "common/view.h"

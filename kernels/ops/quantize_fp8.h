@@ -12,6 +12,13 @@
 
 namespace dsa {
 
+// An fp8 matrix with memory of its own: a value, not a state of the matrix that it was made from.
+struct QuantizedView {
+  Matrix<Fp8E4m3> values;  // [T, K]; data null: there is none
+  Matrix<float> scales;    // [T, ceil(K / 128)]
+  ScaleFormat format;
+};
+
 struct QuantizeFp8Params {
   ConstAnyMatrix x;        // [T, K]  f32 or bf16
   Matrix<Fp8E4m3> values;  // [T, K]

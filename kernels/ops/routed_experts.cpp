@@ -38,6 +38,7 @@ RoutedExpertsExtents Validate(const RoutedExpertsParams& params) {
   expected.rows = hidden;
   expected.cols = params.gate.rows;
   CheckWeight("down", params.down, expected);
+  DSA_CHECK(params.first_expert >= 0, "RoutedExperts: first_expert={}", params.first_expert);
   DSA_CHECK(hidden > 0 && params.gate.rows > 0 && params.gate.experts > 0 && per_token > 0,
             "RoutedExperts: T={}, D={}, I={}, E={}, K={}", same_tokens, hidden, params.gate.rows,
             params.gate.experts, per_token);

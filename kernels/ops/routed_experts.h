@@ -4,8 +4,9 @@
 //
 //   expert(x, e) = round(Down_e round(SwiGlu(round(Gate_e x), round(Up_e x))))
 //
-// The sum is float32, in the order of k, the shared expert's output last.  fp8 experts quantize x
-// and the SwiGLU output by `scale_format` as QuantizeFp8 does.
+// over the experts [first_expert, first_expert + E) that are here; others add nothing, so the sums
+// of several ranks add up to the whole.  The sum is float32, in the order of k, the shared expert's
+// output last.  fp8 experts quantize x and the SwiGLU output by `scale_format` as QuantizeFp8 does.
 #pragma once
 
 #include "common/view.h"
@@ -29,7 +30,8 @@ struct RoutedExpertsParams {
   StackedWeight gate;                  // [E, I, D]
   StackedWeight up;                    // [E, I, D]
   StackedWeight down;                  // [E, D, I]
-  Matrix<const std::int32_t> experts;  // [T, K]
+  std::int64_t first_expert = 0;       // the id of the first of the E experts
+  Matrix<const std::int32_t> experts;  // [T, K]  ids, not negative; of a token all different
   Matrix<const float> weights;         // [T, K]
   ConstAnyMatrix shared;               // [T, D]  type of x; data may be null
   ScaleFormat scale_format;

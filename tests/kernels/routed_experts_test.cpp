@@ -19,6 +19,7 @@ struct Case {
   DataType type;
   DataType weight_type;
   bool with_shared;
+  std::int64_t first_expert = 0;
 };
 
 // One projection of all experts.
@@ -127,6 +128,7 @@ testing::DeviceTensor Run(Backend& backend, const Case& c, const Inputs& inputs,
                          .gate = gate.view,
                          .up = up.view,
                          .down = down.view,
+                         .first_expert = c.first_expert,
                          .experts = experts.AsConstMatrix(c.tokens, c.per_token),
                          .weights = weights.AsConstMatrix(c.tokens, c.per_token),
                          .shared = c.with_shared ? ConstAnyMatrix(shared.View()) : ConstAnyMatrix{},
@@ -215,6 +217,48 @@ TEST_CASE("RoutedExperts matches its equation", "[kernels][routed_experts]") {
     const std::vector<float> rounded(expected.begin(), expected.end());
     CHECK(testing::ShareEqual(y, testing::RoundedTo(c.type, rounded)) > 0.95);
   }
+}
+
+// As on ranks that hold some of the experts each.
+TEST_CASE("parts of the experts add up to all", "[kernels][routed_experts]") {
+  const auto weight_type = GENERATE(DataType::kF32, DataType::kFp8E4m3);
+  const Case whole{.tokens = 17,
+                   .hidden = 64,
+                   .width = 32,
+                   .experts = 5,
+                   .per_token = 3,
+                   .type = DataType::kF32,
+                   .weight_type = weight_type,
+                   .with_shared = false};
+  const Inputs inputs = RandomInputs(whole);
+  const auto expected = Run(testing::TestBackend(), whole, inputs, Aliasing::kOwn).Download();
+  std::vector<float> sum(expected.size(), 0.0F);
+  for (const auto& [first, count] : {std::pair{0, 2}, std::pair{2, 1}, std::pair{3, 2}}) {
+    Case part = whole;
+    part.first_expert = first;
+    part.experts = count;
+    Inputs own = inputs;
+    for (Stack* stack : {&own.gate, &own.up, &own.down}) {
+      const auto slice = [&, first = first, count = count](std::vector<float>& values) {
+        const auto each = static_cast<std::ptrdiff_t>(values.size()) / whole.experts;
+        values = {values.begin() + first * each, values.begin() + (first + count) * each};
+      };
+      slice(stack->values);
+      slice(stack->scales);
+    }
+    const auto y = Run(testing::TestBackend(), part, own, Aliasing::kOwn).Download();
+    for (std::int64_t t = 0; t < whole.tokens; ++t) {
+      const auto ids = inputs.experts.begin() + t * whole.per_token;
+      const bool has_none = std::none_of(ids, ids + whole.per_token, [&](std::int32_t id) {
+        return id >= part.first_expert && id < part.first_expert + part.experts;
+      });
+      CHECK((y[t * whole.hidden] == 0.0F) == has_none);
+    }
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      sum[i] += y[i];
+    }
+  }
+  CHECK(testing::RelativeError(sum, std::vector<double>(expected.begin(), expected.end())) < 1e-6);
 }
 
 TEST_CASE("A token's experts do not depend on batch or threads", "[kernels][routed_experts]") {
