@@ -1,20 +1,73 @@
 #include "common/log.h"
 
-#include <cstdio>
+#include "common/log_writer.h"
+
+#include <chrono>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <system_error>
 
 #include <fmt/chrono.h>
 #include <nlohmann/json.hpp>
-#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
 namespace dsa {
 namespace {
 
+constexpr std::int64_t kBufferBytes = std::int64_t{1} << 20;
+constexpr std::chrono::milliseconds kFlushLimit{1000};
+
 struct Logger {
   std::shared_ptr<spdlog::logger> sink;
   bool json = false;
+};
+
+std::string DroppedLine(std::int64_t lines);
+
+// Never destroyed: its thread may be stuck in a write when the process ends.
+LogWriter& Writer() {
+  static LogWriter& writer = *new LogWriter(
+      {.descriptor = STDERR_FILENO, .bytes_max = kBufferBytes, .dropped_line = DroppedLine});
+  return writer;
+}
+
+// Hands formatted lines to the writer.
+class WriterSink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit WriterSink(bool color) : color_(color) {}
+
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    const std::string_view text(line.data(), line.size());
+    if (!color_ || message.color_range_end <= message.color_range_start) {
+      Writer().Append(text);
+      return;
+    }
+    const std::size_t first = message.color_range_start;
+    const std::size_t last = message.color_range_end;
+    Writer().Append(fmt::format("{}{}{}{}{}", text.substr(0, first), Color(message.level),
+                                text.substr(first, last - first), kPlain, text.substr(last)));
+  }
+  void flush_() override {}
+
+ private:
+  static constexpr std::string_view kPlain = "\033[m";
+
+  static std::string_view Color(spdlog::level::level_enum level) {
+    switch (level) {
+      case spdlog::level::debug: return "\033[36m";
+      case spdlog::level::info: return "\033[32m";
+      case spdlog::level::warn: return "\033[33m\033[1m";
+      default: return "\033[31m\033[1m";
+    }
+  }
+
+  const bool color_;
 };
 
 spdlog::level::level_enum ToSpdlog(LogLevel level) {
@@ -28,11 +81,11 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
 }
 
 Logger Make(LogLevel level, bool json) {
-  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  auto sink = std::make_shared<WriterSink>(!json && isatty(STDERR_FILENO) == 1);
   auto logger = std::make_shared<spdlog::logger>("dsa", std::move(sink));
   logger->set_level(ToSpdlog(level));
   logger->set_pattern(json ? "%v" : "%H:%M:%S.%e %^%L%$ %v");
-  logger->flush_on(spdlog::level::warn);
+  logger->set_error_handler([](const std::string& /*reason*/) { Writer().CountDropped(); });
   return {.sink = std::move(logger), .json = json};
 }
 
@@ -50,10 +103,40 @@ std::string Dump(const nlohmann::json& json) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+using LogFields = std::initializer_list<LogField>;
+
 std::string Utc() {
   const auto now = std::chrono::system_clock::now();
   return fmt::format("{:%Y-%m-%dT%H:%M:%S}Z",
                      fmt::gmtime(std::chrono::system_clock::to_time_t(now)));
+}
+
+std::string JsonLine(LogLevel level, std::string_view message, const LogFields& fields) {
+  nlohmann::ordered_json line;
+  line["time"] = Utc();
+  line["level"] = spdlog::level::to_string_view(ToSpdlog(level)).data();
+  line["message"] = message;
+  for (const LogField& field : fields) {
+    line[std::string(field.name)] = ToJson(field.value);
+  }
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+std::string TextLine(std::string_view message, const LogFields& fields) {
+  std::string text(message);
+  for (const LogField& field : fields) {
+    text.append("  ").append(field.name).append("=").append(Dump(ToJson(field.value)));
+  }
+  return text;
+}
+
+// Made by the writer itself, past the queue that is full.
+std::string DroppedLine(std::int64_t lines) {
+  constexpr std::string_view kMessage = "log lines were dropped: nobody took them";
+  const LogFields fields = {{"lines", lines}};
+  return (Instance().json ? JsonLine(LogLevel::kWarning, kMessage, fields)
+                          : TextLine(kMessage, fields)) +
+         "\n";
 }
 
 }  // namespace
@@ -93,32 +176,35 @@ void ConfigureLog(LogLevel level, LogFormat format) {
   Instance() = Make(level, json);
 }
 
+Status StartLogThread() {
+  try {
+    Writer().Start();
+  } catch (const std::system_error& error) {
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("the log's thread cannot be started: {}", error.what())};
+  }
+  return {};
+}
+
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields) {
   const Logger& logger = Instance();
   if (!logger.sink->should_log(ToSpdlog(level))) {
     return;
   }
-  if (logger.json) {
-    nlohmann::ordered_json line;
-    line["time"] = Utc();
-    line["level"] = spdlog::level::to_string_view(ToSpdlog(level)).data();
-    line["message"] = message;
-    for (const LogField& field : fields) {
-      line[std::string(field.name)] = ToJson(field.value);
-    }
+  try {
     logger.sink->log(ToSpdlog(level), "{}",
-                     line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-    return;
+                     logger.json ? JsonLine(level, message, fields) : TextLine(message, fields));
+  } catch (const std::bad_alloc&) {
+    Writer().CountDropped();
   }
-  std::string text(message);
-  for (const LogField& field : fields) {
-    text.append("  ").append(field.name).append("=").append(Dump(ToJson(field.value)));
-  }
-  logger.sink->log(ToSpdlog(level), "{}", text);
 }
 
 void FlushLog() {
-  Instance().sink->flush();
+  Writer().Flush(kFlushLimit);
+}
+
+LogProgress ReadLogProgress() {
+  return {.lines_done = Writer().lines_done(), .waiting = Writer().waiting()};
 }
 
 }  // namespace dsa

@@ -1,8 +1,13 @@
 // Logging: human on a terminal, one JSON object a line otherwise, always on standard error.
 // Thread-safe.  Prompts and replies are never logged.
 //
+// Once StartLogThread was called, a message never waits for whoever reads standard error, nor for a
+// disk: what does not fit into 1 MiB is dropped, counted, and said when writing works again.
+//
 //   Log(LogLevel::kInfo, "model loaded", {{"layers", 61}, {"seconds", 3.2}});
 #pragma once
+
+#include "common/status.h"
 
 #include <cstdint>
 #include <initializer_list>
@@ -40,9 +45,20 @@ struct LogField {
 // Call once, before the first message; without it messages are text at info level.
 void ConfigureLog(LogLevel level, LogFormat format);
 
+// From now on a thread of its own writes, for as long as the process lives; before, each caller of
+// Log does.  Once.  FAILED_PRECONDITION where no thread can be started.
+Status StartLogThread();
+
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields = {});
 
-// Writes what is buffered; before exit.
+// Waits until what was logged has been written, but at most a second; before exit.
 void FlushLog();
+
+// What the log's thread has done, for who watches it.
+struct LogProgress {
+  std::int64_t lines_done;  // written or dropped
+  bool waiting;             // some are not
+};
+LogProgress ReadLogProgress();
 
 }  // namespace dsa

@@ -116,7 +116,9 @@ class Conversation final {
         fmt::print(stderr, "{}", part.reasoning_content());
       }
       fmt::print("{}", part.content());
-      std::fflush(stdout);
+      if (std::fflush(stdout) != 0) {
+        call.TryCancel();  // nobody reads on
+      }
       answer.mutable_content()->append(part.content());
       answer.mutable_reasoning_content()->append(part.reasoning_content());
       answer.mutable_tool_calls()->MergeFrom(part.tool_calls());
@@ -169,6 +171,9 @@ int RunChat(const ChatOptions& options) {
     return ReportError(InvalidArgument("message: empty"));
   }
   const grpc::Status status = conversation.Say(text);
+  if (std::ferror(stdout) != 0) {
+    return 1;  // and FlushOutput says why
+  }
   return status.ok() ? 0 : FailWith(status);
 }
 

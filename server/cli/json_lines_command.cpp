@@ -15,6 +15,9 @@ int AnswerStandardInput(const std::function<Result<std::string>(std::string_view
     written = std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && written;
     written = std::fputc('\n', stdout) != EOF && written;
     written = std::fflush(stdout) == 0 && written;  // a caller may wait for it before it goes on
+    if (!written) {
+      std::cin.setstate(std::ios::eofbit);  // nobody hears the other answers
+    }
   });
   if (!written) {
     return 1;

@@ -1,13 +1,15 @@
 #include "server/cli/report.h"
 
+#include "common/last_line.h"
 #include "common/log.h"
+#include "server/cli/standard_output.h"
 
-#include <cerrno>
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <sstream>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -74,24 +76,27 @@ CLI::Validator Decimal() {
 
 int ReportError(const Error& error) {
   FlushLog();
-  fmt::print(stderr, "error: {}\n", error.message);
+  WriteLastLine(fmt::format("error: {}\n", error.message));
   return ExitCode(error);
 }
 
 int ReportParseError(const CLI::App& app, const CLI::ParseError& error) {
   if (error.get_exit_code() == 0) {
-    return app.exit(error);
+    std::ostringstream text;
+    const int exit_code = app.exit(error, text, text);
+    fmt::print("{}", text.str());
+    return exit_code;
   }
   return ReportError(InvalidArgument(ParseMessage(app, error)));
 }
 
 int FlushOutput(int exit_code) {
-  errno = 0;
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && OutputError() == 0) {
     return exit_code;
   }
-  fmt::print(stderr, "error: standard output: {}\n",
-             errno == 0 ? "cannot be written" : std::strerror(errno));
+  WriteLastLine(fmt::format("error: standard output: {}\n", OutputError() == 0
+                                                                ? "cannot be written"
+                                                                : std::strerror(OutputError())));
   return exit_code == 0 ? 1 : exit_code;
 }
 

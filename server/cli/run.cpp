@@ -3,8 +3,10 @@
 #include "common/log.h"
 #include "server/cli/commands.h"
 #include "server/cli/report.h"
+#include "server/cli/standard_output.h"
 
 #include <array>
+#include <csignal>
 
 #include <CLI/CLI.hpp>
 
@@ -26,6 +28,9 @@ constexpr std::array kCommands = {
 }  // namespace
 
 int RunProgram(int argc, char** argv) {
+  // A reader that is gone is an error of the write, whoever writes.
+  std::signal(SIGPIPE, SIG_IGN);
+  TakeStandardStreams();
   CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
   app.require_subcommand(1);
   app.footer("Run `dsa COMMAND --help` for the options of a command.");
