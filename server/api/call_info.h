@@ -33,4 +33,7 @@ std::string_view CodeName(grpc::StatusCode code);
 // What a request gets while the server drains.
 Error DrainingError();
 
+// An allocation for this request failed; what it had is free again.
+Error NoMemoryError();
+
 }  // namespace dsa

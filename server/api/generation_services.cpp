@@ -1,8 +1,11 @@
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
+#include "server/api/call_info.h"
 #include "server/api/reactors.h"
 #include "server/api/services.h"
 #include "server/api/wire.h"
+
+#include <new>
 
 namespace dsa {
 namespace {
@@ -10,10 +13,14 @@ namespace {
 template <typename Message>
 Result<Generation> ParseAs(const grpc::ByteBuffer& bytes, const ServiceContext& context,
                            std::string& request_id) {
-  Message message;
-  DSA_RETURN_IF_ERROR(ParseStrictly(bytes, message));
-  request_id = message.request_id();
-  return Translate(message, context);
+  try {
+    Message message;
+    DSA_RETURN_IF_ERROR(ParseStrictly(bytes, message));
+    request_id = message.request_id();
+    return Translate(message, context);
+  } catch (const std::bad_alloc&) {
+    return NoMemoryError();
+  }
 }
 
 template <auto kEncode>

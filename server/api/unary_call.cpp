@@ -4,6 +4,7 @@
 #include "server/api/call_info.h"
 
 #include <atomic>
+#include <new>
 #include <utility>
 
 namespace dsa {
@@ -29,7 +30,11 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
     if (cancelled_.load(std::memory_order_relaxed)) {
       return Error{ErrorCode::kCancelled, "cancelled by the client"};
     }
-    DSA_ASSIGN_OR_RETURN(call_.response, answer_(call_.request));
+    try {
+      DSA_ASSIGN_OR_RETURN(call_.response, answer_(call_.request));
+    } catch (const std::bad_alloc&) {
+      return NoMemoryError();
+    }
     return {};
   }
 

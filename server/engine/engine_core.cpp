@@ -53,8 +53,10 @@ EngineProgress EngineCore::RunOnce() {
   AdmitFromInbox();
   Sweep(start_us);
   const StepPlan& plan = scheduler_.Plan(start_us);
+  StoreLoad();  // before the queue is settled: a request is seen waiting or running at any time
   SettleQueue();
   if (!plan.rows.empty()) {
+    load_.step_estimate_us.store(EstimateUs(plan.tokens), std::memory_order_relaxed);
     const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
     const StepResult& result = executor_.Execute(batch);
     const MonotonicUs end_us = clock_.NowUs();
@@ -64,13 +66,25 @@ EngineProgress EngineCore::RunOnce() {
     load_.steps.fetch_add(1, std::memory_order_relaxed);
     load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
     load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
+    last_step_tokens_ = plan.tokens;
   }
   SettleQueue();
+  StoreLoad();
+  return plan.rows.empty() ? EngineProgress::kIdle : EngineProgress::kStepped;
+}
+
+// As long as the last step, or as long for each token, whichever is more: enough to tell a slow
+// step from one that never ends.
+std::int64_t EngineCore::EstimateUs(std::int64_t tokens) const {
+  const std::int64_t last_us = load_.last_step_us.load(std::memory_order_relaxed);
+  return std::max(last_us, last_us / last_step_tokens_ * tokens);
+}
+
+void EngineCore::StoreLoad() {
   load_.running.store(static_cast<std::int64_t>(scheduler_.running().size()),
                       std::memory_order_relaxed);
   load_.blocks_referenced.store(pool_.referenced_blocks(), std::memory_order_relaxed);
   load_.blocks_cached.store(pool_.cached_blocks(), std::memory_order_relaxed);
-  return plan.rows.empty() ? EngineProgress::kIdle : EngineProgress::kStepped;
 }
 
 void EngineCore::AdmitFromInbox() {

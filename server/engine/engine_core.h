@@ -31,6 +31,7 @@ struct LoadCounters {
   std::atomic<std::int64_t> steps{0};
   std::atomic<std::int64_t> tokens_computed{0};
   std::atomic<std::int64_t> last_step_us{0};
+  std::atomic<std::int64_t> step_estimate_us{0};  // of the step at hand, from the last; 0: unknown
   std::atomic<std::int64_t> requests_finished{0};
 };
 
@@ -91,6 +92,8 @@ class EngineCore final {
   void Release(std::int32_t slot, CachedBlocks cached_blocks);
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
   void SettleQueue();
+  void StoreLoad();
+  std::int64_t EstimateUs(std::int64_t tokens) const;
 
   const EngineConfig config_;
   StepExecutor& executor_;
@@ -109,6 +112,7 @@ class EngineCore final {
   std::vector<std::unique_ptr<LiveRequest>> arrivals_;  // empty between calls
   std::array<TokenLogprob, kTopLogprobsMax> top_logprobs_{};
   std::int64_t waiting_counted_ = 0;  // of the inbox's places, those of the scheduler's queue
+  std::int64_t last_step_tokens_ = 1;
   std::atomic<bool> abort_all_{false};
   LoadCounters load_;
 };

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -87,6 +88,12 @@ struct EngineLoop::State {
   std::atomic<bool> stop_engine{false};  // set before the wakeup that makes it seen
   std::atomic<bool> stop_pump{false};
 
+  // For the watchdog: hints, which order nothing.
+  std::atomic<std::int64_t> rounds{0};  // of the engine that were not blocked
+  std::atomic<bool> engine_busy{false};
+  std::atomic<std::int64_t> deltas{0};  // delivered
+  std::atomic<bool> pump_busy{false};
+
   // Drain waits here for the last delta.
   std::mutex drained_mutex;
   std::condition_variable drained;
@@ -138,6 +145,29 @@ Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
         fmt::format("queue full: {} requests are waiting, limit {} beside those that start",
                     state_->inbox.waiting(), state_->config.scheduler.waiting_max)};
   }
+  std::unique_ptr<LiveRequest> live;
+  try {
+    live = MakeLive(std::move(request), std::move(sink));
+  } catch (const std::bad_alloc&) {  // all that a request needs is reserved there
+    state_->inbox.ReturnPlace();
+    return Error{ErrorCode::kResourceExhausted, "not enough memory for this request"};
+  }
+  if (!state_->registry.TryInsert(live->external_id, live.get())) {
+    state_->inbox.ReturnPlace();
+    return Error{ErrorCode::kAlreadyExists,
+                 fmt::format("request_id {} is live", live->external_id)};
+  }
+  if (!state_->inbox.TryPush(live)) {
+    state_->registry.Erase(live->external_id);
+    state_->inbox.ReturnPlace();
+    return draining;
+  }
+  state_->engine_wakeup.Notify();
+  return {};
+}
+
+std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,
+                                                  std::shared_ptr<TokenSink> sink) const {
   request.arrival_us = state_->clock.NowUs();
   auto live = std::make_unique<LiveRequest>();
   live->sink = std::move(sink);
@@ -145,11 +175,6 @@ Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
   live->deadline_us = request.stop.deadline_us;
   live->arrival_us = request.arrival_us;
   live->wants_logprobs = request.sampling.top_logprobs.has_value();
-  if (!state_->registry.TryInsert(live->external_id, live.get())) {
-    state_->inbox.ReturnPlace();
-    return Error{ErrorCode::kAlreadyExists,
-                 fmt::format("request_id {} is live", live->external_id)};
-  }
   const TextDecoderFactory* decoders = state_->decoders;
   live->stop = std::make_unique<StopChecker>(
       request.stop,
@@ -158,13 +183,7 @@ Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
           .decoder_bytes_max = decoders == nullptr ? 0 : decoders->text_bytes_max()},
       decoders == nullptr ? nullptr : decoders->Make());
   live->sequence = std::make_unique<Sequence>(std::move(request), state_->core.hasher());
-  if (!state_->inbox.TryPush(live)) {
-    state_->registry.Erase(live->external_id);
-    state_->inbox.ReturnPlace();
-    return draining;
-  }
-  state_->engine_wakeup.Notify();
-  return {};
+  return live;
 }
 
 RequestId EngineLoop::NextRequestId() {
@@ -230,11 +249,13 @@ std::int64_t EngineLoop::PumpOnce() {
     ++deltas;
     if (!event.finish.has_value()) {
       event.request->sink->OnDelta(std::move(delta));
+      state.deltas.fetch_add(1, std::memory_order_relaxed);
       continue;
     }
     const std::unique_ptr<LiveRequest> ended(event.request);
     state.registry.Erase(ended->external_id);  // first: who sees the end may use the id again
     ended->sink->OnDelta(std::move(delta));
+    state.deltas.fetch_add(1, std::memory_order_relaxed);
     {
       const std::lock_guard lock(state.drained_mutex);
       state.inbox.EndOne();
@@ -254,20 +275,28 @@ void EngineLoop::RunEngine() {
   State& state = *state_;
   state.core.BindThread();
   while (!state.stop_engine.load(std::memory_order_acquire)) {
+    state.engine_busy.store(true, std::memory_order_relaxed);
     const EngineProgress progress = RunOnce();
     state.pump_wakeup.Notify();
+    if (progress != EngineProgress::kBlocked) {
+      state.rounds.fetch_add(1, std::memory_order_relaxed);
+    }
     if (progress == EngineProgress::kIdle) {
+      state.engine_busy.store(false, std::memory_order_relaxed);
       state.engine_wakeup.Wait();
     } else if (progress == EngineProgress::kBlocked) {
       state.engine_wakeup.WaitFor(kBlockedWait);
     }
   }
+  state.engine_busy.store(false, std::memory_order_relaxed);
 }
 
 void EngineLoop::RunPump() {
   State& state = *state_;
   while (!state.stop_pump.load(std::memory_order_acquire)) {
+    state.pump_busy.store(true, std::memory_order_relaxed);
     PumpOnce();
+    state.pump_busy.store(false, std::memory_order_relaxed);
     state.pump_wakeup.Wait();
   }
 }
@@ -285,6 +314,20 @@ void EngineLoop::FailAll(ErrorCode code, const char* message) {
   PumpOnce();  // the pump's role is this thread's now
   state.core.FailArrivals(code, message);
   PumpOnce();
+}
+
+LoopActivity EngineLoop::EngineActivity() const {
+  return {.done = state_->rounds.load(std::memory_order_relaxed),
+          .waiting =
+              state_->engine_busy.load(std::memory_order_relaxed) || state_->inbox.has_arrivals(),
+          .estimate_us = state_->core.load().step_estimate_us.load(std::memory_order_relaxed)};
+}
+
+LoopActivity EngineLoop::PumpActivity() const {
+  return {
+      .done = state_->deltas.load(std::memory_order_relaxed),
+      .waiting = state_->pump_busy.load(std::memory_order_relaxed) || state_->outbox.has_events(),
+      .estimate_us = 0};
 }
 
 void EngineLoop::Stop() {

@@ -23,12 +23,20 @@ namespace dsa {
 class Scheduler;
 class BlockPool;
 class PrefixCache;
+struct LiveRequest;
 
 // What one call of RunOnce did.
 enum class EngineProgress : std::uint8_t {
   kStepped,  // a step was computed
   kIdle,     // nothing is live; requests that ended may have been delivered
   kBlocked,  // the outbox is full: the pump must deliver first
+};
+
+// What one of the two threads says of itself, for a watchdog.
+struct LoopActivity {
+  std::int64_t done;         // changes with all that it gets done
+  bool waiting;              // there is work for it, or it is at it
+  std::int64_t estimate_us;  // what the step at hand should take; 0: unknown
 };
 
 struct EngineConfig {
@@ -73,6 +81,10 @@ class EngineLoop final : public Engine {
   // requests are refused from then on.  `message` outlives the loop.
   void FailAll(ErrorCode code, const char* message);
 
+  // Any thread; they are meant for between Start and Stop.
+  LoopActivity EngineActivity() const;
+  LoopActivity PumpActivity() const;
+
   // The parts of Drain that do not wait.
   void BeginDrain();  // refuse new requests
   void AbortAll();    // end what is live in the next RunOnce
@@ -88,6 +100,7 @@ class EngineLoop final : public Engine {
   void RunEngine();
   void RunPump();
   Status CheckSubmission(const Request& request) const;
+  std::unique_ptr<LiveRequest> MakeLive(Request request, std::shared_ptr<TokenSink> sink) const;
 
   std::unique_ptr<State> state_;
 };

@@ -49,19 +49,19 @@ class Inbox final {
   }
 
   // Engine thread: so many more wait than before, and so many could start at once.  A request that
-  // starts changes both and no place.  The counts order nothing: the requests themselves are handed
-  // over under the mutex.
+  // starts changes both and no place.  The requests themselves are handed over under the mutex.
   void Settle(std::int64_t waiting_difference, std::int64_t startable) {
     const std::int64_t places = startable - startable_ - waiting_difference;
     startable_ = startable;
     if (waiting_difference != 0) {
-      waiting_.fetch_add(waiting_difference, std::memory_order_relaxed);
+      waiting_.fetch_add(waiting_difference, std::memory_order_release);  // partner: waiting
     }
     if (places != 0) {
       places_.fetch_add(places, std::memory_order_relaxed);
     }
   }
-  std::int64_t waiting() const { return waiting_.load(std::memory_order_relaxed); }
+  // Who reads the count of running sequences behind this sees a request in one of the two.
+  std::int64_t waiting() const { return waiting_.load(std::memory_order_acquire); }
 
   // False once closed; the request is then left alone.
   bool TryPush(std::unique_ptr<LiveRequest>& request) {
@@ -84,6 +84,9 @@ class Inbox final {
     out.swap(items_);
     pushed_.store(false, std::memory_order_relaxed);
   }
+
+  // Any thread: some have not been taken.  A hint.
+  bool has_arrivals() const { return pushed_.load(std::memory_order_relaxed); }
 
   void Close() {
     const std::lock_guard lock(mutex_);

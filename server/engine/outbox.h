@@ -72,6 +72,12 @@ class Outbox final {
   // there is none.
   bool Pop(OutboxEvent& event, std::string& text, std::vector<TokenLogprob>& top_logprobs);
 
+  // Any thread: some have not been popped.  A hint.
+  bool has_events() const {
+    return events_popped_.load(std::memory_order_relaxed) !=
+           events_pushed_.load(std::memory_order_relaxed);
+  }
+
  private:
   struct Position {
     std::int64_t events = 0;
