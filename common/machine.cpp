@@ -2,11 +2,17 @@
 
 #include <algorithm>
 #include <charconv>
+#include <condition_variable>
 #include <fstream>
+#include <mutex>
 #include <sstream>
+#include <system_error>
 #include <thread>
+#include <utility>
 
+#include <fmt/core.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 namespace dsa {
@@ -161,14 +167,74 @@ std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& f
   return smallest;
 }
 
-std::int64_t AvailableMemoryBytes() {
+std::int64_t RaiseDescriptorLimit() {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t before = std::exchange(limit.rlim_cur, limit.rlim_max);
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    limit.rlim_cur = before;
+  }
+  constexpr rlim_t kMax = rlim_t{1} << 31;  // also for RLIM_INFINITY
+  return static_cast<std::int64_t>(std::min(limit.rlim_cur, kMax));
+}
+
+AvailableMemory FindAvailableMemory() {
   const std::string meminfo = ReadKernelFile("/proc/meminfo").value_or("");
-  const std::int64_t machine =
-      FindMemoryLine(meminfo, "MemAvailable")
-          .value_or(std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGESIZE));
+  const std::int64_t page_bytes = sysconf(_SC_PAGESIZE);
+  AvailableMemory least = {
+      .bytes =
+          FindMemoryLine(meminfo, "MemAvailable").value_or(sysconf(_SC_AVPHYS_PAGES) * page_bytes),
+      .bound = "RAM"};
   const std::string membership = ReadKernelFile("/proc/self/cgroup").value_or("");
   const auto left = SmallestMemoryLeft(CgroupFolders(kCgroupRoot, membership, "memory"));
-  return std::min(machine, left.value_or(machine));
+  if (left && *left < least.bytes) {
+    least = {.bytes = *left, .bound = "cgroup limit"};
+  }
+  rlimit address_space{};
+  getrlimit(RLIMIT_AS, &address_space);
+  if (address_space.rlim_cur != RLIM_INFINITY) {
+    const std::string statm = ReadKernelFile("/proc/self/statm").value_or("");
+    std::string_view rest = statm;
+    const std::int64_t used = PositiveNumber(TakeWord(rest)) * page_bytes;
+    const std::int64_t free =
+        std::max(static_cast<std::int64_t>(address_space.rlim_cur) - used, std::int64_t{0});
+    if (free < least.bytes) {
+      least = {.bytes = free, .bound = "address-space limit"};
+    }
+  }
+  return least;
+}
+
+Status ProbeThreads(std::int64_t threads) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;  // guarded by mutex
+  std::vector<std::thread> started;
+  Status status;
+  try {
+    started.reserve(static_cast<std::size_t>(threads));
+    for (std::int64_t i = 0; i < threads; ++i) {
+      started.emplace_back([&] {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return done; });
+      });
+    }
+  } catch (const std::system_error& error) {
+    status =
+        Error{.code = ErrorCode::kFailedPrecondition,
+              .message = fmt::format("not enough threads: {} needed, {} could be started ({}): "
+                                     "see ulimit -u, ulimit -v and the container's pids limit",
+                                     threads, started.size(), error.code().message())};
+  }
+  {
+    const std::lock_guard lock(mutex);
+    done = true;
+  }
+  changed.notify_all();
+  for (std::thread& thread : started) {
+    thread.join();
+  }
+  return status;
 }
 
 UsableCpus CountUsableCpus() {

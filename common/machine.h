@@ -2,6 +2,8 @@
 // Reads /proc and /sys/fs/cgroup (versions 1 and 2); any thread.
 #pragma once
 
+#include "common/status.h"
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -41,7 +43,20 @@ std::optional<std::int64_t> FindMemoryLine(std::string_view text, std::string_vi
 // nullopt where none has a limit.
 std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& folders);
 
-// Bytes that can be taken without swapping, within the limits of the control groups.
-std::int64_t AvailableMemoryBytes();
+// Descriptors that the process may have open, once as many are asked for as an administrator lets
+// it have: the hard limit.
+std::int64_t RaiseDescriptorLimit();
+
+// Bytes that the process can take without swapping, and what sets that bound: "RAM", "cgroup limit"
+// or "address-space limit" (ulimit -v), the least of the three.
+struct AvailableMemory {
+  std::int64_t bytes;
+  std::string_view bound;  // a constant
+};
+AvailableMemory FindAvailableMemory();
+
+// Starts so many threads at once and ends them again.  FAILED_PRECONDITION with how many there
+// could be: limits of processes, of a container's tasks or of address space are no surprise later.
+Status ProbeThreads(std::int64_t threads);
 
 }  // namespace dsa

@@ -1,5 +1,6 @@
 #include "server/sizing.h"
 
+#include "common/machine.h"
 #include "model/inspect.h"
 #include "scheduler/validate.h"
 #include "server/device_name.h"
@@ -14,7 +15,8 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kCpuCacheBytesDefault = std::int64_t{4} << 30;
+constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+constexpr std::int64_t kCpuCacheBytesDefault = std::int64_t{1} << 30;
 constexpr std::int64_t kScoreBytesMax = std::int64_t{64} << 20;
 
 std::int64_t DivideUp(std::int64_t value, std::int64_t by) {
@@ -50,19 +52,37 @@ KvFormat CacheFormat(const ServerConfig& config, const ModelConfig& model) {
   return model.default_kv_format();
 }
 
-// `available_bytes`: what everything else leaves; only the automatic size looks at it.
+// What the automatic size may be.  A server on the CPU shares the machine with others.
+std::int64_t DefaultCacheBytes(const ServerConfig& config, const ServerMemory& without_cache) {
+  constexpr std::int64_t kShare = 4;
+  const std::int64_t left = without_cache.available - without_cache.needed();
+  return IsCuda(config) ? left
+                        : std::min({left, kCpuCacheBytesDefault, without_cache.available / kShare});
+}
+
+// What requests, texts and gRPC take beside the engine's own memory.
+std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
+                       std::int64_t available) {
+  // Ids, hashes and block numbers of one, for the longest it can get.
+  constexpr std::int64_t kBytesPerToken = 5;
+  // A text is in the message, in its pieces and in ids while it is encoded, one on each thread.
+  constexpr std::int64_t kTextCopies = 5;
+  constexpr std::int64_t kTextsAtOnce = 2;
+  const std::int64_t requests = config.max_num_seqs + config.max_queued_requests;
+  return GrpcBytesMax(available) + kTextsAtOnce * kTextCopies * config.max_message_bytes +
+         requests * context_length * kBytesPerToken;
+}
+
 Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& model,
-                                 std::int64_t context_length, std::int64_t available_bytes) {
+                                 std::int64_t context_length, std::int64_t default_bytes) {
   const KvFormat format = CacheFormat(config, model);
   const std::int64_t block_bytes = BytesPerBlock(static_cast<int>(model.layers),
                                                  static_cast<int>(model.indexer_layers()), format);
   const std::int64_t sequence_blocks = DivideUp(context_length, kTokensPerBlock);
   std::int64_t blocks = config.kv_cache_memory_bytes / block_bytes;
   if (config.kv_cache_memory_bytes == 0) {
-    const std::int64_t bytes_max =
-        IsCuda(config) ? available_bytes : std::min(kCpuCacheBytesDefault, available_bytes);
     blocks = std::clamp(config.max_num_seqs * sequence_blocks, sequence_blocks,
-                        std::max(sequence_blocks, bytes_max / block_bytes));
+                        std::max(sequence_blocks, default_bytes / block_bytes));
   }
   if (blocks < sequence_blocks) {
     return InvalidArgument(
@@ -133,26 +153,42 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
 
 }  // namespace
 
+std::int64_t GrpcBytesMax(std::int64_t available_bytes) {
+  constexpr std::int64_t kShare = 8;
+  return std::clamp(available_bytes / kShare, 64 * kMiB, 512 * kMiB);
+}
+
 std::string ToText(const ServerMemory& memory) {
+  const bool on_host = memory.host > 0;
   return fmt::format(
-      "{}: weights {}, caches {}, workspace {}, RoPE tables {}, scratch {}{}; {} available",
+      "{}: weights {}, caches {}{}, workspace {}, RoPE tables {}, scratch {}{}{}; {} available{}",
       Amount(memory.needed(), "B"), Amount(memory.weights, "B"), Amount(memory.executor.cache, "B"),
+      on_host && memory.default_cache ? " (default: at most 1 GiB and a quarter of what is free)"
+                                      : "",
       Amount(memory.executor.workspace, "B"), Amount(memory.executor.rope, "B"),
       Amount(memory.executor.scratch, "B"),
       memory.reserve > 0 ? fmt::format(", reserve {}", Amount(memory.reserve, "B")) : "",
-      Amount(memory.available, "B"));
+      on_host ? fmt::format(", requests and texts {}", Amount(memory.host, "B")) : "",
+      Amount(memory.available, "B"),
+      memory.bound.empty() ? "" : fmt::format(" ({})", memory.bound));
 }
 
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                const Backend& backend) {
   DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model.config));
   ModelExecutorConfig executor = MakeExecutorConfig(config, model, context_length);
-  ServerMemory memory = {.weights = model.weight_bytes,
-                         .executor = PlanMemory(backend, model.config, executor),
-                         .reserve = IsCuda(config) ? config.device_memory_reserve_bytes : 0,
-                         .available = backend.AvailableBytes()};
-  const std::int64_t left = memory.available - memory.needed();  // blocks are 0 yet
-  DSA_ASSIGN_OR_RETURN(executor.blocks, CacheBlocks(config, model.config, context_length, left));
+  const bool is_cuda = IsCuda(config);
+  const std::int64_t available = backend.AvailableBytes();
+  ServerMemory memory = {
+      .weights = model.weight_bytes,
+      .executor = PlanMemory(backend, model.config, executor),  // blocks are 0 yet
+      .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
+      .host = is_cuda ? 0 : HostBytes(config, context_length, available),
+      .available = available,
+      .bound = is_cuda ? std::string_view() : FindAvailableMemory().bound,
+      .default_cache = config.kv_cache_memory_bytes == 0};
+  DSA_ASSIGN_OR_RETURN(executor.blocks, CacheBlocks(config, model.config, context_length,
+                                                    DefaultCacheBytes(config, memory)));
   EngineConfig engine = MakeEngineConfig(config, model.config, executor);
   DSA_RETURN_IF_ERROR(Validate(engine));
   memory.executor = PlanMemory(backend, model.config, executor);
@@ -161,7 +197,8 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
                  fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "
                              "max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes{}",
                              ToText(memory),
-                             IsCuda(config) ? " or device_memory_reserve_bytes" : " or threads")};
+                             is_cuda ? " or device_memory_reserve_bytes"
+                                     : ", max_queued_requests, max_message_bytes or threads")};
   }
   return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
 }

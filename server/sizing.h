@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace dsa {
 
@@ -19,12 +20,15 @@ struct ServerMemory {
   std::int64_t weights;
   ExecutorMemory executor;
   std::int64_t reserve;  // kept free, on a CUDA device
+  std::int64_t host;     // where the device is the host: requests, texts and gRPC's buffers
   std::int64_t available;
+  std::string_view bound;  // what limits it, such as "cgroup limit"; a constant, "" for a device's
+  bool default_cache;      // its size was chosen by DefaultCacheBytes
 
-  std::int64_t needed() const { return weights + executor.total() + reserve; }
+  std::int64_t needed() const { return weights + executor.total() + reserve + host; }
 };
 
-// "4.4 GB: weights 9.1 MB, caches 4.3 GB, ...; 20 GB available"
+// "4.4 GB: weights 9.1 MB, caches 4.3 GB, ...; 20 GB available (RAM)"
 std::string ToText(const ServerMemory& memory);
 
 struct ServerSizes {
@@ -38,6 +42,9 @@ struct SizedModel {
   std::int64_t weight_bytes;      // on the device
   std::int32_t vocabulary_limit;  // ids from here on are never sampled
 };
+
+// What gRPC may take for its own buffers where so much memory is free.
+std::int64_t GrpcBytesMax(std::int64_t available_bytes);
 
 // INVALID_ARGUMENT naming the key where the configuration does not fit the model, such as a context
 // that the cache cannot hold; FAILED_PRECONDITION with all parts where they need more than the

@@ -97,6 +97,7 @@ class CpuBackend final : public Backend {
   // CHECK-fails while a graph is being recorded.
   void CheckNotRecording(const char* call) const;
 
+  void Touch(void* data, std::size_t bytes);
   // CHECK-fails before ReserveScratch or where `rows` exceeds its tokens_max.
   const CpuScratch& ScratchFor(std::int64_t rows) const;
 

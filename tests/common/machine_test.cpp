@@ -10,6 +10,8 @@
 
 #include <catch2/catch.hpp>
 #include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -102,8 +104,34 @@ TEST_CASE("memory limits leave what is not used, page cache aside", "[common][ma
   write("memory/memory.usage_in_bytes", "700\n");
   write("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 20\n");
   CHECK(SmallestMemoryLeft(CgroupFolders(write.root(), "4:memory:/docker/1\n", "memory")) == 420);
-  CHECK(AvailableMemoryBytes() > 0);
+  CHECK(FindAvailableMemory().bytes > 0);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these reserve terabytes
+TEST_CASE("an address-space limit binds memory and threads", "[common][machine]") {
+  constexpr std::int64_t kLeft = std::int64_t{200} << 20;
+  CHECK(ProbeThreads(40).ok());
+  const std::string_view without = FindAvailableMemory().bound;
+  CHECK(without != "address-space limit");
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t pages = 0;
+  statm >> pages;
+  rlimit before{};
+  getrlimit(RLIMIT_AS, &before);
+  rlimit low = before;
+  low.rlim_cur = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + kLeft);
+  REQUIRE(setrlimit(RLIMIT_AS, &low) == 0);
+  const AvailableMemory available = FindAvailableMemory();
+  const Status threads = ProbeThreads(40);  // 8 MiB of stack each
+  setrlimit(RLIMIT_AS, &before);
+  CHECK(available.bound == "address-space limit");
+  CHECK(available.bytes <= kLeft);
+  CHECK(available.bytes > kLeft / 2);
+  REQUIRE_FALSE(threads.ok());
+  CHECK(ExitCode(threads.error()) == 3);
+  CHECK(threads.error().message.starts_with("not enough threads: 40 needed, "));
+}
+#endif
 
 TEST_CASE("the affinity mask is what counts, not the machine", "[common][machine]") {
   cpu_set_t all;

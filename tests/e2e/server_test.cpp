@@ -330,6 +330,17 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
   const Error error = sizes().error();
   CHECK(ExitCode(error) == 3);
   CHECK(error.message.rfind("not enough memory: ", 0) == 0);
+  // On the CPU at most 1 GiB, and a quarter of what is free.
+  ServerConfig many = config;
+  many.max_num_seqs = 1024;
+  many.max_num_batched_tokens = 1024;
+  std::swap(config, many);
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  backend.available = 64 * kGiB;
+  CHECK(sizes().value().engine.blocks == kGiB / block);
+  backend.available = 3 * kGiB;
+  CHECK(sizes().value().engine.blocks == 3 * kGiB / 4 / block);
+  std::swap(config, many);
   // A size that was asked for is not made smaller.
   backend.available = memory.needed() - 20 * block;
   config.kv_cache_memory_bytes = memory.executor.cache;
