@@ -1,8 +1,10 @@
 #include "server/app.h"
 
 #include "common/log.h"
+#include "common/machine.h"
 #include "kernels/device_failure.h"
-#include "server/api/listen_probe.h"
+#include "server/api/listen_sockets.h"
+#include "server/connections.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
 #include "server/sizing.h"
@@ -10,6 +12,7 @@
 #include "server/warm_up.h"
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <utility>
 
@@ -36,7 +39,19 @@ void LogMemory(const ServerMemory& memory) {
        {"rope_bytes", memory.executor.rope},
        {"scratch_bytes", memory.executor.scratch},
        {"reserve_bytes", memory.reserve},
-       {"available_bytes", memory.available}});
+       {"host_bytes", memory.host},
+       {"available_bytes", memory.available},
+       {"bound", memory.bound}});
+}
+
+// All threads that serving takes: the backend's, ours, and gRPC's under load, which start when they
+// are needed and may not be missing then.
+std::int64_t ThreadsAtMost(const ServerConfig& config) {
+  constexpr std::int64_t kOurs = 8;  // engine, pump, acceptor, watchdog, log, texts
+  constexpr std::int64_t kGrpcFixed = 8;
+  constexpr std::int64_t kGrpcPerCpu = 4;
+  return ChooseCpuThreads(config.threads).count + kOurs + kGrpcFixed +
+         kGrpcPerCpu * CountUsableCpus().affinity;
 }
 
 }  // namespace
@@ -51,6 +66,10 @@ Result<std::unique_ptr<App>> App::StartOn(Backend& backend, const ServerConfig& 
 
 Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig& config) {
   DSA_RETURN_IF_ERROR(Validate(config));
+  DSA_RETURN_IF_ERROR(ProbeThreads(ThreadsAtMost(config)));
+  const std::int64_t descriptors = RaiseDescriptorLimit();
+  DSA_ASSIGN_OR_RETURN(const std::int64_t connections_max,
+                       ChooseConnectionsMax(config.max_connections, descriptors));
   DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
   DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
   std::unique_ptr<Backend> own_backend;
@@ -63,10 +82,12 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
   auto app = std::unique_ptr<App>(new App(config, std::move(source)));
   app->own_backend_ = std::move(own_backend);
   app->backend_ = backend;
+  app->connections_max_ = connections_max;
   DSA_RETURN_IF_ERROR(app->LoadText());
   DSA_RETURN_IF_ERROR(app->LoadModel());
   DSA_RETURN_IF_ERROR(app->WarmUp());
   DSA_RETURN_IF_ERROR(app->Listen());
+  DSA_RETURN_IF_ERROR(app->Watch());
   SetDeviceFailureHandler(
       [&serving = *app](const std::string& reason) { serving.OnDeviceFailure(reason); });
   return app;
@@ -106,6 +127,7 @@ Status App::LoadModel() {
                                                             .vocabulary_limit = vocabulary_limit},
                                                            *backend_));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
+  grpc_bytes_max_ = GrpcBytesMax(FindAvailableMemory().bytes);
   if (own_backend_ != nullptr && config_.device == "cpu") {
     const CpuThreads threads = ChooseCpuThreads(config_.threads);
     Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
@@ -185,15 +207,21 @@ Status App::Listen() {
   GrpcServerConfig listening;
   listening.host = address.host;
   listening.port = address.port;
+  listening.connections_max = connections_max_;
+  listening.memory_bytes_max = grpc_bytes_max_;
   listening.message_bytes_max = config_.max_message_bytes;
   listening.streams_max = config_.max_concurrent_streams;
   DSA_ASSIGN_OR_RETURN(server_, GrpcServer::Start(listening, *context_));
+  return {};
+}
+
+void App::LogReady() const {
   Log(LogLevel::kInfo, "ready",
-      {{"host", address.host},
+      {{"host", ParseListen(config_.listen).value().host},
        {"port", server_->port()},
        {"model", context_->model.id},
+       {"max_connections", connections_max_},
        {"configuration", Differences(config_)}});
-  return {};
 }
 
 // On the engine thread, which meets the failure within a step and never leaves it.
@@ -205,6 +233,44 @@ void App::OnDeviceFailure(const std::string& reason) {
   engine_->FailAll(ErrorCode::kUnavailable, "the device failed");
   server_->Stop(kLastWritesUs);
   FlushLog();
+}
+
+Status App::Watch() {
+  const auto of_loop = [](const LoopActivity& activity) {
+    return Activity{
+        .done = activity.done, .waiting = activity.waiting, .estimate_us = activity.estimate_us};
+  };
+  // The pump before the engine, which stands still when the pump does.
+  std::vector<WatchedPart> parts = {
+      {.name = "pump",
+       .read = [this, of_loop] { return of_loop(engine_->PumpActivity()); },
+       .vital = true},
+      {.name = "engine",
+       .read = [this, of_loop] { return of_loop(engine_->EngineActivity()); },
+       .vital = true},
+      {.name = "acceptor",
+       .read =
+           [this] {
+             const AcceptorProgress progress = server_->acceptor().progress();
+             return Activity{
+                 .done = progress.rounds, .waiting = progress.working, .estimate_us = 0};
+           },
+       .vital = false},
+      {.name = "log",
+       .read =
+           [] {
+             const LogProgress progress = ReadLogProgress();
+             return Activity{
+                 .done = progress.lines_done, .waiting = progress.waiting, .estimate_us = 0};
+           },
+       .vital = false},
+  };
+  Watchdog::Options options;
+  options.limit = std::chrono::seconds(config_.stall_timeout_s);
+  options.on_change = [this](bool stalled) { server_->SetStalled(stalled); };
+  options.on_lost = EndStalledProcess;
+  DSA_ASSIGN_OR_RETURN(watchdog_, Watchdog::Start(std::move(parts), std::move(options)));
+  return {};
 }
 
 void App::Drain() {

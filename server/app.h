@@ -18,6 +18,7 @@
 #include "server/engine/text_decoder.h"
 #include "server/model_files.h"
 #include "server/model_source.h"
+#include "server/watchdog.h"
 
 #include <memory>
 
@@ -38,6 +39,9 @@ class App final {
   std::int64_t port() const { return server_->port(); }
   Engine& engine() { return *engine_; }
 
+  // The line of the log that says where it listens, for what waits for it.
+  void LogReady() const;
+
   // Health says NOT_SERVING, new requests are refused, running ones get shutdown_timeout_s, the
   // rest is aborted; then stops listening.
   void Drain();
@@ -51,6 +55,7 @@ class App final {
   Status WarmUp();
   Status Listen();
   void OnDeviceFailure(const std::string& reason);
+  Status Watch();
   ServedModel DescribeModel() const;
 
   const ServerConfig config_;
@@ -63,11 +68,14 @@ class App final {
   Backend* backend_ = nullptr;  // own_backend_, or the one of StartOn
   DeviceWeights weights_;
   std::int64_t context_length_ = 0;
+  std::int64_t connections_max_ = 0;
+  std::int64_t grpc_bytes_max_ = 0;
   std::unique_ptr<ModelExecutor> executor_;
   std::unique_ptr<TextDecoderFactory> decoders_;
   std::unique_ptr<EngineLoop> engine_;
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<Watchdog> watchdog_;
 };
 
 }  // namespace dsa

@@ -63,7 +63,8 @@ bool IsUtf8(std::string_view text) {
 }
 
 bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
+  return host == "localhost" || host == "::1" || host.starts_with("127.") ||
+         host.starts_with("unix:");
 }
 
 }  // namespace
@@ -71,9 +72,12 @@ bool IsLoopback(const std::string& host) {
 Result<ListenAddress> ParseListen(std::string_view text) {
   constexpr std::int64_t kPortMax = 65535;
   const auto refuse = [&] {
-    return InvalidArgument(
-        fmt::format("listen: \"{}\" is not HOST:PORT with a port in [0, {}]", text, kPortMax));
+    return InvalidArgument(fmt::format(
+        "listen: \"{}\" is not HOST:PORT with a port in [0, {}], nor unix:/PATH", text, kPortMax));
   };
+  if (text.starts_with("unix:/")) {
+    return ListenAddress{.host = std::string(text), .port = 0};
+  }
   const std::size_t colon = text.rfind(':');
   if (colon == std::string_view::npos || colon == 0) {
     return refuse();

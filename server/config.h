@@ -40,8 +40,10 @@ struct ServerConfig {
   std::string listen = "127.0.0.1:50051";
   bool insecure = false;
   std::int64_t max_message_bytes = std::int64_t{16} << 20;
+  std::int64_t max_connections = 0;
   std::int64_t max_concurrent_streams = 1024;
   std::int64_t shutdown_timeout_s = 30;
+  std::int64_t stall_timeout_s = 60;
 
   std::string log_level = "info";
   std::string log_format = "auto";
@@ -76,10 +78,10 @@ struct ConfigKey {
 };
 
 struct ListenAddress {
-  std::string host;  // without brackets
-  std::int64_t port;
+  std::string host;   // without brackets; "unix:/path" for a unix socket
+  std::int64_t port;  // 0 for a unix socket
 };
-// "127.0.0.1:50051", "localhost:0", "[::1]:50051".
+// "127.0.0.1:50051", "localhost:0", "[::1]:50051", "unix:/run/dsa.sock".
 Result<ListenAddress> ParseListen(std::string_view text);
 
 // Every key, in the order of ServerConfig.

@@ -54,7 +54,8 @@ std::vector<ConfigKey> ModelKeys() {
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
       {"kv_cache_memory_bytes", "Cache",
        "Memory of the paged caches. 0: as much as max_num_seqs sequences of max_model_len can use, "
-       "at most what memory is free (on the CPU 4 GiB of it), at least one such sequence.",
+       "at most what memory is free (on the CPU 1 GiB and a quarter of it), at least one such "
+       "sequence.",
        IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},
       {"device_memory_reserve_bytes", "Cache",
        "Memory of a CUDA device that nothing is sized into: for graphs, for kernels that are "
@@ -89,20 +90,29 @@ std::vector<ConfigKey> ServingKeys() {
        "sequence starts only when the blocks for all it can become are free.",
        ChoiceValue{&C::preemption, {"recompute", "none"}}},
       {"listen", "Listening",
-       "Address and port to listen on. Port 0: one that is free; the log names it. An address "
-       "other "
-       "than loopback only together with insecure.",
+       "Address and port to listen on, or unix:/PATH. Port 0: one that is free; the log names it. "
+       "An address other than loopback or a path only together with insecure.",
        TextValue{&C::listen}},
       {"insecure", "Listening",
        "Listen beyond this machine although there is neither encryption nor authentication.",
        SwitchValue{&C::insecure}},
       {"max_message_bytes", "Listening", "Bytes of a request; larger ones are RESOURCE_EXHAUSTED.",
        IntValue{&C::max_message_bytes, 1024, 256 * kMiB}},
+      {"max_connections", "Listening",
+       "Open connections; one more is closed at once. 0: 1024, or what the limit of descriptors "
+       "leaves, two each.",
+       IntValue{&C::max_connections, 0, 65536}},
       {"max_concurrent_streams", "Listening", "Open calls of one connection.",
        IntValue{&C::max_concurrent_streams, 1, 65536}},
       {"shutdown_timeout_s", "Listening",
-       "Seconds that running requests get to finish after SIGTERM or SIGINT.",
+       "Seconds that running requests get to finish after SIGTERM, SIGINT or SIGHUP.",
        IntValue{&C::shutdown_timeout_s, 0, 86400}},
+      {"stall_timeout_s", "Listening",
+       "Seconds without progress, while there is work, after which health says NOT_SERVING and, "
+       "where it is the engine, the process ends with 5; or ten times what the step should take, "
+       "if "
+       "that is more.",
+       IntValue{&C::stall_timeout_s, 1, 86400}},
       {"log_level", "Logs", "The least level that is logged.",
        ChoiceValue{&C::log_level, {"debug", "info", "warning", "error"}}},
       {"log_format", "Logs", "auto: text on a terminal, otherwise one JSON object a line.",

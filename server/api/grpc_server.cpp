@@ -2,14 +2,14 @@
 
 #include "server/api/grpc_log.h"
 #include "server/api/health_service.h"
-#include "server/api/listen_probe.h"
+#include "server/api/listen_sockets.h"
 #include "server/api/services.h"
 
 #include <chrono>
 #include <mutex>
+#include <utility>
 #include <vector>
 
-#include <fmt/core.h>
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
@@ -39,7 +39,6 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   constexpr int kOnlyIdentity = 1;  // a bit set of grpc_compression_algorithm
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.message_bytes_max));
   builder.SetMaxSendMessageSize(-1);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(config.streams_max));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              static_cast<int>(config.ping_interval_ms_min));
@@ -48,6 +47,8 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                             static_cast<int>(config.handshake_ms_max));
   builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, kOnlyIdentity);
   grpc::ResourceQuota quota("dsa");
   quota.Resize(static_cast<std::size_t>(config.memory_bytes_max));
@@ -56,14 +57,18 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
 
 }  // namespace
 
+using Entrance = grpc::experimental::ExternalConnectionAcceptor;
+
 struct GrpcServer::State {
   explicit State(ServiceContext& served) : context(served) {}
 
   ServiceContext& context;
   HealthService health;
   std::vector<std::unique_ptr<grpc::Service>> services;
-  int port = 0;
+  std::int64_t port = 0;
   std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<Entrance> entrance;  // as long as the acceptor
+  std::unique_ptr<Acceptor> acceptor;
 };
 
 Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
@@ -77,17 +82,29 @@ Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& co
   state->services.push_back(MakeAdminService(context));
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
-  const std::string address = AddressText(config.host, config.port);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &state->port);
+  state->entrance = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+      grpc::InsecureServerCredentials());
   builder.RegisterService(&state->health.service());
   for (const auto& service : state->services) {
     builder.RegisterService(service.get());
   }
+  DSA_ASSIGN_OR_RETURN(ListenSockets listening, OpenListenSockets(config.host, config.port));
+  state->port = listening.port;
   state->server = builder.BuildAndStart();
-  if (state->server == nullptr || state->port == 0) {
-    return InvalidArgument(
-        fmt::format("listen: {} cannot be bound: in use, or no address of this machine", address));
+  if (state->server == nullptr) {
+    return Error{ErrorCode::kInternal, "gRPC cannot be started"};
   }
+  DSA_ASSIGN_OR_RETURN(
+      state->acceptor,
+      Acceptor::Start(std::move(listening),
+                      {.connections_max = config.connections_max,
+                       .take = [entrance = state->entrance.get()](int listener, int connection) {
+                         Entrance::NewConnectionParameters parameters;
+                         parameters.listener_fd = listener;
+                         parameters.fd = connection;
+                         entrance->HandleNewConnection(&parameters);
+                       }}));
   return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));
 }
 
@@ -101,15 +118,25 @@ std::int64_t GrpcServer::port() const {
   return state_->port;
 }
 
+const Acceptor& GrpcServer::acceptor() const {
+  return *state_->acceptor;
+}
+
 void GrpcServer::BeginDrain() {
   state_->context.draining.store(true, std::memory_order_relaxed);
   state_->health.BeginDrain();
+  state_->acceptor->Close();
+}
+
+void GrpcServer::SetStalled(bool stalled) {
+  state_->health.SetStalled(stalled);
 }
 
 void GrpcServer::Stop(std::int64_t limit_us) {
   if (state_->server == nullptr) {
     return;
   }
+  state_->acceptor->Close();
   state_->health.EndWatches();
   state_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::microseconds(limit_us));
   state_->server->Wait();

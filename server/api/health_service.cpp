@@ -61,14 +61,16 @@ class HealthService::Board final {
     return StateHeld(name);
   }
 
-  void BeginDrain();
-  void EndWatches();
+  void BeginDrain() { Set(draining_, true); }
+  void SetStalled(bool stalled) { Set(stalled_, stalled); }
+  void EndWatches() { Set(ended_, true); }
   void Join(Watch* watch);
   void Leave(Watch* watch);
 
  private:
   friend class HealthService::Watch;
 
+  void Set(bool& state, bool value);
   std::optional<State> StateHeld(std::string_view name) const {
     if (name == kLivenessName) {
       return HealthCheckResponse::SERVING;
@@ -76,12 +78,13 @@ class HealthService::Board final {
     if (std::find(kReadinessNames.begin(), kReadinessNames.end(), name) == kReadinessNames.end()) {
       return std::nullopt;
     }
-    return serving_ ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
+    return draining_ || stalled_ ? HealthCheckResponse::NOT_SERVING : HealthCheckResponse::SERVING;
   }
 
   std::mutex mutex_;
   // Guarded by mutex_, as is what the watches say of themselves:
-  bool serving_ = true;
+  bool draining_ = false;
+  bool stalled_ = false;
   bool ended_ = false;
   std::vector<Watch*> watches_;
 };
@@ -144,17 +147,9 @@ class HealthService::Watch final : public grpc::ServerWriteReactor<grpc::ByteBuf
   grpc::ByteBuffer buffer_;  // of the write in flight
 };
 
-void HealthService::Board::BeginDrain() {
+void HealthService::Board::Set(bool& state, bool value) {
   const std::lock_guard lock(mutex_);
-  serving_ = false;
-  for (Watch* watch : watches_) {
-    watch->Advance();
-  }
-}
-
-void HealthService::Board::EndWatches() {
-  const std::lock_guard lock(mutex_);
-  ended_ = true;
+  state = value;
   for (Watch* watch : watches_) {
     watch->Advance();
   }
@@ -224,6 +219,10 @@ grpc::Service& HealthService::service() {
 
 void HealthService::BeginDrain() {
   board_->BeginDrain();
+}
+
+void HealthService::SetStalled(bool stalled) {
+  board_->SetStalled(stalled);
 }
 
 void HealthService::EndWatches() {

@@ -2,7 +2,7 @@
 // limit: here watches hear the last state and are ended.  Health calls are not logged.
 //
 // Names: "" for the whole server, "readiness", the full names of our services, and "liveness",
-// which stays SERVING while the server drains.
+// which stays SERVING while the server drains or is stalled.
 #pragma once
 
 #include <memory>
@@ -23,6 +23,8 @@ class HealthService final {
 
   // Thread-safe.  NOT_SERVING from now on, for every name but liveness; watches are told.
   void BeginDrain();
+  // Thread-safe.  NOT_SERVING as in a drain while `stalled`; watches are told.
+  void SetStalled(bool stalled);
   // Thread-safe.  Ends every watch with UNAVAILABLE once it has been told the state; new ones at
   // once.
   void EndWatches();

@@ -30,12 +30,25 @@ void OnStopSignal(int /*signal*/) {
   }
 }
 
+// A terminal that goes away says so more than once: only the first counts.
+void OnHangUp(int signal) {
+  if (phase.load(std::memory_order_relaxed) != Phase::kDraining) {
+    OnStopSignal(signal);
+  }
+}
+
 void TakeStopSignals() {
   sem_init(&stop_asked, 0, 0);
   struct sigaction action {};
   action.sa_handler = OnStopSignal;
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
+  struct sigaction before {};
+  sigaction(SIGHUP, nullptr, &before);
+  if (before.sa_handler != SIG_IGN) {  // nohup
+    action.sa_handler = OnHangUp;
+    sigaction(SIGHUP, &action, nullptr);
+  }
 }
 
 void WaitForStopSignal() {
@@ -54,12 +67,17 @@ int Serve(const ConfigFlags& flags, bool print_config) {
   }
   ConfigureLog(*ParseLogLevel(config.value().log_level),
                *ParseLogFormat(config.value().log_format));
+  const Status writing = StartLogThread();
+  if (!writing.ok()) {
+    return ReportError(writing.error());
+  }
   TakeStopSignals();
   Result<std::unique_ptr<App>> app = App::Start(config.value());
   if (!app.ok()) {
     return ReportError(app.error());
   }
-  phase.store(Phase::kServing, std::memory_order_relaxed);
+  phase.store(Phase::kServing, std::memory_order_relaxed);  // who reads that line may stop it
+  app.value()->LogReady();
   WaitForStopSignal();
   Log(LogLevel::kInfo, "draining");
   app.value()->Drain();
@@ -75,7 +93,9 @@ void AddServeCommand(CLI::App& app, int& exit_code) {
   auto print_config = std::make_shared<bool>(false);
   command->add_flag("--print-config", *print_config,
                     "Print the effective configuration as JSON and exit");
-  command->footer("SIGTERM or SIGINT drains and exits with 0; a second one stops at once.");
+  command->footer(
+      "SIGTERM, SIGINT or SIGHUP drains and exits with 0; a second SIGTERM or SIGINT stops at "
+      "once.");
   command->callback(
       [flags, print_config, &exit_code] { exit_code = Serve(*flags, *print_config); });
 }

@@ -52,25 +52,18 @@ void Drain(int& end, std::string& text) {
 
 }  // namespace
 
+Process::Process(const std::string& preparation, const Arguments& arguments) {
+  Arguments words = {"/bin/sh", "-c", preparation + R"(; exec "$@")", "sh",
+                     testing::BuildPath("dsa")};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  StartOnPipes(words, Streams::kPipes);
+}
+
 Process::Process(const Arguments& arguments, Streams streams) {
-  signal(SIGPIPE, SIG_IGN);  // a process that ends early must not end the test
+  Arguments words = {testing::BuildPath("dsa")};
+  words.insert(words.end(), arguments.begin(), arguments.end());
   if (streams != Streams::kTerminal) {
-    Pipe in;
-    Pipe out;
-    Pipe err;
-    if (streams == Streams::kBroken) {
-      CloseEnd(in.read);
-      CloseEnd(out.write);
-      in.read = open("/", O_RDONLY | O_CLOEXEC);
-      out.write = open("/dev/full", O_WRONLY | O_CLOEXEC);
-    }
-    Start(arguments, {in.read, out.write, err.write}, nullptr);
-    CloseEnd(in.read);
-    CloseEnd(out.write);
-    CloseEnd(err.write);
-    in_ = in.write;
-    out_end_ = out.read;
-    err_end_ = err.read;
+    StartOnPipes(words, streams);
     return;
   }
   int main_end = -1;
@@ -80,7 +73,7 @@ Process::Process(const Arguments& arguments, Streams streams) {
             "openpty: errno {}", errno);
   fcntl(main_end, F_SETFD, FD_CLOEXEC);
   fcntl(terminal_end, F_SETFD, FD_CLOEXEC);
-  Start(arguments, {-1, -1, -1}, name.data());
+  Start(words, {-1, -1, -1}, name.data());
   CloseEnd(terminal_end);
   out_end_ = main_end;
   in_ = fcntl(main_end, F_DUPFD_CLOEXEC, 0);
@@ -96,9 +89,29 @@ Process::~Process() {
   CloseEnd(err_end_);
 }
 
-void Process::Start(const Arguments& arguments, const int (&child_ends)[3], const char* terminal) {
-  std::vector<std::string> words = {testing::BuildPath("dsa")};
-  words.insert(words.end(), arguments.begin(), arguments.end());
+void Process::StartOnPipes(const Arguments& words, Streams streams) {
+  signal(SIGPIPE, SIG_IGN);  // a process that ends early must not end the test
+  Pipe in;
+  Pipe out;
+  Pipe err;
+  if (streams == Streams::kBroken) {
+    CloseEnd(in.read);
+    CloseEnd(out.write);
+    in.read = open("/", O_RDONLY | O_CLOEXEC);
+    out.write = open("/dev/full", O_WRONLY | O_CLOEXEC);
+  } else if (streams == Streams::kShared) {
+    fcntl(out.write, F_SETFL, O_WRONLY | O_NONBLOCK);
+  }
+  Start(words, {in.read, out.write, err.write}, nullptr);
+  CloseEnd(in.read);
+  CloseEnd(out.write);
+  CloseEnd(err.write);
+  in_ = in.write;
+  out_end_ = out.read;
+  err_end_ = err.read;
+}
+
+void Process::Start(Arguments words, const int (&child_ends)[3], const char* terminal) {
   std::vector<char*> pointers;
   pointers.reserve(words.size() + 1);
   for (std::string& word : words) {
@@ -203,6 +216,27 @@ Ended Process::Wait() {
   ended.out = out_;
   ended.err = err_;
   return ended;
+}
+
+int Process::WaitUnread() {
+  const auto limit = Clock::now() + kLimit;
+  int status = 0;
+  while (waitpid(pid_, &status, WNOHANG) == 0) {
+    if (Clock::now() > limit) {
+      kill(pid_, SIGKILL);
+    }
+    poll(nullptr, 0, 10);
+  }
+  pid_ = -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+void Process::CloseOut() {
+  CloseEnd(out_end_);
+}
+
+void Process::CloseErr() {
+  CloseEnd(err_end_);
 }
 
 Ended RunDsa(const Arguments& arguments, const std::string& input) {

@@ -22,6 +22,7 @@ struct Ended {
 enum class Streams {
   kPipes,
   kBroken,    // as kPipes, but standard input is a folder, and standard output's disk is full
+  kShared,    // as kPipes, but another process has made standard output's pipe non-blocking
   kTerminal,  // one controlling terminal for all three; what it shows is in out()
 };
 
@@ -29,6 +30,8 @@ enum class Streams {
 class Process final {
  public:
   Process(const Arguments& arguments, Streams streams);
+  // Through a shell that runs `preparation` first, such as "ulimit -n 100".
+  Process(const std::string& preparation, const Arguments& arguments);
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
@@ -47,11 +50,17 @@ class Process final {
 
   // Waits until it ends, at most a minute.
   Ended Wait();
+  // The same, and nobody reads what it writes meanwhile.  The exit code.
+  int WaitUnread();
+
+  void CloseOut();  // nobody will read it
+  void CloseErr();
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void Start(const Arguments& arguments, const int (&child_ends)[3], const char* terminal);
+  void StartOnPipes(const Arguments& words, Streams streams);
+  void Start(Arguments words, const int (&child_ends)[3], const char* terminal);
   bool ReadMore(Clock::time_point limit);  // false: both are at their end, or it is too late
 
   pid_t pid_ = -1;

@@ -1,5 +1,6 @@
 // Laws of `dsa serve` and `dsa chat` as processes: start, signals, terminal.
 #include "common/json.h"
+#include "proto/admin.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
 #include "proto/health.grpc.pb.h"
 #include "tests/e2e/process.h"
@@ -15,6 +16,8 @@
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
+#include <poll.h>
+#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -261,6 +264,145 @@ TEST_CASE("Ctrl-C stops the answer and not the program", "[e2e]") {
   REQUIRE(served.process.WaitForErr("\"code\":\"CANCELLED\""));
   Stream stream(served, 3);
   CHECK(stream.Finish().ok());
+}
+
+// Something that is logged, `times` times.
+int CountAnswered(Served& served, int times) {
+  const auto stub = v1::AdminService::NewStub(served.channel);
+  int answered = 0;
+  for (int i = 0; i < times; ++i) {
+    grpc::ClientContext rpc;
+    rpc.set_deadline(InAMinute());
+    v1::Load load;
+    answered += stub->GetLoad(&rpc, {}, &load).ok() ? 1 : 0;
+  }
+  return answered;
+}
+
+TEST_CASE("a log that nobody reads, or can read any more, holds up neither requests nor the end",
+          "[e2e]") {
+  constexpr int kRequests = 2000;  // some 300 KB of lines; a pipe holds 64
+  Served served("127.0.0.1:0");
+  const bool gone = GENERATE(false, true);
+  CAPTURE(gone);
+  if (gone) {
+    served.process.CloseErr();
+  }
+  CHECK(CountAnswered(served, kRequests) == kRequests);
+  CHECK(Stream(served, 3).Finish().ok());
+  const auto asked = SteadyTime::now();
+  served.process.Signal(SIGTERM);
+  CHECK(served.process.WaitUnread() == 0);
+  CHECK(SteadyTime::now() - asked < std::chrono::seconds(10));
+}
+
+TEST_CASE("SIGHUP drains, more than one too, unless it was ignored at the start", "[e2e]") {
+  constexpr int kTokens = 300;
+  const bool ignored = GENERATE(false, true);
+  CAPTURE(ignored);
+  const auto before = signal(SIGHUP, ignored ? SIG_IGN : SIG_DFL);
+  Served served("127.0.0.1:0");
+  signal(SIGHUP, before);
+  Stream stream(served, kTokens);
+  served.process.Signal(SIGHUP);
+  if (ignored) {
+    CHECK(CountAnswered(served, 10) == 10);
+    served.process.Signal(SIGTERM);
+  } else {
+    REQUIRE(served.process.WaitForErr("\"draining\""));
+    served.process.Signal(SIGHUP);  // a terminal that goes away says so twice
+  }
+  CHECK(stream.Finish().ok());
+  CHECK(stream.tokens == kTokens);
+  CHECK(served.process.Wait().exit_code == 0);
+}
+
+TEST_CASE("standard output waits for a slow reader, and says that a reader is gone", "[e2e]") {
+  std::string input = R"({"text": ")";  // one line that a pipe holds, and an answer that none does
+  for (int i = 0; i < 30'000; ++i) {
+    input += {static_cast<char>('a' + i % 26), ' '};
+  }
+  input += "\"}\n";
+  const Arguments arguments = {"tokenize", "--tokenizer",
+                               std::string(TinyModel()) + "/tokenizer.json"};
+  const std::string expected = RunDsa(arguments, input).out;
+  REQUIRE(expected.size() > 100'000);
+  Process slow(arguments, Streams::kShared);
+  slow.Write(input);
+  slow.CloseInput();
+  poll(nullptr, 0, 300);  // it is stuck by now
+  const Ended ended = slow.Wait();
+  CHECK(ended.exit_code == 0);
+  CHECK(ended.out == expected);
+  Process closed(arguments, Streams::kPipes);
+  closed.CloseOut();
+  closed.Write(input);
+  closed.CloseInput();
+  const Ended refused = closed.Wait();
+  CHECK(refused.exit_code == 1);
+  CHECK(refused.err == "error: standard output: Broken pipe\n");
+  Process none("exec >&-", {"version"});
+  const Ended nowhere = none.Wait();
+  CHECK(nowhere.exit_code == 1);
+  CHECK(nowhere.err == "error: standard output: Bad file descriptor\n");
+}
+
+TEST_CASE("connections fit the limit of descriptors, or serve refuses", "[e2e]") {
+  const Arguments base = {"serve",           "--model", TinyModel(),      "--listen", "127.0.0.1:0",
+                          "--max-model-len", "256",     "--max-num-seqs", "1"};
+  Process adapted("ulimit -n 128", base);
+  REQUIRE(adapted.WaitForErr("\"configuration\""));
+  CHECK(adapted.err().find("\"max_connections\":32") != std::string::npos);
+  adapted.Signal(SIGTERM);
+  CHECK(adapted.Wait().exit_code == 0);
+  Arguments asked = base;
+  asked.insert(asked.end(), {"--max-connections", "33"});
+  const Ended refused = Process("ulimit -n 128", asked).Wait();
+  CHECK(refused.exit_code == 3);
+  CHECK(refused.err ==
+        "error: max_connections: 33 need 130 descriptors, but the limit of open "
+        "files is 128 (ulimit -Hn)\n");
+  // A soft limit is raised.
+  Process raised("ulimit -Sn 128", base);
+  REQUIRE(raised.WaitForErr("\"configuration\""));
+  CHECK(raised.err().find("\"max_connections\":1024") != std::string::npos);
+}
+
+TEST_CASE("with too little memory or too few threads serve says so in one line", "[e2e]") {
+  const Arguments serve = {"serve",    "--model",        TinyModel(),
+                           "--listen", "127.0.0.1:0",    "--max-model-len",
+                           "256",      "--max-num-seqs", "1"};
+  const auto refuses = [](const Ended& ended) {
+    CHECK(ended.exit_code == 3);
+    const std::size_t at = ended.err.find("error: ");
+    REQUIRE(at != std::string::npos);
+    INFO(ended.err);
+    CHECK(ended.err.find('\n', at) == ended.err.size() - 1);  // and what was logged before
+    return ended.err.substr(at);
+  };
+  bool by_memory = false;
+  for (const int kib : {150'000, 250'000, 400'000, 600'000, 800'000}) {
+    CAPTURE(kib);
+    Process process(fmt::format("ulimit -v {}", kib), serve);
+    if (process.WaitForErr("\"configuration\"")) {
+      process.Signal(SIGTERM);
+      CHECK(process.Wait().exit_code == 0);
+    } else {
+      const std::string line = refuses(process.Wait());
+      by_memory = by_memory || line.find("available (address-space limit)") != std::string::npos;
+    }
+  }
+  CHECK(by_memory);
+  // The limit of processes does not bind root.
+  const std::string limit =
+      geteuid() == 0 ? R"(set -- setpriv --reuid 64321 --clear-groups prlimit --nproc=3 "$@")"
+                     : R"(set -- prlimit --nproc=1 "$@")";
+  const Ended without = Process(limit, serve).Wait();
+  if (without.exit_code == 126 || without.exit_code == 127) {
+    WARN("another user cannot run this build");
+  } else {
+    CHECK(refuses(without).find("thread") != std::string::npos);
+  }
 }
 
 }  // namespace dsa

@@ -1,0 +1,143 @@
+// Laws of server/watchdog.h.
+#include "server/watchdog.h"
+
+#include "server/engine/wakeup.h"
+#include "tests/log_capture.h"
+
+#include <atomic>
+#include <csignal>
+#include <mutex>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{2};
+constexpr std::chrono::milliseconds kLimit{60};
+
+void Pause(std::chrono::milliseconds duration) {
+  Wakeup().WaitFor(duration);
+}
+
+// One part that does what the test says, and what the watchdog said of it.
+struct Rig {
+  explicit Rig(bool vital) {
+    watchdog = std::move(Watchdog::Start({{.name = "part",
+                                           .read =
+                                               [this] {
+                                                 const bool busy = works;
+                                                 done += busy ? 1 : 0;
+                                                 return Activity{.done = done,
+                                                                 .waiting = waiting,
+                                                                 .estimate_us = estimate_us};
+                                               },
+                                           .vital = vital}},
+                                         {.tick = kTick,
+                                          .limit = kLimit,
+                                          .on_change =
+                                              [this](bool stalled) {
+                                                const std::lock_guard lock(mutex);
+                                                told.push_back(stalled);
+                                              },
+                                          .on_lost = [this] { lost = true; }}))
+                   .value();
+  }
+  std::vector<bool> Told() {
+    const std::lock_guard lock(mutex);
+    return told;
+  }
+  // Waits until so much was told; false after 20 s.
+  bool Hears(std::size_t count) {
+    for (int i = 0; i < 10'000 && Told().size() < count; ++i) {
+      Pause(kTick);
+    }
+    return Told().size() == count;
+  }
+
+  std::atomic<std::int64_t> done{0};
+  std::atomic<bool> works{false};
+  std::atomic<bool> waiting{false};
+  std::atomic<std::int64_t> estimate_us{0};
+  std::atomic<bool> lost{false};
+  std::mutex mutex;
+  std::vector<bool> told;  // guarded by mutex
+  std::unique_ptr<Watchdog> watchdog;
+};
+
+TEST_CASE("who is idle, or gets on, is never stalled", "[watchdog]") {
+  Rig rig(true);
+  rig.works = GENERATE(false, true);
+  rig.waiting = rig.works.load();
+  Pause(4 * kLimit);
+  CHECK(rig.Told().empty());
+  CHECK_FALSE(rig.lost);
+}
+
+TEST_CASE("who has work and does none is stalled until it does, and the log says who",
+          "[watchdog]") {
+  const testing::LogCapture log;
+  Rig rig(false);
+  rig.waiting = true;
+  rig.works = true;  // first it gets on
+  Pause(kLimit);
+  rig.works = false;
+  const auto start = std::chrono::steady_clock::now();
+  REQUIRE(rig.Hears(1));
+  CHECK(std::chrono::steady_clock::now() - start >= kLimit - kTick);
+  rig.works = true;
+  REQUIRE(rig.Hears(2));
+  CHECK(rig.Told() == std::vector<bool>{true, false});
+  CHECK_FALSE(rig.lost);
+  REQUIRE(log.Lines("there is work").size() == 1);
+  CHECK(log.Lines("there is work")[0].find("part=\"part\"") != std::string::npos);
+  CHECK(log.Lines("no longer stalled").size() == 1);
+}
+
+TEST_CASE("a piece of work gets ten times its estimate", "[watchdog]") {
+  Rig rig(false);
+  rig.estimate_us = 20'000;
+  const auto start = std::chrono::steady_clock::now();
+  rig.waiting = true;
+  REQUIRE(rig.Hears(1));
+  CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(200));
+}
+
+TEST_CASE("a vital part that stalls ends the process with 5; being stopped is no stall",
+          "[watchdog]") {
+  const testing::LogCapture log;
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<bool> waiting{true};
+    auto watchdog = Watchdog::Start(
+        {{.name = "engine",
+          .read = [&] { return Activity{.done = 0, .waiting = waiting, .estimate_us = 0}; },
+          .vital = true}},
+        {.tick = std::chrono::milliseconds(20),
+         .limit = std::chrono::milliseconds(600),
+         .on_change = [](bool) {},
+         .on_lost = EndStalledProcess});
+    while (watchdog.ok()) {
+      pause();
+    }
+    _exit(1);
+  }
+  REQUIRE(child > 0);
+  Pause(std::chrono::milliseconds(100));
+  kill(child, SIGSTOP);
+  Pause(std::chrono::milliseconds(1000));  // longer than the limit
+  kill(child, SIGCONT);
+  Pause(std::chrono::milliseconds(200));
+  int status = 0;
+  CHECK(waitpid(child, &status, WNOHANG) == 0);  // it goes on
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 5);
+  CHECK(log.Lines("engine").size() == 1);
+}
+
+}  // namespace
+}  // namespace dsa
