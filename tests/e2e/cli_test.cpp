@@ -384,7 +384,8 @@ TEST_CASE("what cannot be run ends with 2 or 3 and one line", "[e2e]") {
 
 TEST_CASE("a wrong command line is one line that names the argument and what is allowed", "[e2e]") {
   const std::string commands =
-      "serve, chat, generate, logits, tokenize, render, inspect, make-checkpoint, healthcheck, "
+      "serve, chat, generate, logits, tokenize, render, inspect, make-checkpoint, bench, "
+      "healthcheck, "
       "version\n";
   CheckRefused({}, 2, "error: a command is missing: one of " + commands);
   CheckRefused({"serv"}, 2, "error: \"serv\" is no command: allowed are " + commands);

@@ -313,6 +313,7 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
         config, {.config = checkpoint.config(), .weight_bytes = kWeights, .vocabulary_limit = 400},
         backend);
   };
+  backend.available = std::int64_t{400} << 20;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();
   CHECK(roomy.engine.blocks == 16 * 8);
   const ServerMemory& memory = roomy.memory;
