@@ -4,8 +4,10 @@
 //
 // 256 running sequences of 4K tokens decode 10,000 steps with an executor that does nothing: plan,
 // batch, commit, detokenization, stop check and outbox together.  Ten rounds of 1,000 steps, each
-// from 3,596 tokens to 4,596, so that the sequences have 4K tokens in the mean.  Then the prefix
-// cache: hashing a 128K prompt (on the submitting thread) and looking it up (on the engine thread).
+// from 3,596 tokens to 4,596, so that the sequences have 4K tokens in the mean.  The same with an
+// executor that runs ahead, as a GPU does: what stands between the result of a step and the launch
+// of the next one, while its text waits for the next one to run.  Then the prefix cache: hashing a
+// 128K prompt (on the submitting thread) and looking it up (on the engine thread).
 #include "cache/block_pool.h"
 #include "cache/prefix_cache.h"
 #include "cache/prefix_hash.h"
@@ -61,11 +63,6 @@ class IdleExecutor final : public StepExecutor {
  public:
   IdleExecutor(std::int32_t token_limit, Ids ids) : token_limit_(token_limit), ids_(ids) {
     tokens_.resize(kSequences);
-    logprobs_.resize(kSequences);
-    top_ids_.assign(kSequences * kTopLogprobsMax, -1);
-    top_logprobs_.resize(kSequences * kTopLogprobsMax);
-    row_faults_.resize(1 << 16);
-    sample_faults_.resize(kSequences);
     DrawTokens();
   }
 
@@ -75,31 +72,40 @@ class IdleExecutor final : public StepExecutor {
       token = static_cast<std::int32_t>(ids_ == Ids::kUniform ? share * token_limit_
                                                               : std::pow(token_limit_, share));
     }
+    FillTokens();
   }
 
-  const StepResult& Execute(const ForwardBatch& batch) override {
-    const std::size_t samples = batch.sample_rows.size();
-    result_ = {.tokens = std::span(tokens_).first(samples),
-               .logprobs = std::span(logprobs_).first(samples),
-               .top_ids = std::span(top_ids_).first(samples * kTopLogprobsMax),
-               .top_logprobs = std::span(top_logprobs_).first(samples * kTopLogprobsMax),
-               .row_faults = std::span(row_faults_).first(batch.token_ids.size()),
-               .sample_faults = std::span(sample_faults_).first(samples),
-               .logits = {}};
-    return result_;
+  void Launch(const ForwardBatch& batch) override {
+    gaps_us.push_back(NowUs() - collected_us_);
+    if (shape_ != batch.shape) {
+      shape_ = batch.shape;
+      FillTokens();
+    }
   }
+  const StepResult& Collect() override {
+    collected_us_ = NowUs();
+    return outputs_.result();
+  }
+  bool RunsAhead() const override { return runs_ahead; }
+
+  bool runs_ahead = false;
+  std::vector<double> gaps_us;  // from a result to the next launch
 
  private:
+  void FillTokens() {
+    std::swap(outputs_, before_);
+    const StepOutputs& outputs = outputs_.Reset(shape_);
+    std::copy_n(tokens_.begin(), outputs.tokens.size, outputs.tokens.data);
+  }
+
   std::int32_t token_limit_;
   Ids ids_;
   std::uint64_t counter_ = 0;
   std::vector<std::int32_t> tokens_;
-  std::vector<float> logprobs_;
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_logprobs_;
-  std::vector<std::int32_t> row_faults_;
-  std::vector<std::int32_t> sample_faults_;
-  StepResult result_{};
+  StepShape shape_{};
+  HostStepOutputs outputs_;
+  HostStepOutputs before_;  // of the step before, which may be shown late
+  double collected_us_ = 0;
 };
 
 class CountingSink final : public TokenSink {
@@ -124,6 +130,7 @@ Request MakeRequest(std::int64_t index) {
 struct Samples {
   std::vector<double> steps_us;
   std::vector<double> pumps_us;
+  std::vector<double> gaps_us;
 };
 
 void RunRound(const TextDecoderFactory* decoders, IdleExecutor& executor, Samples& samples) {
@@ -156,6 +163,7 @@ void RunRound(const TextDecoderFactory* decoders, IdleExecutor& executor, Sample
     engine.RunOnce();
     engine.PumpOnce();
   }
+  executor.gaps_us.clear();
   for (std::int64_t step = 0; step < kRoundSteps; ++step) {
     executor.DrawTokens();
     const double start = NowUs();
@@ -165,6 +173,8 @@ void RunRound(const TextDecoderFactory* decoders, IdleExecutor& executor, Sample
     samples.pumps_us.push_back(NowUs() - end);
     samples.steps_us.push_back(end - start);
   }
+  samples.gaps_us.insert(samples.gaps_us.end(), executor.gaps_us.begin() + 1,
+                         executor.gaps_us.end());
 }
 
 void BenchStep(const char* what, const TextDecoderFactory* decoders, IdleExecutor& executor) {
@@ -174,6 +184,9 @@ void BenchStep(const char* what, const TextDecoderFactory* decoders, IdleExecuto
   }
   Print(what, std::move(samples.steps_us));
   Print("  stream pump, its own thread in a server", std::move(samples.pumps_us));
+  if (executor.runs_ahead) {
+    Print("  result of a step to the next launch", std::move(samples.gaps_us));
+  }
 }
 
 void BenchPrefix() {
@@ -228,6 +241,8 @@ int Main(const char* tokenizer_path) {
     const std::int32_t limit = std::min(kVocabulary, tokenizer.value()->size());
     IdleExecutor natural(limit, Ids::kLogUniform);
     BenchStep("step, 256 x 4K, text, 2 stop strings", decoders.get(), natural);
+    natural.runs_ahead = true;
+    BenchStep("step, 256 x 4K, text, runs ahead", decoders.get(), natural);
     IdleExecutor uniform(limit, Ids::kUniform);
     BenchStep("step, 256 x 4K, text of uniform ids", decoders.get(), uniform);
   }

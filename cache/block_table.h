@@ -30,7 +30,6 @@ class BlockTable final {
   void Append(BlockRef block) {
     ids_.push_back(Value(block.id()));
     references_.push_back(std::move(block));
-    ++changes_;
   }
 
   // Releases every block, the last one first, so that the end of a prefix is evicted before its
@@ -40,7 +39,7 @@ class BlockTable final {
     while (!references_.empty()) {
       references_.pop_back();
     }
-    ++changes_;
+    ++clears_;
   }
 
   std::int64_t blocks() const { return static_cast<std::int64_t>(ids_.size()); }
@@ -48,8 +47,8 @@ class BlockTable final {
   std::int32_t tokens_per_block() const { return tokens_per_block_; }
   BlockId block(std::int64_t index) const { return BlockId{ids_[index]}; }
   std::span<const std::int32_t> ids() const { return ids_; }
-  // How often it was changed: whoever remembers this number can tell later whether a copy holds.
-  std::int64_t changes() const { return changes_; }
+  // How often it was cleared: while the number stays the same, a copy of its first blocks holds.
+  std::int64_t clears() const { return clears_; }
 
   // Where the keys of `position` lie: block * tokens_per_block + offset.
   std::int64_t Slot(std::int64_t position) const {
@@ -62,7 +61,7 @@ class BlockTable final {
  private:
   std::vector<std::int32_t> ids_;  // the blocks as numbers, ready to be copied into a batch
   std::int32_t tokens_per_block_;
-  std::int64_t changes_ = 0;
+  std::int64_t clears_ = 0;
   std::vector<BlockRef> references_;  // to the same blocks
 };
 

@@ -55,6 +55,7 @@ struct SelectTopKParams;
 struct StoreIndexerKeyParams;
 struct StoreLatentParams;
 struct SwiGluParams;
+struct UpdateBlockTablesParams;
 
 enum class MemoryKind : std::uint8_t { kDevice, kHost };
 
@@ -198,6 +199,7 @@ class Backend {
   virtual void ExpandValue(const ExpandValueParams& params) = 0;
   virtual void MaskedAttention(const MaskedAttentionParams& params) = 0;
   virtual void SwiGlu(const SwiGluParams& params) = 0;
+  virtual void UpdateBlockTables(const UpdateBlockTablesParams& params) = 0;
   virtual void Gate(const GateParams& params) = 0;
   virtual void RoutedExperts(const RoutedExpertsParams& params) = 0;
   virtual void Sample(const SampleParams& params) = 0;

@@ -79,6 +79,9 @@ class ForwardingBackend : public Backend {
     inner_.MaskedAttention(params);
   }
   void SwiGlu(const SwiGluParams& params) override { inner_.SwiGlu(params); }
+  void UpdateBlockTables(const UpdateBlockTablesParams& params) override {
+    inner_.UpdateBlockTables(params);
+  }
   void Gate(const GateParams& params) override { inner_.Gate(params); }
   void RoutedExperts(const RoutedExpertsParams& params) override { inner_.RoutedExperts(params); }
   void Sample(const SampleParams& params) override { inner_.Sample(params); }

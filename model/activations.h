@@ -34,6 +34,9 @@ class Activations final {
   // Of the activation type.
   AnyMatrix AsActivation(Buffer buffer, std::int64_t rows, std::int64_t cols) const;
 
+  // All of a buffer, for what is laid out elsewhere.
+  std::uint8_t* Data(Buffer buffer) const { return static_cast<std::uint8_t*>(At(buffer, 0)); }
+
   DataType type() const { return type_; }
   std::int64_t score_rows() const { return score_rows_; }
   std::int64_t mask_words() const { return mask_words_; }

@@ -43,8 +43,14 @@ void Transformer::Attention(int layer, const Step& step) {
                  .positions = step.device.positions,
                  .table = parts_.rope_table,
                  .layout = RopeLayout::kInterleaved});
-  for (const AttentionRun& run : step.host.runs) {
-    AttendRun(layer, step, query_latent, run);
+  std::int64_t first = 0;
+  for (int path = 0; path < kAttentionPaths; ++path) {
+    const RowRange rows{.first = first,
+                        .count = step.shape.rows.at(static_cast<std::size_t>(path))};
+    if (rows.count > 0) {
+      Attend(layer, step, query_latent, static_cast<AttentionPath>(path), rows);
+    }
+    first += rows.count;
   }
   ProjectionInput output{
       .x = Activation(Buffer::kAttentionOutput, step, config.heads * config.value)};
@@ -66,15 +72,14 @@ void Transformer::WriteKeys(int layer, const Step& step, ProjectionInput& normed
                         .cache = parts_.arena.Latent(layer)});
 }
 
-void Transformer::AttendRun(int layer, const Step& step, ProjectionInput& query_input,
-                            const AttentionRun& run) {
-  const RowRange rows{.first = run.first_row, .count = run.rows};
+void Transformer::Attend(int layer, const Step& step, ProjectionInput& query_input,
+                         AttentionPath path, RowRange rows) {
   KeySelection selection{};
-  if (Selects(run.path)) {
+  if (Selects(path)) {
     DSA_CHECK(parts_.config.has_indexer(), "Attention: a selection without an indexer");
-    selection = SelectKeys(layer, step, query_input, rows, IsMasked(run.path));
+    selection = SelectKeys(layer, step, query_input, rows, IsMasked(path));
   }
-  if (IsMasked(run.path)) {
+  if (IsMasked(path)) {
     AttendMasked(layer, step, rows, selection);
   } else {
     AttendLatent(layer, step, rows, selection);

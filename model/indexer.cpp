@@ -89,12 +89,11 @@ KeySelection Transformer::SelectKeys(int layer, const Step& step, ProjectionInpu
     slots = activations.AsMatrix<std::int32_t>(Buffer::kSelectedSlots, rows.count, k);
   }
   const auto counts = activations.AsVector<std::int32_t>(Buffer::kSelectedCounts, rows.count);
-  const std::int64_t context = parts_.rope_table.cos.rows;
   // A few rows at a time: the scores of all of them would take rows * context * 4 bytes.
   for (std::int64_t first = 0; first < rows.count; first += activations.score_rows()) {
     const std::int64_t count = std::min(activations.score_rows(), rows.count - first);
     const RowRange tile{.first = rows.first + first, .count = count};
-    const auto scores = activations.AsMatrix<float>(Buffer::kScores, count, context);
+    const auto scores = activations.AsMatrix<float>(Buffer::kScores, count, step.shape.visible_max);
     backend_.IndexerLogits({.queries = RowsOfAny(queries, first, count),
                             .weights = RowsOf(weights, first, count),
                             .cache = parts_.arena.Indexer(layer),

@@ -1,7 +1,8 @@
 #include "model/limits.h"
 
 #include "common/check.h"
-#include "kernels/ops/sample.h"
+#include "kernels/kv_layout.h"
+#include "model/step_buffers.h"
 
 #include <algorithm>
 
@@ -20,6 +21,7 @@ std::int64_t CeilDivide(std::int64_t value, std::int64_t divisor) {
 void CheckLimits(const StepLimits& limits) {
   DSA_CHECK(limits.tokens_max > 0, "StepLimits: tokens_max={}", limits.tokens_max);
   DSA_CHECK(limits.sequences_max > 0, "StepLimits: sequences_max={}", limits.sequences_max);
+  DSA_CHECK(limits.table_rows_max > 0, "StepLimits: table_rows_max={}", limits.table_rows_max);
   DSA_CHECK(limits.context_max > 0, "StepLimits: context_max={}", limits.context_max);
   DSA_CHECK(limits.logit_rows_max > 0, "StepLimits: logit_rows_max={}", limits.logit_rows_max);
   DSA_CHECK(limits.adjustments_max >= 0, "StepLimits: adjustments_max={}", limits.adjustments_max);
@@ -70,19 +72,14 @@ class Planner final {
         plan_(plan) {}
 
   void Batch() {
-    const std::int64_t tokens = limits_.tokens_max;
-    const std::int64_t sequences = limits_.sequences_max;
-    Set(Buffer::kTokenIds, tokens * kI32Bytes);
-    Set(Buffer::kPositions, tokens * kI32Bytes);
-    Set(Buffer::kSlots, tokens * 8);
-    Set(Buffer::kSequences, tokens * kI32Bytes);
+    const StepShape largest{.tokens = limits_.tokens_max,
+                            .logit_rows = limits_.logit_rows_max,
+                            .samples = limits_.sequences_max,
+                            .table_updates = limits_.sequences_max};
+    Set(Buffer::kStepInputs, InputBytes(largest) + StepIdsMax(limits_) * kI32Bytes);
+    Set(Buffer::kStepOutputs, OutputBytes(largest));
     Set(Buffer::kBlockTables,
-        sequences * CeilDivide(limits_.context_max, kTokensPerBlock) * kI32Bytes);
-    Set(Buffer::kLogitRows, limits_.logit_rows_max * kI32Bytes);
-    Set(Buffer::kSampleRows, sequences * kI32Bytes);
-    Set(Buffer::kSampling, sequences * static_cast<std::int64_t>(sizeof(SamplingRow)));
-    Set(Buffer::kAdjustments,
-        limits_.adjustments_max * static_cast<std::int64_t>(sizeof(LogitAdjustment)));
+        (limits_.table_rows_max + 1) * BlockTableColumns(limits_.context_max) * kI32Bytes);
   }
 
   void Layers() {
@@ -106,7 +103,7 @@ class Planner final {
   }
 
   void Indexer() {
-    const std::int64_t row_bytes = limits_.context_max * kF32Bytes;
+    const std::int64_t row_bytes = VisibleLimit(limits_.context_max) * kF32Bytes;
     plan_.score_rows =
         std::clamp(limits_.score_bytes_max / row_bytes, std::int64_t{1}, limits_.tokens_max);
     const std::int64_t heads = config_.index_heads;
@@ -123,17 +120,10 @@ class Planner final {
   }
 
   void Head() {
-    const std::int64_t sequences = limits_.sequences_max;
     const std::int64_t rows = limits_.logit_rows_max;
     Set(Buffer::kHeadResidual, rows * config_.hidden * activation_bytes_);
     Set(Buffer::kHeadNormed, rows * config_.hidden * activation_bytes_);
     Set(Buffer::kLogits, rows * config_.vocabulary * kF32Bytes);
-    Set(Buffer::kRowFaults, limits_.tokens_max * kI32Bytes);
-    Set(Buffer::kSampledTokens, sequences * kI32Bytes);
-    Set(Buffer::kSampledLogprobs, sequences * kF32Bytes);
-    Set(Buffer::kSampledTopIds, sequences * kTopLogprobsMax * kI32Bytes);
-    Set(Buffer::kSampledTopLogprobs, sequences * kTopLogprobsMax * kF32Bytes);
-    Set(Buffer::kSampleFaults, sequences * kI32Bytes);
   }
 
  private:
@@ -151,6 +141,11 @@ class Planner final {
 };
 
 }  // namespace
+
+std::int64_t StepIdsMax(const StepLimits& limits) {
+  return limits.adjustments_max * kIdsPerAdjustment +
+         limits.sequences_max * BlockTableColumns(limits.context_max);
+}
 
 std::int64_t WorkspacePlan::total_bytes() const {
   std::int64_t total = 0;

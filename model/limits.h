@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "model/model_config.h"
+#include "model/step_shape.h"
 
 #include <array>
 #include <cstdint>
@@ -16,6 +17,7 @@ namespace dsa {
 struct StepLimits {
   std::int64_t tokens_max;        // rows
   std::int64_t sequences_max;     // sequences
+  std::int64_t table_rows_max;    // sequences whose block tables are kept
   std::int64_t context_max;       // positions of a sequence
   std::int64_t logit_rows_max;    // rows whose logits are computed
   std::int64_t adjustments_max;   // adjusted ids of all sampled rows together; may be 0
@@ -24,19 +26,19 @@ struct StepLimits {
   std::int64_t logits_rows_host;  // rows of logits that are copied to the host; 0 in a server
 };
 
+// Columns of the block tables: a sequence of context_max tokens and the block that it grows into.
+constexpr std::int64_t BlockTableColumns(std::int64_t context_max) {
+  return context_max / kTokensPerBlock + 1;
+}
+// Of StepInputs::ids: adjustments and changes of block tables that a step may bring.
+std::int64_t StepIdsMax(const StepLimits& limits);
+
 // Every buffer of a step, in device memory.  T, S, R: tokens, sequences and logit rows of
 // StepLimits; A: bytes of an activation.
 enum class Buffer : std::uint8_t {
-  // The batch, as the builder made it.
-  kTokenIds,     // i32 [T]
-  kPositions,    // i32 [T]
-  kSlots,        // i64 [T]
-  kSequences,    // i32 [T]
-  kBlockTables,  // i32 [S, blocks of a context]
-  kLogitRows,    // i32 [R]
-  kSampleRows,   // i32 [S]
-  kSampling,     // SamplingRow [S]
-  kAdjustments,  // LogitAdjustment [adjustments_max]
+  kStepInputs,   // model/step_buffers.h, as the batch builder packed it
+  kStepOutputs,  // model/step_buffers.h
+  kBlockTables,  // i32 [table_rows_max + 1, BlockTableColumns]; kept from step to step
   // The layers.
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added
@@ -54,7 +56,7 @@ enum class Buffer : std::uint8_t {
   kIndexHeadWeight,  // f32 [T, IH]  output of weights_proj
   kPreparedQuery,    // A or fp8 [T, IH, 128]
   kPreparedWeight,   // f32 [T, IH]
-  kScores,           // f32 [score_rows, context]
+  kScores,           // f32 [score_rows, VisibleLimit of the context]
   kSelectedSlots,    // i32 [T, K]
   kSelectionMask,    // u64 [T, words of masked_until positions]
   kSelectedCounts,   // i32 [T]
@@ -62,18 +64,12 @@ enum class Buffer : std::uint8_t {
   kMlpUp,            // A [T, widest MLP]
   kExperts,          // i32 [T, experts per token]
   kExpertWeights,    // f32 [T, experts per token]
-  // The head and the sampler.
-  kHeadResidual,        // A [R, D]
-  kHeadNormed,          // A [R, D]
-  kLogits,              // f32 [R, vocabulary]
-  kRowFaults,           // i32 [T]
-  kSampledTokens,       // i32 [S]
-  kSampledLogprobs,     // f32 [S]
-  kSampledTopIds,       // i32 [S, kTopLogprobsMax]
-  kSampledTopLogprobs,  // f32 [S, kTopLogprobsMax]
-  kSampleFaults,        // i32 [S]
+  // The head.
+  kHeadResidual,  // A [R, D]
+  kHeadNormed,    // A [R, D]
+  kLogits,        // f32 [R, vocabulary]
 };
-inline constexpr int kBuffers = static_cast<int>(Buffer::kSampleFaults) + 1;
+inline constexpr int kBuffers = static_cast<int>(Buffer::kLogits) + 1;
 
 struct WorkspacePlan {
   std::array<std::int64_t, kBuffers> bytes;  // of each Buffer; 0 where the model has no use for it

@@ -9,8 +9,8 @@
 
 namespace dsa {
 
-Matrix<const float> Transformer::Forward(const ForwardBatch& host, const DeviceBatch& device) {
-  const Step step{.host = host, .device = device, .tokens = device.token_ids.size};
+Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBatch& device) {
+  const Step step{.shape = shape, .device = device, .tokens = shape.tokens};
   const ModelWeights& weights = parts_.weights;
   const std::int64_t hidden = parts_.config.hidden;
   // The first layer's residual is the embedding itself: nothing is added before its norm.
@@ -83,7 +83,7 @@ void Transformer::ProjectRows(ProjectionInput& input, RowRange rows, const Linea
 }
 
 Matrix<const float> Transformer::Head(const Step& step) {
-  const std::int64_t rows = step.device.logit_rows.size;
+  const std::int64_t rows = step.shape.logit_rows;
   const std::int64_t hidden = parts_.config.hidden;
   const Activations& activations = parts_.activations;
   const auto logits = activations.AsMatrix<float>(Buffer::kLogits, rows, parts_.config.vocabulary);

@@ -15,8 +15,8 @@
 #include "kernels/batch_view.h"
 #include "kernels/ops/key_selection.h"
 #include "model/activations.h"
-#include "model/forward_batch.h"
 #include "model/model_config.h"
+#include "model/step_shape.h"
 #include "model/views.h"
 #include "model/weights.h"
 
@@ -24,12 +24,12 @@
 
 namespace dsa {
 
-// The arrays of a ForwardBatch in device memory.
+// A step in device memory.
 struct DeviceBatch {
   Vector<const std::int32_t> token_ids;     // [T]
   Vector<const std::int32_t> positions;     // [T]
   Vector<const std::int64_t> slots;         // [T]
-  Vector<const std::int32_t> sequences;     // [T]
+  Vector<const std::int32_t> sequences;     // [T]  in [0, S)
   Matrix<const std::int32_t> block_tables;  // [S, B]
   Vector<const std::int32_t> logit_rows;    // [R]
   Vector<std::int32_t> row_faults;          // [T]  zero; bits of RowFault are added
@@ -50,8 +50,9 @@ class Transformer final {
   explicit Transformer(const TransformerParts& parts) : parts_(parts), backend_(parts.backend) {}
 
   // Writes the keys of every row into the arena and returns the logits [R, vocabulary] of the rows
-  // asked for, valid until the next call.  `host` and `device` hold the same batch.
-  Matrix<const float> Forward(const ForwardBatch& host, const DeviceBatch& device);
+  // asked for, valid until the next call.  Reads of the host what the shape says and nothing else,
+  // so that what it queues can be recorded for every step of the shape.
+  Matrix<const float> Forward(const StepShape& shape, const DeviceBatch& device);
 
  private:
   // Consecutive rows of the batch.
@@ -66,7 +67,7 @@ class Transformer final {
     bool quantized = false;
   };
   struct Step {
-    const ForwardBatch& host;
+    const StepShape& shape;
     const DeviceBatch& device;
     std::int64_t tokens;
   };
@@ -82,8 +83,8 @@ class Transformer final {
   // attention.cpp
   void Attention(int layer, const Step& step);
   void WriteKeys(int layer, const Step& step, ProjectionInput& normed);
-  void AttendRun(int layer, const Step& step, ProjectionInput& query_input,
-                 const AttentionRun& run);
+  void Attend(int layer, const Step& step, ProjectionInput& query_input, AttentionPath path,
+              RowRange rows);
   void AttendLatent(int layer, const Step& step, RowRange rows, const KeySelection& selection);
   void AttendMasked(int layer, const Step& step, RowRange rows, const KeySelection& selection);
   PagedRows Paged(const Step& step, RowRange rows) const;

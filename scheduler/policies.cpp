@@ -6,7 +6,7 @@ namespace {
 
 class FirstCome final : public SchedulingPolicy {
  public:
-  bool Before(const Sequence& a, const Sequence& b) const override { return a.order() < b.order(); }
+  bool Before(const Sequence& a, const Sequence& b) const override { return a.id() < b.id(); }
 };
 
 class Priority final : public SchedulingPolicy {
@@ -15,7 +15,7 @@ class Priority final : public SchedulingPolicy {
     if (a.request().priority != b.request().priority) {
       return a.request().priority < b.request().priority;
     }
-    return a.order() < b.order();
+    return a.id() < b.id();
   }
 };
 

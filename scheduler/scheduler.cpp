@@ -61,7 +61,6 @@ std::int32_t Scheduler::Add(std::unique_ptr<Sequence> sequence) {
   const std::int32_t slot = free_slots_.back();
   free_slots_.pop_back();
   sequence->slot_ = slot;
-  sequence->order_ = sequences_added_;
   sequence->id_ = SequenceId{sequences_added_};
   ++sequences_added_;
   Insert(waiting_, sequence.get());
@@ -90,7 +89,7 @@ const StepPlan& Scheduler::Plan(MonotonicUs now_us) {
   }
   for (const auto& rows : rows_by_path_) {
     for (const StepPlan::Row& row : rows) {
-      if (row.sample) {
+      if (row.samples > 0) {
         plan_.sample_rows.push_back(static_cast<std::int32_t>(plan_.rows.size()));
       }
       plan_.rows.push_back(row);
@@ -232,12 +231,13 @@ void Scheduler::Grant(Sequence& sequence, std::int64_t tokens) {
   for (std::int64_t position = sequence.computed_; position < end;) {
     const std::int64_t row_end = std::min(end, PathEnd(sequence, position));
     const AttentionPath path = PathAt(sequence, position);
-    rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
-                                                             .slot = sequence.slot_,
-                                                             .first_position = position,
-                                                             .tokens = row_end - position,
-                                                             .sample = row_end == sequence.tokens(),
-                                                             .path = path});
+    rows_by_path_[static_cast<std::size_t>(path)].push_back(
+        {.sequence = sequence.id_,
+         .slot = sequence.slot_,
+         .first_position = position,
+         .tokens = row_end - position,
+         .samples = row_end == sequence.tokens() ? 1 : 0,
+         .path = path});
     position = row_end;
   }
   RecordWrites(sequence, end);

@@ -39,9 +39,8 @@ class alignas(kCacheLineBytes) Sequence final {
   // Asks the host's caches for what a step reads.
   void Prefetch() const { PrefetchLines<3>(this); }
 
-  SequenceId id() const { return id_; }
+  SequenceId id() const { return id_; }  // ascending in the order of arrival at the scheduler
   std::int32_t slot() const { return slot_; }
-  std::int64_t order() const { return order_; }  // of arrival at the scheduler
   SequenceState state() const { return state_; }
   std::int32_t preemptions() const { return preemptions_; }
   bool fully_reserved() const { return fully_reserved_; }  // never preempted
@@ -71,7 +70,6 @@ class alignas(kCacheLineBytes) Sequence final {
   std::optional<MonotonicUs> first_scheduled_us_;
   Request request_;
   PrefixChain chain_;
-  std::int64_t order_ = 0;
 };
 
 }  // namespace dsa

@@ -17,7 +17,9 @@ struct StepPlan {
     std::int32_t slot;            // of the sequence in Scheduler::sequences()
     std::int64_t first_position;  // of the first token to compute
     std::int64_t tokens;          // > 0
-    bool sample;                  // the row reaches the end of the sequence: draw the next token
+    // Its last tokens are sampled: 1 where it reaches the end of the sequence, else 0.  Drafts will
+    // make it up to 4, and StepShape::rows_per_sequence and PagedRows::group with it.
+    std::int32_t samples;
     AttentionPath path;
   };
   // A block that the step writes, and its generation in the pool when the step was planned.
@@ -26,7 +28,7 @@ struct StepPlan {
     std::int64_t generation;
   };
   std::vector<Row> rows;                  // sorted by path, then by the scheduler's order
-  std::vector<std::int32_t> sample_rows;  // indices of the rows with `sample`, ascending
+  std::vector<std::int32_t> sample_rows;  // indices of the rows with samples, ascending
   std::vector<Write> writes;              // each block once
   std::int64_t tokens = 0;                // sum over rows
   std::int64_t sequences = 0;             // distinct sequences of rows

@@ -140,6 +140,7 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
       kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size());
   return {.limits = {.tokens_max = config.max_num_batched_tokens,
                      .sequences_max = config.max_num_seqs,
+                     .table_rows_max = config.max_num_seqs + config.max_queued_requests,
                      .context_max = context_length,
                      .logit_rows_max = config.max_num_seqs,
                      .adjustments_max = config.max_num_seqs * adjustments_per_row,
@@ -148,7 +149,8 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
                      .logits_rows_host = 0},
           .blocks = 0,
           .kv_format = CacheFormat(config, model.config),
-          .vocabulary_limit = model.vocabulary_limit};
+          .vocabulary_limit = model.vocabulary_limit,
+          .runs_ahead = IsCuda(config)};
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ class CpuBackend final : public Backend {
   void ExpandValue(const ExpandValueParams& params) override;
   void MaskedAttention(const MaskedAttentionParams& params) override;
   void SwiGlu(const SwiGluParams& params) override;
+  void UpdateBlockTables(const UpdateBlockTablesParams& params) override;
   void Gate(const GateParams& params) override;
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;
@@ -87,6 +88,7 @@ class CpuBackend final : public Backend {
   void Compute(const ExpandValueParams& params);
   void Compute(const MaskedAttentionParams& params);
   void Compute(const SwiGluParams& params);
+  void Compute(const UpdateBlockTablesParams& params);
   void Compute(const GateParams& params);
   void Compute(const RoutedExpertsParams& params);
   void Compute(const SampleParams& params);

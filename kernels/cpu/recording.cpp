@@ -23,6 +23,7 @@
 #include "kernels/ops/store_indexer_key.h"
 #include "kernels/ops/store_latent.h"
 #include "kernels/ops/swiglu.h"
+#include "kernels/ops/update_block_tables.h"
 
 #include <cstring>
 
@@ -171,6 +172,9 @@ void CpuBackend::MaskedAttention(const MaskedAttentionParams& params) {
   Queue([this, params] { Compute(params); });
 }
 void CpuBackend::SwiGlu(const SwiGluParams& params) {
+  Queue([this, params] { Compute(params); });
+}
+void CpuBackend::UpdateBlockTables(const UpdateBlockTablesParams& params) {
   Queue([this, params] { Compute(params); });
 }
 void CpuBackend::Gate(const GateParams& params) {

@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
   void ExpandValue(const ExpandValueParams& params) override;
   void MaskedAttention(const MaskedAttentionParams& params) override;
   void SwiGlu(const SwiGluParams& params) override;
+  void UpdateBlockTables(const UpdateBlockTablesParams& params) override;
   void Gate(const GateParams& params) override;
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;

@@ -48,25 +48,22 @@ std::uint8_t* IndexerBlockOf(const IndexerCacheView& view, const Place& place) {
 
 }  // namespace
 
-CopyingExecutor::CopyingExecutor(ModelExecutor& model, Backend& backend, std::int64_t sequences_max)
-    : model_(model), backend_(backend) {
-  const auto samples = static_cast<std::size_t>(sequences_max);
-  tokens_.resize(samples);
-  logprobs_.resize(samples);
-  top_ids_.assign(samples * kTopLogprobsMax, -1);
-  top_logprobs_.resize(samples * kTopLogprobsMax);
-  sample_faults_.resize(samples);
-}
-
-const StepResult& CopyingExecutor::Execute(const ForwardBatch& batch) {
-  if (mode_ == Mode::kCopy) {
+void CopyingExecutor::Launch(const ForwardBatch& batch) {
+  copied_ = mode_ == Mode::kCopy;
+  if (copied_) {
     Copy(batch);
-    return Blank(batch);
+    model_.ApplyTableUpdates(batch);
+    blank_.Reset(batch.shape);
+    return;
   }
   if (records_source_) {
     source_slots_.insert(source_slots_.end(), batch.slots.begin(), batch.slots.end());
   }
-  return model_.Execute(batch);
+  model_.Launch(batch);
+}
+
+const StepResult& CopyingExecutor::Collect() {
+  return copied_ ? blank_.result() : model_.Collect();
 }
 
 void CopyingExecutor::BeginSource() {
@@ -165,19 +162,6 @@ void CopyingExecutor::Copy(const ForwardBatch& batch) {
     }
   }
   backend_.Synchronize();
-}
-
-const StepResult& CopyingExecutor::Blank(const ForwardBatch& batch) {
-  const std::size_t samples = batch.sample_rows.size();
-  row_faults_.resize(std::max(row_faults_.size(), batch.slots.size()));
-  blank_ = {.tokens = std::span(tokens_).first(samples),
-            .logprobs = std::span(logprobs_).first(samples),
-            .top_ids = std::span(top_ids_).first(samples * kTopLogprobsMax),
-            .top_logprobs = std::span(top_logprobs_).first(samples * kTopLogprobsMax),
-            .row_faults = std::span(row_faults_).first(batch.slots.size()),
-            .sample_faults = std::span(sample_faults_).first(samples),
-            .logits = {}};
-  return blank_;
 }
 
 }  // namespace dsa::bench

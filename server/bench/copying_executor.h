@@ -15,7 +15,7 @@ class CopyingExecutor final : public StepExecutor {
  public:
   enum class Mode : std::uint8_t { kCompute, kCopy };
 
-  CopyingExecutor(ModelExecutor& model, Backend& backend, std::int64_t sequences_max);
+  CopyingExecutor(ModelExecutor& model, Backend& backend) : model_(model), backend_(backend) {}
 
   void SetMode(Mode mode) { mode_ = mode; }
 
@@ -24,11 +24,11 @@ class CopyingExecutor final : public StepExecutor {
   void EndSource();
 
   void BindThread() override { model_.BindThread(); }
-  const StepResult& Execute(const ForwardBatch& batch) override;
+  void Launch(const ForwardBatch& batch) override;
+  const StepResult& Collect() override;
 
  private:
   void Copy(const ForwardBatch& batch);
-  const StepResult& Blank(const ForwardBatch& batch);
 
   ModelExecutor& model_;
   Backend& backend_;
@@ -40,13 +40,8 @@ class CopyingExecutor final : public StepExecutor {
   std::vector<std::vector<std::uint8_t>> indexer_source_;
   std::vector<std::uint8_t> region_;  // a layer's region on the host while it is filled
 
-  StepResult blank_{};
-  std::vector<std::int32_t> tokens_;
-  std::vector<float> logprobs_;
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_logprobs_;
-  std::vector<std::int32_t> row_faults_;
-  std::vector<std::int32_t> sample_faults_;
+  bool copied_ = false;    // by the last Launch
+  HostStepOutputs blank_;  // what it then gives
 };
 
 }  // namespace dsa::bench

@@ -153,6 +153,7 @@ Result<std::unique_ptr<StepRunner>> StepRunner::Create(const ModelSource& source
   const ModelExecutorConfig executor = {
       .limits = {.tokens_max = options.chunk_tokens,
                  .sequences_max = options.sequences_max,
+                 .table_rows_max = 2 * options.sequences_max,  // running and waiting
                  .context_max = options.context_tokens,
                  .logit_rows_max = options.sequences_max,
                  .adjustments_max = options.sequences_max * 64,
@@ -173,8 +174,7 @@ Result<std::unique_ptr<StepRunner>> StepRunner::Create(const ModelSource& source
       state->model,
       ModelExecutor::Create(
           *state->backend, {.config = state->config, .weights = state->weights.weights}, executor));
-  state->executor =
-      std::make_unique<CopyingExecutor>(*state->model, *state->backend, options.sequences_max);
+  state->executor = std::make_unique<CopyingExecutor>(*state->model, *state->backend);
   DSA_RETURN_IF_ERROR(state->ComputeSource());
   return std::unique_ptr<StepRunner>(new StepRunner(std::move(state)));
 }

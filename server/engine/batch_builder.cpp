@@ -9,25 +9,36 @@
 
 namespace dsa {
 
+// The scheduler and the kernels cannot see each other.
+static_assert(kTopLogprobsLimit == kTopLogprobsMax);
+
+std::vector<std::int64_t> RowBuckets(std::int64_t rows_max, std::int32_t tokens_per_block) {
+  std::vector<std::int64_t> buckets;
+  for (std::int64_t rows = 1; rows < rows_max;
+       rows += std::min<std::int64_t>(rows, tokens_per_block)) {
+    buckets.push_back(rows);
+  }
+  buckets.push_back(rows_max);
+  return buckets;
+}
+
 BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
-  const std::int64_t tokens = config_.step_tokens_max;
   const std::int64_t sequences = config_.sequences_max;
   const std::int64_t blocks = config_.context_tokens_max / config_.tokens_per_block + 1;
-  token_ids_.reserve(tokens);
-  positions_.reserve(tokens);
-  slots_.reserve(tokens);
-  sequences_.reserve(tokens);
-  block_tables_.resize(sequences * blocks);
-  filled_rows_.resize(sequences);
-  runs_.reserve(3);
-  logit_rows_.reserve(tokens);
-  sample_rows_.reserve(sequences);
-  sampling_.reserve(sequences);
-  adjustments_.reserve(sequences *
-                       (static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax));
-  index_of_slot_.assign(config_.slots_max, -1);
-  slot_of_index_.reserve(sequences);
-  blocks_of_index_.reserve(sequences);
+  const std::int64_t adjustments = static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax;
+  const std::int64_t fixed_bytes = InputBytes({.tokens = config_.step_tokens_max,
+                                               .logit_rows = config_.step_tokens_max,
+                                               .samples = sequences,
+                                               .table_updates = sequences});
+  packed_.resize(fixed_bytes + sequences * (adjustments * kIdsPerAdjustment + blocks) *
+                                   static_cast<std::int64_t>(sizeof(std::int32_t)));
+  listed_.reserve(sequences);
+  blocks_of_slot_.resize(config_.slots_max);
+  filled_.resize(config_.slots_max);
+  const auto& buckets = config_.row_buckets;
+  DSA_CHECK(std::is_sorted(buckets.begin(), buckets.end()) &&
+                (buckets.empty() || (buckets.front() > 0 && buckets.back() == sequences)),
+            "BatchBuilder: row_buckets do not ascend to {} sequences", sequences);
 }
 
 const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
@@ -36,21 +47,16 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
             plan.tokens, config_.step_tokens_max);
   DSA_CHECK(plan.sequences <= config_.sequences_max, "BatchBuilder: {} sequences, at most {}",
             plan.sequences, config_.sequences_max);
-  for (const std::int32_t slot : slot_of_index_) {
-    index_of_slot_[slot] = -1;
+  const std::int64_t bucket = BucketOf(plan);
+  StepShape shape = ShapeOf(plan, sequences);
+  if (bucket > 0) {
+    shape = BucketShape(bucket, shape);
   }
-  slot_of_index_.clear();
-  blocks_of_index_.clear();
-  token_ids_.resize(plan.tokens);
-  positions_.resize(plan.tokens);
-  slots_.resize(plan.tokens);
-  sequences_.resize(plan.tokens);
+  inputs_ = InputsAt(packed_.data(), shape);
   tokens_ = 0;
-  runs_.clear();
-  logit_rows_.clear();
-  sample_rows_.clear();
-  sampling_.clear();
-  adjustments_.clear();
+  logit_rows_ = 0;
+  samples_ = 0;
+  adjustments_ = 0;
   copy_logits_ = false;
   for (const StepPlan::Row& row : plan.rows) {
     const Sequence* sequence = sequences[row.slot].get();
@@ -60,70 +66,103 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   }
   DSA_CHECK(tokens_ == plan.tokens, "BatchBuilder: {} tokens in the rows, {} in the plan", tokens_,
             plan.tokens);
-  const std::int64_t stride = FillBlockTables(sequences);
-  batch_ = {.token_ids = token_ids_,
-            .positions = positions_,
-            .slots = slots_,
-            .sequences = sequences_,
-            .block_tables = std::span(block_tables_).first(slot_of_index_.size() * stride),
-            .block_table_stride = stride,
-            .runs = runs_,
-            .logit_rows = logit_rows_,
-            .sample_rows = sample_rows_,
-            .sampling = sampling_,
-            .adjustments = adjustments_,
-            .copy_logits = copy_logits_};
+  AddPadding();
+  FillTableUpdates();
+  FillBatch(shape);
+  batch_.recorded = bucket > 0;
   return batch_;
 }
 
-void BatchBuilder::AddRow(const StepPlan::Row& row, const Sequence& sequence) {
-  const auto first_row = static_cast<std::int32_t>(tokens_);
-  const auto rows = static_cast<std::int32_t>(row.tokens);
-  if (!runs_.empty() && runs_.back().path == row.path) {
-    runs_.back().rows += rows;
-  } else {
-    runs_.push_back({.path = row.path, .first_row = first_row, .rows = rows});
+StepShape BatchBuilder::ShapeOf(const StepPlan& plan,
+                                std::span<const std::unique_ptr<Sequence>> sequences) const {
+  StepShape shape{.tokens = plan.tokens,
+                  .samples = static_cast<std::int64_t>(plan.sample_rows.size()),
+                  .table_updates = plan.sequences};
+  shape.logit_rows = shape.samples;
+  for (const StepPlan::Row& row : plan.rows) {
+    shape.rows[static_cast<std::size_t>(row.path)] += row.tokens;
+    shape.visible_max = std::max(shape.visible_max, row.first_position + row.tokens);
+    if (row.tokens > row.samples) {  // else it has no row but the one that is sampled
+      shape.logit_rows += PromptLogitRows(row, *sequences[row.slot]);
+    }
   }
+  shape.visible_max = RoundUpVisible(shape.visible_max, config_.context_tokens_max);
+  shape.rows_per_sequence = plan.tokens == plan.sequences ? 1 : 0;
+  return shape;
+}
+
+// A step of decoding sequences gets a shape that many others share.  Its rows take one path: of a
+// row that sees at most index_topk keys the selection holds all of them, which gives the same bits.
+StepShape BatchBuilder::BucketShape(std::int64_t bucket, const StepShape& shape) {
+  const bool sparse = shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;
+  return DecodeShape(bucket, sparse ? AttentionPath::kSparse : AttentionPath::kDense,
+                     shape.visible_max);
+}
+
+// The rows that a decoding step is padded to; 0 where the step is not one.
+std::int64_t BatchBuilder::BucketOf(const StepPlan& plan) const {
+  const auto decodes = [](const StepPlan::Row& row) {
+    return !IsMasked(row.path) && row.samples == 1;
+  };
+  const std::vector<std::int64_t>& buckets = config_.row_buckets;
+  if (buckets.empty() || plan.tokens != plan.sequences ||
+      !std::all_of(plan.rows.begin(), plan.rows.end(), decodes)) {
+    return 0;
+  }
+  return *std::lower_bound(buckets.begin(), buckets.end(), plan.tokens);
+}
+
+void BatchBuilder::AddRow(const StepPlan::Row& row, const Sequence& sequence) {
   AddTokens(row, sequence);
   AddLogitRows(row, sequence);
-  if (row.sample) {
+  if (row.samples > 0) {
     AddSampling(sequence);
   }
 }
 
 void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence) {
-  const std::int32_t index = SequenceIndex(sequence);
   const std::int64_t end = row.first_position + row.tokens;
   DSA_CHECK(end <= sequence.tokens(), "BatchBuilder: position {} of {} tokens", end - 1,
             sequence.tokens());
   const std::span<const TokenId> ids = sequence.token_ids();
-  std::int32_t* const token_ids = token_ids_.data() + tokens_;
-  std::int32_t* const positions = positions_.data() + tokens_;
-  std::int64_t* const slots = slots_.data() + tokens_;
+  std::int32_t* const token_ids = inputs_.token_ids.data + tokens_;
+  std::int32_t* const positions = inputs_.positions.data + tokens_;
+  std::int64_t* const slots = inputs_.slots.data + tokens_;
   for (std::int64_t i = 0; i < row.tokens; ++i) {
     const std::int64_t position = row.first_position + i;
     token_ids[i] = Value(ids[position]);
     positions[i] = static_cast<std::int32_t>(position);
     slots[i] = sequence.blocks().Slot(position);
   }
-  std::fill_n(sequences_.begin() + tokens_, row.tokens, index);
+  std::fill_n(inputs_.sequences.data + tokens_, row.tokens, sequence.slot());
   tokens_ += row.tokens;
-  const std::int64_t blocks = (end + config_.tokens_per_block - 1) / config_.tokens_per_block;
-  blocks_of_index_[index] = std::max(blocks_of_index_[index], blocks);
+  std::int64_t& blocks = blocks_of_slot_[sequence.slot()];
+  if (blocks == 0) {
+    listed_.push_back(&sequence);
+  }
+  blocks = std::max(blocks, (end + config_.tokens_per_block - 1) / config_.tokens_per_block);
+}
+
+std::int64_t BatchBuilder::PromptLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
+  if (sequence.request().prompt_logits == PromptLogits::kNone) {
+    return 0;
+  }
+  const std::int64_t in_prompt = sequence.prompt_tokens() - row.first_position;
+  return std::max<std::int64_t>(0, std::min(row.tokens - row.samples, in_prompt));
 }
 
 // Behind AddTokens: the row's tokens are the last of the batch.
 void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
+  std::int32_t* const logit_rows = inputs_.logit_rows.data;
   if (sequence.request().prompt_logits == PromptLogits::kAll) {
     copy_logits_ = true;
-    const std::int64_t in_prompt = sequence.prompt_tokens() - row.first_position;
-    const std::int64_t rows = std::min(row.tokens - (row.sample ? 1 : 0), in_prompt);
+    const std::int64_t rows = PromptLogitRows(row, sequence);
     for (std::int64_t i = 0; i < rows; ++i) {
-      logit_rows_.push_back(static_cast<std::int32_t>(tokens_ - row.tokens + i));
+      logit_rows[logit_rows_++] = static_cast<std::int32_t>(tokens_ - row.tokens + i);
     }
   }
-  if (row.sample) {
-    logit_rows_.push_back(static_cast<std::int32_t>(tokens_ - 1));
+  if (row.samples > 0) {
+    logit_rows[logit_rows_++] = static_cast<std::int32_t>(tokens_ - 1);
   }
 }
 
@@ -131,62 +170,99 @@ void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequen
 void BatchBuilder::AddSampling(const Sequence& sequence) {
   const SamplingParams& params = sequence.request().sampling;
   const StopConditions& stop = sequence.request().stop;
-  const auto adjustments_first = static_cast<std::int32_t>(adjustments_.size());
+  const auto adjustments_first = static_cast<std::int32_t>(adjustments_);
   if (sequence.generated() < stop.min_tokens) {
     const auto suppress = [this](TokenId id) {
-      adjustments_.push_back(
-          {.id = Value(id), .add = -std::numeric_limits<float>::infinity(), .repetition = 1.0F});
+      inputs_.adjustments[adjustments_++] = {
+          .id = Value(id), .add = -std::numeric_limits<float>::infinity(), .repetition = 1.0F};
     };
     if (!stop.ignore_end) {
       std::for_each(config_.end_ids.begin(), config_.end_ids.end(), suppress);
     }
     std::for_each(stop.stop_ids.begin(), stop.stop_ids.end(), suppress);
   }
-  sample_rows_.push_back(static_cast<std::int32_t>(logit_rows_.size()) - 1);
-  sampling_.push_back(
-      {.temperature = params.temperature,
-       .min_p = params.min_p,
-       .top_p = params.top_p,
-       .top_k = params.top_k,
-       .seed = params.seed,
-       .position = sequence.tokens(),
-       .adjustments_first = adjustments_first,
-       .adjustments_count = static_cast<std::int32_t>(adjustments_.size()) - adjustments_first,
-       .top_logprobs = params.top_logprobs.value_or(0)});
+  inputs_.sample_rows.data[samples_] = static_cast<std::int32_t>(logit_rows_) - 1;
+  inputs_.sampling.data[samples_] = {
+      .temperature = params.temperature,
+      .min_p = params.min_p,
+      .top_p = params.top_p,
+      .top_k = params.top_k,
+      .seed = params.seed,
+      .position = sequence.tokens(),
+      .adjustments_first = adjustments_first,
+      .adjustments_count = static_cast<std::int32_t>(adjustments_) - adjustments_first,
+      .top_logprobs = params.top_logprobs.value_or(0)};
+  ++samples_;
 }
 
-std::int32_t BatchBuilder::SequenceIndex(const Sequence& sequence) {
-  std::int32_t& index = index_of_slot_[sequence.slot()];
-  if (index < 0) {
-    index = static_cast<std::int32_t>(slot_of_index_.size());
-    slot_of_index_.push_back(sequence.slot());
-    blocks_of_index_.push_back(0);
+// Rows that nobody asked for, up to the step's shape: all at position 0 of a table row of their
+// own, where they read the key that the first of them writes; each writes into a slot of its own.
+void BatchBuilder::AddPadding() {
+  const std::int64_t rows = inputs_.token_ids.size;
+  for (std::int64_t row = tokens_; row < rows; ++row) {
+    inputs_.token_ids.data[row] = 0;
+    inputs_.positions.data[row] = 0;
+    inputs_.slots.data[row] =
+        std::int64_t{config_.padding_block} * config_.tokens_per_block + (row - tokens_);
+    inputs_.sequences.data[row] = static_cast<std::int32_t>(config_.slots_max);
+    inputs_.logit_rows.data[row] = static_cast<std::int32_t>(row);
+    inputs_.sample_rows.data[row] = static_cast<std::int32_t>(row);
+    inputs_.sampling.data[row] = {.temperature = 0.0F,
+                                  .min_p = 0.0F,
+                                  .top_p = 1.0F,
+                                  .top_k = 0,
+                                  .seed = 0,
+                                  .position = 1,
+                                  .adjustments_first = 0,
+                                  .adjustments_count = 0,
+                                  .top_logprobs = 0};
   }
-  return index;
 }
 
-// Returns the stride: as narrow as the longest sequence of the batch allows.
-std::int64_t BatchBuilder::FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences) {
-  const auto widest = std::max_element(blocks_of_index_.begin(), blocks_of_index_.end());
-  const std::int64_t stride = widest == blocks_of_index_.end() ? 0 : *widest;
-  if (stride != filled_stride_) {
-    std::fill(filled_rows_.begin(), filled_rows_.end(), FilledRow{});
-    filled_stride_ = stride;
-  }
-  for (std::size_t index = 0; index < slot_of_index_.size(); ++index) {
-    const Sequence& sequence = *sequences[slot_of_index_[index]];
-    const FilledRow wanted{.sequence = sequence.id(),
-                           .changes = sequence.blocks().changes(),
-                           .blocks = blocks_of_index_[index]};
-    if (filled_rows_[index] != wanted) {
-      const auto blocks = sequence.blocks().ids();
-      std::int32_t* const out = block_tables_.data() + static_cast<std::int64_t>(index) * stride;
-      std::copy_n(blocks.begin(), wanted.blocks, out);
-      std::fill(out + wanted.blocks, out + stride, -1);
-      filled_rows_[index] = wanted;
+// The ids go behind the adjustments.  A table only grows until it is cleared, so that what was
+// sent of it stays true.
+void BatchBuilder::FillTableUpdates() {
+  TableUpdate* update = inputs_.table_updates.data;
+  ids_ = adjustments_ * kIdsPerAdjustment;
+  for (const Sequence* sequence : listed_) {
+    const BlockTable& blocks = sequence->blocks();
+    FilledRow& filled = filled_[sequence->slot()];
+    if (filled.sequence != sequence->id() || filled.clears != blocks.clears()) {
+      filled = {.sequence = sequence->id(), .clears = blocks.clears(), .blocks = 0};
     }
+    const std::int64_t wanted = std::exchange(blocks_of_slot_[sequence->slot()], 0);
+    const std::int64_t count = std::max<std::int64_t>(0, wanted - filled.blocks);
+    *update++ = {.row = sequence->slot(),
+                 .first = static_cast<std::int32_t>(filled.blocks),
+                 .count = static_cast<std::int32_t>(count),
+                 .source = static_cast<std::int32_t>(ids_)};
+    std::copy_n(blocks.ids().begin() + filled.blocks, count, inputs_.ids + ids_);
+    ids_ += count;
+    filled.blocks += count;
   }
-  return stride;
+  listed_.clear();
+  std::fill(update, inputs_.table_updates.data + inputs_.table_updates.size, TableUpdate{});
+}
+
+void BatchBuilder::FillBatch(const StepShape& shape) {
+  const std::span<const std::int32_t> ids(inputs_.ids, static_cast<std::size_t>(ids_));
+  const auto fixed_bytes = static_cast<std::size_t>(InputBytes(shape));
+  batch_ = {.shape = shape,
+            .tokens = tokens_,
+            .samples = samples_,
+            .packed = std::span<const std::uint8_t>(packed_).first(fixed_bytes + ids.size_bytes()),
+            .token_ids = SpanOf(inputs_.token_ids),
+            .positions = SpanOf(inputs_.positions),
+            .slots = SpanOf(inputs_.slots),
+            .sequences = SpanOf(inputs_.sequences),
+            .logit_rows = SpanOf(inputs_.logit_rows),
+            .sample_rows = SpanOf(inputs_.sample_rows),
+            .sampling = SpanOf(inputs_.sampling),
+            .table_updates = SpanOf(inputs_.table_updates),
+            .adjustments = {inputs_.adjustments, static_cast<std::size_t>(adjustments_)},
+            .ids = ids,
+            .copy_logits = copy_logits_,
+            .recorded = false};
 }
 
 }  // namespace dsa

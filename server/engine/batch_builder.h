@@ -12,15 +12,24 @@
 
 namespace dsa {
 
+// Row counts to pad to, up to `rows_max`: a power of two, or a block's tokens more than the one
+// before, so that rows of padding never outnumber the slots of a block.
+std::vector<std::int64_t> RowBuckets(std::int64_t rows_max, std::int32_t tokens_per_block);
+
 class BatchBuilder final {
  public:
   struct Config {
     std::int64_t step_tokens_max;
     std::int64_t sequences_max;
-    std::int64_t slots_max;           // Scheduler::slots()
+    std::int64_t slots_max;  // Scheduler::slots(); row slots_max of the tables is padding's
     std::int64_t context_tokens_max;  // sizes the block tables
     std::int32_t tokens_per_block;
     std::vector<TokenId> end_ids;  // the model's; suppressed before min_tokens
+    // RowBuckets of sequences_max: steps in which every sequence decodes get as many rows as the
+    // next of them; padding writes into block `padding_block` and nowhere else.  Empty: no step is
+    // padded.
+    std::vector<std::int64_t> row_buckets;
+    std::int32_t padding_block;
   };
   // Allocates everything that Build uses.
   explicit BatchBuilder(Config config);
@@ -28,8 +37,9 @@ class BatchBuilder final {
   BatchBuilder& operator=(const BatchBuilder&) = delete;
 
   // `sequences` are Scheduler::sequences(), of which the plan was made.  Rows of the batch are the
-  // plan's rows in order, token by token; sampling entries are its sampling rows in order.  Block
-  // tables hold -1 beyond a sequence's last block.  Valid until the next call.
+  // plan's rows in order, token by token; sampling entries are its sampling rows in order.  The
+  // batch carries what changed in the block tables since the last one, so every batch must be run.
+  // Valid until the next call.
   //
   // logit_rows are the sampled rows and, of a request with PromptLogits::kAll, every row that
   // stands in its prompt: batch.positions[logit_rows[r]] tells which.
@@ -37,40 +47,40 @@ class BatchBuilder final {
                             std::span<const std::unique_ptr<Sequence>> sequences);
 
  private:
+  StepShape ShapeOf(const StepPlan& plan,
+                    std::span<const std::unique_ptr<Sequence>> sequences) const;
+  static std::int64_t PromptLogitRows(const StepPlan::Row& row, const Sequence& sequence);
+  std::int64_t BucketOf(const StepPlan& plan) const;
+  static StepShape BucketShape(std::int64_t bucket, const StepShape& shape);
   void AddRow(const StepPlan::Row& row, const Sequence& sequence);
   void AddTokens(const StepPlan::Row& row, const Sequence& sequence);
   void AddLogitRows(const StepPlan::Row& row, const Sequence& sequence);
   void AddSampling(const Sequence& sequence);
-  std::int32_t SequenceIndex(const Sequence& sequence);
-  std::int64_t FillBlockTables(std::span<const std::unique_ptr<Sequence>> sequences);
+  void AddPadding();
+  void FillTableUpdates();
+  void FillBatch(const StepShape& shape);
 
-  // What a row of block_tables_ holds.
+  // What a row of the executor's block tables holds.
   struct FilledRow {
     SequenceId sequence{-1};
-    std::int64_t changes = 0;  // BlockTable::changes()
-    std::int64_t blocks = 0;   // the rest of the row is -1
-    friend bool operator==(const FilledRow&, const FilledRow&) = default;
+    std::int64_t clears = 0;  // BlockTable::clears()
+    std::int64_t blocks = 0;  // the first of the sequence's
   };
 
   const Config config_;
-  std::int64_t tokens_ = 0;  // of the batch so far
-  std::vector<std::int32_t> token_ids_;
-  std::vector<std::int32_t> positions_;
-  std::vector<std::int64_t> slots_;
-  std::vector<std::int32_t> sequences_;
-  std::vector<std::int32_t> block_tables_;  // kept from step to step: few rows change
-  std::vector<FilledRow> filled_rows_;
-  std::int64_t filled_stride_ = 0;
-  std::vector<AttentionRun> runs_;
-  std::vector<std::int32_t> logit_rows_;
-  std::vector<std::int32_t> sample_rows_;
-  std::vector<SamplingRow> sampling_;
-  std::vector<LogitAdjustment> adjustments_;
-  // Which sequence of the batch a slot is, and back; -1 where it is not in the batch.
-  std::vector<std::int32_t> index_of_slot_;
-  std::vector<std::int32_t> slot_of_index_;
-  std::vector<std::int64_t> blocks_of_index_;  // blocks that its rows can see
+  std::vector<std::uint8_t> packed_;
+  StepInputs inputs_{};  // of packed_, for the step that is built
+  // Of the batch so far.
+  std::int64_t tokens_ = 0;
+  std::int64_t logit_rows_ = 0;
+  std::int64_t samples_ = 0;
+  std::int64_t adjustments_ = 0;
+  std::int64_t ids_ = 0;  // behind the adjustments
   bool copy_logits_ = false;
+  std::vector<const Sequence*> listed_;
+  std::vector<std::int64_t> blocks_of_slot_;  // blocks that its rows can see; 0: not listed
+
+  std::vector<FilledRow> filled_;  // by slot
   ForwardBatch batch_{};
 };
 

@@ -1,15 +1,12 @@
-// The loop that turns requests into tokens: admit, plan, execute, commit, deliver.
-//
-// Submit, Load and Drain are thread-safe; everything else happens on the engine's own thread,
-// which Start launches (the simulator calls RunOnce itself instead).  Deltas leave through the
-// stream pump, a second thread that calls TokenSink::OnDelta, so that a slow client never holds up
-// a step.
+// The engine as those see it who ask it for tokens: what every method promises to any thread.
+// Deltas come through the stream pump, a thread that calls TokenSink::OnDelta, so that a slow
+// client never holds up a step.  EngineLoop (engine_loop.h) implements it, EngineCore
+// (engine_core.h) is what it does on its own thread.
 #pragma once
 
 #include "common/clock.h"
 #include "common/status.h"
 #include "scheduler/request.h"
-#include "server/engine/executor.h"
 #include "server/engine/token_sink.h"
 
 #include <cstdint>

@@ -32,16 +32,20 @@ EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependenc
                 .slots_max = scheduler_.slots(),
                 .context_tokens_max = config.scheduler.context_tokens_max,
                 .tokens_per_block = config.tokens_per_block,
-                .end_ids = config.end_ids}) {
+                .end_ids = config.end_ids,
+                .row_buckets = config.row_buckets,
+                .padding_block = config.blocks}) {
   live_.resize(scheduler_.slots());
   arrivals_.reserve(scheduler_.slots());
+  judged_.reserve(config.scheduler.sequences_max);
 }
 
-// Every live request gets at most one delta a step.
+// Of a step come at most a token's delta of each sequence that ran and an end of each live request.
 Outbox::Capacity EngineCore::StepCapacity(const EngineConfig& config, std::int64_t text_bytes_max) {
   const std::int64_t live = config.scheduler.sequences_max + config.scheduler.waiting_max;
-  return {.events = live,
-          .text_bytes = live * text_bytes_max,
+  const std::int64_t events = config.scheduler.sequences_max + live;
+  return {.events = events,
+          .text_bytes = events * text_bytes_max,
           .top_logprobs = config.scheduler.sequences_max * kTopLogprobsMax};
 }
 
@@ -55,18 +59,10 @@ EngineProgress EngineCore::RunOnce() {
   const StepPlan& plan = scheduler_.Plan(start_us);
   StoreLoad();  // before the queue is settled: a request is seen waiting or running at any time
   SettleQueue();
-  if (!plan.rows.empty()) {
-    load_.step_estimate_us.store(EstimateUs(plan.tokens), std::memory_order_relaxed);
-    const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
-    const StepResult& result = executor_.Execute(batch);
-    const MonotonicUs end_us = clock_.NowUs();
-    FailFaulty(plan, result);
-    scheduler_.Commit(plan);
-    Deliver(plan, result, end_us);
-    load_.steps.fetch_add(1, std::memory_order_relaxed);
-    load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
-    load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
-    last_step_tokens_ = plan.tokens;
+  if (plan.rows.empty()) {
+    ShowJudged();
+  } else {
+    RunStep(plan, start_us);
   }
   SettleQueue();
   StoreLoad();
@@ -85,6 +81,21 @@ void EngineCore::StoreLoad() {
                       std::memory_order_relaxed);
   load_.blocks_referenced.store(pool_.referenced_blocks(), std::memory_order_relaxed);
   load_.blocks_cached.store(pool_.cached_blocks(), std::memory_order_relaxed);
+}
+
+void EngineCore::RunStep(const StepPlan& plan, MonotonicUs start_us) {
+  load_.step_estimate_us.store(EstimateUs(plan.tokens), std::memory_order_relaxed);
+  executor_.Launch(builder_.Build(plan, scheduler_.sequences()));
+  ShowJudged();  // of the step before
+  const StepResult& result = executor_.Collect();
+  const MonotonicUs end_us = clock_.NowUs();
+  FailFaulty(plan, result);
+  scheduler_.Commit(plan);
+  Deliver(plan, result, end_us);
+  load_.steps.fetch_add(1, std::memory_order_relaxed);
+  load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
+  load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
+  last_step_tokens_ = plan.tokens;
 }
 
 void EngineCore::AdmitFromInbox() {
@@ -131,7 +142,7 @@ std::optional<EngineCore::Ending> EngineCore::EndingOf(const LiveRequest& live,
 
 // Before Commit, so that no block of a faulty sequence becomes shareable.
 void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
-  const auto is_set = [](std::int32_t faults) { return faults != 0; };
+  const auto is_set = [](std::int32_t faults) { return faults != 0; };  // padding's too: harmless
   if (std::none_of(result.row_faults.begin(), result.row_faults.end(), is_set) &&
       std::none_of(result.sample_faults.begin(), result.sample_faults.end(), is_set)) {
     return;
@@ -143,7 +154,7 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
     for (const std::int32_t fault : result.row_faults.subspan(first_row, row.tokens)) {
       faults |= fault;
     }
-    if (row.sample) {
+    if (row.samples > 0) {
       faults |= result.sample_faults[entry];
       ++entry;
     }
@@ -170,9 +181,15 @@ void EngineCore::Deliver(const StepPlan& plan, const StepResult& result, Monoton
     }
     const StepPlan::Row& row = plan.rows[plan.sample_rows[entry]];
     if (scheduler_.Find(row.sequence, row.slot) != nullptr) {
-      DeliverToken(row.slot, entry, result, now_us);
+      JudgedToken judged = JudgeToken(row.slot, entry, result, now_us);
+      if (executor_.RunsAhead()) {
+        judged_.push_back(std::move(judged));
+      } else {
+        ShowToken(judged, result);
+      }
     }
   }
+  judged_result_ = result;
 }
 
 // What a token's delivery reads lies apart for each sequence, and its text anywhere in the
@@ -186,8 +203,9 @@ void EngineCore::Prefetch(const StepPlan& plan, const StepResult& result,
   }
 }
 
-void EngineCore::DeliverToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
-                              MonotonicUs now_us) {
+// What the next plan must know of a token.
+EngineCore::JudgedToken EngineCore::JudgeToken(std::int32_t slot, std::int64_t entry,
+                                               const StepResult& result, MonotonicUs now_us) {
   LiveRequest& live = *live_[slot];
   const Sequence& sequence = *scheduler_.sequences()[slot];
   const TokenId token{result.tokens[entry]};
@@ -197,31 +215,78 @@ void EngineCore::DeliverToken(std::int32_t slot, std::int64_t entry, const StepR
     live.first_token_us = now_us;
   }
   ++live.completion_tokens;
+  JudgedToken judged{.live = &live,
+                     .ended = nullptr,
+                     .slot = slot,
+                     .token = token,
+                     .entry = entry,
+                     .preemptions = sequence.preemptions()};
+  if (live.stop->Judge(token, sequence.generated()).has_value()) {
+    judged.ended = Release(slot, CachedBlocks::kKeep);
+  }
+  return judged;
+}
+
+// What its client hears of it.
+void EngineCore::ShowToken(JudgedToken& judged, const StepResult& result) {
+  LiveRequest& live = *judged.live;
+  const Sequence& sequence =
+      judged.ended != nullptr ? *live.sequence : *scheduler_.sequences()[judged.slot];
   OutboxEvent& event = outbox_.Next();
   event.request = &live;
   event.has_token = true;
-  event.token = token;
-  event.finish = live.stop->Push(token, sequence.generated());
+  event.token = judged.token;
+  event.finish = live.stop->Show();
   std::int64_t likely = 0;
   if (live.wants_logprobs) {
-    event.logprob = result.logprobs[entry];
+    const std::int64_t first = judged.entry * kTopLogprobsMax;
+    event.logprob = result.logprobs[judged.entry];
     const std::int64_t wanted = *sequence.request().sampling.top_logprobs;
-    for (; likely < wanted && result.top_ids[entry * kTopLogprobsMax + likely] >= 0; ++likely) {
-      top_logprobs_[likely] = {.id = TokenId{result.top_ids[entry * kTopLogprobsMax + likely]},
-                               .logprob = result.top_logprobs[entry * kTopLogprobsMax + likely]};
+    for (; likely < wanted && result.top_ids[first + likely] >= 0; ++likely) {
+      top_logprobs_[likely] = {.id = TokenId{result.top_ids[first + likely]},
+                               .logprob = result.top_logprobs[first + likely]};
     }
   }
   FillUsage(live, sequence, event.usage);
-  const bool ends = event.finish.has_value();
-  if (ends) {
-    Release(slot, CachedBlocks::kKeep);
+  event.usage.preemptions = judged.preemptions;
+  if (event.finish.has_value() && judged.ended == nullptr) {
+    judged.ended = Release(judged.slot, CachedBlocks::kKeep);  // a stop string
+  }
+  if (judged.ended != nullptr) {
+    event.request = judged.ended.release();  // the outbox's now
   }
   outbox_.Push(live.stop->text(), std::span(top_logprobs_).first(likely));
+}
+
+void EngineCore::ShowJudged() {
+  if (judged_.empty()) {
+    return;
+  }
+  for (std::size_t i = 0; i < judged_.size(); ++i) {
+    const std::size_t ahead = i + kPrefetchEntries;
+    if (ahead < judged_.size() && judged_[ahead].live != nullptr) {
+      judged_[ahead].live->stop->Prefetch(judged_[ahead].token);
+    }
+    if (judged_[i].live != nullptr) {
+      ShowToken(judged_[i], judged_result_);
+    }
+  }
+  judged_.clear();
+  SettleQueue();  // a stop string may have ended somebody: its place is free at once
 }
 
 // Ends a request from outside its own tokens.
 void EngineCore::End(std::int32_t slot, const Ending& ending) {
   LiveRequest& live = *live_[slot];
+  const auto judged = std::find_if(judged_.begin(), judged_.end(),
+                                   [&](const JudgedToken& token) { return token.live == &live; });
+  if (judged != judged_.end()) {
+    ShowToken(*judged, judged_result_);
+    judged->live = nullptr;
+    if (live_[slot] == nullptr) {
+      return;  // its text has ended it
+    }
+  }
   live.stop->Flush();
   OutboxEvent& event = outbox_.Next();
   event.request = &live;
@@ -233,12 +298,14 @@ void EngineCore::End(std::int32_t slot, const Ending& ending) {
   if (!sequence.first_scheduled_us().has_value()) {
     event.usage.queue_us = clock_.NowUs() - live.arrival_us;  // it never left the queue
   }
-  Release(slot,
-          ending.reason == FinishReason::kError ? CachedBlocks::kForget : CachedBlocks::kKeep);
+  const bool faulty = ending.reason == FinishReason::kError;
+  event.request =  // the outbox's now
+      Release(slot, faulty ? CachedBlocks::kForget : CachedBlocks::kKeep).release();
   outbox_.Push(live.stop->text(), {});
 }
 
 void EngineCore::FailLive(ErrorCode code, const char* message) {
+  ShowJudged();
   for (std::size_t slot = 0; slot < live_.size(); ++slot) {
     if (live_[slot] != nullptr) {
       End(static_cast<std::int32_t>(slot),
@@ -253,12 +320,12 @@ void EngineCore::FailArrivals(ErrorCode code, const char* message) {
   FailLive(code, message);
 }
 
-// Takes the sequence out of the scheduler.  Its request is owned by the outbox from the following
-// Push on, which carries its last delta.
-void EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {
-  LiveRequest* live = live_[slot].release();
+// Takes a request that has ended out of the scheduler.
+std::unique_ptr<LiveRequest> EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {
+  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);
   live->sequence = scheduler_.Remove(slot, cached_blocks);
   load_.requests_finished.fetch_add(1, std::memory_order_relaxed);
+  return live;
 }
 
 // Writes every field.

@@ -1,5 +1,9 @@
-// What happens on the engine thread: admit, sweep, plan, build, execute, commit, deliver.  No locks
-// but the inbox's, no callbacks, no allocation in a steady step.
+// What happens on the engine thread: admit, sweep, plan, build, launch, collect, commit, judge the
+// tokens, show their text.  No locks but the inbox's, no callbacks, no allocation in a steady step.
+//
+// Where the executor runs ahead, the text of a step is shown while the next one runs: what that one
+// needs to know, ids and lengths, is judged before it is planned.  A stop string is then found one
+// step late; its sequence leaves in flight and what the step computed for it is dropped.
 #pragma once
 
 #include "cache/block_pool.h"
@@ -8,7 +12,8 @@
 #include "common/clock.h"
 #include "scheduler/scheduler.h"
 #include "server/engine/batch_builder.h"
-#include "server/engine/engine_loop.h"
+#include "server/engine/engine_config.h"
+#include "server/engine/engine_progress.h"
 #include "server/engine/executor.h"
 #include "server/engine/inbox.h"
 #include "server/engine/live_request.h"
@@ -83,13 +88,26 @@ class EngineCore final {
   void Sweep(MonotonicUs now_us);
   std::optional<Ending> EndingOf(const LiveRequest& live, const Sequence& sequence,
                                  MonotonicUs now_us) const;
+  // A token whose text is not shown yet.
+  struct JudgedToken {
+    LiveRequest* live;
+    std::unique_ptr<LiveRequest> ended;  // the same, where it was the last token
+    std::int32_t slot;                   // in the scheduler, where it was not
+    TokenId token;
+    std::int64_t entry;        // of the step's result
+    std::int32_t preemptions;  // when it was judged
+  };
+
+  void RunStep(const StepPlan& plan, MonotonicUs start_us);
   void FailFaulty(const StepPlan& plan, const StepResult& result);
   void Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us);
   void Prefetch(const StepPlan& plan, const StepResult& result, std::int64_t entry) const;
-  void DeliverToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
-                    MonotonicUs now_us);
+  JudgedToken JudgeToken(std::int32_t slot, std::int64_t entry, const StepResult& result,
+                         MonotonicUs now_us);
+  void ShowToken(JudgedToken& judged, const StepResult& result);
+  void ShowJudged();
   void End(std::int32_t slot, const Ending& ending);
-  void Release(std::int32_t slot, CachedBlocks cached_blocks);
+  std::unique_ptr<LiveRequest> Release(std::int32_t slot, CachedBlocks cached_blocks);
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
   void SettleQueue();
   void StoreLoad();
@@ -111,6 +129,8 @@ class EngineCore final {
   std::vector<std::unique_ptr<LiveRequest>> live_;      // by the scheduler's slot
   std::vector<std::unique_ptr<LiveRequest>> arrivals_;  // empty between calls
   std::array<TokenLogprob, kTopLogprobsMax> top_logprobs_{};
+  std::vector<JudgedToken> judged_;   // of the last step, where the executor runs ahead
+  StepResult judged_result_{};        // of that step
   std::int64_t waiting_counted_ = 0;  // of the inbox's places, those of the scheduler's queue
   std::int64_t last_step_tokens_ = 1;
   std::atomic<bool> abort_all_{false};

@@ -10,7 +10,6 @@
 #include <condition_variable>
 #include <mutex>
 #include <new>
-#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -35,29 +34,7 @@ Outbox::Capacity OutboxCapacity(const EngineConfig& config, std::int64_t text_by
           .top_logprobs = kOutboxSteps * step.top_logprobs};
 }
 
-Status CheckRange(std::string_view name, std::int64_t value, std::int64_t minimum,
-                  std::int64_t maximum) {
-  if (value >= minimum && value <= maximum) {
-    return {};
-  }
-  return InvalidArgument(
-      fmt::format("engine.{} is {}, allowed is {} to {}", name, value, minimum, maximum));
-}
-
 }  // namespace
-
-Status Validate(const EngineConfig& config) {
-  constexpr std::int64_t kNumberMax = 1 << 30;
-  DSA_RETURN_IF_ERROR(Validate(config.scheduler));
-  DSA_RETURN_IF_ERROR(CheckRange("blocks", config.blocks, 1, kNumberMax));
-  DSA_RETURN_IF_ERROR(CheckRange("tokens_per_block", config.tokens_per_block, 1, kNumberMax));
-  DSA_RETURN_IF_ERROR(CheckRange("vocabulary", config.vocabulary, 1, kNumberMax));
-  DSA_RETURN_IF_ERROR(CheckRange("hash_bits", config.hash_bits, 0, kHashBitsMax));
-  for (const TokenId id : config.end_ids) {
-    DSA_RETURN_IF_ERROR(CheckRange("end_ids", Value(id), 0, config.vocabulary - 1));
-  }
-  return {};
-}
 
 struct EngineLoop::State {
   State(const EngineConfig& engine_config, const EngineLoop::Dependencies& dependencies)

@@ -8,8 +8,9 @@
 #pragma once
 
 #include "common/clock.h"
-#include "scheduler/scheduler_config.h"
 #include "server/engine/engine.h"
+#include "server/engine/engine_config.h"
+#include "server/engine/engine_progress.h"
 #include "server/engine/executor.h"
 #include "server/engine/text_decoder.h"
 
@@ -25,32 +26,12 @@ class BlockPool;
 class PrefixCache;
 struct LiveRequest;
 
-// What one call of RunOnce did.
-enum class EngineProgress : std::uint8_t {
-  kStepped,  // a step was computed
-  kIdle,     // nothing is live; requests that ended may have been delivered
-  kBlocked,  // the outbox is full: the pump must deliver first
-};
-
 // What one of the two threads says of itself, for a watchdog.
 struct LoopActivity {
   std::int64_t done;         // changes with all that it gets done
   bool waiting;              // there is work for it, or it is at it
   std::int64_t estimate_us;  // what the step at hand should take; 0: unknown
 };
-
-struct EngineConfig {
-  SchedulerConfig scheduler;
-  std::int32_t blocks = 0;             // of the paged caches; > 0
-  std::int32_t tokens_per_block = 64;  // the kernels fix 64; tests use others
-  std::int64_t vocabulary = 0;         // ids below it exist; > 0
-  std::vector<TokenId> end_ids;        // each below vocabulary
-  std::string cache_identity;          // names model, configuration and cache format
-  std::int32_t hash_bits = 256;        // of block hashes; fewer only in tests
-};
-
-// INVALID_ARGUMENT naming the field, its value and what is allowed.
-Status Validate(const EngineConfig& config);
 
 class EngineLoop final : public Engine {
  public:

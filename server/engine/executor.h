@@ -1,4 +1,4 @@
-// Runs one step on the device(s).  The engine's only view of the model; the simulator replaces it.
+// Runs steps on the device(s).  The engine's only view of the model; the simulator replaces it.
 #pragma once
 
 #include "model/forward_batch.h"
@@ -15,9 +15,13 @@ class StepExecutor {
   // Makes the calling thread the one that executes; the engine thread, before its first step.
   virtual void BindThread() {}
 
-  // Engine thread.  Returns when every write of the step has landed: from then on the blocks of
-  // sequences that ended meanwhile may be given away.  The result is valid until the next call.
-  virtual const StepResult& Execute(const ForwardBatch& batch) = 0;
+  // Engine thread, by turns.  Launch starts a step; the batch stays as it is until Collect returns.
+  virtual void Launch(const ForwardBatch& batch) = 0;
+  // Returns when every write of the step has landed: from then on the blocks of sequences that
+  // ended meanwhile may be given away.  The result is valid until the next Collect.
+  virtual const StepResult& Collect() = 0;
+  // Whether Launch returns long before the step has run, so that it is worth leaving work for then.
+  virtual bool RunsAhead() const { return false; }
 };
 
 }  // namespace dsa

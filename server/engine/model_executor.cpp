@@ -1,18 +1,53 @@
 #include "server/engine/model_executor.h"
 
 #include "common/check.h"
+#include "kernels/ops/sample.h"
+#include "kernels/ops/update_block_tables.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace dsa {
+namespace {
+
+constexpr int kStepDone = 0;                 // event
+constexpr std::size_t kRecordedUsual = 256;  // shapes; more of them allocate
+
+std::int64_t BytesOf(const WorkspacePlan& plan, Buffer buffer) {
+  return plan.bytes.at(static_cast<std::size_t>(buffer));
+}
+
+// Host memory of a step.
+struct HostBytes {
+  std::int64_t inputs;
+  std::int64_t outputs;
+  std::int64_t logits;
+};
+
+HostBytes PlanHost(const WorkspacePlan& plan, const ModelConfig& model, const StepLimits& limits) {
+  return {.inputs = BytesOf(plan, Buffer::kStepInputs),
+          .outputs = 2 * BytesOf(plan, Buffer::kStepOutputs),
+          .logits = limits.logits_rows_host * model.vocabulary *
+                    static_cast<std::int64_t>(sizeof(float))};
+}
+
+KvArenaExtents ArenaExtents(const ModelConfig& model, const ModelExecutorConfig& config) {
+  return {.blocks = config.blocks + 1,
+          .layers = static_cast<int>(model.layers),
+          .indexer_layers = static_cast<int>(model.indexer_layers()),
+          .format = config.kv_format};
+}
+
+}  // namespace
 
 ExecutorMemory PlanMemory(const Backend& backend, const ModelConfig& model,
                           const ModelExecutorConfig& config) {
   const WorkspacePlan plan = PlanWorkspace(model, config.limits);
-  return {.cache = config.blocks * BytesPerBlock(static_cast<int>(model.layers),
-                                                 static_cast<int>(model.indexer_layers()),
-                                                 config.kv_format),
-          .workspace = plan.total_bytes(),
+  const HostBytes host = PlanHost(plan, model, config.limits);
+  const KvArenaExtents arena = ArenaExtents(model, config);
+  return {.cache = arena.blocks * BytesPerBlock(arena.layers, arena.indexer_layers, arena.format),
+          .workspace = plan.total_bytes() + host.inputs + host.outputs + host.logits,
           .rope = DeviceRopeTable::Bytes(model.rope_frequencies, config.limits.context_max),
           .scratch = backend.ScratchBytes(plan.scratch)};
 }
@@ -25,22 +60,27 @@ Result<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Backend& backend,
             "ModelExecutor: vocabulary_limit={} of {}", config.vocabulary_limit,
             dimensions.vocabulary);
   const WorkspacePlan plan = PlanWorkspace(dimensions, config.limits);
-  DSA_ASSIGN_OR_RETURN(
-      KvArena arena,
-      KvArena::Create(backend, {.blocks = config.blocks,
-                                .layers = static_cast<int>(dimensions.layers),
-                                .indexer_layers = static_cast<int>(dimensions.indexer_layers()),
-                                .format = config.kv_format}));
+  const HostBytes host = PlanHost(plan, dimensions, config.limits);
+  const auto allocate_host = [&](std::int64_t bytes) {
+    return backend.AllocateHost(static_cast<std::size_t>(bytes));
+  };
+  DSA_ASSIGN_OR_RETURN(KvArena arena, KvArena::Create(backend, ArenaExtents(dimensions, config)));
   DSA_ASSIGN_OR_RETURN(Activations activations,
                        Activations::Create(backend, plan, dimensions.activation_type));
   DSA_ASSIGN_OR_RETURN(
       DeviceRopeTable rope_table,
       DeviceRopeTable::Create(backend, dimensions.rope_frequencies, config.limits.context_max));
+  DSA_ASSIGN_OR_RETURN(HostBuffer inputs, allocate_host(host.inputs));
+  DSA_ASSIGN_OR_RETURN(HostBuffer outputs, allocate_host(host.outputs));
+  DSA_ASSIGN_OR_RETURN(HostBuffer logits, allocate_host(host.logits));
   DSA_RETURN_IF_ERROR(backend.ReserveScratch(plan.scratch));
   return std::make_unique<ModelExecutor>(backend, model, config,
                                          Memory{.arena = std::move(arena),
                                                 .activations = std::move(activations),
-                                                .rope_table = std::move(rope_table)});
+                                                .rope_table = std::move(rope_table),
+                                                .inputs = std::move(inputs),
+                                                .outputs = std::move(outputs),
+                                                .logits = std::move(logits)});
 }
 
 ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
@@ -48,111 +88,122 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
     : backend_(backend),
       model_config_(model.config),
       config_(config),
-      arena_(std::move(memory.arena)),
-      activations_(std::move(memory.activations)),
-      rope_table_(std::move(memory.rope_table)),
+      memory_(std::move(memory)),
+      inputs_(memory_.activations.Data(Buffer::kStepInputs)),
+      outputs_(memory_.activations.Data(Buffer::kStepOutputs)),
+      block_tables_(memory_.activations.AsMatrix<std::int32_t>(
+          Buffer::kBlockTables, config.limits.table_rows_max + 1,
+          BlockTableColumns(config.limits.context_max))),
       transformer_({.backend = backend_,
                     .config = model.config,
                     .weights = model.weights,
-                    .rope_table = rope_table_.view(),
-                    .arena = arena_,
-                    .activations = activations_}) {
-  const auto sequences = static_cast<std::size_t>(config.limits.sequences_max);
-  tokens_.resize(sequences);
-  logprobs_.resize(sequences);
-  top_ids_.resize(sequences * kTopLogprobsMax);
-  top_logprobs_.resize(sequences * kTopLogprobsMax);
-  sample_faults_.resize(sequences);
-  row_faults_.resize(static_cast<std::size_t>(config.limits.tokens_max));
-  logits_.resize(
-      static_cast<std::size_t>(config.limits.logits_rows_host * model.config.vocabulary));
+                    .rope_table = memory_.rope_table.view(),
+                    .arena = memory_.arena,
+                    .activations = memory_.activations}),
+      output_half_bytes_(memory_.outputs.bytes() / 2) {
+  ClearBlockTables();
+  recorded_.reserve(std::max(config_.recorded.size(), kRecordedUsual));
+  for (const StepShape& shape : config_.recorded) {
+    Recorded(shape);
+  }
 }
 
-const StepResult& ModelExecutor::Execute(const ForwardBatch& batch) {
-  const DeviceBatch device = CopyBatch(batch);
-  const Matrix<const float> logits = transformer_.Forward(batch, device);
-  if (!batch.sample_rows.empty()) {
-    Sample(batch, logits);
+// Nothing reads what no update has written but the row of padding, whose one block is the arena's
+// last.
+void ModelExecutor::ClearBlockTables() {
+  backend_.Zero(block_tables_.data,
+                static_cast<std::size_t>(block_tables_.rows * block_tables_.row_stride) *
+                    sizeof(std::int32_t));
+  const std::int32_t padding_block = config_.blocks;
+  backend_.CopyToDevice(block_tables_.Row(config_.limits.table_rows_max), &padding_block,
+                        sizeof(padding_block));
+}
+
+void ModelExecutor::ApplyTableUpdates(const ForwardBatch& batch) {
+  for (const TableUpdate& update : batch.table_updates) {
+    const auto blocks = batch.ids.subspan(static_cast<std::size_t>(update.source),
+                                          static_cast<std::size_t>(update.count));
+    if (!blocks.empty()) {
+      backend_.CopyToDevice(block_tables_.Row(update.row) + update.first, blocks.data(),
+                            blocks.size_bytes());
+    }
   }
-  CopyResult(batch, device, logits);
-  backend_.Synchronize();
+}
+
+void ModelExecutor::Launch(const ForwardBatch& batch) {
+  const StepShape& shape = batch.shape;
+  const std::size_t bytes = batch.packed.size();
+  const auto output_bytes = static_cast<std::size_t>(OutputBytes(shape));
+  DSA_CHECK(bytes <= memory_.inputs.bytes() && output_bytes <= output_half_bytes_,
+            "ModelExecutor: a step of {} rows, {} sampled, takes {} bytes of {}", shape.tokens,
+            shape.samples, bytes, memory_.inputs.bytes());
+  std::memcpy(memory_.inputs.data(), batch.packed.data(), bytes);
+  backend_.Upload(inputs_, memory_.inputs, 0, bytes);
+  if (batch.recorded) {
+    backend_.Replay(Recorded(shape));
+  } else {
+    Queue(shape);
+  }
+  output_offset_ = output_offset_ == 0 ? output_half_bytes_ : 0;
+  backend_.Download(memory_.outputs, output_offset_, outputs_, output_bytes);
+  const std::int64_t logits = batch.copy_logits ? shape.logit_rows * model_config_.vocabulary : 0;
+  if (logits > 0) {
+    const auto source = memory_.activations.AsVector<float>(Buffer::kLogits, logits);
+    backend_.Download(memory_.logits, 0, source.data,
+                      static_cast<std::size_t>(logits) * sizeof(float));
+  }
+  backend_.Mark(kStepDone);
+  launched_ = shape;
+  launched_logits_ = logits;
+}
+
+const StepResult& ModelExecutor::Collect() {
+  backend_.WaitFor(kStepDone);
+  result_ = ResultOf(OutputsAt(memory_.outputs.As<std::uint8_t>() + output_offset_, launched_));
+  result_.logits = {memory_.logits.As<float>(), static_cast<std::size_t>(launched_logits_)};
   return result_;
 }
 
-template <typename T>
-Vector<T> ModelExecutor::CopyIn(Buffer buffer, std::span<const T> values) {
-  const auto target = activations_.AsVector<T>(buffer, static_cast<std::int64_t>(values.size()));
-  if (!values.empty()) {
-    backend_.CopyToDevice(target.data, values.data(), values.size_bytes());
+// Everything between the upload and the download.  Reads the shape and nothing else of the host.
+void ModelExecutor::Queue(const StepShape& shape) {
+  const StepInputs inputs = InputsAt(inputs_, shape);
+  const StepOutputs outputs = OutputsAt(outputs_, shape);
+  backend_.UpdateBlockTables({.updates = AsConst(inputs.table_updates),
+                              .blocks = {.data = inputs.ids, .size = StepIdsMax(config_.limits)},
+                              .tables = block_tables_});
+  backend_.Zero(outputs_, static_cast<std::size_t>(FaultBytes(shape)));
+  const Matrix<const float> logits =
+      transformer_.Forward(shape, {.token_ids = AsConst(inputs.token_ids),
+                                   .positions = AsConst(inputs.positions),
+                                   .slots = AsConst(inputs.slots),
+                                   .sequences = AsConst(inputs.sequences),
+                                   .block_tables = AsConst(block_tables_),
+                                   .logit_rows = AsConst(inputs.logit_rows),
+                                   .row_faults = outputs.row_faults});
+  if (shape.samples > 0) {
+    backend_.Sample(
+        {.logits = logits,
+         .logit_rows = AsConst(inputs.sample_rows),
+         .rows = AsConst(inputs.sampling),
+         .adjustments = {.data = inputs.adjustments, .size = config_.limits.adjustments_max},
+         .masks = {},
+         .vocabulary_limit = config_.vocabulary_limit,
+         .tokens = outputs.tokens,
+         .logprobs = outputs.logprobs,
+         .top_ids = outputs.top_ids,
+         .top_logprobs = outputs.top_logprobs,
+         .faults = outputs.sample_faults});
   }
-  return target;
 }
 
-template <typename T>
-std::span<const T> ModelExecutor::CopyOut(Buffer buffer, std::vector<T>& target,
-                                          std::size_t count) {
-  DSA_CHECK(count <= target.size(), "ModelExecutor: {} results, room for {}", count, target.size());
-  const auto source = activations_.AsVector<T>(buffer, static_cast<std::int64_t>(count));
-  if (count > 0) {
-    backend_.CopyToHost(target.data(), source.data, count * sizeof(T));
+GraphId ModelExecutor::Recorded(const StepShape& shape) {
+  const auto found = std::find(recorded_.begin(), recorded_.end(), shape);
+  const auto graph = static_cast<GraphId>(found - recorded_.begin());
+  if (found == recorded_.end()) {
+    recorded_.push_back(shape);
+    backend_.Record(graph, [this, &shape] { Queue(shape); });
   }
-  return {target.data(), count};
-}
-
-DeviceBatch ModelExecutor::CopyBatch(const ForwardBatch& batch) {
-  const auto tokens = static_cast<std::int64_t>(batch.token_ids.size());
-  const std::int64_t stride = batch.block_table_stride;
-  DSA_CHECK(stride > 0, "ModelExecutor: block_table_stride={}", stride);
-  const auto block_tables = CopyIn(Buffer::kBlockTables, batch.block_tables);
-  const auto faults = activations_.AsVector<std::int32_t>(Buffer::kRowFaults, tokens);
-  backend_.Zero(faults.data, static_cast<std::size_t>(tokens) * sizeof(std::int32_t));
-  return {.token_ids = AsConst(CopyIn(Buffer::kTokenIds, batch.token_ids)),
-          .positions = AsConst(CopyIn(Buffer::kPositions, batch.positions)),
-          .slots = AsConst(CopyIn(Buffer::kSlots, batch.slots)),
-          .sequences = AsConst(CopyIn(Buffer::kSequences, batch.sequences)),
-          .block_tables = {.data = block_tables.data,
-                           .rows = block_tables.size / stride,
-                           .cols = stride,
-                           .row_stride = stride},
-          .logit_rows = AsConst(CopyIn(Buffer::kLogitRows, batch.logit_rows)),
-          .row_faults = faults};
-}
-
-void ModelExecutor::Sample(const ForwardBatch& batch, const Matrix<const float>& logits) {
-  const auto rows = static_cast<std::int64_t>(batch.sample_rows.size());
-  const auto faults = activations_.AsVector<std::int32_t>(Buffer::kSampleFaults, rows);
-  backend_.Zero(faults.data, static_cast<std::size_t>(rows) * sizeof(std::int32_t));
-  backend_.Sample({.logits = logits,
-                   .logit_rows = AsConst(CopyIn(Buffer::kSampleRows, batch.sample_rows)),
-                   .rows = AsConst(CopyIn(Buffer::kSampling, batch.sampling)),
-                   .adjustments = AsConst(CopyIn(Buffer::kAdjustments, batch.adjustments)),
-                   .masks = {},
-                   .vocabulary_limit = config_.vocabulary_limit,
-                   .tokens = activations_.AsVector<std::int32_t>(Buffer::kSampledTokens, rows),
-                   .logprobs = activations_.AsVector<float>(Buffer::kSampledLogprobs, rows),
-                   .top_ids = activations_.AsMatrix<std::int32_t>(Buffer::kSampledTopIds, rows,
-                                                                  kTopLogprobsMax),
-                   .top_logprobs = activations_.AsMatrix<float>(Buffer::kSampledTopLogprobs, rows,
-                                                                kTopLogprobsMax),
-                   .faults = faults});
-}
-
-void ModelExecutor::CopyResult(const ForwardBatch& batch, const DeviceBatch& device,
-                               const Matrix<const float>& logits) {
-  const std::size_t sampled = batch.sample_rows.size();
-  const std::size_t top = sampled * kTopLogprobsMax;
-  result_.tokens = CopyOut(Buffer::kSampledTokens, tokens_, sampled);
-  result_.logprobs = CopyOut(Buffer::kSampledLogprobs, logprobs_, sampled);
-  result_.top_ids = CopyOut(Buffer::kSampledTopIds, top_ids_, top);
-  result_.top_logprobs = CopyOut(Buffer::kSampledTopLogprobs, top_logprobs_, top);
-  result_.sample_faults = CopyOut(Buffer::kSampleFaults, sample_faults_, sampled);
-  result_.row_faults =
-      CopyOut(Buffer::kRowFaults, row_faults_, static_cast<std::size_t>(device.row_faults.size));
-  result_.logits = {};
-  if (batch.copy_logits) {
-    const auto count = static_cast<std::size_t>(logits.rows * model_config_.vocabulary);
-    result_.logits = CopyOut(Buffer::kLogits, logits_, count);
-  }
+  return graph;
 }
 
 }  // namespace dsa

@@ -1,6 +1,10 @@
-// Runs steps on one device: copies the batch there, runs the transformer and the sampler, copies
-// tokens, faults and, for tools, logits back.  World size 1, so it runs on the engine's thread.
-// Owns the paged caches, the workspaces and the RoPE tables; everything is allocated in Create.
+// Runs steps on one device: one upload of what the batch builder packed, the block tables' changes,
+// transformer and sampler, one download of tokens and faults, one wait; for tools also the logits.
+// World size 1, so it runs on the engine's thread.  Owns the paged caches, the block tables, the
+// workspaces and the RoPE tables; everything is allocated in Create.
+//
+// Batches of recorded shapes run by Record and Replay: what a step of the shape queues is recorded
+// once and then repeated, on whatever the upload brings.
 #pragma once
 
 #include "cache/kv_arena.h"
@@ -10,6 +14,7 @@
 #include "model/limits.h"
 #include "model/model_config.h"
 #include "model/rope_table.h"
+#include "model/step_buffers.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 #include "server/engine/executor.h"
@@ -22,15 +27,18 @@ namespace dsa {
 
 struct ModelExecutorConfig {
   StepLimits limits;
-  std::int32_t blocks;  // of the paged caches; > 0
+  std::int32_t blocks;  // of the paged caches; > 0; one more is taken for rows of padding
   KvFormat kv_format;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
+  bool runs_ahead = false;        // the backend's ops return before they have run
+  // Recorded by Create, so that no step waits for it; others when they are first met.
+  std::vector<StepShape> recorded{};
 };
 
 // What a ModelExecutor takes of the device's memory, in bytes.
 struct ExecutorMemory {
-  std::int64_t cache;      // both regions of all blocks
-  std::int64_t workspace;  // buffers of a step
+  std::int64_t cache;      // both regions of all blocks, padding's included
+  std::int64_t workspace;  // buffers of a step, on the device and on the host
   std::int64_t rope;       // tables of all positions
   std::int64_t scratch;    // of the backend
 
@@ -59,41 +67,43 @@ class ModelExecutor final : public StepExecutor {
     KvArena arena;
     Activations activations;
     DeviceRopeTable rope_table;
+    HostBuffer inputs;   // as much as Buffer::kStepInputs
+    HostBuffer outputs;  // twice as much as Buffer::kStepOutputs
+    HostBuffer logits;   // logits_rows_host rows
   };
   ModelExecutor(Backend& backend, const LoadedModel& model, const ModelExecutorConfig& config,
                 Memory memory);
 
   void BindThread() override { backend_.BindThread(); }
-  const StepResult& Execute(const ForwardBatch& batch) override;
+  void Launch(const ForwardBatch& batch) override;
+  const StepResult& Collect() override;
+  bool RunsAhead() const override { return config_.runs_ahead; }
 
-  const KvArena& arena() const { return arena_; }
+  // The changes of the block tables that a batch brings, for an executor that runs it otherwise.
+  void ApplyTableUpdates(const ForwardBatch& batch);
+
+  const KvArena& arena() const { return memory_.arena; }
 
  private:
-  DeviceBatch CopyBatch(const ForwardBatch& batch);
-  void Sample(const ForwardBatch& batch, const Matrix<const float>& logits);
-  void CopyResult(const ForwardBatch& batch, const DeviceBatch& device,
-                  const Matrix<const float>& logits);
-  template <typename T>
-  Vector<T> CopyIn(Buffer buffer, std::span<const T> values);
-  template <typename T>
-  std::span<const T> CopyOut(Buffer buffer, std::vector<T>& target, std::size_t count);
+  void Queue(const StepShape& shape);
+  GraphId Recorded(const StepShape& shape);
+  void ClearBlockTables();
 
   Backend& backend_;
   const ModelConfig& model_config_;
   const ModelExecutorConfig config_;
-  KvArena arena_;
-  Activations activations_;
-  DeviceRopeTable rope_table_;
+  Memory memory_;
+  // On the device.
+  std::uint8_t* inputs_;
+  std::uint8_t* outputs_;
+  Matrix<std::int32_t> block_tables_;  // the last row is padding's
   Transformer transformer_;
-
-  // Results on the host, at their largest.
-  std::vector<std::int32_t> tokens_;
-  std::vector<float> logprobs_;
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_logprobs_;
-  std::vector<std::int32_t> row_faults_;
-  std::vector<std::int32_t> sample_faults_;
-  std::vector<float> logits_;
+  std::vector<StepShape> recorded_;  // by GraphId
+  StepShape launched_{};
+  std::int64_t launched_logits_ = 0;
+  // Results lie in the two halves of Memory::outputs by turns: one is read while the next is made.
+  std::size_t output_half_bytes_;
+  std::size_t output_offset_ = 0;
   StepResult result_{};
 };
 

@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "common/clock.h"
+#include "scheduler/validate.h"
 #include "server/engine/engine_loop.h"
 #include "server/engine/token_sink.h"
 
@@ -16,7 +17,7 @@ namespace dsa {
 namespace {
 
 constexpr std::int64_t kScoreBytesMax = 64LL << 20;
-constexpr std::int64_t kStopIdsMax = 1024;  // suppressed ids of the one request
+constexpr std::int64_t kRequests = 1;  // running, and waiting
 
 // Keeps what the request's deltas say.
 class Collector final : public TokenSink {
@@ -55,8 +56,13 @@ class LogitsKeeper final : public StepExecutor {
         vocabulary_(vocabulary),
         logits_(static_cast<std::size_t>(positions * vocabulary)) {}
 
-  const StepResult& Execute(const ForwardBatch& batch) override {
-    const StepResult& result = inner_.Execute(batch);
+  void Launch(const ForwardBatch& batch) override {
+    batch_ = &batch;
+    inner_.Launch(batch);
+  }
+  const StepResult& Collect() override {
+    const ForwardBatch& batch = *batch_;
+    const StepResult& result = inner_.Collect();
     if (!batch.copy_logits) {
       return result;
     }
@@ -74,6 +80,7 @@ class LogitsKeeper final : public StepExecutor {
 
  private:
   StepExecutor& inner_;
+  const ForwardBatch* batch_ = nullptr;  // launched
   std::int64_t positions_;
   std::int64_t vocabulary_;
   std::vector<float> logits_;
@@ -109,8 +116,8 @@ EngineConfig EngineConfigFor(const ModelConfig& config, const OfflineOptions& op
                              const Sizes& sizes) {
   EngineConfig engine;
   engine.scheduler.step_tokens_max = sizes.step_tokens;
-  engine.scheduler.sequences_max = 1;
-  engine.scheduler.waiting_max = 1;
+  engine.scheduler.sequences_max = kRequests;
+  engine.scheduler.waiting_max = kRequests;
   engine.scheduler.context_tokens_max = sizes.context;
   engine.scheduler.attention = config.has_indexer() ? options.attention : AttentionMode::kDense;
   engine.scheduler.index_topk = config.index_topk;
@@ -139,9 +146,11 @@ Result<OfflineResult> RunOffline(Backend& backend, const LoadedModel& model,
           backend, model,
           {.limits = {.tokens_max = sizes.step_tokens,
                       .sequences_max = 1,
+                      .table_rows_max = kRequests + kRequests,
                       .context_max = sizes.context,
                       .logit_rows_max = sizes.logit_rows,
-                      .adjustments_max = kStopIdsMax,
+                      .adjustments_max =
+                          kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size()),
                       .masked_until = options.masked_mha_until,
                       .score_bytes_max = kScoreBytesMax,
                       .logits_rows_host = wants_logits ? sizes.logit_rows : 0},

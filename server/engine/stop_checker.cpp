@@ -73,30 +73,42 @@ StopChecker::StopChecker(const StopConditions& stop, const Config& config,
   text_.reserve(TextBytesMax(config.decoder_bytes_max));
 }
 
-std::optional<FinishReason> StopChecker::Push(TokenId id, std::int64_t generated) {
-  DropShown();
-  const bool is_end_id = Contains(end_ids_, id);
-  if ((is_end_id && !ignore_end_) || Contains(stop_ids_, id)) {
-    Flush();
-    return FinishReason::kStop;
+std::optional<FinishReason> StopChecker::Judge(TokenId id, std::int64_t generated) {
+  id_ = id;
+  is_end_id_ = Contains(end_ids_, id);
+  generated_ = generated;
+  judged_.reset();
+  if ((is_end_id_ && !ignore_end_) || Contains(stop_ids_, id)) {
+    judged_ = FinishReason::kStop;
+  } else if (generated >= max_tokens_) {
+    judged_ = FinishReason::kLength;
   }
-  if (decoder_ != nullptr && !is_end_id) {
-    decoder_->Push(id, text_);
-    if (Match(generated)) {
+  return judged_;
+}
+
+std::optional<FinishReason> StopChecker::Show() {
+  if (judged_ == FinishReason::kStop) {
+    Flush();
+    return judged_;
+  }
+  DropShown();
+  if (decoder_ != nullptr && !is_end_id_) {
+    decoder_->Push(id_, text_);
+    if (Match(generated_)) {
       return FinishReason::kStop;
     }
   }
-  if (generated < max_tokens_) {
+  if (!judged_.has_value()) {
     return std::nullopt;
   }
   if (decoder_ != nullptr) {
     decoder_->Finish(text_);
-    if (Match(generated)) {
+    if (Match(generated_)) {
       return FinishReason::kStop;
     }
   }
   shown_ = text_.size();
-  return FinishReason::kLength;
+  return judged_;
 }
 
 void StopChecker::Flush() {

@@ -64,15 +64,18 @@ class alignas(kCacheLineBytes) StopChecker final {
     std::int64_t decoder_bytes_max;    // that one TextDecoder call appends
   };
   // `decoder` may be null: text then stays empty and stop strings never match.  Allocates all that
-  // Push uses.
+  // Show uses.
   StopChecker(const StopConditions& stop, const Config& config,
               std::unique_ptr<TextDecoder> decoder);
 
-  // Judges the next generated token, `generated` counting it.  The finish reason where it is the
-  // last.
-  std::optional<FinishReason> Push(TokenId id, std::int64_t generated);
+  // Judges the next generated token by its id and the length of the reply, `generated` counting it.
+  // The reason where it is the last.
+  std::optional<FinishReason> Judge(TokenId id, std::int64_t generated);
+  // The text of the token judged last; once, before the next is judged.  The finish reason where
+  // the reply ends with it: what Judge said, or a stop string, which only the text shows.
+  std::optional<FinishReason> Show();
 
-  // Says that Push of `id` comes soon.
+  // Says that `id` is judged and shown soon.
   void Prefetch(TokenId id) const {
     PrefetchLines<3>(this);
     if (decoder_ != nullptr) {
@@ -83,7 +86,7 @@ class alignas(kCacheLineBytes) StopChecker final {
   // Ends the text of a reply that is cut off from outside: shows what was held back.
   void Flush();
 
-  // What the last Push or Flush made certain; valid until the next.
+  // What the last Show or Flush made certain; valid until the next.
   std::string_view text() const { return std::string_view(text_).substr(0, shown_); }
 
   // The most bytes that text() can have: held back from before, one token's text, and the
@@ -100,6 +103,12 @@ class alignas(kCacheLineBytes) StopChecker final {
   std::size_t shown_ = 0;    // bytes of text_ that the last call showed
   std::size_t matched_ = 0;  // bytes of text_ that the matcher has read
   std::unique_ptr<TextDecoder> decoder_;
+  // Of the token judged last.
+  TokenId id_{};
+  bool is_end_id_ = false;
+  std::optional<FinishReason> judged_;
+  std::int64_t generated_ = 0;
+
   const std::int64_t max_tokens_;
   StopMatcher matcher_;
   const std::int64_t min_tokens_;

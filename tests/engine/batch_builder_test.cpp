@@ -3,7 +3,10 @@
 #include "tests/scheduler/testing.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -18,13 +21,28 @@ std::vector<T> ToVector(std::span<const T> values) {
   return {values.begin(), values.end()};
 }
 
-BatchBuilder MakeBuilder(const SchedulerRig& rig) {
+BatchBuilder MakeBuilder(const SchedulerRig& rig, std::vector<std::int64_t> row_buckets = {}) {
   return BatchBuilder({.step_tokens_max = rig.scheduler.config().step_tokens_max,
                        .sequences_max = rig.scheduler.config().sequences_max,
                        .slots_max = rig.scheduler.slots(),
                        .context_tokens_max = rig.scheduler.config().context_tokens_max,
                        .tokens_per_block = rig.pool.tokens_per_block(),
-                       .end_ids = {TokenId{7}}});
+                       .end_ids = {TokenId{7}},
+                       .row_buckets = std::move(row_buckets),
+                       .padding_block = rig.pool.blocks()});
+}
+
+// A change of a block table, with its blocks.
+struct Change {
+  std::int32_t row;
+  std::int32_t first;
+  std::vector<std::int32_t> blocks;
+  friend bool operator==(const Change&, const Change&) = default;
+};
+
+Change BlocksOf(const ForwardBatch& batch, std::size_t index) {
+  const TableUpdate& update = batch.table_updates[index];
+  return {update.row, update.first, ToVector(batch.ids.subspan(update.source, update.count))};
 }
 
 TEST_CASE("A batch holds each row's token, position, slot and table", "[batch_builder]") {
@@ -37,11 +55,21 @@ TEST_CASE("A batch holds each row's token, position, slot and table", "[batch_bu
   CHECK(ToVector(batch.token_ids) ==
         std::vector<std::int32_t>{100, 101, 102, 103, 104, 105, 200, 201});
   CHECK(ToVector(batch.positions) == std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 0, 1});
-  CHECK(ToVector(batch.sequences) == std::vector<std::int32_t>{0, 0, 0, 0, 0, 0, 1, 1});
-  CHECK(batch.block_table_stride == 2);
-  CHECK(ToVector(batch.block_tables) == std::vector<std::int32_t>{a.blocks().ids()[0],
-                                                                  a.blocks().ids()[1],
-                                                                  b.blocks().ids()[0], -1});
+  const std::int32_t row_a = a.slot();
+  const std::int32_t row_b = b.slot();
+  CHECK(ToVector(batch.sequences) ==
+        std::vector<std::int32_t>{row_a, row_a, row_a, row_a, row_a, row_a, row_b, row_b});
+  REQUIRE(batch.table_updates.size() == 2);
+  CHECK(BlocksOf(batch, 0) == Change{row_a, 0, {a.blocks().ids()[0], a.blocks().ids()[1]}});
+  CHECK(BlocksOf(batch, 1) == Change{row_b, 0, {b.blocks().ids()[0]}});
+  CHECK(batch.shape == StepShape{.tokens = 8,
+                                 .logit_rows = 2,
+                                 .samples = 2,
+                                 .table_updates = 2,
+                                 .rows = {8, 0, 0, 0},
+                                 .visible_max = 64,
+                                 .rows_per_sequence = 0});
+  CHECK(batch.packed.size() == InputBytes(batch.shape) + 3 * sizeof(std::int32_t));
   for (std::size_t row = 0; row < 8; ++row) {
     const Sequence& owner = row < 6 ? a : b;
     CHECK(batch.slots[row] == owner.blocks().Slot(batch.positions[row]));
@@ -85,13 +113,90 @@ TEST_CASE("Runs cover the rows by path, and a sequence keeps one table", "[batch
   rig.Add({.prompt = 12, .max_tokens = 3});
   const StepPlan& plan = rig.scheduler.Plan(0);
   const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
-  REQUIRE(batch.runs.size() == 3);
-  CHECK(batch.runs[0].path == AttentionPath::kDense);
-  CHECK(batch.runs[1].path == AttentionPath::kMaskedAll);
-  CHECK(batch.runs[2].path == AttentionPath::kSparse);
+  CHECK(batch.shape.rows == std::array<std::int64_t, kAttentionPaths>{4, 4, 0, 4});
   CHECK(ToVector(batch.positions) ==
         std::vector<std::int32_t>{4, 5, 6, 7, 0, 1, 2, 3, 8, 9, 10, 11});
-  CHECK(batch.block_tables.size() == 3);
+  REQUIRE(batch.table_updates.size() == 1);
+  CHECK(batch.table_updates[0].count == 3);
+}
+
+TEST_CASE("Only changes of block tables are sent", "[batch_builder]") {
+  SchedulerRig rig({.blocks = 5, .sequences_max = 2});
+  BatchBuilder builder = MakeBuilder(rig);
+  const Sequence& first = rig.Add({.prompt = 4, .max_tokens = 13});
+  const Sequence& victim = rig.Add({.prompt = 5, .max_tokens = 8, .first_token = 50});
+  std::map<std::int32_t, std::vector<std::int32_t>> tables;
+  std::int64_t sent = 0;
+  while (!rig.scheduler.running().empty() || !rig.scheduler.waiting().empty()) {
+    const StepPlan& plan = rig.scheduler.Plan(0);
+    const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
+    for (std::size_t i = 0; i < batch.table_updates.size(); ++i) {
+      const Change change = BlocksOf(batch, i);
+      sent += static_cast<std::int64_t>(change.blocks.size());
+      std::vector<std::int32_t>& table = tables[change.row];
+      table.resize(std::max(table.size(), change.first + change.blocks.size()));
+      std::copy(change.blocks.begin(), change.blocks.end(), table.begin() + change.first);
+    }
+    for (std::size_t row = 0; row < batch.positions.size(); ++row) {
+      const auto position = static_cast<std::size_t>(batch.positions[row]);
+      CHECK(tables[batch.sequences[row]].at(position / 4) * 4 + position % 4 ==
+            static_cast<std::size_t>(batch.slots[row]));
+    }
+    rig.scheduler.Commit(plan);
+    for (const StepPlan::Row& row : plan.rows) {
+      if (row.samples > 0) {
+        rig.scheduler.Append(row.slot, TokenId{1});
+        if (rig.scheduler.sequences()[row.slot]->behind() == 1 &&
+            rig.scheduler.sequences()[row.slot]->generated() ==
+                rig.scheduler.sequences()[row.slot]->request().stop.max_tokens) {
+          rig.scheduler.Remove(row.slot, CachedBlocks::kKeep);
+        }
+      }
+    }
+  }
+  // 4 blocks of the first; of the other one those before its preemption and all behind it.
+  CHECK(rig.scheduler.preemptions() == 1);
+  CHECK(sent > 4 + 3);
+  CHECK(sent <= 4 + 2 * 3);
+  CHECK(first.slot() != victim.slot());
+}
+
+TEST_CASE("Decoding steps are padded to the next bucket, on one path", "[batch_builder]") {
+  CHECK(RowBuckets(1, 64) == std::vector<std::int64_t>{1});
+  CHECK(RowBuckets(7, 4) == std::vector<std::int64_t>{1, 2, 4, 7});
+  CHECK(RowBuckets(256, 64) == std::vector<std::int64_t>{1, 2, 4, 8, 16, 32, 64, 128, 192, 256});
+  SchedulerRig rig({.sequences_max = 7, .attention = AttentionMode::kSparse, .index_topk = 8});
+  BatchBuilder builder = MakeBuilder(rig, RowBuckets(7, 4));
+  rig.Add({.prompt = 3, .max_tokens = 9});
+  rig.Add({.prompt = 10, .max_tokens = 9, .first_token = 50});
+  rig.Add({.prompt = 5, .max_tokens = 9, .first_token = 90});
+  const StepPlan& prefill = rig.scheduler.Plan(0);
+  const ForwardBatch& eager = builder.Build(prefill, rig.scheduler.sequences());
+  CHECK_FALSE(eager.recorded);
+  CHECK(eager.shape.tokens == 18);
+  CHECK(eager.tokens == 18);
+  rig.scheduler.Commit(prefill);
+  for (std::int32_t slot = 0; slot < 3; ++slot) {
+    rig.scheduler.Append(slot, TokenId{1});
+  }
+  const ForwardBatch& batch = builder.Build(rig.scheduler.Plan(0), rig.scheduler.sequences());
+  CHECK(batch.recorded);
+  CHECK(batch.tokens == 3);
+  CHECK(batch.samples == 3);
+  CHECK(batch.shape == StepShape{.tokens = 4,
+                                 .logit_rows = 4,
+                                 .samples = 4,
+                                 .table_updates = 4,
+                                 .rows = {0, 0, 0, 4},  // two of them see few keys
+                                 .visible_max = 64,
+                                 .rows_per_sequence = 1});
+  CHECK(batch.positions[3] == 0);
+  CHECK(batch.sequences[3] == rig.scheduler.slots());
+  CHECK(batch.slots[3] == 16 * 4);
+  CHECK(ToVector(batch.sample_rows) == std::vector<std::int32_t>{0, 1, 2, 3});
+  CHECK(ToVector(batch.logit_rows) == std::vector<std::int32_t>{0, 1, 2, 3});
+  CHECK(batch.sampling[3].temperature == 0.0F);
+  CHECK(batch.table_updates[3].count == 0);
 }
 
 TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_builder]") {

@@ -96,6 +96,60 @@ TEST_CASE("When the device fails every request ends with that and nothing is sai
   CHECK(rig.engine.pool().referenced_blocks() == 0);
 }
 
+// What the clients of four requests heard, and how many deltas came while a step was in flight.
+struct Heard {
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  std::int64_t in_flight = 0;
+  std::int64_t steps = 0;
+};
+
+Heard HearFour(bool runs_ahead) {
+  Rig rig(testing::SmallEngine());
+  rig.executor.runs_ahead = runs_ahead;
+  Heard heard;
+  rig.executor.on_execute = [&](const ForwardBatch&) { ++heard.steps; };
+  rig.executor.on_collect = [&] { heard.in_flight += rig.engine.PumpOnce(); };
+  auto stopped = MakeRequest("stop-string", 5, 30);
+  stopped.stop.stop_strings = {"kl"};  // of "fghijkl"
+  auto likely = MakeRequest("length", 7, 3);
+  likely.sampling.top_logprobs = 2;
+  likely.stop.stop_strings = {"jz"};  // held back until the end
+  heard.sinks = {rig.Submit(stopped), rig.Submit(likely), rig.Submit(MakeRequest("end", 47, 9)),
+                 rig.Submit(MakeRequest("cancelled", 9, 30))};
+  for (int step = 0; step < 10; ++step) {
+    rig.Run(1);
+    if (step == 3) {
+      heard.sinks[3]->Cancel();
+    }
+  }
+  CHECK(rig.engine.pool().referenced_blocks() == 0);
+  CHECK(rig.engine.Load().requests_finished == 4);
+  return heard;
+}
+
+TEST_CASE("Text that is shown while the next step runs is the same", "[engine]") {
+  const Heard plain = HearFour(false);
+  const Heard ahead = HearFour(true);
+  CHECK(plain.in_flight == 1);  // the end of the cancelled one, before the launch
+  CHECK(ahead.in_flight > 10);
+  CHECK(ahead.steps == plain.steps + 1);  // a stop string is found one step late
+  CHECK(plain.sinks[0]->text() == "fghij");
+  CHECK(plain.sinks[3]->finish() == FinishReason::kCancelled);
+  for (std::size_t i = 0; i < plain.sinks.size(); ++i) {
+    CAPTURE(i);
+    CHECK(ahead.sinks[i]->ids() == plain.sinks[i]->ids());
+    CHECK(ahead.sinks[i]->text() == plain.sinks[i]->text());
+    CHECK(ahead.sinks[i]->finish() == plain.sinks[i]->finish());
+    CHECK(ahead.sinks[i]->ends() == 1);
+    const Usage a = ahead.sinks[i]->usage();
+    const Usage p = plain.sinks[i]->usage();
+    CHECK(a.completion_tokens == p.completion_tokens);
+    CHECK(a.queue_us == p.queue_us);
+    CHECK(a.prefill_us == p.prefill_us);
+    CHECK(a.decode_us == p.decode_us);
+  }
+}
+
 TEST_CASE("The end id ends a reply, is counted, and has no text", "[engine]") {
   Rig rig(testing::SmallEngine());
   auto request = MakeRequest("a", 48, 9);
@@ -384,6 +438,13 @@ TEST_CASE("An engine configuration out of range is refused by name", "[engine]")
   config = testing::SmallEngine();
   config.end_ids = {TokenId{50}};
   CHECK(Validate(config).error().message == "engine.end_ids is 50, allowed is 0 to 49");
+  config = testing::SmallEngine();
+  config.row_buckets = {1, 8};
+  CHECK(Validate(config).ok());
+  config.row_buckets = {1, 4, 4, 8};
+  CHECK(Validate(config).error().message == "engine.row_buckets is 4, allowed is 5 to 12");
+  config.row_buckets = {1, 4};
+  CHECK(Validate(config).error().message == "engine.row_buckets.back is 4, allowed is 8 to 8");
 }
 
 }  // namespace

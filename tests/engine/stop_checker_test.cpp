@@ -37,7 +37,9 @@ Reply Feed(const StopConditions& stop, const std::vector<std::string>& pieces) {
   Reply reply;
   while (!reply.finish.has_value() && reply.tokens < pieces.size()) {
     const TokenId id{static_cast<std::int32_t>(reply.tokens++)};
-    reply.finish = checker.Push(id, static_cast<std::int64_t>(reply.tokens));
+    const auto judged = checker.Judge(id, static_cast<std::int64_t>(reply.tokens));
+    reply.finish = checker.Show();
+    CHECK((!judged.has_value() || reply.finish.has_value()));
     reply.shown.emplace_back(checker.text());
     reply.text += checker.text();
   }

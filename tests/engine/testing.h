@@ -28,47 +28,40 @@ class ManualClock final : public Clock {
 // grown.
 class ScriptedExecutor final : public StepExecutor {
  public:
-  const StepResult& Execute(const ForwardBatch& batch) override {
+  void Launch(const ForwardBatch& batch) override {
     if (on_execute) {
       on_execute(batch);
     }
-    const std::size_t samples = batch.sample_rows.size();
-    tokens_.resize(samples);
-    logprobs_.assign(samples, -0.5F);
-    top_ids_.assign(samples * kTopLogprobsMax, -1);
-    top_logprobs_.assign(samples * kTopLogprobsMax, 0.0F);
-    row_faults_.assign(batch.token_ids.size(), 0);
-    sample_faults_.assign(samples, 0);
-    for (std::size_t i = 0; i < samples; ++i) {
-      tokens_[i] = static_cast<std::int32_t>(batch.sampling[i].position % 50);
-      for (std::int32_t k = 0; k < batch.sampling[i].top_logprobs; ++k) {
-        top_ids_[i * kTopLogprobsMax + k] = k;
+    std::swap(outputs_, before_);
+    const StepOutputs& outputs = outputs_.Reset(batch.shape);
+    for (std::int64_t i = 0; i < outputs.tokens.size; ++i) {
+      const SamplingRow& sampling = batch.sampling[i];
+      outputs.tokens.data[i] = static_cast<std::int32_t>(sampling.position % 50);
+      outputs.logprobs.data[i] = -0.5F;
+      for (std::int32_t k = 0; k < sampling.top_logprobs; ++k) {
+        outputs.top_ids.Row(i)[k] = k;
       }
     }
     if (faulty_row >= 0) {
-      row_faults_[faulty_row] = kRowFaultIndexerNan;
+      outputs.row_faults.data[faulty_row] = kRowFaultIndexerNan;
     }
-    result_ = {.tokens = tokens_,
-               .logprobs = logprobs_,
-               .top_ids = top_ids_,
-               .top_logprobs = top_logprobs_,
-               .row_faults = row_faults_,
-               .sample_faults = sample_faults_,
-               .logits = {}};
-    return result_;
   }
+  const StepResult& Collect() override {
+    if (on_collect) {
+      on_collect();
+    }
+    return outputs_.result();
+  }
+  bool RunsAhead() const override { return runs_ahead; }
 
-  std::function<void(const ForwardBatch&)> on_execute;
+  std::function<void(const ForwardBatch&)> on_execute;  // at Launch
+  std::function<void()> on_collect;
+  bool runs_ahead = false;
   std::int64_t faulty_row = -1;
 
  private:
-  std::vector<std::int32_t> tokens_;
-  std::vector<float> logprobs_;
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_logprobs_;
-  std::vector<std::int32_t> row_faults_;
-  std::vector<std::int32_t> sample_faults_;
-  StepResult result_{};
+  HostStepOutputs outputs_;
+  HostStepOutputs before_;  // of the step before: still read while this one runs
 };
 
 // What a client saw.  Thread-safe.

@@ -35,26 +35,33 @@ Request GreedyRequest(const SequenceRequest& wanted) {
 
 SequenceRunner::SequenceRunner(Backend& backend, const LoadedModel& model,
                                const RunOptions& options)
-    : vocabulary_(model.config.vocabulary),
+    : options_(options),
+      vocabulary_(model.config.vocabulary),
       pool_(options.blocks, kTokensPerBlock),
       cache_(pool_),
       hasher_({.identity = "test", .tokens_per_block = kTokensPerBlock}),
       scheduler_(SchedulerConfigFor(model.config, options),
                  {.pool = pool_, .cache = cache_, .hasher = hasher_}) {
   const std::int64_t logit_rows = options.step_tokens_max;
-  auto executor =
-      ModelExecutor::Create(backend, model,
-                            {.limits = {.tokens_max = options.step_tokens_max,
-                                        .sequences_max = options.sequences_max,
-                                        .context_max = options.context_max,
-                                        .logit_rows_max = logit_rows,
-                                        .adjustments_max = 1024,
-                                        .masked_until = options.masked_until,
-                                        .score_bytes_max = options.score_bytes_max,
-                                        .logits_rows_host = logit_rows},
-                             .blocks = options.blocks,
-                             .kv_format = options.kv_format,
-                             .vocabulary_limit = static_cast<std::int32_t>(vocabulary_)});
+  const bool selects = scheduler_.config().attention == AttentionMode::kSparse;
+  auto executor = ModelExecutor::Create(
+      backend, model,
+      {.limits = {.tokens_max = options.step_tokens_max,
+                  .sequences_max = options.sequences_max,
+                  .table_rows_max = scheduler_.slots(),
+                  .context_max = options.context_max,
+                  .logit_rows_max = logit_rows,
+                  .adjustments_max = 1024,
+                  .masked_until = options.masked_until,
+                  .score_bytes_max = options.score_bytes_max,
+                  .logits_rows_host = logit_rows},
+       .blocks = options.blocks,
+       .kv_format = options.kv_format,
+       .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
+       .recorded = options.record_at_start
+                       ? DecodeShapes(options.row_buckets, options.context_max,
+                                      selects ? model.config.index_topk : options.context_max)
+                       : std::vector<StepShape>()});
   executor_ = std::move(executor).value();
   builder_ = std::make_unique<BatchBuilder>(
       BatchBuilder::Config{.step_tokens_max = options.step_tokens_max,
@@ -62,7 +69,9 @@ SequenceRunner::SequenceRunner(Backend& backend, const LoadedModel& model,
                            .slots_max = scheduler_.slots(),
                            .context_tokens_max = options.context_max,
                            .tokens_per_block = kTokensPerBlock,
-                           .end_ids = {}});
+                           .end_ids = {},
+                           .row_buckets = options.row_buckets,
+                           .padding_block = options.blocks});
 }
 
 std::vector<SequenceOutput> SequenceRunner::Run(const std::vector<SequenceRequest>& requests) {
@@ -84,24 +93,35 @@ void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
   const StepPlan& plan = scheduler_.Plan(0);
   DSA_CHECK(!plan.rows.empty(), "SequenceRunner: nothing can run");
   ForwardBatch batch = builder_->Build(plan, scheduler_.sequences());
-  batch.copy_logits = true;
-  const StepResult& result = executor_->Execute(batch);
+  batch.copy_logits = options_.logits;
+  steps_recorded_ += batch.recorded ? 1 : 0;
+  // Copies: a test may overwrite the batch once it is launched.
+  const std::vector<std::int32_t> logit_rows(batch.logit_rows.begin(), batch.logit_rows.end());
+  const std::vector<std::int32_t> positions(batch.positions.begin(), batch.positions.end());
+  if (before_step) {
+    before_step(batch);
+  }
+  executor_->Launch(batch);
+  const StepResult& result = executor_->Collect();
   // The plan's rows are the batch's rows in order: which sequence each one belongs to.
   std::vector<std::int32_t> slot_of_row;
   std::vector<std::int32_t> sampling_slots;
   for (const StepPlan::Row& row : plan.rows) {
     slot_of_row.insert(slot_of_row.end(), static_cast<std::size_t>(row.tokens), row.slot);
-    if (row.sample) {
+    if (row.samples > 0) {
       sampling_slots.push_back(row.slot);
     }
   }
   const auto output = [&](std::int32_t slot) -> SequenceOutput& {
     return outputs[static_cast<std::size_t>(output_of_slot[static_cast<std::size_t>(slot)])];
   };
-  for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
-    const auto row = static_cast<std::size_t>(batch.logit_rows[i]);
+  for (std::size_t i = 0; i < logit_rows.size() && !result.logits.empty(); ++i) {
+    const auto row = static_cast<std::size_t>(logit_rows[i]);
+    if (row >= slot_of_row.size()) {
+      break;  // padding
+    }
     const auto first = result.logits.begin() + static_cast<std::int64_t>(i) * vocabulary_;
-    output(slot_of_row[row]).logits[batch.positions[row]] =
+    output(slot_of_row[row]).logits[positions[row]] =
         std::vector<float>(first, first + vocabulary_);
   }
   for (std::size_t row = 0; row < slot_of_row.size(); ++row) {

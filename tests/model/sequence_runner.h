@@ -10,6 +10,7 @@
 #include "server/engine/model_executor.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -26,6 +27,9 @@ struct RunOptions {
   std::int64_t masked_until = 0;
   std::int32_t blocks = 64;
   std::int64_t score_bytes_max = 1 << 16;
+  std::vector<std::int64_t> row_buckets{};  // the last one sequences_max; empty: none
+  bool record_at_start = false;             // all of their shapes
+  bool logits = true;                       // copy them to the host
 };
 
 struct SequenceOutput {
@@ -54,13 +58,19 @@ class SequenceRunner final {
   // blocks that are neither consecutive nor ascending.
   void ShuffleFreeBlocks();
 
+  // Called with each batch before it is run.
+  std::function<void(const ForwardBatch&)> before_step;
+
   BlockPool& pool() { return pool_; }
   const KvArena& arena() const { return executor_->arena(); }
+  std::int64_t steps_recorded() const { return steps_recorded_; }  // of all runs
 
  private:
   void Step(std::vector<SequenceOutput>& outputs, std::span<const std::int32_t> output_of_slot);
 
+  const RunOptions options_;
   std::int64_t vocabulary_;
+  std::int64_t steps_recorded_ = 0;
   BlockPool pool_;
   PrefixCache cache_;
   PrefixHasher hasher_;

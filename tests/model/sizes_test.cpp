@@ -55,22 +55,23 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
   const TestModel model(CheckpointFolder("v32_f32", FindGoldenCase("v32_f32").options), backend);
   StepLimits limits{.tokens_max = 100,
                     .sequences_max = 4,
+                    .table_rows_max = 6,
                     .context_max = 1000,
                     .logit_rows_max = 4,
                     .adjustments_max = 0,
                     .masked_until = 0,
-                    .score_bytes_max = 10 * 1000 * 4,
+                    .score_bytes_max = 10 * 1024 * 4,
                     .logits_rows_host = 0};
   const auto bytes = [&](Buffer buffer) {
     return PlanWorkspace(model.config, limits).bytes.at(static_cast<std::size_t>(buffer));
   };
   CHECK(PlanWorkspace(model.config, limits).score_rows == 10);
-  CHECK(bytes(Buffer::kScores) == 10 * 1000 * 4);
+  CHECK(bytes(Buffer::kScores) == 10 * 1024 * 4);
   limits.score_bytes_max = 1;
   CHECK(PlanWorkspace(model.config, limits).score_rows == 1);
   limits.score_bytes_max = std::int64_t{1} << 40;
   CHECK(PlanWorkspace(model.config, limits).score_rows == 100);
-  CHECK(bytes(Buffer::kBlockTables) == 4 * 16 * 4);
+  CHECK(bytes(Buffer::kBlockTables) == 7 * 16 * 4);
   CHECK(bytes(Buffer::kQuantized) == 0);  // nothing is fp8 in a float32 checkpoint
   CHECK(bytes(Buffer::kResidual) == 100 * model.config.hidden * 4);
 }
@@ -83,11 +84,16 @@ class CountingBackend final : public ForwardingBackend {
   using ForwardingBackend::ForwardingBackend;
 
   std::int64_t allocated = 0;
+  std::int64_t host = 0;
   std::int64_t scratch = 0;
 
   Result<DeviceBuffer> Allocate(std::size_t bytes) override {
     allocated += static_cast<std::int64_t>(bytes);
     return ForwardingBackend::Allocate(bytes);
+  }
+  Result<HostBuffer> AllocateHost(std::size_t bytes) override {
+    host += static_cast<std::int64_t>(bytes);
+    return ForwardingBackend::AllocateHost(bytes);
   }
   Status ReserveScratch(const ScratchLimits& limits) override {
     scratch += ScratchBytes(limits);
@@ -105,9 +111,11 @@ TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
   const Checkpoint checkpoint = Checkpoint::Open(CheckpointFolder(name, {})).value();
   CHECK(backend.allocated == WeightBytes(checkpoint));
   backend.allocated = 0;
+  backend.host = 0;  // of the loader
   const ModelExecutorConfig config = {
       .limits = {.tokens_max = 33,
                  .sequences_max = 5,
+                 .table_rows_max = 9,
                  .context_max = 700,
                  .logit_rows_max = 5,
                  .adjustments_max = 10,
@@ -119,9 +127,9 @@ TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
       .vocabulary_limit = static_cast<std::int32_t>(model.config.vocabulary)};
   const ExecutorMemory planned = PlanMemory(backend, model.config, config);
   REQUIRE(ModelExecutor::Create(backend, model.loaded(), config).ok());
-  CHECK(backend.allocated == planned.cache + planned.workspace + planned.rope);
+  CHECK(backend.allocated + backend.host == planned.cache + planned.workspace + planned.rope);
   CHECK(backend.scratch == planned.scratch);
-  CHECK(planned.total() == backend.allocated + backend.scratch);
+  CHECK(planned.total() == backend.allocated + backend.host + backend.scratch);
 }
 
 TEST_CASE("buffers are aligned and do not overlap", "[model][limits]") {
@@ -130,7 +138,7 @@ TEST_CASE("buffers are aligned and do not overlap", "[model][limits]") {
   plan.bytes.fill(300);
   CHECK(plan.total_bytes() == kBuffers * 512);
   const Activations activations = Activations::Create(backend, plan, DataType::kBf16).value();
-  const std::uint8_t* first = activations.AsVector<std::uint8_t>(Buffer::kTokenIds, 300).data;
+  const std::uint8_t* first = activations.AsVector<std::uint8_t>(Buffer::kStepInputs, 300).data;
   for (int i = 0; i < kBuffers; ++i) {
     const auto buffer = static_cast<Buffer>(i);
     CHECK(activations.AsVector<std::uint8_t>(buffer, 300).data == first + i * 512);

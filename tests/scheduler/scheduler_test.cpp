@@ -31,7 +31,7 @@ TEST_CASE("A long prompt is computed in chunks and its last one samples", "[sche
     REQUIRE(plan.rows.size() == 1);
     CHECK(plan.rows[0].tokens == expected);
     CHECK(plan.rows[0].first_position == sequence.computed());
-    CHECK(plan.rows[0].sample == (expected == 4));
+    CHECK(plan.rows[0].samples == (expected == 4 ? 1 : 0));
     rig.scheduler.Commit(plan);
   }
   CHECK(sequence.behind() == 0);
@@ -128,7 +128,7 @@ TEST_CASE("A shared prefix is not computed again, but for its last token", "[sch
   const StepPlan& plan = rig.scheduler.Plan(0);
   CHECK(second.cache_hit_tokens() == shared);
   CHECK(plan.tokens == prompt - shared);
-  CHECK(plan.rows.back().sample);
+  CHECK(plan.rows.back().samples == 1);
 }
 
 TEST_CASE("Other salts, and requests for prompt logits, share nothing", "[scheduler]") {

@@ -85,7 +85,7 @@ class SchedulerRig final {
     scheduler.CheckInvariants();
     scheduler.Commit(plan);
     for (const StepPlan::Row& row : plan.rows) {
-      if (row.sample) {
+      if (row.samples > 0) {
         const Sequence& sequence = *scheduler.sequences()[row.slot];
         scheduler.Append(row.slot, TokenId{1000});
         if (sequence.generated() == sequence.request().stop.max_tokens) {

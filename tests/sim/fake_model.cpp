@@ -197,28 +197,57 @@ Expected RunAlone(const SimConfig& config, const Request& request) {
   return expected;
 }
 
+void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler) {
+  pool_ = &pool;
+  scheduler_ = &scheduler;
+  writes_.Observe(pool, scheduler);
+  padding_row_ = scheduler.slots();
+  table_columns_ = config_.scheduler.context_tokens_max / config_.tokens_per_block + 1;
+  block_tables_.assign((padding_row_ + 1) * table_columns_, kNoBlock);
+  block_tables_[padding_row_ * table_columns_] = config_.blocks;
+}
+
 void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
-  const std::size_t rows = batch.token_ids.size();
-  SIM_CHECK(rows > 0, "an empty batch");
-  SIM_CHECK(static_cast<std::int64_t>(rows) <= config_.scheduler.step_tokens_max,
-            "a batch beyond the token budget");
-  SIM_CHECK(batch.positions.size() == rows && batch.slots.size() == rows &&
-                batch.sequences.size() == rows,
-            "arrays of different lengths");
-  const std::int64_t sequences =
-      static_cast<std::int64_t>(batch.block_tables.size()) / batch.block_table_stride;
-  SIM_CHECK(sequences <= config_.scheduler.sequences_max, "more sequences than may run");
-  std::vector<std::vector<std::int32_t>> positions(sequences);
-  for (std::size_t row = 0; row < rows; ++row) {
-    positions[batch.sequences[row]].push_back(batch.positions[row]);
+  const StepShape& shape = batch.shape;
+  SIM_CHECK(batch.tokens > 0 && batch.tokens <= shape.tokens, "an empty batch");
+  SIM_CHECK(shape.tokens <= config_.scheduler.step_tokens_max, "a batch beyond the token budget");
+  SIM_CHECK(shape.tokens == batch.tokens || batch.recorded, "a step is padded for nothing");
+  std::map<std::int32_t, std::vector<std::int32_t>> positions;
+  for (std::int64_t row = 0; row < shape.tokens; ++row) {
+    const std::int32_t position = batch.positions[row];
+    SIM_CHECK(position < shape.visible_max, "a row sees more than the step says");
+    if (row < batch.tokens) {
+      positions[batch.sequences[row]].push_back(position);
+    } else {
+      SIM_CHECK(batch.sequences[row] == padding_row_ && position == 0 &&
+                    batch.slots[row] / config_.tokens_per_block == config_.blocks,
+                "padding is not where it should be");
+    }
   }
-  for (std::vector<std::int32_t>& own : positions) {
-    SIM_CHECK(!own.empty(), "a sequence without rows");
+  SIM_CHECK(static_cast<std::int64_t>(positions.size()) <= config_.scheduler.sequences_max,
+            "more sequences than may run");
+  for (auto& [sequence, own] : positions) {
     std::sort(own.begin(), own.end());
     for (std::size_t i = 1; i < own.size(); ++i) {
       SIM_CHECK(own[i] == own[i - 1] + 1, "positions of a sequence are not consecutive");
     }
   }
+}
+
+// A recorded step repeats what the first of its kind queued: by how many rows, on which path and
+// under how many keys it is known, and nothing else of its shape may differ.
+void FakeExecutor::CheckRecorded(const ForwardBatch& batch) {
+  const StepShape& shape = batch.shape;
+  if (!batch.recorded) {
+    return;
+  }
+  SIM_CHECK(std::find(config_.row_buckets.begin(), config_.row_buckets.end(), shape.tokens) !=
+                config_.row_buckets.end(),
+            "a recorded step of other rows than were asked for");
+  const bool sparse = shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;
+  const auto [recorded, is_new] =
+      recorded_.try_emplace({shape.tokens, sparse, shape.visible_max}, shape);
+  SIM_CHECK(recorded->second == shape, "two shapes of one recorded step");
 }
 
 // The path of a position, from what a request is and what was found of it when it first ran.
@@ -235,102 +264,127 @@ AttentionPath FakeExecutor::ExpectedPath(const Sequence& sequence, std::int64_t 
   return masked ? AttentionPath::kMaskedAll : AttentionPath::kDense;
 }
 
-void FakeExecutor::CheckRuns(const ForwardBatch& batch) const {
-  std::vector<AttentionPath> paths;
-  for (const AttentionRun& run : batch.runs) {
-    SIM_CHECK(run.first_row == static_cast<std::int32_t>(paths.size()) && run.rows > 0,
-              "attention runs leave a gap");
-    paths.insert(paths.end(), run.rows, run.path);
-  }
-  SIM_CHECK(paths.size() == batch.token_ids.size(), "rows without a path");
-  std::size_t row = 0;
+// In a recorded step all rows take one path: a row that sees no more keys than are selected may
+// select all of them, beside one that must select.
+void FakeExecutor::CheckPaths(const ForwardBatch& batch) const {
+  std::vector<AttentionPath> expected;
   for (const StepPlan::Row& planned : scheduler_->in_flight()->rows) {
     const Sequence& sequence = *scheduler_->Find(planned.sequence, planned.slot);
-    for (std::int64_t i = 0; i < planned.tokens; ++i, ++row) {
-      SIM_CHECK(paths[row] == ExpectedPath(sequence, planned.first_position + i),
-                fmt::format("position {} takes the wrong path", planned.first_position + i));
+    for (std::int64_t i = 0; i < planned.tokens; ++i) {
+      expected.push_back(ExpectedPath(sequence, planned.first_position + i));
     }
+  }
+  const bool any_sparse =
+      std::find(expected.begin(), expected.end(), AttentionPath::kSparse) != expected.end();
+  if (batch.recorded) {
+    for (AttentionPath& path : expected) {
+      path = any_sparse && path == AttentionPath::kDense ? AttentionPath::kSparse : path;
+    }
+    expected.resize(batch.shape.tokens, expected.front());
+  }
+  std::vector<AttentionPath> paths;
+  for (int path = 0; path < kAttentionPaths; ++path) {
+    paths.insert(paths.end(), batch.shape.rows[path], static_cast<AttentionPath>(path));
+  }
+  SIM_CHECK(paths == expected, "a row takes the wrong path");
+}
+
+// What the device does with an upload.
+void FakeExecutor::Upload(const ForwardBatch& batch) {
+  device_.assign(batch.packed.begin(), batch.packed.end());
+  inputs_ = InputsAt(device_.data(), batch.shape);
+  for (std::int64_t i = 0; i < inputs_.table_updates.size; ++i) {
+    const TableUpdate& update = inputs_.table_updates.data[i];
+    SIM_CHECK(update.row >= 0 && update.row < padding_row_ && update.first >= 0 &&
+                  update.first + update.count <= table_columns_,
+              "an update beyond the block tables");
+    std::copy_n(inputs_.ids + update.source, update.count,
+                block_tables_.begin() + update.row * table_columns_ + update.first);
   }
 }
 
-void FakeExecutor::ComputeRow(const ForwardBatch& batch, std::int64_t row) {
+void FakeExecutor::ComputeRow(std::int64_t row, std::int32_t& fault) {
   const std::int32_t block_tokens = config_.tokens_per_block;
-  const std::int64_t position = batch.positions[row];
-  const std::int32_t* table =
-      batch.block_tables.data() + batch.sequences[row] * batch.block_table_stride;
+  const std::int64_t position = inputs_.positions.data[row];
+  const std::int32_t sequence = inputs_.sequences.data[row];
+  const std::int32_t* table = block_tables_.data() + sequence * table_columns_;
   std::uint64_t sum = 0;
   for (std::int64_t first = 0; first < position; first += block_tokens) {
     const std::int64_t block = table[first / block_tokens];
     SIM_CHECK(block >= 0, "a block table ends too early");
+    SIM_CHECK(block < config_.blocks, "the block of padding is read");
     const std::int64_t count = std::min<std::int64_t>(block_tokens, position - first);
     for (std::int64_t i = 0; i < count; ++i) {
       sum += Weigh(values_[block * block_tokens + i], first + i);
     }
   }
   const std::int64_t own = table[position / block_tokens];
-  SIM_CHECK(batch.slots[row] == own * block_tokens + position % block_tokens,
+  const std::int64_t slot = inputs_.slots.data[row];
+  SIM_CHECK(slot == own * block_tokens + position % block_tokens || sequence == padding_row_,
             "a slot is not where the block table says");
-  values_[batch.slots[row]] = ValueOf(sum, batch.token_ids[row], position);
-  row_faults_[row] = TokenId{batch.token_ids[row]} == config_.poison ? kRowFaultIndexerNan : 0;
+  values_[slot] = ValueOf(sum, inputs_.token_ids.data[row], position);
+  fault = TokenId{inputs_.token_ids.data[row]} == config_.poison ? kRowFaultIndexerNan : 0;
 }
 
-void FakeExecutor::Sample(const ForwardBatch& batch) {
-  for (std::size_t i = 0; i < batch.sample_rows.size(); ++i) {
-    const std::int32_t row = batch.logit_rows[batch.sample_rows[i]];
-    const SamplingRow& sampling = batch.sampling[i];
-    SIM_CHECK(sampling.position == batch.positions[row] + 1, "a sample at the wrong position");
-    const auto adjustments =
-        batch.adjustments.subspan(sampling.adjustments_first, sampling.adjustments_count);
+void FakeExecutor::Sample(const StepOutputs& outputs) {
+  for (std::int64_t i = 0; i < inputs_.sample_rows.size; ++i) {
+    const std::int32_t row = inputs_.logit_rows.data[inputs_.sample_rows.data[i]];
+    const SamplingRow& sampling = inputs_.sampling.data[i];
+    SIM_CHECK(sampling.position == inputs_.positions.data[row] + 1,
+              "a sample at the wrong position");
+    const std::span<const LogitAdjustment> adjustments(
+        inputs_.adjustments + sampling.adjustments_first,
+        static_cast<std::size_t>(sampling.adjustments_count));
     const auto is_suppressed = [&](std::int32_t id) {
       return std::any_of(adjustments.begin(), adjustments.end(),
                          [id](const LogitAdjustment& adjustment) {
                            return adjustment.id == id && std::isinf(adjustment.add);
                          });
     };
-    const std::uint64_t value = values_[batch.slots[row]];
+    const std::uint64_t value = values_[inputs_.slots.data[row]];
     const std::uint64_t noise = NoiseOf(sampling.temperature, sampling.seed, sampling.position);
-    tokens_[i] = Draw(config_, value, noise, is_suppressed);
-    logprobs_[i] = -static_cast<float>(tokens_[i]);
-    sample_faults_[i] = LogitsFaulty(config_, value) ? kRowFaultLogits : 0;
+    const std::int32_t token = Draw(config_, value, noise, is_suppressed);
+    outputs.tokens.data[i] = token;
+    outputs.logprobs.data[i] = -static_cast<float>(token);
+    outputs.sample_faults.data[i] = LogitsFaulty(config_, value) ? kRowFaultLogits : 0;
     for (std::int32_t k = 0; k < kTopLogprobsMax; ++k) {
       const bool wanted = k < sampling.top_logprobs;
-      top_ids_[i * kTopLogprobsMax + k] = wanted ? (tokens_[i] + k) % config_.vocabulary : -1;
-      top_logprobs_[i * kTopLogprobsMax + k] = -static_cast<float>(k);
+      outputs.top_ids.Row(i)[k] = wanted ? (token + k) % config_.vocabulary : -1;
+      outputs.top_logprobs.Row(i)[k] = -static_cast<float>(k);
     }
   }
 }
 
-const StepResult& FakeExecutor::Execute(const ForwardBatch& batch) {
+void FakeExecutor::Launch(const ForwardBatch& batch) {
   CheckShape(batch);
   waits_.CheckPlan(*scheduler_, *pool_, writes_.CheckSchedule(batch));
-  CheckRuns(batch);
-  const std::size_t samples = batch.sample_rows.size();
-  row_faults_.assign(batch.token_ids.size(), 0);
-  tokens_.assign(samples, 0);
-  logprobs_.assign(samples, 0.0F);
-  sample_faults_.assign(samples, 0);
-  top_ids_.assign(samples * kTopLogprobsMax, -1);
-  top_logprobs_.assign(samples * kTopLogprobsMax, 0.0F);
+  CheckPaths(batch);
+  CheckRecorded(batch);
+  Upload(batch);
+  std::swap(outputs_, before_);
+  const StepOutputs& outputs = outputs_.Reset(batch.shape);
   // A real model writes all keys of a layer before any row attends; here, where a value depends on
   // those before it, the rows of a sequence must come by position.
   for (const AttentionPath path : kByPosition) {
-    for (const AttentionRun& run : batch.runs) {
-      for (std::int64_t row = 0; run.path == path && row < run.rows; ++row) {
-        ComputeRow(batch, run.first_row + row);
-      }
+    std::int64_t first = 0;
+    for (int before = 0; before < static_cast<int>(path); ++before) {
+      first += batch.shape.rows[before];
+    }
+    const std::int64_t end = first + batch.shape.rows[static_cast<std::size_t>(path)];
+    for (std::int64_t row = first; row < end; ++row) {
+      ComputeRow(row, outputs.row_faults.data[row]);
     }
   }
-  Sample(batch);
+  Sample(outputs);
+}
+
+const StepResult& FakeExecutor::Collect() {
+  if (config_.runs_ahead) {
+    writes_.DropEnded();
+  }
   on_execute_();
   writes_.CheckLanding();
-  result_ = {.tokens = tokens_,
-             .logprobs = logprobs_,
-             .top_ids = top_ids_,
-             .top_logprobs = top_logprobs_,
-             .row_faults = row_faults_,
-             .sample_faults = sample_faults_,
-             .logits = {}};
-  return result_;
+  return outputs_.result();
 }
 
 }  // namespace dsa::sim

@@ -2,8 +2,9 @@
 //
 // FakeExecutor computes it as the real model does, through the paged cache: it stores a value in
 // the slots it is told to write and derives the next token from every value that it reads back
-// through the block tables.  RunAlone computes it from the request alone.  Any error of paging,
-// sharing, preemption or batching makes the two differ.
+// through the block tables.  Like a device it computes from a copy of what was packed, and keeps
+// its block tables from step to step.  RunAlone computes it from the request alone.  Any error of
+// paging, sharing, preemption or batching makes the two differ.
 #pragma once
 
 #include "cache/block_pool.h"
@@ -18,9 +19,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace dsa::sim {
@@ -55,18 +58,16 @@ class FakeExecutor final : public StepExecutor {
   // `on_execute` is called while the step is in flight: time passes, clients come and go.
   FakeExecutor(const SimConfig& config, std::function<void()> on_execute)
       : config_(config), on_execute_(std::move(on_execute)), writes_(config), waits_(config) {
-    const std::int64_t slots = std::int64_t{config.blocks} * config.tokens_per_block;
-    values_.assign(slots, 0);
+    const std::int64_t blocks = std::int64_t{config.blocks} + 1;  // the last one is padding's
+    values_.assign(blocks * config.tokens_per_block, 0);
   }
 
   // Before the first step.
-  void Observe(const BlockPool& pool, const Scheduler& scheduler) {
-    pool_ = &pool;
-    scheduler_ = &scheduler;
-    writes_.Observe(pool, scheduler);
-  }
+  void Observe(const BlockPool& pool, const Scheduler& scheduler);
 
-  const StepResult& Execute(const ForwardBatch& batch) override;
+  void Launch(const ForwardBatch& batch) override;
+  const StepResult& Collect() override;
+  bool RunsAhead() const override { return config_.runs_ahead; }
 
   const WriteLaws& writes() const { return writes_; }
   const WaitLaws& waits() const { return waits_; }
@@ -74,9 +75,13 @@ class FakeExecutor final : public StepExecutor {
  private:
   void CheckShape(const ForwardBatch& batch) const;
   AttentionPath ExpectedPath(const Sequence& sequence, std::int64_t position) const;
-  void CheckRuns(const ForwardBatch& batch) const;
-  void ComputeRow(const ForwardBatch& batch, std::int64_t row);
-  void Sample(const ForwardBatch& batch);
+  void CheckPaths(const ForwardBatch& batch) const;
+  void CheckRecorded(const ForwardBatch& batch);
+  void Upload(const ForwardBatch& batch);
+  void ComputeRow(std::int64_t row, std::int32_t& fault);
+  void Sample(const StepOutputs& outputs);
+
+  static constexpr std::int32_t kNoBlock = -1;
 
   const SimConfig& config_;
   std::function<void()> on_execute_;
@@ -84,15 +89,19 @@ class FakeExecutor final : public StepExecutor {
   const Scheduler* scheduler_ = nullptr;
   WriteLaws writes_;
   WaitLaws waits_;
-  std::vector<std::uint64_t> values_;  // by slot
 
-  std::vector<std::int32_t> tokens_;
-  std::vector<float> logprobs_;
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_logprobs_;
-  std::vector<std::int32_t> row_faults_;
-  std::vector<std::int32_t> sample_faults_;
-  StepResult result_{};
+  // The device.
+  std::vector<std::uint64_t> values_;       // by slot
+  std::vector<std::int32_t> block_tables_;  // [slots + 1, table_columns_]; the last is padding's
+  std::int64_t padding_row_ = 0;
+  std::int64_t table_columns_ = 0;
+  std::vector<std::uint8_t> device_;  // what was uploaded
+  StepInputs inputs_{};               // views of it
+  HostStepOutputs outputs_;
+  HostStepOutputs before_;  // of the step before, while this one runs
+
+  // By rows, whether they select, and visible_max.
+  std::map<std::tuple<std::int64_t, bool, std::int64_t>, StepShape> recorded_;
 };
 
 }  // namespace dsa::sim

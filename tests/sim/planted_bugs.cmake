@@ -152,9 +152,8 @@ plant_bug(scheduler/scheduler.cpp "a waiting head is skipped"
     }]])
 
 plant_bug(scheduler/scheduler.cpp "preempted loses its place"
-  [[  sequence.state_ = SequenceState::kWaiting;]]
-  [[  sequence.state_ = SequenceState::kWaiting;
-  if (BUG) { sequence.order_ = sequences_added_++; }]])
+  [[return policy_->Before(*a, *b); });]]
+  [[return BUG && a->preemptions_ != b->preemptions_ ? a->preemptions_ < b->preemptions_ : policy_->Before(*a, *b); });]])
 plant_bug(scheduler/scheduler.cpp "preemption not counted"
   [[  ++sequence.preemptions_;]]
   [[  if (!BUG || preemptions_ % 3 != 2) { ++sequence.preemptions_; }]])
@@ -176,34 +175,50 @@ plant_bug(scheduler/scheduler.cpp "generation of another block"
 
 planted_source(server/engine/batch_builder.cpp)
 plant_bug(server/engine/batch_builder.cpp "block table of the slot's former sequence"
-  [=[      const auto blocks = sequence.blocks().ids();]=]
-  [=[    static std::vector<std::vector<std::int32_t>> former(1 << 10);
-    auto& kept = former[slot_of_index_[index]];
-    const auto present = sequence.blocks().ids();
-    const auto present_blocks = static_cast<std::int64_t>(present.size());
-    if (!BUG || static_cast<std::int64_t>(kept.size()) < present_blocks) { kept.assign(present.begin(), present.end()); }
-    const auto& blocks = kept;]=])
-plant_bug(server/engine/batch_builder.cpp "block table kept though its blocks changed"
-  [[.changes = sequence.blocks().changes(),]]
-  [[.changes = BUG ? 0 : sequence.blocks().changes(),]])
-plant_bug(server/engine/batch_builder.cpp "block table kept from another sequence"
-  [[const FilledRow wanted{.sequence = sequence.id(),]]
-  [[const FilledRow wanted{.sequence = BUG ? SequenceId{0} : sequence.id(),]])
-plant_bug(server/engine/batch_builder.cpp "block tables kept under another stride"
-  [[  if (stride != filled_stride_) {]]
-  [[  if (!BUG && stride != filled_stride_) {]])
+  [[filled.sequence != sequence->id() ||]]
+  [[(!BUG && filled.sequence != sequence->id()) ||]])
+plant_bug(server/engine/batch_builder.cpp "block table kept though it was cleared"
+  [[filled.clears != blocks.clears()) {]]
+  [[(!BUG && filled.clears != blocks.clears())) {]])
+plant_bug(server/engine/batch_builder.cpp "block table sent to another row"
+  [[    *update++ = {.row = sequence->slot(),]]
+  [[    *update++ = {.row = BUG && count > 0 ? 0 : sequence->slot(),]])
+plant_bug(server/engine/batch_builder.cpp "blocks of a table sent one column late"
+  [[                 .first = static_cast<std::int32_t>(filled.blocks),]]
+  [[                 .first = static_cast<std::int32_t>(filled.blocks + (BUG && filled.blocks > 0 ? 1 : 0)),]])
+plant_bug(server/engine/batch_builder.cpp "table ids over the suppressed ones"
+  [[                 .source = static_cast<std::int32_t>(ids_)};]]
+  [[                 .source = static_cast<std::int32_t>(BUG ? 0 : ids_)};]])
 plant_bug(server/engine/batch_builder.cpp "wrong slot offset"
   [[= sequence.blocks().Slot(position);]]
   [[= sequence.blocks().Slot(BUG && position > 0 ? position - 1 : position);]])
 plant_bug(server/engine/batch_builder.cpp "block table one short"
-  [[(end + config_.tokens_per_block - 1) / config_.tokens_per_block;]]
-  [[std::max<std::int64_t>(1, (end + config_.tokens_per_block - (BUG ? 2 : 1)) / config_.tokens_per_block);]])
+  [[(end + config_.tokens_per_block - 1) / config_.tokens_per_block);]]
+  [[std::max<std::int64_t>(1, (end + config_.tokens_per_block - (BUG ? 2 : 1)) / config_.tokens_per_block));]])
 plant_bug(server/engine/batch_builder.cpp "end ids not suppressed before min_tokens"
   [[  if (sequence.generated() < stop.min_tokens) {]]
   [[  if (!BUG && sequence.generated() < stop.min_tokens) {]])
 plant_bug(server/engine/batch_builder.cpp "sampled from the row before"
-  [[static_cast<std::int32_t>(logit_rows_.size()) - 1);]]
-  [[static_cast<std::int32_t>(logit_rows_.size()) - (BUG && logit_rows_.size() > 1 ? 2 : 1));]])
+  [[static_cast<std::int32_t>(logit_rows_) - 1;]]
+  [[static_cast<std::int32_t>(logit_rows_) - (BUG && logit_rows_ > 1 ? 2 : 1);]])
+plant_bug(server/engine/batch_builder.cpp "padding writes into a block of the pool"
+  [[std::int64_t{config_.padding_block} * config_.tokens_per_block +]]
+  [[std::int64_t{BUG ? config_.padding_block - 1 : config_.padding_block} * config_.tokens_per_block +]])
+plant_bug(server/engine/batch_builder.cpp "padding in a sequence's table row"
+  [[= static_cast<std::int32_t>(config_.slots_max);]]
+  [[= static_cast<std::int32_t>(config_.slots_max - (BUG ? 1 : 0));]])
+plant_bug(server/engine/batch_builder.cpp "width of a step from the shortest row"
+  [[shape.visible_max = std::max(shape.visible_max, row.first_position + row.tokens);]]
+  [[shape.visible_max = BUG ? row.first_position + row.tokens : std::max(shape.visible_max, row.first_position + row.tokens);]])
+plant_bug(server/engine/batch_builder.cpp "a recorded step dense though a row selects"
+  [[shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;]]
+  [[shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > (BUG ? 1 : 0);]])
+plant_bug(server/engine/batch_builder.cpp "a recorded step of its own rows"
+  [[  return DecodeShape(bucket, sparse]]
+  [[  return DecodeShape(BUG ? shape.tokens : bucket, sparse]])
+plant_bug(server/engine/batch_builder.cpp "a prompt's last row in a recorded step"
+  [[!IsMasked(row.path) && row.samples == 1;]]
+  [[(BUG || !IsMasked(row.path)) && row.samples == 1;]])
 
 planted_source(server/engine/stop_checker.cpp)
 plant_bug(server/engine/stop_checker.cpp "stop string leaks"
@@ -227,6 +242,9 @@ plant_bug(server/engine/engine_core.cpp "cancellation ignored in the queue"
 plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
+plant_bug(server/engine/engine_core.cpp "text of the next step's result"
+  [[  judged_result_ = result;]]
+  [[  if (!BUG || judged_result_.tokens.empty()) { judged_result_ = result; }]])
 plant_bug(server/engine/engine_core.cpp "token of another row"
   [[  const TokenId token{result.tokens[entry]};]]
   [[  const TokenId token{result.tokens[BUG && entry > 0 ? entry - 1 : entry]};]])

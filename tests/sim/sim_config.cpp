@@ -1,5 +1,7 @@
 #include "tests/sim/sim_config.h"
 
+#include "server/engine/batch_builder.h"
+
 #include <algorithm>
 
 namespace dsa::sim {
@@ -49,6 +51,10 @@ SimConfig DrawConfig(std::uint64_t seed) {
   config.busy_steps = random.Between(50, 400);
   config.drain = random.Chance(40);
   config.scheduler.masked_rows_min = random.Between(1, 20);
+  config.runs_ahead = random.Chance(50);
+  if (random.Chance(50)) {
+    config.row_buckets = RowBuckets(config.scheduler.sequences_max, config.tokens_per_block);
+  }
   return config;
 }
 

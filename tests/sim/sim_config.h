@@ -39,6 +39,9 @@ struct SimConfig {
   TokenId poison{-1};              // a token whose row is faulty; -1: none
   std::int64_t faulty_one_in = 0;  // sampled rows whose logits are faulty; 0: none
 
+  std::vector<std::int64_t> row_buckets;  // of EngineConfig
+  bool runs_ahead = false;                // text is shown while the next step runs
+
   std::int64_t prompt_max = 8;
   std::int64_t reply_max = 8;
   std::int64_t families = 1;  // beginnings that prompts share

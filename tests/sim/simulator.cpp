@@ -60,6 +60,7 @@ Simulator::Simulator(const SimConfig& config)
                .vocabulary = config.vocabulary,
                .end_ids = config.end_ids,
                .cache_identity = "sim",
+               .row_buckets = config.row_buckets,
                .hash_bits = config.hash_bits},
               {.executor = executor_, .clock = clock_, .decoders = &decoders_}) {
   executor_.Observe(engine_.pool(), engine_.scheduler());
@@ -325,7 +326,7 @@ void Simulator::CheckOldest(EngineProgress progress) {
   for (const auto& sequence : engine_.scheduler().sequences()) {
     if (sequence != nullptr) {
       reserved = reserved || sequence->fully_reserved();
-      if (oldest == nullptr || sequence->order() < oldest->order()) {
+      if (oldest == nullptr || sequence->id() < oldest->id()) {
         oldest = sequence.get();
       }
     }
@@ -341,7 +342,8 @@ void Simulator::CheckOldest(EngineProgress progress) {
                     standing->second.tokens == oldest->tokens();
   oldest_ = Value(oldest->id());
   idle_for_oldest_ = same ? idle_for_oldest_ + 1 : 0;
-  SIM_CHECK(idle_for_oldest_ < 2, fmt::format("sequence {}, the oldest, starves", oldest->order()));
+  SIM_CHECK(idle_for_oldest_ < 2,
+            fmt::format("sequence {}, the oldest, starves", Value(oldest->id())));
 }
 
 void Simulator::CheckEnded(const Client& client) {

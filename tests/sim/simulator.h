@@ -16,6 +16,7 @@
 //   I-10  while anything is live, every step computes something
 //   I-11  a position's attention path follows from its request and what was found of it when it
 //         first ran, however often and in whatever chunks it is computed
+//   I-12  steps that share a recording have one shape; nobody reads the block of padding
 //   and: tenants never share a block; what is cancelled or expired leaves within one step; draining
 //   only shrinks the live set; queue refusals are exact; at the end no block is referenced.
 #pragma once

@@ -39,7 +39,7 @@ std::span<const std::int64_t> WriteLaws::CheckSchedule(const ForwardBatch& batch
     }
     first_computed_.emplace(Value(sequence->request().id), sequence->computed());
   }
-  for (const std::int64_t slot : batch.slots) {
+  for (const std::int64_t slot : batch.slots.first(batch.tokens)) {
     const auto block = static_cast<std::int32_t>(slot / config_.tokens_per_block);
     const BlockId id{block};
     SIM_CHECK(pool_->references(id) == 1 && !pool_->is_cached(id),
@@ -57,6 +57,22 @@ std::span<const std::int64_t> WriteLaws::CheckSchedule(const ForwardBatch& batch
     }
   }
   return granted_;
+}
+
+void WriteLaws::DropEnded() {
+  std::vector<bool> runs(pool_->blocks(), false);
+  for (const Sequence* sequence : scheduler_->running()) {
+    for (const std::int32_t block : sequence->blocks().ids()) {
+      runs[block] = true;
+    }
+  }
+  std::erase_if(writes_, [&](const Write& write) {
+    const bool gone = !runs[write.block];
+    SIM_CHECK(
+        !gone || pool_->generation(BlockId{write.block}) == write.generation,
+        fmt::format("block {} of a sequence that ended in flight was given away", write.block));
+    return gone;
+  });
 }
 
 void WriteLaws::CheckLanding() const {

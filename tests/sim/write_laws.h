@@ -28,6 +28,10 @@ class WriteLaws final {
   // computes, by the scheduler's slot; valid until the next call.
   std::span<const std::int64_t> CheckSchedule(const ForwardBatch& batch);
 
+  // Forgets the writes of sequences that ended since CheckSchedule; their blocks must not have been
+  // given away.
+  void DropEnded();
+
   // The blocks of the last CheckSchedule still have the generation, and the holder, that they had.
   void CheckLanding() const;
 

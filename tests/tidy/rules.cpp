@@ -2,6 +2,7 @@
 
 #include <regex>
 #include <sstream>
+#include <utility>
 
 namespace dsa::tidy {
 namespace {
@@ -95,6 +96,39 @@ std::vector<Complaint> CheckIncludes(const Source& source, const IncludeGraph& g
     const std::string target = FolderOf(included, graph);
     if (target != folder && graph.at(folder).count(target) == 0) {
       complaints.push_back({source.path, line_number, folder + " must not include " + included});
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckReach(const std::vector<Source>& sources) {
+  std::map<std::string, std::vector<std::string>> includes;
+  for (const Source& source : sources) {
+    for (const std::string& line : Lines(source.text)) {
+      if (std::string included = Included(line, '"', '"'); !included.empty()) {
+        includes[source.path].push_back(std::move(included));
+      }
+    }
+  }
+  std::vector<Complaint> complaints;
+  for (const Source& source : sources) {
+    if (!IsUnder(source.path, "server/api")) {
+      continue;
+    }
+    std::map<std::string, std::string> ways = {{source.path, ""}};
+    std::vector<std::string> open = {source.path};
+    while (!open.empty()) {
+      const std::string path = std::move(open.back());
+      open.pop_back();
+      if (IsUnder(path, "kernels") || IsUnder(path, "model")) {
+        complaints.push_back({source.path, 0, "depends on" + ways[path]});
+        break;
+      }
+      for (const std::string& included : includes[path]) {
+        if (ways.emplace(included, ways[path] + " " + included).second) {
+          open.push_back(included);
+        }
+      }
     }
   }
   return complaints;

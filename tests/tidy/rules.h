@@ -32,6 +32,9 @@ const IncludeGraph& Graph();
 std::string FolderOf(std::string_view path, const IncludeGraph& graph);
 
 std::vector<Complaint> CheckIncludes(const Source& source, const IncludeGraph& graph);
+// Nothing of the API depends on a header of kernels/ or model/, however far: one complaint per
+// file, with the way there.
+std::vector<Complaint> CheckReach(const std::vector<Source>& sources);
 // Libraries that only some folders may see: gRPC, protobuf, spdlog, nlohmann, CUDA.
 std::vector<Complaint> CheckLibraries(const Source& source);
 std::vector<Complaint> CheckSizes(const Source& source);

@@ -69,6 +69,25 @@ TEST_CASE("folders include only what is below them", "[tidy]") {
   RequireNone([](const Source& source) { return CheckIncludes(source, Graph()); });
 }
 
+TEST_CASE("the API depends on no kernel, however far", "[tidy]") {
+  for (const Complaint& complaint : CheckReach(Sources())) {
+    INFO(complaint.path << ": " << complaint.what);
+    CHECK(false);
+  }
+  std::vector<Source> sources = {{"server/api/call.cpp", "#include \"server/engine/engine.h\"\n"},
+                                 {"server/engine/engine.h", "#include \"scheduler/request.h\"\n"},
+                                 {"scheduler/request.h", ""},
+                                 {"server/engine/executor.h", "#include \"kernels/backend.h\"\n"}};
+  CHECK(CheckReach(sources).empty());
+  sources[2].text = "#include \"server/engine/executor.h\"\n";
+  const std::vector<Complaint> complaints = CheckReach(sources);
+  REQUIRE(complaints.size() == 1);
+  CHECK(complaints[0].path == "server/api/call.cpp");
+  CHECK(complaints[0].what ==
+        "depends on server/engine/engine.h scheduler/request.h server/engine/executor.h "
+        "kernels/backend.h");
+}
+
 TEST_CASE("libraries stay in the folders they belong to", "[tidy]") {
   RequireNone(CheckLibraries);
 }
