@@ -75,8 +75,12 @@ TEST_CASE("a load test counts every token once and no warm-up", "[bench][serve]"
   CHECK(summary["input_sequence_length"]["avg"] == 130);
   CHECK(summary["cached_prompt_tokens"]["sum"] == 0);
   CHECK(summary["was_cancelled"] == false);
-  // Steps take 2 ms and more, and every sequence that runs gets a token in each.
-  CHECK(summary["inter_token_latency"]["min"].get<double>() > 1.5);
+  // Steps take 2 ms and more, and every sequence that runs gets a token in each.  On a busy machine
+  // tokens may reach the client in one go, but no request ends before its steps have run.
+  CHECK(summary["request_latency"]["min"].get<double>() > 20 * 2.0);
+  CHECK(summary["inter_token_latency"]["avg"].get<double>() * 19 +
+            summary["time_to_first_token"]["avg"].get<double>() ==
+        Approx(summary["request_latency"]["avg"].get<double>()).epsilon(0.01));
   CHECK(summary["time_to_first_token"]["min"].get<double>() > 1.5);
   const double seconds = summary["benchmark_duration"]["avg"];
   CHECK(summary["output_token_throughput"]["avg"].get<double>() == Approx(240 / seconds));
