@@ -17,16 +17,16 @@ namespace {
 
 constexpr std::int64_t kEstimates = 10;
 
-struct Watch {
-  WatchedPart part;
-  std::int64_t done = 0;   // at the last tick
-  std::int64_t ticks = 0;  // without progress
-  bool stalled = false;
-};
-
 }  // namespace
 
 struct Watchdog::State {
+  struct Watch {
+    WatchedPart part;
+    std::int64_t done = 0;   // at the last tick
+    std::int64_t ticks = 0;  // without progress
+    bool stalled = false;
+  };
+
   State(std::vector<WatchedPart> parts, Options given) : options(std::move(given)) {
     for (WatchedPart& part : parts) {
       watches.push_back({.part = std::move(part)});

@@ -26,30 +26,6 @@
 namespace dsa {
 namespace {
 
-// A flood of clients is no flood of lines.
-class RareLine final {
- public:
-  explicit RareLine(std::string_view message) : message_(message) {}
-
-  void Log(std::string_view reason, std::int64_t connections_max) {
-    constexpr MonotonicUs kEveryUs = 1'000'000;
-    ++times_;
-    const MonotonicUs now_us = clock_.NowUs();
-    if (said_us_ == 0 || now_us - said_us_ >= kEveryUs) {
-      dsa::Log(LogLevel::kWarning, message_,
-               {{"reason", reason}, {"times", times_}, {"max_connections", connections_max}});
-      said_us_ = now_us;
-      times_ = 0;
-    }
-  }
-
- private:
-  const SteadyClock clock_;
-  const std::string_view message_;
-  MonotonicUs said_us_ = 0;
-  std::int64_t times_ = 0;  // since then
-};
-
 Descriptor OpenSpare() {
   return Descriptor(open("/dev/null", O_RDONLY | O_CLOEXEC));
 }
@@ -68,6 +44,30 @@ bool IsClientsError(int error) {
 }  // namespace
 
 struct Acceptor::State {
+  // A flood of clients is no flood of lines.
+  class RareLine final {
+   public:
+    explicit RareLine(std::string_view message) : message_(message) {}
+
+    void Log(std::string_view reason, std::int64_t connections_max) {
+      constexpr MonotonicUs kEveryUs = 1'000'000;
+      ++times_;
+      const MonotonicUs now_us = clock_.NowUs();
+      if (said_us_ == 0 || now_us - said_us_ >= kEveryUs) {
+        dsa::Log(LogLevel::kWarning, message_,
+                 {{"reason", reason}, {"times", times_}, {"max_connections", connections_max}});
+        said_us_ = now_us;
+        times_ = 0;
+      }
+    }
+
+   private:
+    const SteadyClock clock_;
+    const std::string_view message_;
+    MonotonicUs said_us_ = 0;
+    std::int64_t times_ = 0;  // since then
+  };
+
   State(ListenSockets sockets, Options given)
       : listening(std::move(sockets)),
         options(std::move(given)),
