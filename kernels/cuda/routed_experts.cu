@@ -126,6 +126,7 @@ __device__ int ExclusiveSum(int value) {
 
 // One block of kSortThreads, of which thread e has expert e.
 __global__ __launch_bounds__(kSortThreads) void SortPairsKernel(Matrix<const std::int32_t> experts,
+                                                                std::int32_t first_expert,
                                                                 int expert_count, int tile_tokens,
                                                                 int tiles_max, Regions regions) {
   __shared__ int cursors[kSortThreads];  // counts, then where an expert's next pair goes
@@ -134,7 +135,9 @@ __global__ __launch_bounds__(kSortThreads) void SortPairsKernel(Matrix<const std
   const int pairs = static_cast<int>(experts.rows) * per_token;
   cursors[thread] = 0;
   __syncthreads();
-  const auto expert_of = [&](int pair) { return experts.Row(pair / per_token)[pair % per_token]; };
+  const auto expert_of = [&](int pair) {
+    return experts.Row(pair / per_token)[pair % per_token] - first_expert;
+  };
   for (int pair = thread; pair < pairs; pair += kSortThreads) {
     const std::int32_t expert = expert_of(pair);
     if (expert >= 0 && expert < expert_count) {
@@ -269,7 +272,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(
   const std::int64_t per_token = p.experts.cols;
   float sum = 0.0F;
   for (std::int64_t k = 0; k < per_token; ++k) {
-    const std::int32_t expert = p.experts.Row(token)[k];
+    const std::int64_t expert = p.experts.Row(token)[k] - p.first_expert;
     if (expert >= 0 && expert < p.gate.experts) {
       const float value = cuda::ToFloat(contributions[(token * per_token + k) * p.x.cols + column]);
       sum = __fadd_rn(sum, __fmul_rn(p.weights.Row(token)[k], value));
@@ -381,8 +384,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     const int tile_tokens = shape.pairs() <= kFewRows * shape.experts ? kTileTokensMin : 64;
     const std::int64_t tiles = shape.Tiles(tile_tokens);
     SortPairsKernel<<<1, kSortThreads, 0, state_->stream>>>(
-        pass.experts, static_cast<int>(shape.experts), tile_tokens, static_cast<int>(tiles),
-        regions);
+        pass.experts, static_cast<std::int32_t>(params.first_expert),
+        static_cast<int>(shape.experts), tile_tokens, static_cast<int>(tiles), regions);
     DSA_CUDA_CHECK(cudaGetLastError());
 
     // Quantize.
