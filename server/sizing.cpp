@@ -4,6 +4,7 @@
 #include "model/inspect.h"
 #include "scheduler/validate.h"
 #include "server/device_name.h"
+#include "server/engine/batch_builder.h"
 
 #include <algorithm>
 #include <limits>
@@ -131,6 +132,9 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
     engine.end_ids.push_back(TokenId{id});
   }
   engine.cache_identity = CacheIdentity(config, executor.kv_format);
+  if (IsCuda(config)) {  // there, launching op by op costs more than rows of padding
+    engine.row_buckets = RowBuckets(config.max_num_seqs, kTokensPerBlock);
+  }
   return engine;
 }
 
@@ -193,6 +197,9 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
                                                     DefaultCacheBytes(config, memory)));
   EngineConfig engine = MakeEngineConfig(config, model.config, executor);
   DSA_RETURN_IF_ERROR(Validate(engine));
+  const bool selects = engine.scheduler.attention == AttentionMode::kSparse;
+  executor.recorded = DecodeShapes(engine.row_buckets, context_length,
+                                   selects ? model.config.index_topk : context_length);
   memory.executor = PlanMemory(backend, model.config, executor);
   if (memory.needed() > memory.available) {
     return Error{ErrorCode::kFailedPrecondition,
