@@ -175,7 +175,7 @@ struct Distance {
 
 }  // namespace
 
-OverrideCheck::Bytes OverrideCheck::Download(const std::vector<WrittenValues>& written) {
+OverrideCheck::Bytes OverrideCheck::ReadBack(const std::vector<WrittenValues>& written) {
   Bytes bytes;
   for (const WrittenValues& values : written) {
     auto& target =
@@ -197,12 +197,12 @@ void OverrideCheck::Compare(std::string_view op, void (Backend::*method)(const P
                             const Params& params,
                             void (*run_default)(OverrideCheck&, const Params&)) {
   const std::vector<WrittenValues> written = Written(params);
-  const Bytes before = Download(written);
+  const Bytes before = ReadBack(written);
   (inner_.*method)(params);
-  const Bytes actual = Download(written);
+  const Bytes actual = ReadBack(written);
   Restore(written, before);
   run_default(*this, params);
-  const Bytes expected = Download(written);
+  const Bytes expected = ReadBack(written);
 
   std::map<std::string, Distance> distances;
   for (std::size_t i = 0; i < written.size(); ++i) {

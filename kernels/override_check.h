@@ -59,7 +59,7 @@ class OverrideCheck final : public ForwardingBackend {
   template <typename Params>
   void Compare(std::string_view op, void (Backend::*method)(const Params&), const Params& params,
                void (*run_default)(OverrideCheck&, const Params&));
-  Bytes Download(const std::vector<WrittenValues>& written);
+  Bytes ReadBack(const std::vector<WrittenValues>& written);
   void Restore(const std::vector<WrittenValues>& written, const Bytes& bytes);
   std::vector<WrittenValues> Written(const AddNormParams& params);
   std::vector<WrittenValues> Written(const ProjectParams& params);
