@@ -79,7 +79,7 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
 namespace {
 
 // Adds up what is asked of a backend.
-class CountingBackend final : public ForwardingBackend {
+class MeasuringBackend final : public ForwardingBackend {
  public:
   using ForwardingBackend::ForwardingBackend;
 
@@ -106,7 +106,7 @@ class CountingBackend final : public ForwardingBackend {
 TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
   const auto* name = GENERATE("v32_f32", "v32_fp8");
   CpuBackend cpu(2);
-  CountingBackend backend(cpu);
+  MeasuringBackend backend(cpu);
   const TestModel model(CheckpointFolder(name, FindGoldenCase(name).options), backend);
   const Checkpoint checkpoint = Checkpoint::Open(CheckpointFolder(name, {})).value();
   CHECK(backend.allocated == WeightBytes(checkpoint));
