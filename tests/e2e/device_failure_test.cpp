@@ -25,7 +25,7 @@ namespace {
 
 constexpr const char* kServerCase = "[.failing_server]";
 constexpr int kStreams = 4;
-constexpr std::int64_t kTokens = 200;
+constexpr std::int64_t kAnswerTokens = 200;
 
 // This program again, as the server; its standard output is a pipe.
 class FailingServer final {
@@ -67,25 +67,25 @@ class FailingServer final {
   FILE* output_ = nullptr;
 };
 
-struct Ended {
+struct EndedStream {
   grpc::Status status;
   std::int64_t tokens = 0;
   std::chrono::steady_clock::time_point at;
 };
 
-Ended Stream(int port, int number) {
+EndedStream Stream(int port, int number) {
   v1::CompletionRequest request;
   for (int i = 0; i < 5; ++i) {
     request.mutable_token_ids()->add_ids(10 + number * 5 + i);
   }
   request.mutable_sampling()->set_temperature(0.0F);
-  request.mutable_stop()->set_max_tokens(kTokens);
+  request.mutable_stop()->set_max_tokens(kAnswerTokens);
   request.mutable_stop()->set_ignore_eos(true);
   const auto stub = v1::CompletionService::NewStub(
       grpc::CreateChannel(fmt::format("127.0.0.1:{}", port), grpc::InsecureChannelCredentials()));
   grpc::ClientContext rpc;
   const auto reader = stub->CompleteStream(&rpc, request);
-  Ended ended;
+  EndedStream ended;
   for (v1::CompletionStreamResponse part; reader->Read(&part);) {
     ended.tokens += part.token_ids_size();
   }
@@ -116,7 +116,7 @@ TEST_CASE("a device that fails ends all streams and the process", "[e2e][faults]
   FailingServer server;
   const int port = server.ReadPort();
   REQUIRE(port > 0);
-  std::vector<Ended> ended(kStreams);
+  std::vector<EndedStream> ended(kStreams);
   std::vector<std::thread> threads;
   for (int i = 0; i < kStreams; ++i) {
     threads.emplace_back(
@@ -129,10 +129,10 @@ TEST_CASE("a device that fails ends all streams and the process", "[e2e][faults]
   const auto gone = std::chrono::steady_clock::now();
   CHECK(exit_code == kDeviceFailedExitCode);
   std::int64_t tokens = 0;
-  for (const Ended& one : ended) {
+  for (const EndedStream& one : ended) {
     CHECK(one.status.error_code() == grpc::StatusCode::UNAVAILABLE);
     CHECK(one.status.error_message() == "the device failed");
-    CHECK(one.tokens < kTokens);
+    CHECK(one.tokens < kAnswerTokens);
     CHECK(gone - one.at < std::chrono::seconds(5));
     tokens += one.tokens;
   }
