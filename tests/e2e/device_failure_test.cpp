@@ -73,7 +73,7 @@ struct EndedStream {
   std::chrono::steady_clock::time_point at;
 };
 
-EndedStream Stream(int port, int number) {
+EndedStream StreamToTheEnd(int port, int number) {
   v1::CompletionRequest request;
   for (int i = 0; i < 5; ++i) {
     request.mutable_token_ids()->add_ids(10 + number * 5 + i);
@@ -120,7 +120,7 @@ TEST_CASE("a device that fails ends all streams and the process", "[e2e][faults]
   std::vector<std::thread> threads;
   for (int i = 0; i < kStreams; ++i) {
     threads.emplace_back(
-        [&ended, port, i] { ended[static_cast<std::size_t>(i)] = Stream(port, i); });
+        [&ended, port, i] { ended[static_cast<std::size_t>(i)] = StreamToTheEnd(port, i); });
   }
   for (std::thread& thread : threads) {
     thread.join();
