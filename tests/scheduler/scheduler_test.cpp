@@ -221,12 +221,11 @@ TEST_CASE("A short rest of a prompt behind a prefix hit is never masked", "[sche
   SchedulerRig rig({.masked_mha_until = 40, .masked_rows_min = 3});
   rig.Add({.prompt = 8, .max_tokens = 1});
   CHECK(PathsUntilAllEnd(rig, 1)[0] == "mmmmmmmm");
-  const Sequence& short_rest = rig.Add({.prompt = 10, .max_tokens = 1});
-  const Sequence& long_rest = rig.Add({.prompt = 11, .max_tokens = 1});
-  const std::int64_t first = Value(short_rest.id());
+  const std::int64_t short_rest = Value(rig.Add({.prompt = 10, .max_tokens = 1}).id());
+  const std::int64_t long_rest = Value(rig.Add({.prompt = 11, .max_tokens = 1}).id());
   auto paths = PathsUntilAllEnd(rig, 3);
-  CHECK(paths[first] == "????????dd");
-  CHECK(paths[Value(long_rest.id())] == "????????mmm");
+  CHECK(paths[short_rest] == "????????dd");
+  CHECK(paths[long_rest] == "????????mmm");
 }
 
 TEST_CASE("Without selection every row is dense", "[scheduler]") {
