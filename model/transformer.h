@@ -11,13 +11,13 @@
 #pragma once
 
 #include "cache/kv_arena.h"
+#include "common/view_parts.h"
 #include "kernels/backend.h"
 #include "kernels/batch_view.h"
 #include "kernels/ops/key_selection.h"
 #include "model/activations.h"
 #include "model/model_config.h"
 #include "model/step_shape.h"
-#include "model/views.h"
 #include "model/weights.h"
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // AbsorbQuery, LatentAttention and ExpandValue in a decode step, and LatentAttention and
 // MaskedAttention of a chunk of prefill, over an fp8 cache of normal latents.
 #include "bench/cuda/device_bench.h"
+#include "common/view_parts.h"
 #include "kernels/batch_view.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/absorb_query.h"
@@ -94,16 +95,6 @@ ConstAnyTensor3 HeadWeight(const DeviceOperand& w, std::int64_t heads) {
           .head_stride = kLatentValues};
 }
 
-ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols) {
-  return {.data = static_cast<const std::uint8_t*>(tensor.data) + first * SizeOf(tensor.type),
-          .type = tensor.type,
-          .rows = tensor.rows,
-          .heads = tensor.heads,
-          .cols = cols,
-          .row_stride = tensor.row_stride,
-          .head_stride = tensor.head_stride};
-}
-
 void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_t heads) {
   const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
   const DeviceOperand w = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
@@ -115,7 +106,7 @@ void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_
                      .flops = 2.0 * values * static_cast<double>(tokens)};
   const std::string shape = fmt::format("T={} H={}", tokens, heads);
   bench.Row("absorb_query", shape, work, [&] {
-    bench.backend().AbsorbQuery({.q_nope = Columns(HeadsOf(q.view, heads), 0, kNope),
+    bench.backend().AbsorbQuery({.q_nope = ColumnsOf(HeadsOf(q.view, heads), 0, kNope),
                                  .w_uk = HeadWeight(w, heads),
                                  .q_latent = HeadsOf(latent.view, heads)});
   });
@@ -134,21 +125,22 @@ void BenchLatent(const DeviceBench& bench, const std::string& shape, const Atten
   const DeviceOperand latent = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
   const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
   const auto keys = static_cast<double>(tokens * kSelected);
-  bench.Row("latent_attention", shape,
-            {.bytes = keys * LatentBlock::kTokenBytes +
-                      static_cast<double>(tokens * heads) * (2 * kLatentValues + 64) * 2.0,
-             .flops = keys * static_cast<double>(heads) * 2.0 * (2 * kLatentValues + 64)},
-            [&] {
-              bench.backend().LatentAttention({.q_latent = HeadsOf(latent.view, heads),
-                                               .q_rope = Columns(HeadsOf(q.view, heads), kNope, 64),
-                                               .cache = {.data = cache.As<std::uint8_t>(),
-                                                         .blocks = blocks,
-                                                         .format = KvFormat::kFp8},
-                                               .rows = rows.view,
-                                               .selection = rows.selection,
-                                               .softmax_scale = 0.05,
-                                               .o_latent = HeadsOf(o.view, heads)});
-            });
+  bench.Row(
+      "latent_attention", shape,
+      {.bytes = keys * LatentBlock::kTokenBytes +
+                static_cast<double>(tokens * heads) * (2 * kLatentValues + 64) * 2.0,
+       .flops = keys * static_cast<double>(heads) * 2.0 * (2 * kLatentValues + 64)},
+      [&] {
+        bench.backend().LatentAttention({.q_latent = HeadsOf(latent.view, heads),
+                                         .q_rope = ColumnsOf(HeadsOf(q.view, heads), kNope, 64),
+                                         .cache = {.data = cache.As<std::uint8_t>(),
+                                                   .blocks = blocks,
+                                                   .format = KvFormat::kFp8},
+                                         .rows = rows.view,
+                                         .selection = rows.selection,
+                                         .softmax_scale = 0.05,
+                                         .o_latent = HeadsOf(o.view, heads)});
+      });
 }
 
 void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t context,

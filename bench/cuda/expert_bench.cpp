@@ -162,25 +162,17 @@ void BenchExpertOps(DeviceBench& bench) {
   BenchExperts(bench, 64, 64);
   BenchExperts(bench, 2048, 64);
   bench.Heading("sampling");
-  SamplingRow wanted{.temperature = 0.0F,
-                     .min_p = 0.0F,
-                     .top_p = 1.0F,
-                     .top_k = 0,
-                     .seed = 1,
-                     .position = 0,
-                     .adjustments_first = 0,
-                     .adjustments_count = 0,
-                     .top_logprobs = 0};
+  constexpr SamplingRow kGreedy{.temperature = 0.0F,
+                                .min_p = 0.0F,
+                                .top_p = 1.0F,
+                                .top_k = 0,
+                                .seed = 1,
+                                .position = 0,
+                                .adjustments_first = 0,
+                                .adjustments_count = 0,
+                                .top_logprobs = 0};
   for (const std::int64_t rows : {1, 64}) {
-    wanted = {.temperature = 0.0F,
-              .min_p = 0.0F,
-              .top_p = 1.0F,
-              .top_k = 0,
-              .seed = 1,
-              .position = 0,
-              .adjustments_first = 0,
-              .adjustments_count = 0,
-              .top_logprobs = 0};
+    SamplingRow wanted = kGreedy;
     BenchSample(bench, rows, "greedy", wanted, 0);
     wanted.temperature = 1.0F;
     BenchSample(bench, rows, "temperature", wanted, 0);

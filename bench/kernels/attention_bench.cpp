@@ -1,6 +1,7 @@
 // The steps of latent attention at the small model's sizes, a decode step and a chunk of prefill,
 // and at DeepSeek-V3.2's.
 #include "bench/kernels/paged_batch.h"
+#include "common/view_parts.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
@@ -32,13 +33,6 @@ ConstAnyTensor3 Weight(const DeviceMatrix& matrix, std::int64_t rows) {
           .head_stride = kLatentValues};
 }
 
-ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols) {
-  ConstAnyTensor3 view = tensor;
-  view.data = static_cast<const std::uint8_t*>(tensor.data) + first * SizeOf(tensor.type);
-  view.cols = cols;
-  return view;
-}
-
 void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
   const std::int64_t heads = bench_case.heads;
   const std::int64_t selected = bench_case.selected;
@@ -61,14 +55,14 @@ void BenchCase(Backend& backend, const Report& report, const Case& bench_case) {
   const double weight_bytes = static_cast<double>(heads * kNope * kLatentValues * 2);
 
   report.Row("absorb_query", shape, Measure([&] {
-               backend.AbsorbQuery({.q_nope = Columns(queries, 0, kNope),
+               backend.AbsorbQuery({.q_nope = ColumnsOf(queries, 0, kNope),
                                     .w_uk = Weight(w_uk, kNope),
                                     .q_latent = HeadsOf(q_latent.view, heads)});
              }),
              {.bytes = weight_bytes, .flops = projection});
   report.Row("latent_attention", shape, Measure([&] {
                backend.LatentAttention({.q_latent = HeadsOf(q_latent.view, heads),
-                                        .q_rope = Columns(queries, kNope, kLatentRopeValues),
+                                        .q_rope = ColumnsOf(queries, kNope, kLatentRopeValues),
                                         .cache = batch.Latents(),
                                         .rows = batch.View(),
                                         .selection = selection,

@@ -1,7 +1,10 @@
 #include "tests/kernels/attention_testing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
+
+#include <catch2/catch.hpp>
 
 namespace dsa::testing {
 namespace {
@@ -142,14 +145,16 @@ AttentionBatch Moved(const AttentionBatch& batch, std::uint32_t seed) {
   return moved;
 }
 
-ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols) {
-  return {.data = static_cast<const std::uint8_t*>(tensor.data) + first * SizeOf(tensor.type),
-          .type = tensor.type,
-          .rows = tensor.rows,
-          .heads = tensor.heads,
-          .cols = cols,
-          .row_stride = tensor.row_stride,
-          .head_stride = tensor.head_stride};
+void CheckRowWithoutKeysIsZero(
+    AttentionBatch batch, const std::function<std::vector<float>(const AttentionBatch&)>& run) {
+  const std::vector<float> before = run(batch);
+  const auto cols = static_cast<std::ptrdiff_t>(before.size() / batch.rows.positions.size());
+  constexpr std::ptrdiff_t kEmpty = 5;
+  batch.counts[kEmpty] = 0;
+  std::fill_n(batch.selected.begin() + kEmpty * batch.selection_cols, batch.selection_cols, -1);
+  std::vector<float> expected = before;
+  std::fill_n(expected.begin() + kEmpty * cols, cols, 0.0F);
+  CHECK(run(batch) == expected);
 }
 
 std::vector<double> SoftmaxExpected(DataType type, std::vector<double> scores) {

@@ -6,6 +6,7 @@
 #include "tests/kernels/paged_cache.h"
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace dsa::testing {
@@ -104,8 +105,10 @@ class HeadWeight final {
   DeviceTensor tensor_;
 };
 
-// The columns first .. first + cols - 1 of every head.
-ConstAnyTensor3 Columns(const AnyTensor3& tensor, std::int64_t first, std::int64_t cols);
+// Takes every key from one row of `batch`, which has a selection.  `run` gives the outputs of a
+// batch, as many for each row: those of that row become zero, the others keep their bits.
+void CheckRowWithoutKeysIsZero(AttentionBatch batch,
+                               const std::function<std::vector<float>(const AttentionBatch&)>& run);
 
 // round(softmax(scores)).
 std::vector<double> SoftmaxExpected(DataType type, std::vector<double> scores);

@@ -1,6 +1,7 @@
 // LatentAttention against a double-precision restatement over latents scattered in the cache.
 #include "kernels/ops/latent_attention.h"
 
+#include "common/view_parts.h"
 #include "tests/kernels/attention_testing.h"
 
 #include <cmath>
@@ -37,7 +38,7 @@ std::vector<float> Run(Backend& backend, const AttentionBatch& batch) {
       {.rows = tokens, .cols = batch.heads * 512, .row_stride = batch.heads * 512 + 8});
   backend.LatentAttention(
       {.q_latent = latent.Heads(batch.heads),
-       .q_rope = testing::Columns(q.Heads(batch.heads), batch.nope, 64),
+       .q_rope = ColumnsOf(q.Heads(batch.heads), batch.nope, 64),
        .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
        .rows = rows.View(),
        .selection = selection.View(),
@@ -154,18 +155,12 @@ TEST_CASE("LatentAttention of a row depends on that row alone", "[kernels][laten
 }
 
 TEST_CASE("LatentAttention of a row without keys is zero", "[kernels][latent_attention]") {
-  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
-                                                      .format = KvFormat::kFp8,
-                                                      .selection = Selection::kSome,
-                                                      .heads = 2});
-  const std::vector<float> before = Run(testing::TestBackend(), batch);
-  const auto cols = static_cast<std::ptrdiff_t>(before.size() / batch.rows.positions.size());
-  constexpr std::ptrdiff_t kEmpty = 5;
-  batch.counts[kEmpty] = 0;
-  std::fill_n(batch.selected.begin() + kEmpty * batch.selection_cols, batch.selection_cols, -1);
-  std::vector<float> expected = before;
-  std::fill_n(expected.begin() + kEmpty * cols, cols, 0.0F);
-  CHECK(Run(testing::TestBackend(), batch) == expected);
+  testing::CheckRowWithoutKeysIsZero(
+      testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                   .format = KvFormat::kFp8,
+                                   .selection = Selection::kSome,
+                                   .heads = 2}),
+      [](const AttentionBatch& batch) { return Run(testing::TestBackend(), batch); });
 }
 
 // Rows 40, 41 and 42 keys long are the last three of the batch.

@@ -1,6 +1,7 @@
 // MaskedAttention against a double-precision restatement, and against the absorbed form.
 #include "kernels/ops/masked_attention.h"
 
+#include "common/view_parts.h"
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
@@ -55,12 +56,12 @@ std::vector<float> RunAbsorbed(Backend& backend, const AttentionBatch& batch) {
   const auto o_latent = testing::DeviceTensor::Poisoned(backend, batch.type, latent_shape);
   const auto output = testing::DeviceTensor::Poisoned(
       backend, batch.type, testing::Dense(tokens, batch.heads * batch.value));
-  backend.AbsorbQuery({.q_nope = testing::Columns(q.Heads(batch.heads), 0, batch.nope),
+  backend.AbsorbQuery({.q_nope = ColumnsOf(q.Heads(batch.heads), 0, batch.nope),
                        .w_uk = w_uk.View(),
                        .q_latent = q_latent.Heads(batch.heads)});
   backend.LatentAttention(
       {.q_latent = q_latent.Heads(batch.heads),
-       .q_rope = testing::Columns(q.Heads(batch.heads), batch.nope, 64),
+       .q_rope = ColumnsOf(q.Heads(batch.heads), batch.nope, 64),
        .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
        .rows = rows.View(),
        .selection = selection.View(),
@@ -187,18 +188,12 @@ TEST_CASE("MaskedAttention of a row depends on that row alone", "[kernels][maske
 }
 
 TEST_CASE("MaskedAttention of a row without keys is zero", "[kernels][masked_attention]") {
-  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
-                                                      .format = KvFormat::kFp8,
-                                                      .selection = Selection::kSome,
-                                                      .heads = 2});
-  const std::vector<float> before = Run(testing::TestBackend(), batch);
-  const auto cols = static_cast<std::ptrdiff_t>(before.size() / batch.rows.positions.size());
-  constexpr std::ptrdiff_t kEmpty = 5;
-  batch.counts[kEmpty] = 0;
-  std::fill_n(batch.selected.begin() + kEmpty * batch.selection_cols, batch.selection_cols, -1);
-  std::vector<float> expected = before;
-  std::fill_n(expected.begin() + kEmpty * cols, cols, 0.0F);
-  CHECK(Run(testing::TestBackend(), batch) == expected);
+  testing::CheckRowWithoutKeysIsZero(
+      testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                   .format = KvFormat::kFp8,
+                                   .selection = Selection::kSome,
+                                   .heads = 2}),
+      [](const AttentionBatch& batch) { return Run(testing::TestBackend(), batch); });
 }
 
 TEST_CASE("MaskedAttention takes no rows", "[kernels][masked_attention]") {

@@ -6,6 +6,8 @@
 //   C [16, 8]    c[0], c[1] (g, 2q and 2q + 1), c[2], c[3] (g + 8, the same)
 #pragma once
 
+#include "kernels/cuda/ptx/shared_memory.cuh"
+
 #include <cstdint>
 
 namespace dsa::cuda::ptx {
@@ -24,42 +26,38 @@ __device__ inline void MmaBf16(float (&c)[4], const unsigned (&a)[4], unsigned b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ inline unsigned SharedAddress(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
-
 // Four 8 x 8 matrices of 16-bit values; lane 8 i + r names row r of matrix i, 16 aligned bytes.
 __device__ inline void LoadMatrices(unsigned (&r)[4], const void* row) {
-  asm __volatile__("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                   : "r"(SharedAddress(row))
-                   : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SharedAddress(row))
+               : "memory");
 }
 __device__ inline void LoadMatricesTransposed(unsigned (&r)[4], const void* row) {
-  asm __volatile__("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                   : "r"(SharedAddress(row))
-                   : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SharedAddress(row))
+               : "memory");
 }
 
 // 16 bytes, of which the first `bytes` are read and the others become 0.  Both sides aligned.
 __device__ inline void CopyAsync16(void* shared, const void* global, int bytes) {
-  asm __volatile__("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
-                   "l"(global), "r"(bytes)
-                   : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
 }
 __device__ inline void CopyAsync4(void* shared, const void* global, int bytes) {
-  asm __volatile__("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
-                   "l"(global), "r"(bytes)
-                   : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
 }
 __device__ inline void CommitCopies() {
-  asm __volatile__("cp.async.commit_group;" ::: "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
 }
 // Waits until at most `kPending` of the thread's groups are still on their way.
 template <int kPending>
 __device__ void WaitForCopies() {
-  asm __volatile__("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 }  // namespace dsa::cuda::ptx
