@@ -27,6 +27,13 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#ifdef __SANITIZE_ADDRESS__
+// Ten bytes that c-ares keeps when gRPC's client has resolved "localhost".
+extern "C" const char* __lsan_default_suppressions() {
+  return "leak:ares_strdup\n";
+}
+#endif
+
 namespace dsa {
 namespace {
 
@@ -138,6 +145,9 @@ TEST_CASE("the cap is exact whichever side closes, ten times over", "[api][accep
   CHECK(Eventually([&] { return taker.acceptor->open() == 0; }));
 }
 
+// Not where undefined behaviour is watched: that check opens a pipe, and ends the process where it
+// cannot.
+#ifndef __SANITIZE_ADDRESS__
 TEST_CASE("without descriptors who comes is told, and who comes later is taken",
           "[api][acceptor]") {
   const testing::LogCapture log;
@@ -176,6 +186,7 @@ TEST_CASE("without descriptors who comes is told, and who comes later is taken",
   CHECK(lines >= 1);
   CHECK(lines <= 5);  // one a second
 }
+#endif
 
 TEST_CASE("under gRPC a half preface and a silent client are closed and make room",
           "[api][acceptor]") {
