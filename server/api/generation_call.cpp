@@ -10,9 +10,11 @@ namespace dsa {
 namespace {
 
 constexpr double kUsPerMs = 1000.0;
-// gRPC's timers count in milliseconds, so it may cancel a call this much before our clock says
-// that the deadline has passed.
+// A client whose deadline has passed cancels its call this much before our clock says so: timers
+// count in milliseconds, and from a second on the wire has a timeout rounded up to two or three
+// digits, so that ours is up to a hundredth longer than the client's.
 constexpr std::int64_t kDeadlineRoundingUs = 2'000;
+constexpr std::int64_t kDeadlineRoundingShare = 100;
 
 }  // namespace
 
@@ -124,7 +126,11 @@ void GenerationCall::OnWriteDone(bool ok) {
 
 // Where the deadline passed the engine ends the request by it, and so says where it stood then.
 void GenerationCall::OnCancel() {
-  const bool late = deadline_us_ && context_.clock.NowUs() + kDeadlineRoundingUs >= *deadline_us_;
+  const MonotonicUs now_us = context_.clock.NowUs();
+  const bool late =
+      deadline_us_ &&
+      now_us + kDeadlineRoundingUs + (*deadline_us_ - arrival_us_) / kDeadlineRoundingShare >=
+          *deadline_us_;
   Depart(late ? Departure::kDeadline : Departure::kCancelled);
   if (!late) {
     Cancel();
