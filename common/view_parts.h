@@ -6,6 +6,7 @@
 #include "common/view.h"
 
 #include <cstdint>
+#include <type_traits>
 
 namespace dsa {
 
@@ -21,10 +22,14 @@ Matrix<T> RowsOf(const Matrix<T>& matrix, std::int64_t first, std::int64_t count
           .cols = matrix.cols,
           .row_stride = matrix.row_stride};
 }
-template <typename View>  // AnyMatrix, AnyTensor3
+template <typename View>  // AnyMatrix or AnyTensor3, read-only or not; null stays null
 View RowsOfAny(const View& view, std::int64_t first, std::int64_t count) {
+  using Void = std::remove_pointer_t<decltype(view.data)>;
+  using Byte = std::conditional_t<std::is_const_v<Void>, const std::uint8_t, std::uint8_t>;
   View rows = view;
-  rows.data = static_cast<std::uint8_t*>(view.data) + first * view.row_stride * SizeOf(view.type);
+  if (view.data != nullptr) {
+    rows.data = static_cast<Byte*>(view.data) + first * view.row_stride * SizeOf(view.type);
+  }
   rows.rows = count;
   return rows;
 }

@@ -80,6 +80,17 @@ __device__ inline float Fp8ToFloat(std::uint8_t bits) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
 }
 
+// Four e4m3 values in two registers of two halves; exact.
+__device__ inline void ToHalves(unsigned bytes, unsigned& lower, unsigned& upper) {
+  const auto convert = [](unsigned pair) {
+    const __half2_raw halves =
+        __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+    return static_cast<unsigned>(halves.x) | static_cast<unsigned>(halves.y) << 16;
+  };
+  lower = convert(bytes & 0xFFFFU);
+  upper = convert(bytes >> 16);
+}
+
 // Fp8BlockScale of common/numeric.h.
 __device__ inline float BlockScale(float amax, ScaleFormat format) {
   const float scale = fmaxf(amax, 1e-4F) / kFp8E4m3Max;

@@ -15,6 +15,7 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/indexer_logits.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/kv_layout.h"
 
 #include <algorithm>
@@ -33,25 +34,6 @@ constexpr std::int64_t kTurnsWanted =
     6 * kMultiprocessors;   // over all blocks, before they are given more
 constexpr int kRows = 4;    // of a lane: g, g + 8, g + 16, g + 24
 constexpr int kHalves = 2;  // of a row: columns below 64, and the others
-
-// Four e4m3 values in two registers of two halves.
-__device__ void ToHalves(unsigned bytes, unsigned& lower, unsigned& upper) {
-  const auto convert = [](unsigned pair) {
-    const __half2_raw halves =
-        __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
-    return static_cast<unsigned>(halves.x) | static_cast<unsigned>(halves.y) << 16;
-  };
-  lower = convert(bytes & 0xFFFFU);
-  upper = convert(bytes >> 16);
-}
-
-// 16 rows by 8 columns of products over 16 more columns of the operands.
-__device__ void MultiplyAdd(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // A lane's bytes of its four rows, and the scale of the key whose score it will write.
 struct RawKeys {
@@ -148,8 +130,8 @@ __device__ float Score(const RawKeys& raw, int tiles, const uint4* queries, cons
       for (int pair = 0; pair < kRows / 2; ++pair) {
         const unsigned* even = keys[2 * pair] + word * 4;  // rows g, or g + 16
         const unsigned* odd = keys[2 * pair + 1] + word * 4;
-        MultiplyAdd(products[pair], {even[0], odd[0], even[1], odd[1]}, query.x, query.y);
-        MultiplyAdd(products[pair], {even[2], odd[2], even[3], odd[3]}, query.z, query.w);
+        ptx::MmaHalf(products[pair], {even[0], odd[0], even[1], odd[1]}, query.x, query.y);
+        ptx::MmaHalf(products[pair], {even[2], odd[2], even[3], odd[3]}, query.z, query.w);
       }
     }
     const float2 weight =

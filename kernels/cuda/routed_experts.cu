@@ -14,6 +14,7 @@
 // depends on the order of an expert's pairs.  Tokens go through in passes, as many as scratch is
 // for.  fp8 and bfloat16 weights run on the tensor cores; with float32 in either operand the
 // products are float32 without them.
+#include "common/view_parts.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/plain_product.cuh"
@@ -79,27 +80,6 @@ Regions TakeRegions(cuda::ScratchArena& arena, const PassShape& shape) {
 
 std::int64_t PassTokens(std::int64_t element_bytes) {
   return kPassTokens * 2 / element_bytes;
-}
-
-// The rows [first, first + count) of a matrix.
-template <typename T>
-Matrix<T> RowsOf(const Matrix<T>& matrix, std::int64_t first, std::int64_t count) {
-  return {.data = matrix.Row(first),
-          .rows = count,
-          .cols = matrix.cols,
-          .row_stride = matrix.row_stride};
-}
-template <typename Void>
-BasicAnyMatrix<Void> RowsOf(const BasicAnyMatrix<Void>& matrix, std::int64_t first,
-                            std::int64_t count) {
-  using Byte = std::conditional_t<std::is_const_v<Void>, const std::uint8_t, std::uint8_t>;
-  return {.data = matrix.data == nullptr ? nullptr
-                                         : static_cast<Byte*>(matrix.data) +
-                                               first * matrix.row_stride * SizeOf(matrix.type),
-          .type = matrix.type,
-          .rows = count,
-          .cols = matrix.cols,
-          .row_stride = matrix.row_stride};
 }
 
 // The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
@@ -364,11 +344,11 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
   for (std::int64_t first = 0; first < extents.tokens; first += pass_tokens) {
     const std::int64_t tokens = std::min(pass_tokens, extents.tokens - first);
     RoutedExpertsParams pass = params;
-    pass.x = RowsOf(params.x, first, tokens);
+    pass.x = RowsOfAny(params.x, first, tokens);
     pass.experts = RowsOf(params.experts, first, tokens);
     pass.weights = RowsOf(params.weights, first, tokens);
-    pass.shared = RowsOf(params.shared, first, tokens);
-    pass.y = RowsOf(params.y, first, tokens);
+    pass.shared = RowsOfAny(params.shared, first, tokens);
+    pass.y = RowsOfAny(params.y, first, tokens);
     const PassShape shape = {.tokens = tokens,
                              .hidden = extents.hidden,
                              .width = extents.width,

@@ -107,17 +107,6 @@ struct RowProduct {
     }
   }
 
-  // Four e4m3 values in two registers of two halves.
-  __device__ static void ToHalves(unsigned bytes, unsigned& lower, unsigned& upper) {
-    const auto convert = [](unsigned pair) {
-      const __half2_raw halves =
-          __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
-      return static_cast<unsigned>(halves.x) | static_cast<unsigned>(halves.y) << 16;
-    };
-    lower = convert(bytes & 0xFFFFU);
-    upper = convert(bytes >> 16);
-  }
-
   // A lane's 16 bytes as operands of their products: two registers per product.
   static constexpr int kSteps = kFp8 ? 4 : 2;  // products over 16 columns that 16 bytes feed
   struct Operand {
