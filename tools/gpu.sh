@@ -11,7 +11,8 @@
 #     weights                      loaded and random weights, byte for byte the CPU's
 #     demo                         the three answers of `make demo`, served on the GPU
 #     logits                       CUDA against the CPU: random models in float32, the small model
-#     needles                      40 facts each in texts of 1K to 16K tokens, through the server
+#     needles                      40 facts each in texts of 1K to 16K tokens, through the server;
+#                                  few of them with a fault planted in the indexer
 #     speed                        one stream, 8 and 64 streams, first tokens of long prompts
 #     faults                       a planted CUDA error ends the server as docs/gpu.md says
 #     sanitize                     the operators under compute-sanitizer's tools
@@ -31,8 +32,7 @@ pack() {
   cp tools/gpu.sh "$target/"
   cp tools/{demo,serving}.sh "$target/tools/"
   cp configs/*.json "$target/configs/"
-  cp README.md docs/*.md docs/decisions/*.md "$target/text/"
-  cp tests/fixtures/quality/questions.json "$target/text/questions.txt"
+  cp tests/fixtures/quality/passages.txt "$target/text/"
   if [[ ${1:-} != --without-model ]]; then
     mkdir -p "$target/models"
     cp -r models/dsa-tiny "$target/models/"

@@ -8,8 +8,6 @@
 #include "server/devices.h"
 
 #include <cstdlib>
-#include <filesystem>
-#include <set>
 
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>
@@ -27,21 +25,9 @@ std::string MustRead(const std::string& path) {
   return text.value();
 }
 
-// All of text/, in the order of the names.
+// What tests/fixtures/make_quality.py has written: prose that the model was not trained on.
 const std::string& Text() {
-  static const std::string text = [] {
-    std::set<std::string> paths;
-    for (const auto& entry : std::filesystem::recursive_directory_iterator("text")) {
-      if (entry.is_regular_file()) {
-        paths.insert(entry.path().string());
-      }
-    }
-    std::string joined;
-    for (const std::string& path : paths) {
-      joined += MustRead(path) + "\n";
-    }
-    return joined;
-  }();
+  static const std::string text = MustRead("text/passages.txt");
   return text;
 }
 
@@ -89,17 +75,14 @@ const std::vector<std::string>& Sentences() {
   return sentences;
 }
 
-GpuServer::GpuServer(const std::string& device, std::int64_t context_tokens,
-                     std::int64_t sequences) {
+GpuServer::GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences) {
   ServerConfig config;
   config.model = kGpuModel;
-  config.device = device;
   config.listen = "127.0.0.1:0";
   config.max_model_len = context_tokens;
   config.max_num_seqs = sequences;
-  (void)MustMake(device);
   ConfigureLog(LogLevel::kWarning, LogFormat::kText);
-  auto started = App::Start(config);
+  auto started = App::StartOn(backend, config);
   DSA_CHECK(started.ok(), "{}", std::string_view(started.error().message));
   app = std::move(started).value();
   channel = grpc::CreateChannel(fmt::format("127.0.0.1:{}", app->port()),

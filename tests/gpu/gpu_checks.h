@@ -21,15 +21,15 @@ std::unique_ptr<Backend> MustMake(const std::string& device);
 
 const Tokenizer& GpuTokenizer();
 
-// Ids of English text, from text/ and from the model's card, `first` tokens skipped.
+// Ids of English text, from text/, `first` tokens skipped.
 std::vector<TokenId> TextIds(std::size_t first, std::size_t count);
 
 // Sentences of text/, each with its full stop.
 const std::vector<std::string>& Sentences();
 
-// A server in this process on "cuda" or "cpu", its context `context_tokens`.
+// A server in this process on `backend`, its context `context_tokens`.
 struct GpuServer {
-  GpuServer(const std::string& device, std::int64_t context_tokens, std::int64_t sequences);
+  GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences);
   std::unique_ptr<App> app;
   std::shared_ptr<grpc::Channel> channel;
 };

@@ -1,9 +1,13 @@
-// The gate: facts in long texts, found through the whole server on the GPU.
+// The gate: facts in long texts, found through the whole server on the GPU, and only if the indexer
+// works there.
 #include "common/prng.h"
+#include "kernels/kv_layout.h"
 #include "proto/chat.grpc.pb.h"
 #include "tests/gpu/gpu_checks.h"
+#include "tests/model/indexer_faults.h"
 
 #include <array>
+#include <functional>
 #include <set>
 
 #include <catch2/catch.hpp>
@@ -14,6 +18,7 @@ namespace {
 
 constexpr int kNeedles = 40;
 constexpr int kRightAtLeast = 39;
+constexpr int kBrokenAtMost = 20;
 constexpr int kFactsPerText = 4;
 constexpr std::int64_t kCodeTokens = 4;  // a right answer is the code and the end
 
@@ -25,6 +30,10 @@ struct Fact {
   std::string thing;
   std::string code;
 };
+
+std::string Said(const Fact& fact) {
+  return fmt::format(" The code of the {} is {}.", fact.thing, fact.code);
+}
 
 std::vector<Fact> DrawFacts(std::uint64_t seed) {
   std::vector<Fact> facts;
@@ -51,8 +60,7 @@ std::string Haystack(const std::vector<Fact>& facts, std::size_t tokens, std::ui
   }
   for (std::size_t i = 0; i < facts.size(); ++i) {
     const auto at = static_cast<std::ptrdiff_t>(CounterBits(seed, 1000 + i) % parts.size());
-    parts.insert(parts.begin() + at,
-                 fmt::format(" The code of the {} is {}.", facts[i].thing, facts[i].code));
+    parts.insert(parts.begin() + at, Said(facts[i]));
   }
   std::string text;
   for (const std::string& part : parts) {
@@ -77,40 +85,84 @@ std::string Answer(v1::ChatService::Stub& stub, const std::string& text, std::in
   return response.message().content();
 }
 
-// Facts found, of kNeedles, each asked for behind a text of `length` tokens.
-int Recall(v1::ChatService::Stub& stub, std::size_t length, std::int64_t& prompt_tokens) {
+// Facts found, of kNeedles, each asked for behind a text of `length` tokens.  `before` is called
+// with each text and its facts before its first question.
+using Before = std::function<void(const std::string& text, const std::vector<Fact>& facts)>;
+int Recall(const testing::GpuServer& server, std::size_t length, const Before& before) {
+  const auto stub = v1::ChatService::NewStub(server.channel);
   int right = 0;
+  std::int64_t prompt_tokens = 0;
   for (int text = 0; text < kNeedles / kFactsPerText; ++text) {
     const std::uint64_t seed = length * 100 + static_cast<std::uint64_t>(text);
     const std::vector<Fact> facts = DrawFacts(seed);
     const std::string haystack = Haystack(facts, length, seed);
+    before(haystack, facts);
     for (const Fact& fact : facts) {
       const std::string question =
           fmt::format("{}\n\nWhat is the code of the {}?", haystack, fact.thing);
-      right += Answer(stub, question, prompt_tokens) == fact.code ? 1 : 0;
+      right += Answer(*stub, question, prompt_tokens) == fact.code ? 1 : 0;
     }
   }
+  fmt::print("tokens={:6}  {} of {}\n", prompt_tokens, right, kNeedles);
   return right;
+}
+
+void DoNothing(const std::string& /*text*/, const std::vector<Fact>& /*facts*/) {}
+
+// Positions of all blocks that hold a part of one of the facts.
+std::set<std::int32_t> FactBlocks(const std::string& text, const std::vector<Fact>& facts) {
+  constexpr std::size_t kHeadTokens = 2;  // begin of sentence, user
+  const Tokenizer& tokenizer = testing::GpuTokenizer();
+  std::set<std::int32_t> positions;
+  for (const Fact& fact : facts) {
+    const std::size_t at = text.find(Said(fact));
+    REQUIRE(at != std::string::npos);
+    const std::size_t first = kHeadTokens + tokenizer.Encode(text.substr(0, at)).size() - 1;
+    const std::size_t last = first + tokenizer.Encode(Said(fact)).size() + 1;
+    for (std::size_t position = first / kTokensPerBlock * kTokensPerBlock;
+         position < (last / kTokensPerBlock + 1) * kTokensPerBlock; ++position) {
+      positions.insert(static_cast<std::int32_t>(position));
+    }
+  }
+  return positions;
 }
 
 }  // namespace
 
 TEST_CASE("facts in texts of 1K to 16K tokens are found through the server on CUDA", "[needles]") {
-  const testing::GpuServer server("cuda", 18'000, 8);
-  const auto stub = v1::ChatService::NewStub(server.channel);
-  for (const std::size_t length : {1000U, 4000U, 8000U, 15'000U}) {
-    std::int64_t prompt_tokens = 0;
-    const int right = Recall(*stub, length, prompt_tokens);
-    fmt::print("needles  tokens={:6}  {} of {}\n", prompt_tokens, right, kNeedles);
-    if (right < kRightAtLeast) {  // is it the model, with this text, or the device?
-      const testing::GpuServer on_cpu("cpu", 18'000, 8);
-      const auto cpu = v1::ChatService::NewStub(on_cpu.channel);
-      const int right_on_cpu = Recall(*cpu, length, prompt_tokens);
-      fmt::print("needles  tokens={:6}  {} of {} on the CPU\n", prompt_tokens, right_on_cpu,
-                 kNeedles);
-      CHECK(right >= right_on_cpu - 1);
-    }
+  const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+  const testing::GpuServer server(*cuda, 18'000, 8);
+  for (const std::size_t length : {1000U, 4000U, 8000U, 15'900U}) {
+    fmt::print("needles  ");
+    CHECK(Recall(server, length, DoNothing) >= kRightAtLeast);
   }
+}
+
+TEST_CASE("a fault of the indexer on CUDA loses the facts", "[needles]") {
+  constexpr std::size_t kLength = 4000;
+  struct Planted {
+    const char* name;
+    std::unique_ptr<Backend> (*wrap)(Backend& inner);
+  };
+  for (const Planted& fault : {Planted{"a random selection", testing::WithRandomSelection},
+                               Planted{"a selection one block off", testing::WithShiftedSelection},
+                               Planted{"no Hadamard of queries", testing::WithoutQueryHadamard},
+                               Planted{"the other RoPE", testing::WithOtherIndexRope}}) {
+    const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+    const std::unique_ptr<Backend> faulty = fault.wrap(*cuda);
+    const testing::GpuServer server(*faulty, 6'000, 8);
+    fmt::print("needles  {}: ", fault.name);
+    CHECK(Recall(server, kLength, DoNothing) <= kBrokenAtMost);
+  }
+  const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+  std::set<std::int32_t> zeroed;
+  const std::unique_ptr<Backend> faulty = testing::WithZeroedIndexKeys(*cuda, zeroed);
+  const testing::GpuServer server(*faulty, 6'000, 8);
+  fmt::print("needles  zero keys in the facts' blocks: ");
+  const auto zero = [&](const std::string& text, const std::vector<Fact>& facts) {
+    zeroed = FactBlocks(text, facts);
+  };
+  CHECK(Recall(server, kLength, zero) <= kBrokenAtMost);
 }
 
 }  // namespace dsa

@@ -52,7 +52,8 @@ Timed Stream(const std::shared_ptr<grpc::Channel>& channel, std::size_t first_to
 TEST_CASE("speeds of the small model through gRPC", "[speed]") {
   constexpr std::size_t kPrompt = 200;
   constexpr std::int64_t kAnswer = 512;
-  const testing::GpuServer server("cuda", 18'000, 64);
+  const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+  const testing::GpuServer server(*cuda, 18'000, 64);
   (void)Stream(server.channel, 0, kPrompt, kAnswer);  // warm
   for (const int streams : {1, 8, 64}) {
     std::vector<Timed> timed(static_cast<std::size_t>(streams));
