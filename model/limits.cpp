@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "kernels/kv_layout.h"
+#include "model/rank_shape.h"
 #include "model/step_buffers.h"
 
 #include <algorithm>
@@ -31,33 +32,30 @@ void CheckLimits(const StepLimits& limits) {
             limits.logits_rows_host);
 }
 
-// The widest input of a projection that may be fp8.
-std::int64_t QuantizedWidth(const ModelConfig& config) {
-  return std::max({config.hidden, config.q_latent, config.heads * config.value, config.dense_width,
-                   config.shared_width});
+std::int64_t MlpWidth(const RankShape& rank) {
+  return std::max(rank.dense_width, rank.shared_width);
 }
 
-std::int64_t MlpWidth(const ModelConfig& config) {
-  return std::max(config.dense_width, config.shared_width);
-}
-
-ScratchLimits PlanScratch(const ModelConfig& config, const StepLimits& limits) {
-  const std::int64_t widest_output =
-      std::max({config.heads * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
-                config.index_heads * kIndexHeadWidth, config.expert_width});
+ScratchLimits PlanScratch(const ModelConfig& config, const RankShape& rank,
+                          const StepLimits& limits) {
+  const std::int64_t widest_projection =
+      std::max({config.hidden, config.q_latent, rank.heads * config.value,
+                rank.heads * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
+                config.index_heads * kIndexHeadWidth, rank.dense_width, rank.shared_width,
+                config.expert_width});
   return {.tokens_max = limits.tokens_max,
           .context_max = limits.context_max,
           .masked_context_max = std::min(limits.masked_until, limits.context_max),
           .hidden = config.hidden,
-          .heads = config.heads,
+          .heads = rank.heads,
           .nope = config.nope,
           .value = config.value,
           .index_heads = config.index_heads,
           .index_topk = config.index_topk,
-          .experts = config.experts,
+          .experts = rank.experts,
           .experts_per_token = config.experts_per_token,
           .expert_width = config.expert_width,
-          .linear_width_max = std::max(QuantizedWidth(config), widest_output),
+          .linear_width_max = widest_projection,
           .logit_rows_max = limits.logit_rows_max,
           .vocabulary = config.vocabulary};
 }
@@ -65,8 +63,10 @@ ScratchLimits PlanScratch(const ModelConfig& config, const StepLimits& limits) {
 // Fills the plan's bytes, buffer by buffer.
 class Planner final {
  public:
-  Planner(const ModelConfig& config, const StepLimits& limits, WorkspacePlan& plan)
+  Planner(const ModelConfig& config, const RankShape& rank, const StepLimits& limits,
+          WorkspacePlan& plan)
       : config_(config),
+        rank_(rank),
         limits_(limits),
         activation_bytes_(SizeOf(config.activation_type)),
         plan_(plan) {}
@@ -83,23 +83,27 @@ class Planner final {
   }
 
   void Layers() {
-    const std::int64_t quantized = config_.quantized ? QuantizedWidth(config_) : 0;
     Activation(Buffer::kResidual, config_.hidden);
     Activation(Buffer::kBranch, config_.hidden);
     Activation(Buffer::kNormed, config_.hidden);
-    Set(Buffer::kQuantized, limits_.tokens_max * quantized);
-    Set(Buffer::kQuantizedScales,
-        limits_.tokens_max * CeilDivide(quantized, kWeightBlock) * kF32Bytes);
     Activation(Buffer::kQueryLatent, config_.q_latent);
-    Activation(Buffer::kQuery, config_.heads * (config_.nope + kRopeWidth));
+    Activation(Buffer::kQuery, rank_.heads * (config_.nope + kRopeWidth));
     Activation(Buffer::kKeyValue, kLatentWidth + kRopeWidth);
-    Activation(Buffer::kAbsorbedQuery, config_.heads * kLatentWidth);
-    Activation(Buffer::kLatentOutput, config_.heads * kLatentWidth);
-    Activation(Buffer::kAttentionOutput, config_.heads * config_.value);
-    Activation(Buffer::kMlpGate, MlpWidth(config_));
-    Activation(Buffer::kMlpUp, MlpWidth(config_));
+    Activation(Buffer::kAbsorbedQuery, rank_.heads * kLatentWidth);
+    Activation(Buffer::kLatentOutput, rank_.heads * kLatentWidth);
+    Activation(Buffer::kAttentionOutput, rank_.heads * config_.value);
+    Activation(Buffer::kMlpGate, MlpWidth(rank_));
+    Activation(Buffer::kMlpUp, MlpWidth(rank_));
     Set(Buffer::kExperts, limits_.tokens_max * config_.experts_per_token * kI32Bytes);
     Set(Buffer::kExpertWeights, limits_.tokens_max * config_.experts_per_token * kF32Bytes);
+  }
+
+  // Every activation that an fp8 weight reads has an fp8 copy of its own.
+  void Fp8Copies() {
+    Fp8(Buffer::kNormedFp8, Buffer::kNormedScales, config_.hidden);
+    Fp8(Buffer::kQueryLatentFp8, Buffer::kQueryLatentScales, config_.q_latent);
+    Fp8(Buffer::kAttentionOutputFp8, Buffer::kAttentionOutputScales, rank_.heads * config_.value);
+    Fp8(Buffer::kMlpGateFp8, Buffer::kMlpGateScales, MlpWidth(rank_));
   }
 
   void Indexer() {
@@ -130,11 +134,16 @@ class Planner final {
   void Set(Buffer buffer, std::int64_t bytes) {
     plan_.bytes.at(static_cast<std::size_t>(buffer)) = bytes;
   }
+  void Fp8(Buffer values, Buffer scales, std::int64_t width) {
+    Set(values, limits_.tokens_max * width);
+    Set(scales, limits_.tokens_max * CeilDivide(width, kWeightBlock) * kF32Bytes);
+  }
   void Activation(Buffer buffer, std::int64_t width) {
     Set(buffer, limits_.tokens_max * width * activation_bytes_);
   }
 
   const ModelConfig& config_;
+  const RankShape& rank_;
   const StepLimits& limits_;
   std::int64_t activation_bytes_;
   WorkspacePlan& plan_;
@@ -157,11 +166,15 @@ std::int64_t WorkspacePlan::total_bytes() const {
 
 WorkspacePlan PlanWorkspace(const ModelConfig& config, const StepLimits& limits) {
   CheckLimits(limits);
+  const RankShape rank = WholeModel(config);
   WorkspacePlan plan{};
-  plan.scratch = PlanScratch(config, limits);
-  Planner planner(config, limits, plan);
+  plan.scratch = PlanScratch(config, rank, limits);
+  Planner planner(config, rank, limits, plan);
   planner.Batch();
   planner.Layers();
+  if (config.quantized) {
+    planner.Fp8Copies();
+  }
   if (config.has_indexer()) {
     planner.Indexer();
   }

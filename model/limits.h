@@ -43,8 +43,6 @@ enum class Buffer : std::uint8_t {
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added
   kNormed,           // A [T, D]
-  kQuantized,        // fp8 [T, widest projection input]
-  kQuantizedScales,  // f32 [T, its blocks of 128]
   kQueryLatent,      // A [T, q_latent]
   kQuery,            // A [T, H, N + 64]
   kKeyValue,         // A [T, 576]
@@ -64,6 +62,15 @@ enum class Buffer : std::uint8_t {
   kMlpUp,            // A [T, widest MLP]
   kExperts,          // i32 [T, experts per token]
   kExpertWeights,    // f32 [T, experts per token]
+  // Copies that fp8 weights read: fp8 in the shape of the values, f32 [T, their blocks of 128].
+  kNormedFp8,
+  kNormedScales,
+  kQueryLatentFp8,
+  kQueryLatentScales,
+  kAttentionOutputFp8,
+  kAttentionOutputScales,
+  kMlpGateFp8,
+  kMlpGateScales,
   // The head.
   kHeadResidual,  // A [R, D]
   kHeadNormed,    // A [R, D]

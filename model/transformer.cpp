@@ -1,85 +1,84 @@
 #include "model/transformer.h"
 
-#include "kernels/ops/block_scaled_linear.h"
+#include "common/check.h"
+#include "kernels/fused/add_norm.h"
+#include "kernels/fused/project.h"
 #include "kernels/ops/embed.h"
 #include "kernels/ops/gather_rows.h"
-#include "kernels/ops/linear.h"
-#include "kernels/ops/quantize_fp8.h"
-#include "kernels/ops/rms_norm.h"
 
 namespace dsa {
 
+Transformer::Transformer(const TransformerParts& parts)
+    : parts_(parts), backend_(parts.backend), rank_(WholeModel(parts.config)) {
+  const std::vector<LayerWeights>& layers = parts.weights.layers;
+  DSA_CHECK(static_cast<std::int64_t>(layers.size()) == rank_.layers && !layers.empty(),
+            "Transformer: weights of {} layers, a rank of {}", layers.size(), rank_.layers);
+  DSA_CHECK(!parts.config.has_indexer() || layers.front().indexer,
+            "Transformer: {} layers, no selection for the first", layers.size());
+}
+
 Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBatch& device) {
   const Step step{.shape = shape, .device = device, .tokens = shape.tokens};
-  const ModelWeights& weights = parts_.weights;
-  const std::int64_t hidden = parts_.config.hidden;
-  // The first layer's residual is the embedding itself: nothing is added before its norm.
-  const AnyMatrix residual = Activation(Buffer::kResidual, step, hidden);
-  backend_.Embed({.ids = device.token_ids, .table = weights.embedding, .x = residual});
-  backend_.RmsNorm({.x = residual,
-                    .residual = NullMatrix(residual.type),
-                    .weight = weights.layers.front().attention_norm,
-                    .y = Activation(Buffer::kNormed, step, hidden),
-                    .eps = parts_.config.norm_eps});
-  const auto layers = static_cast<int>(weights.layers.size());
-  for (int layer = 0; layer < layers; ++layer) {
-    const LayerWeights& current = weights.layers[static_cast<std::size_t>(layer)];
-    if (layer > 0) {
-      AddAndNorm(step, current.attention_norm);
+  backend_.PlanAttention(Paged(step, {.first = 0, .count = step.tokens}), rank_.heads,
+                         parts_.batch_invariant);
+  const AnyMatrix embedded = Values(Buffer::kResidual, step, parts_.config.hidden);
+  backend_.Embed({.ids = device.token_ids, .table = parts_.weights.embedding, .x = embedded});
+  for (int index = 0; index < static_cast<int>(rank_.layers); ++index) {
+    const LayerView layer = Layer(index);
+    // The first layer's residual is the embedding itself: nothing is added before its norm.
+    if (index == 0) {
+      Norm(step, embedded, NullMatrix(embedded.type), layer.weights.attention_norm);
+    } else {
+      AddBranchAndNorm(step, layer.weights.attention_norm);
     }
     Attention(layer, step);
-    AddAndNorm(step, current.ffn_norm);
+    AddBranchAndNorm(step, layer.weights.ffn_norm);
     FeedForward(layer, step);
   }
   return Head(step);
 }
 
-AnyMatrix Transformer::Activation(Buffer buffer, const Step& step, std::int64_t cols) const {
+LayerView Transformer::Layer(int layer) const {
+  const LayerWeights& weights = parts_.weights.layers[static_cast<std::size_t>(layer)];
+  return {.weights = weights,
+          .latent = parts_.arena.Latent(layer),
+          .indexer = weights.indexer ? parts_.arena.Indexer(layer) : IndexerCacheView{}};
+}
+
+AnyMatrix Transformer::Values(Buffer buffer, const Step& step, std::int64_t cols) const {
   return parts_.activations.AsActivation(buffer, step.tokens, cols);
 }
 
-// residual += branch; normed = RmsNorm of the sum before it was rounded.
-void Transformer::AddAndNorm(const Step& step, Vector<const float> norm_weight) {
-  const std::int64_t hidden = parts_.config.hidden;
-  backend_.RmsNorm({.x = Activation(Buffer::kBranch, step, hidden),
-                    .residual = Activation(Buffer::kResidual, step, hidden),
-                    .weight = norm_weight,
-                    .y = Activation(Buffer::kNormed, step, hidden),
-                    .eps = parts_.config.norm_eps});
-}
-
-void Transformer::Project(ProjectionInput& input, const LinearWeight& weight, const AnyMatrix& y) {
-  ProjectRows(input, {.first = 0, .count = input.x.rows}, weight, y);
-}
-
-void Transformer::ProjectRows(ProjectionInput& input, RowRange rows, const LinearWeight& weight,
-                              const AnyMatrix& y) {
-  if (!weight.quantized()) {
-    backend_.Linear(
-        {.x = RowsOfAny(input.x, rows.first, rows.count), .weight = weight.weight, .y = y});
-    return;
+Activation Transformer::WithFp8(const AnyMatrix& x, Buffer values, Buffer scales) const {
+  if (!parts_.config.quantized) {
+    return {.x = x};
   }
   const Activations& activations = parts_.activations;
-  const std::int64_t cols = input.x.cols;
-  const auto values = activations.AsMatrix<Fp8E4m3>(Buffer::kQuantized, input.x.rows, cols);
-  const auto scales =
-      activations.AsMatrix<float>(Buffer::kQuantizedScales, input.x.rows, Fp8Blocks(cols));
-  if (!input.quantized) {
-    backend_.QuantizeFp8({.x = input.x,
-                          .values = values,
-                          .scales = scales,
-                          .scale_format = parts_.config.scale_format});
-    input.quantized = true;
-  }
-  const ConstAnyMatrix& stored = weight.weight;
-  backend_.BlockScaledLinear({.x = AsConst(RowsOf(values, rows.first, rows.count)),
-                              .x_scales = AsConst(RowsOf(scales, rows.first, rows.count)),
-                              .weight = {.data = static_cast<const Fp8E4m3*>(stored.data),
-                                         .rows = stored.rows,
-                                         .cols = stored.cols,
-                                         .row_stride = stored.row_stride},
-                              .weight_scales = weight.scales,
-                              .y = y});
+  return {.x = x,
+          .fp8 = {.values = activations.AsMatrix<Fp8E4m3>(values, x.rows, x.cols),
+                  .scales = activations.AsMatrix<float>(scales, x.rows, Fp8Blocks(x.cols)),
+                  .format = parts_.config.scale_format}};
+}
+
+Activation Transformer::Normed(const Step& step) const {
+  return WithFp8(Values(Buffer::kNormed, step, parts_.config.hidden), Buffer::kNormedFp8,
+                 Buffer::kNormedScales);
+}
+
+// residual += branch; normed = RmsNorm of the sum before it was rounded.
+void Transformer::AddBranchAndNorm(const Step& step, Vector<const float> norm_weight) {
+  const std::int64_t hidden = parts_.config.hidden;
+  Norm(step, Values(Buffer::kBranch, step, hidden), Values(Buffer::kResidual, step, hidden),
+       norm_weight);
+}
+
+void Transformer::Norm(const Step& step, const AnyMatrix& x, const AnyMatrix& residual,
+                       Vector<const float> norm_weight) {
+  backend_.AddNorm({.x = x,
+                    .residual = residual,
+                    .weight = norm_weight,
+                    .eps = parts_.config.norm_eps,
+                    .y = Normed(step)});
 }
 
 Matrix<const float> Transformer::Head(const Step& step) {
@@ -89,18 +88,18 @@ Matrix<const float> Transformer::Head(const Step& step) {
   const auto logits = activations.AsMatrix<float>(Buffer::kLogits, rows, parts_.config.vocabulary);
   const AnyMatrix residual = activations.AsActivation(Buffer::kHeadResidual, rows, hidden);
   const AnyMatrix normed = activations.AsActivation(Buffer::kHeadNormed, rows, hidden);
-  backend_.GatherRows({.x = Activation(Buffer::kResidual, step, hidden),
+  backend_.GatherRows({.x = Values(Buffer::kResidual, step, hidden),
                        .rows = step.device.logit_rows,
                        .y = residual});
-  backend_.GatherRows({.x = Activation(Buffer::kBranch, step, hidden),
-                       .rows = step.device.logit_rows,
-                       .y = normed});
-  backend_.RmsNorm({.x = normed,
+  backend_.GatherRows(
+      {.x = Values(Buffer::kBranch, step, hidden), .rows = step.device.logit_rows, .y = normed});
+  backend_.AddNorm({.x = normed,
                     .residual = residual,
                     .weight = parts_.weights.final_norm,
-                    .y = normed,
-                    .eps = parts_.config.norm_eps});
-  backend_.Linear({.x = normed, .weight = parts_.weights.head, .y = AsAny(logits)});
+                    .eps = parts_.config.norm_eps,
+                    .y = {.x = normed}});
+  const LinearWeight weight = {.weight = parts_.weights.head, .scales = {}};
+  backend_.Project({.x = {.x = normed}, .projections = {{{weight, AsAny(logits)}}}});
   return AsConst(logits);
 }
 

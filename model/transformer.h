@@ -1,8 +1,8 @@
 // The forward pass: residual stream, layers and head, over a batch of rows of many sequences.
 // Order of operations and rounding follow DeepSeek-V3.2's inference code; what each op computes
-// stands in kernels/ops/.
+// stands in kernels/fused/ and kernels/ops/.
 //
-//   transformer.cpp  the layer loop, projections, head
+//   transformer.cpp  the layer loop, norms, head
 //   attention.cpp    MLA: projections, cache writes, the four attention paths
 //   indexer.cpp      which keys a row attends to
 //   moe.cpp          dense MLP; gate, shared and routed experts
@@ -14,9 +14,14 @@
 #include "common/view_parts.h"
 #include "kernels/backend.h"
 #include "kernels/batch_view.h"
+#include "kernels/fused/activation.h"
+#include "kernels/fused/gated_mlp.h"
+#include "kernels/fused/project.h"
+#include "kernels/kv_layout.h"
 #include "kernels/ops/key_selection.h"
 #include "model/activations.h"
 #include "model/model_config.h"
+#include "model/rank_shape.h"
 #include "model/step_shape.h"
 #include "model/weights.h"
 
@@ -43,11 +48,19 @@ struct TransformerParts {
   RopeTable rope_table;  // positions up to the longest context
   const KvArena& arena;
   const Activations& activations;
+  bool batch_invariant;  // Backend::PlanAttention
+};
+
+// What a layer is to the ops: its weights and its part of the caches.
+struct LayerView {
+  const LayerWeights& weights;
+  LatentCacheView latent;
+  IndexerCacheView indexer;  // data null: the layer uses the selection of an earlier one
 };
 
 class Transformer final {
  public:
-  explicit Transformer(const TransformerParts& parts) : parts_(parts), backend_(parts.backend) {}
+  explicit Transformer(const TransformerParts& parts);
 
   // Writes the keys of every row into the arena and returns the logits [R, vocabulary] of the rows
   // asked for, valid until the next call.  Reads of the host what the shape says and nothing else,
@@ -60,49 +73,53 @@ class Transformer final {
     std::int64_t first;
     std::int64_t count;
   };
-  // What feeds one or more projections.  fp8 weights read a quantized copy, which is made at most
-  // once; there is one such copy at a time.
-  struct ProjectionInput {
-    AnyMatrix x;
-    bool quantized = false;
-  };
   struct Step {
     const StepShape& shape;
     const DeviceBatch& device;
     std::int64_t tokens;
+
+    bool selects() const;  // some row attends to a selection
+  };
+  // What an indexer needs projected; unused where the layer has none, or no row selects.
+  struct IndexerRows {
+    Projection key;           // of normed
+    Projection query;         // of the query latent
+    Projection head_weights;  // of normed
   };
 
   // transformer.cpp
-  void Project(ProjectionInput& input, const LinearWeight& weight, const AnyMatrix& y);
-  void ProjectRows(ProjectionInput& input, RowRange rows, const LinearWeight& weight,
-                   const AnyMatrix& y);
-  void AddAndNorm(const Step& step, Vector<const float> norm_weight);
+  LayerView Layer(int layer) const;
+  void Norm(const Step& step, const AnyMatrix& x, const AnyMatrix& residual,
+            Vector<const float> norm_weight);
+  void AddBranchAndNorm(const Step& step, Vector<const float> norm_weight);
   Matrix<const float> Head(const Step& step);
-  AnyMatrix Activation(Buffer buffer, const Step& step, std::int64_t cols) const;
+  // A buffer as activations of the step; and, where the model has fp8 weights, with its fp8 copy.
+  AnyMatrix Values(Buffer buffer, const Step& step, std::int64_t cols) const;
+  Activation WithFp8(const AnyMatrix& x, Buffer values, Buffer scales) const;
+  Activation Normed(const Step& step) const;
 
   // attention.cpp
-  void Attention(int layer, const Step& step);
-  void WriteKeys(int layer, const Step& step, ProjectionInput& normed);
-  void Attend(int layer, const Step& step, ProjectionInput& query_input, AttentionPath path,
-              RowRange rows);
-  void AttendLatent(int layer, const Step& step, RowRange rows, const KeySelection& selection);
-  void AttendMasked(int layer, const Step& step, RowRange rows, const KeySelection& selection);
+  void Attention(const LayerView& layer, const Step& step);
+  void WriteKeys(const LayerView& layer, const Step& step, const Activation& query_latent);
+  void Attend(const LayerView& layer, const Step& step, AttentionPath path, RowRange rows);
+  AnyMatrix KeyValue(const Step& step) const;
+  Activation AttentionOutput(const Step& step) const;
   PagedRows Paged(const Step& step, RowRange rows) const;
-  AnyTensor3 QueryHeads(const Step& step, RowRange rows) const;
 
   // indexer.cpp
-  void WriteIndexerKeys(int layer, const Step& step, ProjectionInput& normed);
-  KeySelection SelectKeys(int layer, const Step& step, ProjectionInput& query_latent, RowRange rows,
-                          bool as_mask);
-  void PrepareQueries(int layer, const Step& step, ProjectionInput& query_latent, RowRange rows);
+  IndexerRows RowsOfIndexer(const LayerView& layer, const Step& step) const;
+  KeySelection SelectKeys(const LayerView& layer, const Step& step, RowRange rows, bool as_mask);
+  AnyMatrix IndexQuery(const Step& step) const;
+  AnyMatrix IndexHeadWeights(const Step& step) const;
 
   // moe.cpp
-  void FeedForward(int layer, const Step& step);
-  void Mlp(const Step& step, ProjectionInput& input, const MlpWeights& weights);
+  void FeedForward(const LayerView& layer, const Step& step);
+  GatedMlpParams Mlp(const Step& step, const MlpWeights& weights, std::int64_t width) const;
   void Moe(const Step& step, const MoeWeights& weights);
 
   TransformerParts parts_;
   Backend& backend_;
+  RankShape rank_;
 };
 
 }  // namespace dsa

@@ -24,6 +24,7 @@ struct ServerConfig {
   std::int64_t threads = 0;
   std::string attention = "sparse";
   std::int64_t masked_mha_until = 0;
+  bool batch_invariant = false;
 
   std::string kv_cache_dtype = "auto";
   std::int64_t kv_cache_memory_bytes = 0;

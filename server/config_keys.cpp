@@ -49,6 +49,10 @@ std::vector<ConfigKey> ModelKeys() {
        "where "
        "at least 192 of a prompt are to be computed. 0: none do.",
        IntValue{&C::masked_mha_until, 0, kTokensMax}},
+      {"batch_invariant", "Computation",
+       "true: how attention sums over a row's keys follows from their number alone, never from the "
+       "batch, at some cost in speed. The CPU always computes so; on CUDA nothing heeds it yet.",
+       SwitchValue{&C::batch_invariant}},
       {"kv_cache_dtype", "Cache",
        "Format of the paged caches. auto: fp8 for a quantized checkpoint, otherwise its own type.",
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},

@@ -154,7 +154,8 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
           .blocks = 0,
           .kv_format = CacheFormat(config, model.config),
           .vocabulary_limit = model.vocabulary_limit,
-          .runs_ahead = IsCuda(config)};
+          .runs_ahead = IsCuda(config),
+          .batch_invariant = config.batch_invariant};
 }
 
 }  // namespace

@@ -99,7 +99,8 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
                     .weights = model.weights,
                     .rope_table = memory_.rope_table.view(),
                     .arena = memory_.arena,
-                    .activations = memory_.activations}),
+                    .activations = memory_.activations,
+                    .batch_invariant = config_.batch_invariant}),
       output_half_bytes_(memory_.outputs.bytes() / 2) {
   ClearBlockTables();
   recorded_.reserve(std::max(config_.recorded.size(), kRecordedUsual));

@@ -31,6 +31,7 @@ struct ModelExecutorConfig {
   KvFormat kv_format;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
   bool runs_ahead = false;        // the backend's ops return before they have run
+  bool batch_invariant = false;   // of attention's sums; Backend::PlanAttention
   // Recorded by Create, so that no step waits for it; others when they are first met.
   std::vector<StepShape> recorded{};
 };

@@ -274,10 +274,12 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   CHECK(plain.engine.blocks == 16 * 8);
   CHECK(plain.executor.kv_format == KvFormat::kFp8);  // the checkpoint's
   CHECK(plain.executor.vocabulary_limit == 400);
+  CHECK_FALSE(plain.executor.batch_invariant);
   config.scheduling_policy = "priority";
   config.preemption = "none";
   config.attention = "dense";
   config.masked_mha_until = 100;
+  config.batch_invariant = true;
   config.max_queued_requests = 7;
   config.kv_cache_dtype = "bf16";
   config.kv_cache_memory_bytes = 9 * BytesPerBlock(3, 3, KvFormat::kBf16) + 1;
@@ -290,6 +292,7 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   CHECK(other.engine.blocks == 9);
   CHECK(other.executor.kv_format == KvFormat::kBf16);
   CHECK(other.executor.limits.masked_until == 100);
+  CHECK(other.executor.batch_invariant);
   // Keys computed otherwise are not shared.
   CHECK(other.engine.cache_identity != plain.engine.cache_identity);
   config.kv_cache_dtype = "f32";

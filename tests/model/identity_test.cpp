@@ -1,6 +1,8 @@
 // What a sequence computes is its own affair: its logits are the same bits alone or in a batch, in
 // any chunks, in any blocks, after a prefix hit or a preemption, on any number of threads.
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/ops/latent_attention.h"
 #include "tests/model/golden.h"
 #include "tests/model/sequence_runner.h"
 
@@ -199,6 +201,55 @@ TEST_CASE("selecting every key gives the bits of dense attention", "[model][iden
     const bool same = all_keys.logits.at(position) == selected.logits.at(position);
     CHECK(same == (position < topk));
   }
+}
+
+namespace {
+
+// Keeps the slots that the sparse rows of each layer attend to.
+class WatchSelections final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  void LatentAttention(const LatentAttentionParams& params) override {
+    inner_.LatentAttention(params);
+    const Matrix<const std::int32_t>& slots = params.selection.slots;
+    if (slots.data != nullptr) {
+      layers.emplace_back(slots.data, slots.data + slots.rows * slots.cols);
+    }
+  }
+  void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
+    inner_.PlanAttention(rows, heads, batch_invariant);
+    planned_rows += rows.positions.size;
+  }
+  std::vector<std::vector<std::int32_t>> layers;
+  std::int64_t planned_rows = 0;
+};
+
+}  // namespace
+
+// GLM-5.2: layers without an indexer read the keys that the last layer before them has selected.
+TEST_CASE("a layer without an indexer attends to the selection of the layer before it",
+          "[model][identity]") {
+  const std::string name = GENERATE(as<std::string>(), "v32_f32", "v32_fp8", "glm_bf16");
+  CAPTURE(name);
+  Setting setting(name, 2);
+  const std::size_t layers = setting.model.weights().layers.size();
+  REQUIRE(layers > 1);
+  const auto run = [](Setting& which) {
+    WatchSelections backend(which.backend);
+    SequenceRunner runner(backend, which.model.loaded(), which.options);
+    const SequenceOutput output = runner.Run({kRequest}).front();
+    CHECK(backend.planned_rows == static_cast<std::int64_t>(output.logits.size()));  // once a step
+    return backend.layers;
+  };
+  Setting every(name, 2);
+  const auto own = run(every);
+  REQUIRE(own.size() >= layers);
+  CHECK(own[layers - 1] != own[layers - 2]);
+  setting.model.weights().layers.back().indexer.reset();
+  const auto shared = run(setting);
+  CHECK(shared.size() == own.size());
+  CHECK(shared[layers - 2] == own[layers - 2]);
+  CHECK(shared[layers - 1] == shared[layers - 2]);
 }
 
 }  // namespace dsa::testing

@@ -72,7 +72,7 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
   limits.score_bytes_max = std::int64_t{1} << 40;
   CHECK(PlanWorkspace(model.config, limits).score_rows == 100);
   CHECK(bytes(Buffer::kBlockTables) == 7 * 16 * 4);
-  CHECK(bytes(Buffer::kQuantized) == 0);  // nothing is fp8 in a float32 checkpoint
+  CHECK(bytes(Buffer::kNormedFp8) == 0);  // nothing is fp8 in a float32 checkpoint
   CHECK(bytes(Buffer::kResidual) == 100 * model.config.hidden * 4);
 }
 
