@@ -1,5 +1,5 @@
 #include "kernels/cpu/cpu_backend.h"
-#include "tests/kernels/test_backend.h"
+#include "tests/kernels/fused_testing.h"
 
 #include <memory>
 
@@ -54,6 +54,11 @@ bool AttentionRowsAreIndependent() {
 
 bool ProductRowsAreIndependent() {
   return true;
+}
+
+// It has no overrides.
+double OverrideTolerance(const OverrideDifference& /*difference*/) {
+  return 0.0;
 }
 
 }  // namespace dsa::testing

@@ -1,9 +1,10 @@
 #include "kernels/cuda/cuda_backend.h"
-#include "tests/kernels/test_backend.h"
+#include "tests/kernels/fused_testing.h"
 
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <string>
 
 namespace dsa::testing {
 namespace {
@@ -65,6 +66,17 @@ bool AttentionRowsAreIndependent() {
 // cuBLASLt chooses its algorithm by the number of rows.
 bool ProductRowsAreIndependent() {
   return false;
+}
+
+// A sum in another order moves few values to the next of their type: a step of bf16 is 2^-8, one of
+// e4m3 2^-4, one of a power-of-two scale 1.
+double OverrideTolerance(const OverrideDifference& difference) {
+  if (difference.output.find("scale") != std::string::npos) {
+    return 3e-2;
+  }
+  const bool is_fp8 = difference.output == "fp8 copy" || difference.output == "latent" ||
+                      difference.output == "indexer key";
+  return is_fp8 ? 1e-2 : 2e-3;
 }
 
 }  // namespace dsa::testing

@@ -1,0 +1,222 @@
+// The CUDA backend's overrides: at DeepSeek-V3.2's extents, beside which kernels they queue.  An
+// override that shared its kernels with its default body would be compared with itself; one whose
+// kernels may be left out unseen would not be compared at all.
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/launch.h"
+#include "tests/kernels/fused_testing.h"
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <cuda_runtime_api.h>
+
+namespace dsa {
+namespace {
+
+using testing::FusedLayer;
+using testing::kRealLayer;
+using testing::kSmallLayer;
+
+// Every override, with the plain ops' kernels that it queues beside its own.
+struct Override {
+  std::string op;
+  std::function<void(Backend&, FusedLayer&)> run;
+  std::vector<std::string> shared;  // parts of their names
+};
+std::vector<Override> Overrides() {
+  return {};
+}
+// Fused ops that have none yet.
+std::vector<Override> Defaults() {
+  return {
+      {"AddNorm", [](Backend& b, FusedLayer& l) { b.AddNorm(l.AddNorm()); }, {}},
+      {"Project", [](Backend& b, FusedLayer& l) { b.Project(l.Project()); }, {}},
+      {"WriteKeys", [](Backend& b, FusedLayer& l) { b.WriteKeys(l.WriteKeys()); }, {}},
+      {"SelectKeys", [](Backend& b, FusedLayer& l) { b.SelectKeys(l.SelectKeys()); }, {}},
+      {"AttendLatent",
+       [](Backend& b, FusedLayer& l) { b.AttendLatent(l.AttendLatentSelected()); },
+       {}},
+      {"AttendMasked", [](Backend& b, FusedLayer& l) { b.AttendMasked(l.AttendMasked()); }, {}},
+      {"GatedMlp", [](Backend& b, FusedLayer& l) { b.GatedMlp(l.GatedMlp()); }, {}},
+      {"ExpertMlp", [](Backend& b, FusedLayer& l) { b.ExpertMlp(l.ExpertMlp()); }, {}},
+  };
+}
+
+// Plain ops of the test backend, fused ones by their default bodies.
+class DefaultBodies final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+};
+
+cudaStream_t Stream() {
+  return dynamic_cast<CudaBackend&>(testing::TestBackend()).stream();
+}
+
+// What `body` queues, as a graph; destroy it.
+cudaGraph_t Captured(const std::function<void()>& body) {
+  testing::TestBackend().Synchronize();
+  cudaGraph_t graph = nullptr;
+  DSA_CUDA_CHECK(cudaStreamBeginCapture(Stream(), cudaStreamCaptureModeThreadLocal));
+  body();
+  DSA_CUDA_CHECK(cudaStreamEndCapture(Stream(), &graph));
+  return graph;
+}
+
+std::vector<cudaGraphNode_t> KernelNodes(cudaGraph_t graph) {
+  std::size_t count = 0;
+  DSA_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &count));
+  std::vector<cudaGraphNode_t> nodes(count);
+  DSA_CUDA_CHECK(cudaGraphGetNodes(graph, nodes.data(), &count));
+  std::erase_if(nodes, [](cudaGraphNode_t node) {
+    cudaGraphNodeType type{};
+    DSA_CUDA_CHECK(cudaGraphNodeGetType(node, &type));
+    return type != cudaGraphNodeTypeKernel;
+  });
+  return nodes;
+}
+
+std::string KernelName(cudaGraphNode_t node) {
+  cudaKernelNodeParams params{};
+  const char* name = nullptr;
+  if (cudaGraphKernelNodeGetParams(node, &params) != cudaSuccess ||
+      cudaFuncGetName(&name, params.func) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return "of a library";
+  }
+  return name;
+}
+
+std::vector<std::string> KernelsOf(const std::function<void()>& body) {
+  const cudaGraph_t graph = Captured(body);
+  std::vector<std::string> names;
+  for (const cudaGraphNode_t node : KernelNodes(graph)) {
+    names.push_back(KernelName(node));
+  }
+  DSA_CUDA_CHECK(cudaGraphDestroy(graph));
+  return names;
+}
+
+struct Kernels {
+  std::vector<std::string> of_override, of_default;
+};
+Kernels KernelsOf(const Override& op) {
+  FusedLayer layer(testing::TestBackend(), kSmallLayer, KvFormat::kFp8);
+  DefaultBodies defaults(testing::TestBackend());
+  // Once before: operands are made, products planned.
+  op.run(testing::TestBackend(), layer);
+  op.run(defaults, layer);
+  const auto capture = [&](Backend& backend) {
+    FusedLayer operands(testing::TestBackend(), kSmallLayer, KvFormat::kFp8);
+    return KernelsOf([&] { op.run(backend, operands); });
+  };
+  return {.of_override = capture(testing::TestBackend()), .of_default = capture(defaults)};
+}
+
+// Leaves out one kernel of each call of a fused op.
+class ForgetfulOverrides final : public ForwardingBackend {
+ public:
+  ForgetfulOverrides(Backend& inner, std::size_t forgotten)
+      : ForwardingBackend(inner), forgotten_(forgotten) {}
+
+  void AddNorm(const AddNormParams& params) override {
+    Run([&] { inner_.AddNorm(params); });
+  }
+  void Project(const ProjectParams& params) override {
+    Run([&] { inner_.Project(params); });
+  }
+  void WriteKeys(const WriteKeysParams& params) override {
+    Run([&] { inner_.WriteKeys(params); });
+  }
+  void SelectKeys(const SelectKeysParams& params) override {
+    Run([&] { inner_.SelectKeys(params); });
+  }
+  void AttendLatent(const AttendLatentParams& params) override {
+    Run([&] { inner_.AttendLatent(params); });
+  }
+  void AttendMasked(const AttendMaskedParams& params) override {
+    Run([&] { inner_.AttendMasked(params); });
+  }
+  void GatedMlp(const GatedMlpParams& params) override {
+    Run([&] { inner_.GatedMlp(params); });
+  }
+  void ExpertMlp(const ExpertMlpParams& params) override {
+    Run([&] { inner_.ExpertMlp(params); });
+  }
+
+ private:
+  void Run(const std::function<void()>& body) const {
+    const cudaGraph_t graph = Captured(body);
+    cudaGraphExec_t executable = nullptr;
+    DSA_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+    DSA_CUDA_CHECK(cudaGraphNodeSetEnabled(executable, KernelNodes(graph).at(forgotten_), 0));
+    DSA_CUDA_CHECK(cudaGraphLaunch(executable, Stream()));
+    DSA_CUDA_CHECK(cudaStreamSynchronize(Stream()));
+    DSA_CUDA_CHECK(cudaGraphExecDestroy(executable));
+    DSA_CUDA_CHECK(cudaGraphDestroy(graph));
+  }
+  std::size_t forgotten_;
+};
+
+}  // namespace
+
+TEST_CASE("overrides agree with the default bodies at the real model's extents",
+          "[kernels][fused][real_sizes]") {
+  const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16);
+  testing::LayerSizes sizes = kRealLayer;
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 7, 64);
+  CAPTURE(testing::Name(format), sizes.rows);
+  OverrideCheck check(testing::TestBackend());
+  FusedLayer layer(testing::TestBackend(), sizes, format);
+  testing::RunFusedOps(check, layer);
+  sizes.context = testing::kTestLimits.masked_context_max;
+  sizes.top_k = sizes.context / 2;
+  FusedLayer masked(testing::TestBackend(), sizes, format);
+  check.AttendMasked(masked.AttendMasked());
+  testing::CheckDifferences(check);
+}
+
+TEST_CASE("an override is not compared with itself", "[kernels][fused]") {
+  for (const Override& op : Overrides()) {
+    CAPTURE(op.op);
+    const Kernels kernels = KernelsOf(op);
+    std::size_t own = 0;
+    for (const std::string& kernel : kernels.of_override) {
+      CAPTURE(kernel);
+      const bool is_shared = std::any_of(
+          op.shared.begin(), op.shared.end(),
+          [&](const std::string& part) { return kernel.find(part) != std::string::npos; });
+      own += is_shared ? 0U : 1U;
+      CHECK((is_shared ||
+             std::count(kernels.of_default.begin(), kernels.of_default.end(), kernel) == 0));
+    }
+    CHECK(own > 0);
+  }
+  for (const Override& op : Defaults()) {
+    CAPTURE(op.op);  // here although it has an override?
+    const Kernels kernels = KernelsOf(op);
+    CHECK(kernels.of_override == kernels.of_default);
+  }
+}
+
+TEST_CASE("a kernel that an override leaves out is named", "[kernels][fused]") {
+  for (const Override& op : Overrides()) {
+    const std::vector<std::string> kernels = KernelsOf(op).of_override;
+    for (std::size_t forgotten = 0; forgotten < kernels.size(); ++forgotten) {
+      CAPTURE(op.op, kernels[forgotten]);
+      FusedLayer layer(testing::TestBackend(), kSmallLayer, KvFormat::kFp8);
+      ForgetfulOverrides forgetful(testing::TestBackend(), forgotten);
+      OverrideCheck check(forgetful);
+      op.run(check, layer);
+      const auto faults = check.Faults(testing::kOverrideFault);
+      CHECK(std::any_of(faults.begin(), faults.end(), [&](const OverrideDifference& difference) {
+        return difference.op == op.op;
+      }));
+    }
+  }
+}
+
+}  // namespace dsa
