@@ -10,6 +10,7 @@
 //
 // With few rows the weights' 2 H N 512 bytes are the bound.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
@@ -98,6 +99,7 @@ struct Tile {
 template <int kTokens>
 __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
     const __grid_constant__ AbsorbQueryParams p) {
+  cuda::StartAfterPredecessors();
   using T = Tile<kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
   const int first_column = static_cast<int>(blockIdx.x) * kColumns;
@@ -150,6 +152,7 @@ __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
 template <typename T, typename W>
 __global__ __launch_bounds__(kThreads) void PlainAbsorbQueryKernel(
     const __grid_constant__ AbsorbQueryParams p) {
+  cuda::StartAfterPredecessors();
   using Product = cuda::PlainProduct<T, W>;
   __shared__ typename Product::Shared shared;
   const int first_column = static_cast<int>(blockIdx.x) * Product::kWeightRows;
@@ -182,7 +185,10 @@ void Launch(const AbsorbQueryParams& params, cudaStream_t stream) {
   const dim3 grid(kLatentValues / kColumns,
                   static_cast<unsigned>((params.q_nope.rows + kTokens - 1) / kTokens),
                   static_cast<unsigned>(params.q_nope.heads));
-  AbsorbQueryKernel<kTokens><<<grid, kThreads, Tile<kTokens>::kSharedBytes, stream>>>(params);
+  cuda::LaunchDependent(
+      AbsorbQueryKernel<kTokens>,
+      {.grid = grid, .threads = kThreads, .shared_bytes = Tile<kTokens>::kSharedBytes}, stream,
+      params);
 }
 
 }  // namespace
@@ -196,7 +202,6 @@ void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
       cuda::HasAlignedRows(params.q_nope) && cuda::HasAlignedRows(params.w_uk)) {
     constexpr std::int64_t kFew = 8;
     extents.tokens <= kFew ? Launch<8>(params, state_->stream) : Launch<64>(params, state_->stream);
-    DSA_CUDA_CHECK(cudaGetLastError());
     return;
   }
   cuda::DispatchFloat(params.q_nope.type, [&]<typename T>(T) {
@@ -206,10 +211,10 @@ void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
           kLatentValues / Product::kWeightRows,
           static_cast<unsigned>((extents.tokens + Product::kTokens - 1) / Product::kTokens),
           static_cast<unsigned>(extents.heads));
-      PlainAbsorbQueryKernel<T, W><<<grid, kThreads, 0, state_->stream>>>(params);
+      cuda::LaunchDependent(PlainAbsorbQueryKernel<T, W>, {.grid = grid, .threads = kThreads},
+                            state_->stream, params);
     });
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

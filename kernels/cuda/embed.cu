@@ -4,6 +4,7 @@
 //
 // 2 * T * D elements move; memory-bound, and small beside a layer.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/embed.h"
@@ -21,6 +22,7 @@ template <typename S, typename T>
 __global__ __launch_bounds__(kThreads) void CopyRowsKernel(ConstAnyMatrix source,
                                                            const std::int32_t* rows,
                                                            AnyMatrix target) {
+  cuda::StartAfterPredecessors();
   constexpr int kStep = kThreads * kWidth;
   const std::int64_t row = blockIdx.x;
   const S* from = static_cast<const S*>(source.data) + rows[row] * source.row_stride;
@@ -57,10 +59,10 @@ void CopyRows(const ConstAnyMatrix& source, const std::int32_t* rows, const AnyM
   const auto grid = static_cast<unsigned>(target.rows);
   cuda::DispatchFloat(source.type, [&]<typename S>(S) {
     cuda::DispatchFloat(target.type, [&]<typename T>(T) {
-      CopyRowsKernel<S, T><<<grid, kThreads, 0, stream>>>(source, rows, target);
+      cuda::LaunchDependent(CopyRowsKernel<S, T>, {.grid = grid, .threads = kThreads}, stream,
+                            source, rows, target);
     });
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 //
 // With few rows the weights' 2 H V 512 bytes are the bound.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/row_product.cuh"
@@ -17,6 +18,7 @@ constexpr int kThreads = 256;
 template <int kTokens>
 __global__ __launch_bounds__(kThreads) void ExpandValueKernel(
     const __grid_constant__ ExpandValueParams p, bool is_aligned) {
+  cuda::StartAfterPredecessors();
   using Product = cuda::RowProduct<__nv_bfloat16, kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
   const std::int64_t first_value = blockIdx.x * std::int64_t{Product::kWeightRows};
@@ -49,6 +51,7 @@ __global__ __launch_bounds__(kThreads) void ExpandValueKernel(
 template <typename T, typename W>
 __global__ __launch_bounds__(kThreads) void PlainExpandValueKernel(
     const __grid_constant__ ExpandValueParams p) {
+  cuda::StartAfterPredecessors();
   using Product = cuda::PlainProduct<T, W>;
   __shared__ typename Product::Shared shared;
   const std::int64_t first_value = blockIdx.x * std::int64_t{Product::kWeightRows};
@@ -88,9 +91,12 @@ void Launch(const ExpandValueParams& params, const ExpandValueExtents& extents,
   DSA_CUDA_CHECK(cudaFuncSetAttribute(ExpandValueKernel<kTokens>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       Product::kSharedBytes));
-  ExpandValueKernel<kTokens>
-      <<<GridOf(extents, Product::kWeightRows, kTokens), kThreads, Product::kSharedBytes, stream>>>(
-          params, cuda::HasAlignedRows(params.o_latent) && cuda::HasAlignedRows(params.w_uv));
+  cuda::LaunchDependent(ExpandValueKernel<kTokens>,
+                        {.grid = GridOf(extents, Product::kWeightRows, kTokens),
+                         .threads = kThreads,
+                         .shared_bytes = Product::kSharedBytes},
+                        stream, params,
+                        cuda::HasAlignedRows(params.o_latent) && cuda::HasAlignedRows(params.w_uv));
 }
 
 }  // namespace
@@ -108,12 +114,13 @@ void CudaBackend::ExpandValue(const ExpandValueParams& params) {
     cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
       cuda::DispatchFloat(params.w_uv.type, [&]<typename W>(W) {
         using Product = cuda::PlainProduct<T, W>;
-        PlainExpandValueKernel<T, W><<<GridOf(extents, Product::kWeightRows, Product::kTokens),
-                                       kThreads, 0, state_->stream>>>(params);
+        cuda::LaunchDependent(
+            PlainExpandValueKernel<T, W>,
+            {.grid = GridOf(extents, Product::kWeightRows, Product::kTokens), .threads = kThreads},
+            state_->stream, params);
       });
     });
   }
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

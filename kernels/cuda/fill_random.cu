@@ -41,6 +41,8 @@ void CudaBackend::FillRandom(const FillRandomParams& params) {
   const std::int64_t blocks = std::min((params.size + kThreads - 1) / kThreads, kBlocksMax);
   FillRandomKernel<<<static_cast<unsigned>(blocks), kThreads, 0, state_->stream>>>(params, factor);
   DSA_CUDA_CHECK(cudaGetLastError());
+  // Products read weights before the kernels ahead of them have ended: dependent_launch.cuh.
+  DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
 }
 
 }  // namespace dsa

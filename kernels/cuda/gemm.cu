@@ -1,4 +1,5 @@
 #include "kernels/cuda/cublas_lt.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"
@@ -38,6 +39,7 @@ cudaDataType_t CudaType(DataType type) {
 // where `padded` is given, x itself in `rows` dense rows.  Rows that x lacks are zero.
 __global__ void PrepareInputKernel(Matrix<const float> scales, float* transposed,
                                    Matrix<const Fp8E4m3> x, Fp8E4m3* padded, std::int64_t rows) {
+  StartAfterPredecessors();
   const std::int64_t scale_tasks = rows * scales.cols;
   const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (task < scale_tasks) {
@@ -58,6 +60,7 @@ __global__ void PrepareInputKernel(Matrix<const float> scales, float* transposed
 
 // The first rows of `source`, whose rows are dense, to `target`; both in bytes.
 __global__ void CopyRowsKernel(const std::uint8_t* source, Matrix<std::uint8_t> target) {
+  StartAfterPredecessors();
   const std::int64_t first =
       (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * std::int64_t{kPackBytes};
   if (first < target.rows * target.cols) {
@@ -68,6 +71,7 @@ __global__ void CopyRowsKernel(const std::uint8_t* source, Matrix<std::uint8_t> 
 
 __global__ void PadScalesKernel(Matrix<const float> source, float* target,
                                 std::int64_t target_cols) {
+  StartAfterPredecessors();
   const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (task < source.rows * target_cols) {
     const std::int64_t col = task % target_cols;
@@ -226,19 +230,20 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
   }
   const std::int64_t t_padded = RoundUp(t, kRowAlignment);
   const bool is_padded = t != t_padded;
-  PrepareInputKernel<<<GridOf(t_padded * params.x_scales.cols +
-                              (is_padded ? t_padded * k / kPackBytes : 0)),
-                       kThreads, 0, stream>>>(params.x_scales, x_scales_.As<float>(), params.x,
-                                              is_padded ? x_padded_.As<Fp8E4m3>() : nullptr,
-                                              t_padded);
+  LaunchDependent(PrepareInputKernel,
+                  {.grid = GridOf(t_padded * params.x_scales.cols +
+                                  (is_padded ? t_padded * k / kPackBytes : 0)),
+                   .threads = kThreads},
+                  stream, params.x_scales, x_scales_.As<float>(), params.x,
+                  is_padded ? x_padded_.As<Fp8E4m3>() : nullptr, t_padded);
   const float* w_scales = params.weight_scales.data;
   if (!IsAligned(params.weight_scales)) {
     const std::int64_t scale_cols = RoundUp(params.weight_scales.cols, kWeightScaleAlignment);
-    PadScalesKernel<<<GridOf(params.weight_scales.rows * scale_cols), kThreads, 0, stream>>>(
-        params.weight_scales, w_scales_.As<float>(), scale_cols);
+    LaunchDependent(PadScalesKernel,
+                    {.grid = GridOf(params.weight_scales.rows * scale_cols), .threads = kThreads},
+                    stream, params.weight_scales, w_scales_.As<float>(), scale_cols);
     w_scales = w_scales_.As<float>();
   }
-  DSA_CUDA_CHECK(cudaGetLastError());
 
   Problem problem = {.input = CUDA_R_8F_E4M3,
                      .output = CudaType(params.y.type),
@@ -265,12 +270,13 @@ bool Gemm::MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream
     return false;
   }
   const std::int64_t element_bytes = SizeOf(params.y.type);
-  CopyRowsKernel<<<GridOf(t * n * element_bytes / kPackBytes), kThreads, 0, stream>>>(
-      y_padded_.As<const std::uint8_t>(), {.data = static_cast<std::uint8_t*>(params.y.data),
-                                           .rows = t,
-                                           .cols = n * element_bytes,
-                                           .row_stride = params.y.row_stride * element_bytes});
-  DSA_CUDA_CHECK(cudaGetLastError());
+  LaunchDependent(CopyRowsKernel,
+                  {.grid = GridOf(t * n * element_bytes / kPackBytes), .threads = kThreads}, stream,
+                  y_padded_.As<const std::uint8_t>(),
+                  Matrix<std::uint8_t>{.data = static_cast<std::uint8_t*>(params.y.data),
+                                       .rows = t,
+                                       .cols = n * element_bytes,
+                                       .row_stride = params.y.row_stride * element_bytes});
   return true;
 }
 

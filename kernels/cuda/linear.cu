@@ -3,6 +3,7 @@
 // A large weight that it does not take would be a hundred times slower than it should be: that is
 // refused, never run.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/small_product.h"
@@ -21,6 +22,7 @@ constexpr std::int64_t kPlainWeightsMax = std::int64_t{1} << 21;  // N * K of th
 
 template <typename X, typename W, typename Y>
 __global__ __launch_bounds__(kThreads) void LinearKernel(const __grid_constant__ LinearParams p) {
+  cuda::StartAfterPredecessors();
   const std::int64_t row = blockIdx.y;
   const std::int64_t output = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
   if (output >= p.y.cols) {
@@ -41,6 +43,7 @@ __global__ __launch_bounds__(kThreads) void LinearKernel(const __grid_constant__
 template <typename Y>
 __global__ __launch_bounds__(kThreads) void BlockScaledLinearKernel(
     const __grid_constant__ BlockScaledLinearParams p) {
+  cuda::StartAfterPredecessors();
   const std::int64_t row = blockIdx.y;
   const std::int64_t output = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
   if (output >= p.y.cols) {
@@ -90,11 +93,11 @@ void CudaBackend::Linear(const LinearParams& params) {
   cuda::DispatchFloat(params.x.type, [&]<typename X>(X) {
     cuda::DispatchFloat(params.weight.type, [&]<typename W>(W) {
       cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
-        LinearKernel<X, W, Y><<<GridOf(extents), kThreads, 0, state_->stream>>>(params);
+        cuda::LaunchDependent(LinearKernel<X, W, Y>, {.grid = GridOf(extents), .threads = kThreads},
+                              state_->stream, params);
       });
     });
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
@@ -112,9 +115,9 @@ void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
   }
   CheckPlain("BlockScaledLinear", extents);
   cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
-    BlockScaledLinearKernel<Y><<<GridOf(extents), kThreads, 0, state_->stream>>>(params);
+    cuda::LaunchDependent(BlockScaledLinearKernel<Y>,
+                          {.grid = GridOf(extents), .threads = kThreads}, state_->stream, params);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

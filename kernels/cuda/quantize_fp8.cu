@@ -2,6 +2,7 @@
 //
 // Reads b T K bytes, writes T K + 4 T K / 128.  Memory-bound.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/kv_layout.h"
@@ -35,6 +36,7 @@ __device__ void LoadValues(const T* x, std::int64_t columns, float (&values)[kWi
 template <typename T>
 __global__ __launch_bounds__(kThreads) void QuantizeFp8Kernel(
     const __grid_constant__ QuantizeFp8Params p, std::int64_t blocks) {
+  cuda::StartAfterPredecessors();
   const std::int64_t task = blockIdx.x * std::int64_t{kTasks} + threadIdx.x / kLanes;
   const bool has_task = task < p.x.rows * blocks;  // all lanes stay, to exchange maxima
   const std::int64_t row = has_task ? task / blocks : 0;
@@ -90,11 +92,11 @@ void CudaBackend::QuantizeFp8(const QuantizeFp8Params& params) {
     return;
   }
   cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-    QuantizeFp8Kernel<T>
-        <<<static_cast<unsigned>((tasks + kTasks - 1) / kTasks), kThreads, 0, state_->stream>>>(
-            params, extents.blocks);
+    cuda::LaunchDependent(
+        QuantizeFp8Kernel<T>,
+        {.grid = static_cast<unsigned>((tasks + kTasks - 1) / kTasks), .threads = kThreads},
+        state_->stream, params, extents.blocks);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

@@ -6,6 +6,7 @@
 // h is kept in shared memory between the two passes (4 D bytes), so x is read once: with b bytes an
 // element 2 b T D move, twice that with a residual.  Memory-bound.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/rms_norm.h"
@@ -20,6 +21,7 @@ constexpr std::int64_t kSharedBytesMax = 200 * 1024;  // of 227 a block may have
 template <typename T>
 __global__ __launch_bounds__(kThreads) void RmsNormKernel(const __grid_constant__ RmsNormParams p) {
   extern __shared__ __align__(16) float h[];  // [D]
+  cuda::StartAfterPredecessors();
   const std::int64_t token = blockIdx.x;
   const T* x = static_cast<const T*>(p.x.data) + token * p.x.row_stride;
   T* y = static_cast<T*>(p.y.data) + token * p.y.row_stride;
@@ -73,10 +75,11 @@ void CudaBackend::RmsNorm(const RmsNormParams& params) {
     DSA_CUDA_CHECK(cudaFuncSetAttribute(RmsNormKernel<T>,
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(kSharedBytesMax)));
-    RmsNormKernel<T>
-        <<<static_cast<unsigned>(tokens), kThreads, shared_bytes, state_->stream>>>(params);
+    cuda::LaunchDependent(
+        RmsNormKernel<T>,
+        {.grid = static_cast<unsigned>(tokens), .threads = kThreads, .shared_bytes = shared_bytes},
+        state_->stream, params);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

@@ -1,5 +1,6 @@
 // Rope: one thread a pair.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rope.cuh"
@@ -11,6 +12,7 @@ constexpr int kThreads = 256;
 
 template <typename T>
 __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ RopeParams p) {
+  cuda::StartAfterPredecessors();
   const std::int64_t pairs = p.x.cols / 2;
   const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (task >= p.x.rows * p.x.heads * pairs) {
@@ -37,11 +39,11 @@ void CudaBackend::Rope(const RopeParams& params) {
     return;
   }
   cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-    RopeKernel<T>
-        <<<static_cast<unsigned>((tasks + kThreads - 1) / kThreads), kThreads, 0, state_->stream>>>(
-            params);
+    cuda::LaunchDependent(
+        RopeKernel<T>,
+        {.grid = static_cast<unsigned>((tasks + kThreads - 1) / kThreads), .threads = kThreads},
+        state_->stream, params);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

@@ -14,6 +14,7 @@
 #include "common/prng.h"
 #include "kernels/batch_view.h"
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/sample.h"
@@ -505,6 +506,7 @@ class RowSampler {
 __global__ __launch_bounds__(kThreads)
     __cluster_dims__(kBlocks) void SampleKernel(const __grid_constant__ SampleParams p, int slice) {
   extern __shared__ __align__(16) std::uint8_t memory[];
+  cuda::StartAfterPredecessors();
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   RowSampler(p, shared, reinterpret_cast<float*>(memory + sizeof(Shared)), slice).Run();
   cg::this_cluster().sync();  // a block's memory lives until nobody reads it
@@ -524,9 +526,11 @@ void CudaBackend::Sample(const SampleParams& params) {
             "Sample: V={}, limit {}", extents.vocabulary, kVocabularyMax);
   DSA_CUDA_CHECK(cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       kSharedBytesMax));
-  SampleKernel<<<static_cast<unsigned>(extents.rows * kBlocks), kThreads, shared_bytes,
-                 state_->stream>>>(params, slice);
-  DSA_CUDA_CHECK(cudaGetLastError());
+  cuda::LaunchDependent(SampleKernel,
+                        {.grid = static_cast<unsigned>(extents.rows * kBlocks),
+                         .threads = kThreads,
+                         .shared_bytes = shared_bytes},
+                        state_->stream, params, slice);
 }
 
 }  // namespace dsa

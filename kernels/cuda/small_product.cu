@@ -10,7 +10,7 @@
 // in a ring of stages in shared memory, as deep as it holds:
 //
 //   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
-//   warp 4      one thread: weight tiles, by tensor map
+//   warp 4      one thread: weight tiles, by tensor map, from before the kernels ahead have ended
 //   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
@@ -18,6 +18,7 @@
 // split depends on the weight's shape alone, so a row's bits do not depend on the rows beside it.
 //
 // Bytes: N K + T K + 4 N K / 128^2, and T N of y.  Memory-bound to T = 64.
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx/shared_memory.cuh"
@@ -37,17 +38,13 @@ constexpr int kTileRows = 64;
 constexpr int kTileBytes = kTileRows * kValuesPerScale;
 constexpr int kConsumerWarps = 4;
 constexpr int kInputWarps = 2;
-constexpr int kProducers = (1 + kInputWarps) * kWarpSize;
-constexpr int kThreads = kConsumerWarps * kWarpSize + kProducers;
+constexpr int kThreads = (kConsumerWarps + 1 + kInputWarps) * kWarpSize;
 constexpr int kTokensMax = 64;
 constexpr int kOutputsPerWarp = 16;
 constexpr int kSharedAlignment = 1024;  // of swizzled tiles
 constexpr int kSharedBytesMax =
     227 * 1024;  // of a multiprocessor, less what each block's system part takes
 constexpr int kSharedBytesPerBlock = 1024;  // of the system
-constexpr int kFirstTiles = 8;  // 64 KB of weights are asked for before the first rows of x
-
-enum NamedBarrier { kInputAsked = 1 };
 
 struct SmallProductParams {
   Matrix<const Fp8E4m3> x;
@@ -136,31 +133,23 @@ struct Share {
         first(static_cast<int>(blockIdx.x) / p.split),
         step(static_cast<int>(gridDim.x) / p.split),
         tiles((p.outputs + kTileRows - 1) / kTileRows) {}
-  __device__ int turns() const { return (tiles - first + step - 1) / step * (k_end - k_first); }
 };
 
-// The memory serves a multiprocessor's requests about in order: rows of x asked for behind 200 KB
-// of weights come 8 us later.  So the weights' thread asks for a few tiles, waits until the input
-// warps have asked for all stages of the first round, and goes on.
+// One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
+// time that the rows of x are there.
 __device__ void LoadWeights(const CUtensorMap& map, const SmallProductParams& p, const Ring& ring,
-                            const Share& share, int lane) {
+                            const Share& share) {
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     for (int k = share.k_first; k < share.k_end; ++k) {
-      __syncwarp();
-      if (at.turn == kFirstTiles) {
-        ptx::NamedBarrierSync(kInputAsked, kProducers);
+      if (at.turn >= p.stages) {
+        ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
       }
-      if (lane == 0) {
-        if (at.turn >= p.stages) {
-          ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
-        }
-        const unsigned full = ring.full + 8 * at.stage;
-        ptx::BarrierExpect(full, kTileBytes);  // rows beyond the weight come as zeros
-        ptx::CopyBox(ring.tiles + at.stage * kTileBytes, &map, full, k * kValuesPerScale,
-                     tile * kTileRows, policy);
-      }
+      const unsigned full = ring.full + 8 * at.stage;
+      ptx::BarrierExpect(full, kTileBytes);  // rows beyond the weight come as zeros
+      ptx::CopyBox(ring.tiles + at.stage * kTileBytes, &map, full, k * kValuesPerScale,
+                   tile * kTileRows, policy);
       at.Next(p.stages);
     }
   }
@@ -174,17 +163,13 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
   constexpr int kChunks = kValuesPerScale / kChunkBytes;
   constexpr int kRowsAtOnce = kWarpSize / kChunks;
   const int tokens = static_cast<int>(p.x.rows);
-  const int first_round = min(p.stages, share.k_end - share.k_first);
-  const bool weights_wait = share.turns() > kFirstTiles;
   const int row = lane / kChunks;
   const int chunk = lane % kChunks;
   Cursor at;
+  ptx::WaitForPredecessors();  // for the block: y depends on what is read here
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const float* weight_scales = p.weight_scales.Row(tile * kTileRows / kValuesPerScale);
     for (int k = share.k_first; k < share.k_end; ++k) {
-      if (at.turn == first_round && weights_wait) {
-        ptx::NamedBarrierArrive(kInputAsked, kProducers);
-      }
       if (at.turn % kInputWarps == input_warp) {
         if (at.turn >= p.stages) {
           ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
@@ -215,9 +200,6 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
       }
       at.Next(p.stages);
     }
-  }
-  if (at.turn == first_round && weights_wait) {
-    ptx::NamedBarrierArrive(kInputAsked, kProducers);
   }
 }
 
@@ -384,6 +366,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  ptx::AllowSuccessor();
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < p.stages; ++stage) {
@@ -405,7 +388,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   if (warp == kConsumerWarps) {
-    LoadWeights(map, p, ring, share, lane);
+    if (lane == 0) {
+      LoadWeights(map, p, ring, share);
+    }
   } else if (warp > kConsumerWarps) {
     LoadInput<kTokens>(p, ring, share, warp - kConsumerWarps - 1, lane);
   } else {
@@ -497,27 +482,22 @@ void Launch(const BlockScaledLinearParams& params, cudaStream_t stream) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
   DSA_CUDA_CHECK(attribute);
 
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * split));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  DSA_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, WeightMap(params.weight),
-                                    SmallProductParams{.x = params.x,
-                                                       .x_scales = params.x_scales,
-                                                       .weight_scales = params.weight_scales,
-                                                       .y = params.y.data,
-                                                       .y_stride = params.y.row_stride,
-                                                       .y_type = params.y.type,
-                                                       .outputs = outputs,
-                                                       .blocks = blocks,
-                                                       .split = split,
-                                                       .stages = stages}));
+  LaunchDependent(kernel,
+                  {.grid = static_cast<unsigned>(clusters * split),
+                   .threads = kThreads,
+                   .shared_bytes = shared_bytes,
+                   .cluster = static_cast<unsigned>(split)},
+                  stream, WeightMap(params.weight),
+                  SmallProductParams{.x = params.x,
+                                     .x_scales = params.x_scales,
+                                     .weight_scales = params.weight_scales,
+                                     .y = params.y.data,
+                                     .y_stride = params.y.row_stride,
+                                     .y_type = params.y.type,
+                                     .outputs = outputs,
+                                     .blocks = blocks,
+                                     .split = split,
+                                     .stages = stages});
 }
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {

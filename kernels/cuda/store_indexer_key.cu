@@ -1,6 +1,7 @@
 // StoreIndexerKey: one warp per token, eight a block, all steps in registers.  Reads 128 b bytes a
 // token, writes 132; tiny.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/indexer_vector.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/store_indexer_key.h"
@@ -37,6 +38,7 @@ __device__ void Normalise(const StoreIndexerKeyParams& p, int lane, cuda::Indexe
 template <typename T>
 __global__ __launch_bounds__(kThreads) void StoreIndexerKeyKernel(
     const __grid_constant__ StoreIndexerKeyParams p) {
+  cuda::StartAfterPredecessors();
   const std::int64_t row = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / cuda::kWarpSize;
   if (row >= p.k.rows) {
     return;
@@ -76,11 +78,11 @@ void CudaBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
     return;
   }
   cuda::DispatchFloat(params.k.type, [&, tokens = tokens]<typename T>(T) {
-    StoreIndexerKeyKernel<T>
-        <<<static_cast<unsigned>((tokens + kWarps - 1) / kWarps), kThreads, 0, state_->stream>>>(
-            params);
+    cuda::LaunchDependent(
+        StoreIndexerKeyKernel<T>,
+        {.grid = static_cast<unsigned>((tokens + kWarps - 1) / kWarps), .threads = kThreads},
+        state_->stream, params);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

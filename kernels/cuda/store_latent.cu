@@ -7,6 +7,7 @@
 //
 // Reads 576 b bytes a token and writes one record; memory-bound and tiny.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rope.cuh"
@@ -70,6 +71,7 @@ __device__ void StoreFp8(std::uint8_t* block, int token, float (&c)[kScales]) {
 template <typename T>
 __global__ __launch_bounds__(kThreads) void StoreLatentKernel(
     const __grid_constant__ StoreLatentParams p) {
+  cuda::StartAfterPredecessors();
   const std::int64_t row = blockIdx.x;
   const T* kv = static_cast<const T*>(p.kv.data) + row * p.kv.row_stride;
   const std::int64_t slot = p.slots.data[row];
@@ -140,9 +142,10 @@ void CudaBackend::StoreLatent(const StoreLatentParams& params) {
     return;
   }
   cuda::DispatchFloat(params.kv.type, [&, tokens = tokens]<typename T>(T) {
-    StoreLatentKernel<T><<<static_cast<unsigned>(tokens), kThreads, 0, state_->stream>>>(params);
+    cuda::LaunchDependent(StoreLatentKernel<T>,
+                          {.grid = static_cast<unsigned>(tokens), .threads = kThreads},
+                          state_->stream, params);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa

@@ -1,5 +1,6 @@
 // SwiGlu: a thread per eight values of a row.  Reads 2 b T I bytes and writes b T I; memory-bound.
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/swiglu.cuh"
@@ -14,6 +15,7 @@ constexpr int kWidth = 8;
 template <typename T>
 __global__ __launch_bounds__(kThreads) void SwiGluKernel(const __grid_constant__ SwiGluParams p,
                                                          std::int64_t packs) {
+  cuda::StartAfterPredecessors();
   const std::int64_t task = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (task >= p.gate.rows * packs) {
     return;
@@ -50,11 +52,11 @@ void CudaBackend::SwiGlu(const SwiGluParams& params) {
     return;
   }
   cuda::DispatchFloat(params.gate.type, [&]<typename T>(T) {
-    SwiGluKernel<T>
-        <<<static_cast<unsigned>((tasks + kThreads - 1) / kThreads), kThreads, 0, state_->stream>>>(
-            params, packs);
+    cuda::LaunchDependent(
+        SwiGluKernel<T>,
+        {.grid = static_cast<unsigned>((tasks + kThreads - 1) / kThreads), .threads = kThreads},
+        state_->stream, params, packs);
   });
-  DSA_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dsa
