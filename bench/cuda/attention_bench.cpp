@@ -181,7 +181,6 @@ void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t con
 }  // namespace
 
 void BenchAttentionOps(DeviceBench& bench) {
-  bench.Heading("attention, fp8 cache, 2048 keys of 8192 a row");
   for (const std::int64_t tokens : {1, 64, 2048}) {
     BenchProjections(bench, tokens, 128);
   }

@@ -67,8 +67,14 @@ class DeviceBench final {
   // ceiling whose time for the work is the longer.
   void Row(const std::string& op, const std::string& shape, const Work& work,
            const std::function<void()>& body) const;
+  // The same of one of `count` calls in a recorded chain, as a step queues them; `body` is called
+  // with each in [0, count) and `work` is one call's.  Nothing is flushed between the calls.
+  void ChainRow(const std::string& op, const std::string& shape, const Work& work, int count,
+                const std::function<void(int)>& body) const;
 
  private:
+  void PrintRow(const std::string& op, const std::string& shape, const Work& work,
+                const DeviceTiming& timing) const;
   void FlushCache() const;
   DeviceTiming MeasureCopy(std::int64_t bytes) const;
   DeviceTiming MeasureEmpty() const;
@@ -81,6 +87,7 @@ class DeviceBench final {
 
 void BenchRowOps(DeviceBench& bench);
 void BenchLinearOps(DeviceBench& bench);
+void BenchLinearChains(DeviceBench& bench);
 void BenchIndexerOps(DeviceBench& bench);
 void BenchAttentionOps(DeviceBench& bench);
 void BenchExpertOps(DeviceBench& bench);

@@ -87,7 +87,6 @@ void BenchDecode(const DeviceBench& bench, std::int64_t rows, std::int64_t conte
 }  // namespace
 
 void BenchIndexerOps(DeviceBench& bench) {
-  bench.Heading("indexer, decode");
   for (const std::int64_t rows : {1, 64, 256}) {
     for (const std::int64_t context : {4096, 32768, 131072}) {
       BenchDecode(bench, rows, context);

@@ -3,6 +3,8 @@
 #include "common/view.h"
 #include "kernels/ops/linear.h"
 
+#include <algorithm>
+
 #include <fmt/core.h>
 
 namespace dsa::bench {
@@ -45,6 +47,22 @@ void BenchBf16(const DeviceBench& bench, std::int64_t tokens, const Projection& 
             [&] { bench.backend().Linear(params); });
 }
 
+// Over weights of more than 1 GiB in all, so that none is in the L2 cache.
+void BenchScaledChain(const DeviceBench& bench, std::int64_t tokens, const Projection& projection) {
+  constexpr std::int64_t kBytes = std::int64_t{1} << 30;
+  const std::int64_t weight_bytes = projection.outputs * projection.inputs;
+  const int count = static_cast<int>(std::max<std::int64_t>(16, kBytes / weight_bytes + 1));
+  ScaledProduct product = MakeScaledProduct(bench, tokens, projection.outputs, projection.inputs);
+  const DeviceOperand weights =
+      bench.Random(DataType::kFp8E4m3, projection.outputs * count, projection.inputs);
+  bench.ChainRow("block_scaled_linear", Describe(tokens, projection),
+                 {.bytes = static_cast<double>(weight_bytes), .flops = 0.0}, count, [&](int i) {
+                   product.params.weight.data =
+                       weights.buffer.As<const Fp8E4m3>() + i * weight_bytes;
+                   bench.backend().BlockScaledLinear(product.params);
+                 });
+}
+
 }  // namespace
 
 ScaledProduct MakeScaledProduct(const DeviceBench& bench, std::int64_t tokens, std::int64_t outputs,
@@ -64,8 +82,21 @@ ScaledProduct MakeScaledProduct(const DeviceBench& bench, std::int64_t tokens, s
   return product;
 }
 
+void BenchLinearChains(DeviceBench& bench) {
+  for (const std::int64_t tokens : {1, 16, 64}) {
+    for (const Projection& projection : {Projection{24576, 1536, "q_b"},
+                                         {7168, 16384, "o"},
+                                         {4096, 7168, "gate and up"},
+                                         {2240, 7168, "q_a, wk and kv_a"},
+                                         {1536, 7168, "q_a"},
+                                         {8192, 1536, "indexer wq_b"},
+                                         {7168, 2048, "expert down"}}) {
+      BenchScaledChain(bench, tokens, projection);
+    }
+  }
+}
+
 void BenchLinearOps(DeviceBench& bench) {
-  bench.Heading("projections");
   for (const std::int64_t tokens : {1, 16, 64, 128, 256, 4096}) {
     for (const Projection& projection : {Projection{1536, 7168, "q_a"},
                                          {576, 7168, "kv_a"},

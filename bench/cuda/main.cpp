@@ -2,6 +2,10 @@
 #include "bench/cuda/device_bench.h"
 
 #include <algorithm>
+#include <iterator>
+#include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include <fmt/core.h>
@@ -41,7 +45,25 @@ void DeviceBench::Heading(const std::string& text) const {
 
 void DeviceBench::Row(const std::string& op, const std::string& shape, const Work& work,
                       const std::function<void()>& body) const {
-  const DeviceTiming timing = Measure(body);
+  PrintRow(op, shape, work, Measure(body));
+}
+
+void DeviceBench::ChainRow(const std::string& op, const std::string& shape, const Work& work,
+                           int count, const std::function<void(int)>& body) const {
+  constexpr GraphId kChain{0};
+  body(0);  // plans a product, which a recording may not
+  backend_.Record(kChain, [&] {
+    for (int i = 0; i < count; ++i) {
+      body(i);
+    }
+  });
+  const DeviceTiming all = Measure([&] { backend_.Replay(kChain); });
+  PrintRow(op, fmt::format("{}, 1 of {}", shape, count), work,
+           {.median = all.median / count, .p10 = all.p10 / count, .p90 = all.p90 / count});
+}
+
+void DeviceBench::PrintRow(const std::string& op, const std::string& shape, const Work& work,
+                           const DeviceTiming& timing) const {
   const double copy_us = work.bytes / copy_bytes_per_us_;
   const double gemm_us = work.flops / gemm_flops_per_us_;
   PrintLine(op, shape, timing);
@@ -53,7 +75,26 @@ void DeviceBench::Row(const std::string& op, const std::string& shape, const Wor
 
 namespace {
 
-int Main() {
+struct Group {
+  std::string_view name;
+  void (*run)(DeviceBench& bench);
+};
+constexpr Group kGroups[] = {
+    {"rows", BenchRowOps},        {"projections", BenchLinearOps},  {"chains", BenchLinearChains},
+    {"indexer", BenchIndexerOps}, {"attention", BenchAttentionOps}, {"experts", BenchExpertOps},
+};
+
+int Main(std::span<char* const> names) {
+  const auto is_wanted = [&](const Group& group) {
+    return names.empty() || std::find(names.begin(), names.end(), group.name) != names.end();
+  };
+  for (const std::string_view name : names) {
+    if (std::none_of(std::begin(kGroups), std::end(kGroups),
+                     [&](const Group& group) { return group.name == name; })) {
+      fmt::print(stderr, "dsa_cuda_bench: no group '{}'\n", name);
+      return 2;
+    }
+  }
   auto made = CudaBackend::Make(0);
   if (!made.ok()) {
     fmt::print(stderr, "{}\n", made.error().message);
@@ -83,17 +124,19 @@ int Main() {
   }
   DeviceBench bench(*backend);
   bench.MeasureCeilings();
-  BenchRowOps(bench);
-  BenchLinearOps(bench);
-  BenchIndexerOps(bench);
-  BenchAttentionOps(bench);
-  BenchExpertOps(bench);
+  for (const Group& group : kGroups) {
+    if (is_wanted(group)) {
+      bench.Heading(std::string(group.name));
+      group.run(bench);
+    }
+  }
   return 0;
 }
 
 }  // namespace
 }  // namespace dsa::bench
 
-int main() {
-  return dsa::bench::Main();
+// dsa_cuda_bench [GROUP...]: all of them without one.
+int main(int argc, char** argv) {
+  return dsa::bench::Main({argv + 1, static_cast<std::size_t>(argc - 1)});
 }

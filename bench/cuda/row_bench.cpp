@@ -191,7 +191,6 @@ void BenchPrepareQuery(const DeviceBench& bench, const PositionedRows& rows) {
 }  // namespace
 
 void BenchRowOps(DeviceBench& bench) {
-  bench.Heading("rows");
   const DeviceOperand table = bench.Random(DataType::kBf16, kVocabulary, kHidden);
   for (const std::int64_t tokens : {1, 64, 256, 4096}) {
     const PositionedRows rows = MakeRows(bench, tokens);
