@@ -12,7 +12,6 @@
 #include <vector>
 
 #include <catch2/catch.hpp>
-#include <cuda_runtime_api.h>
 
 namespace dsa {
 namespace {
