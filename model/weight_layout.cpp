@@ -2,7 +2,9 @@
 
 #include "common/overloaded.h"
 
+#include <unordered_set>
 #include <utility>
+#include <variant>
 
 namespace dsa {
 namespace {
@@ -35,6 +37,18 @@ WeightLayout::WeightLayout(const ModelConfig& config, ModelWeights& weights,
     : config_(config), weights_(weights) {
   ForEachTensor(config, weights,
                 [this, &type_of](const TensorSpec& spec) { Add(spec, type_of(spec)); });
+  for (Group& group : groups_) {
+    Place(group);
+  }
+}
+
+// Of a tensor that is kept as it is stored.
+WeightLayout::Placement WeightLayout::SizesOf(const Entry& entry) {
+  const TensorSpec& spec = entry.spec;
+  return {.values = spec.rows * spec.cols * SizeOf(entry.type),
+          .scales = entry.type == DataType::kFp8E4m3
+                        ? ScaleBlocks(spec.rows) * ScaleBlocks(spec.cols) * 4
+                        : 0};
 }
 
 std::int64_t WeightLayout::bytes() const {
@@ -49,36 +63,76 @@ void WeightLayout::Add(const TensorSpec& spec, DataType type) {
   if (groups_.empty() || groups_.back().entries.back().spec.layer != spec.layer) {
     groups_.emplace_back();
   }
-  Group& group = groups_.back();
-  const Placement placement = Place(spec, type, group);
-  group.entries.push_back({.spec = spec, .type = type, .placement = placement});
+  groups_.back().entries.push_back({.spec = spec, .type = type, .placement = {}});
 }
 
-WeightLayout::Placement WeightLayout::Place(const TensorSpec& spec, DataType type, Group& group) {
-  const auto take = [&group](std::int64_t bytes) {
-    return std::exchange(group.bytes, group.bytes + Align(bytes));
+void WeightLayout::Place(Group& group) {
+  std::unordered_map<const LinearWeight*, Entry*> linear;  // never iterated
+  for (Entry& entry : group.entries) {
+    if (const auto* target = std::get_if<LinearTarget>(&entry.spec.target)) {
+      linear[target->weight] = &entry;
+    }
+  }
+  std::unordered_set<const Entry*> placed;
+  const std::int64_t layer = group.entries.front().spec.layer;
+  if (layer >= 0) {
+    for (const auto& weights :
+         WeightsOfOneInput(config_, weights_.layers[static_cast<std::size_t>(layer)])) {
+      std::vector<Entry*> entries;
+      for (const LinearWeight* weight : weights) {
+        entries.push_back(linear.at(weight));
+        placed.insert(linear.at(weight));
+      }
+      PlaceJoined(entries, group);
+    }
+  }
+  for (Entry& entry : group.entries) {
+    if (!placed.contains(&entry)) {
+      PlaceAlone(entry, group);
+    }
+  }
+}
+
+// Values behind values, then scales behind scales.  Scales are packed where the one before ends
+// with a whole block of rows, so that both can be read as one.
+void WeightLayout::PlaceJoined(std::span<Entry* const> entries, Group& group) const {
+  for (Entry* const entry : entries) {
+    entry->placement.values = group.bytes;
+    group.bytes += Align(SizesOf(*entry).values);
+  }
+  const Entry* previous = nullptr;
+  for (Entry* const entry : entries) {
+    const bool continues = previous != nullptr && previous->type == entry->type &&
+                           previous->spec.cols == entry->spec.cols &&
+                           previous->spec.rows % kWeightBlock == 0;
+    if (!continues) {
+      group.bytes = Align(group.bytes);
+    }
+    entry->placement.scales = group.bytes;
+    group.bytes += SizesOf(*entry).scales;
+    previous = entry;
+  }
+  group.bytes = Align(group.bytes);
+}
+
+void WeightLayout::PlaceAlone(Entry& entry, Group& group) {
+  const auto take_both = [&](const Placement& sizes) {
+    entry.placement.values = std::exchange(group.bytes, group.bytes + Align(sizes.values));
+    entry.placement.scales = std::exchange(group.bytes, group.bytes + Align(sizes.scales));
   };
-  const auto take_both = [&take](const Placement& sizes) {
-    const std::int64_t values = take(sizes.values);
-    return Placement{.values = values, .scales = take(sizes.scales)};
-  };
-  const Placement sizes = {.values = spec.rows * spec.cols * SizeOf(type),
-                           .scales = type == DataType::kFp8E4m3
-                                         ? ScaleBlocks(spec.rows) * ScaleBlocks(spec.cols) * 4
-                                         : 0};
+  const TensorSpec& spec = entry.spec;
   const std::int64_t latent_row = config_.heads * kLatentWidth * SizeOf(config_.activation_type);
-  return std::visit(
+  std::visit(
       Overloaded{
-          [&](const VectorTarget&) {
-            return Placement{.values = take(spec.rows * 4), .scales = 0};
-          },
-          [&](const MatrixTarget&) { return take_both(sizes); },
-          [&](const LinearTarget&) { return take_both(sizes); },
+          [&](const VectorTarget&) { take_both({.values = spec.rows * 4, .scales = 0}); },
+          [&](const MatrixTarget&) { take_both(SizesOf(entry)); },
+          [&](const LinearTarget&) { take_both(SizesOf(entry)); },
           [&](const LatentTarget&) {
-            return take_both(
-                {.values = latent_row * config_.nope, .scales = latent_row * config_.value});
+            take_both({.values = latent_row * config_.nope, .scales = latent_row * config_.value});
           },
-          [&](const ExpertTarget& expert) { return PlaceExpert(expert, sizes, group); },
+          [&](const ExpertTarget& expert) {
+            entry.placement = PlaceExpert(expert, SizesOf(entry), group);
+          },
       },
       spec.target);
 }

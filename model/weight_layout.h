@@ -1,5 +1,6 @@
 // Where each tensor of a model lies in device memory: a buffer per layer and one for each run of
-// tensors outside the layers.  Internal to model/.
+// tensors outside the layers.  Row-major values, as stored, so that any product can read them;
+// WeightsOfOneInput lie one behind the other.  Internal to model/.
 #pragma once
 
 #include "kernels/backend.h"
@@ -9,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -60,7 +62,10 @@ class WeightLayout final {
   };
 
   void Add(const TensorSpec& spec, DataType type);
-  Placement Place(const TensorSpec& spec, DataType type, Group& group);
+  void Place(Group& group);
+  void PlaceJoined(std::span<Entry* const> entries, Group& group) const;
+  void PlaceAlone(Entry& entry, Group& group);
+  static Placement SizesOf(const Entry& entry);
   Placement PlaceExpert(const ExpertTarget& target, const Placement& sizes, Group& group);
   void Bind(const PlacedTensor& tensor) const;
 

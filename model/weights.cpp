@@ -151,6 +151,32 @@ void MakeLayers(const ModelConfig& config, ModelWeights& weights) {
 
 }  // namespace
 
+std::vector<std::vector<LinearWeight*>> WeightsOfOneInput(const ModelConfig& config,
+                                                          LayerWeights& layer) {
+  AttentionWeights& attention = layer.attention;
+  const bool has_query_latent = config.q_latent > 0;
+  std::vector<LinearWeight*> of_normed = {has_query_latent ? &attention.q_a : &attention.q_b};
+  std::vector<LinearWeight*> of_query_latent;
+  if (layer.indexer) {
+    of_normed.push_back(&layer.indexer->wk);
+  }
+  of_normed.push_back(&attention.kv_a);
+  if (has_query_latent) {
+    of_query_latent.push_back(&attention.q_b);
+  }
+  if (layer.indexer) {
+    of_query_latent.push_back(&layer.indexer->wq_b);
+  }
+  std::vector<std::vector<LinearWeight*>> sets = {of_normed, of_query_latent};
+  if (layer.dense) {
+    sets.push_back({&layer.dense->gate, &layer.dense->up});
+  }
+  if (layer.moe && layer.moe->shared) {
+    sets.push_back({&layer.moe->shared->gate, &layer.moe->shared->up});
+  }
+  return sets;
+}
+
 std::string_view ToString(ModelPart part) {
   switch (part) {
     case ModelPart::kEmbedding: return "embedding";

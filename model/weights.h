@@ -68,6 +68,12 @@ struct ModelWeights {
   ConstAnyMatrix head{};             // [vocabulary, D]; the same view as embedding where tied
 };
 
+// Weights of a layer that multiply the same activation, set by set: those of a set lie one behind
+// the other in this order, as far as shapes allow, and can be read as one
+// (kernels/fused/joined.h).  In V3.2 only the last of a set ends inside a block of scales.
+std::vector<std::vector<LinearWeight*>> WeightsOfOneInput(const ModelConfig& config,
+                                                          LayerWeights& layer);
+
 // What a part of the model is, for reports.
 enum class ModelPart : std::uint8_t {
   kEmbedding,

@@ -78,6 +78,7 @@ const std::vector<std::string>& Sentences() {
 GpuServer::GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences) {
   ServerConfig config;
   config.model = kGpuModel;
+  config.device = "cuda";  // decode steps are recorded, as in a server
   config.listen = "127.0.0.1:0";
   config.max_model_len = context_tokens;
   config.max_num_seqs = sequences;

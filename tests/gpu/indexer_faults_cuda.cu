@@ -2,6 +2,7 @@
 // by kernels behind or before the op, so that recorded decode steps tell them as well.
 #include "common/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/forwarding_backend.h"
 #include "kernels/kv_layout.h"
@@ -13,8 +14,6 @@
 #include <algorithm>
 #include <cfloat>
 #include <vector>
-
-#include <cuda_fp8.h>
 
 namespace dsa::testing {
 namespace {

@@ -3,6 +3,7 @@
 #include "model/weight_loader.h"
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/fused/joined.h"
 #include "model/random_weights.h"
 #include "tests/model/checkpoint_files.h"
 
@@ -238,6 +239,60 @@ TEST_CASE("Every loaded value equals the file's", "[model][weights]") {
     CheckLayer(weights.layers[layer], checkpoint.config(), stored,
                "model.layers." + std::to_string(layer) + ".");
   }
+}
+
+namespace {
+
+// V3.2's own widths where they matter: whole blocks of 128 but for kv_a.
+RandomCheckpointOptions BlockOptions() {
+  RandomCheckpointOptions options = SmallOptions();
+  options.hidden = 384;  // three scales per block of rows
+  options.nope = 64;     // q_b has 2 * 128 rows
+  options.q_latent = 256;
+  options.dense_width = 256;
+  options.expert_width = 128;
+  return options;
+}
+
+void CheckOneBehindTheOther(const std::vector<const LinearWeight*>& weights) {
+  LinearWeight whole = *weights.front();
+  std::int64_t rows = whole.weight.rows;
+  for (std::size_t i = 1; i < weights.size(); ++i) {
+    const auto joined = Joined(whole, *weights[i]);
+    REQUIRE(joined.has_value());
+    whole = *joined;
+    rows += weights[i]->weight.rows;
+  }
+  CHECK(whole.weight.rows == rows);
+}
+
+}  // namespace
+
+TEST_CASE("Weights of one input lie one behind the other", "[model][weights]") {
+  RandomCheckpointOptions options = BlockOptions();
+  options.type = GENERATE(CheckpointType::kFp8, CheckpointType::kBf16);
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(Checkpoint::Open(folder.path()).value(), backend);
+  for (const LayerWeights& layer : device.weights.layers) {
+    CheckOneBehindTheOther({&layer.attention.q_a, &layer.indexer->wk, &layer.attention.kv_a});
+    CheckOneBehindTheOther({&layer.attention.q_b, &layer.indexer->wq_b});
+    const MlpWeights& mlp = layer.dense ? *layer.dense : *layer.moe->shared;
+    CheckOneBehindTheOther({&mlp.gate, &mlp.up});
+  }
+}
+
+TEST_CASE("Weights that end inside a block of scales are not joined", "[model][weights]") {
+  RandomCheckpointOptions options = BlockOptions();
+  options.q_latent = 192;  // a block and a half
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  CpuBackend backend(1);
+  const DeviceWeights device = MustLoad(Checkpoint::Open(folder.path()).value(), backend);
+  const LayerWeights& layer = device.weights.layers.front();
+  CHECK_FALSE(Joined(layer.attention.q_a, layer.indexer->wk));
+  CHECK(Joined(layer.indexer->wk, layer.attention.kv_a));
 }
 
 TEST_CASE("Tied embeddings are one tensor", "[model][weights]") {
