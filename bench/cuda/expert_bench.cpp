@@ -7,6 +7,8 @@
 #include "kernels/ops/swiglu.h"
 
 #include <algorithm>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/core.h>
@@ -46,47 +48,112 @@ void BenchGate(const DeviceBench& bench, std::int64_t tokens) {
       });
 }
 
-void BenchExperts(const DeviceBench& bench, std::int64_t tokens, std::int64_t experts) {
-  const DeviceOperand x = bench.Random(DataType::kBf16, tokens, kHidden);
-  const DeviceOperand y = bench.Random(DataType::kBf16, tokens, kHidden);
-  const DeviceOperand gate = bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden);
-  const DeviceOperand up = bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden);
-  const DeviceOperand down = bench.Random(DataType::kFp8E4m3, experts * kHidden, kWidth);
-  const DeviceOperand scales = bench.RandomScales(experts, kWidth * kHidden / 128 / 128);
-  const DeviceOperand weights = bench.Random(DataType::kF32, tokens, kPerToken);
+// The weights of a layer's experts.
+struct ExpertWeights {
+  DeviceOperand gate, up, down, scales;
+
+  ExpertWeights(const DeviceBench& bench, std::int64_t experts)
+      : gate(bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden)),
+        up(bench.Random(DataType::kFp8E4m3, experts * kWidth, kHidden)),
+        down(bench.Random(DataType::kFp8E4m3, experts * kHidden, kWidth)),
+        scales(bench.RandomScales(experts, kWidth * kHidden / 128 / 128)) {}
+
+  StackedWeight Stack(const DeviceOperand& operand, std::int64_t rows, std::int64_t cols) const {
+    return {.data = operand.view.data,
+            .type = DataType::kFp8E4m3,
+            .scales = scales.buffer.As<const float>(),
+            .experts = scales.view.rows,
+            .rows = rows,
+            .cols = cols};
+  }
+};
+
+// Tokens with their experts; ids [T, K], negative: on another rank.
+struct RoutedTokens {
+  DeviceOperand x, y, weights;
+  DeviceBuffer ids;
+  std::int64_t tokens;
+
+  RoutedTokens(const DeviceBench& bench, const std::vector<std::int32_t>& chosen)
+      : x(bench.Random(DataType::kBf16, static_cast<std::int64_t>(chosen.size()) / kPerToken,
+                       kHidden)),
+        y(bench.Random(DataType::kBf16, x.view.rows, kHidden)),
+        weights(bench.Random(DataType::kF32, x.view.rows, kPerToken)),
+        ids(bench.Upload(chosen.data(), static_cast<std::int64_t>(chosen.size()) * 4)),
+        tokens(x.view.rows) {}
+
+  RoutedExpertsParams Params(const ExpertWeights& layer) const {
+    return {.x = x.view,
+            .gate = layer.Stack(layer.gate, kWidth, kHidden),
+            .up = layer.Stack(layer.up, kWidth, kHidden),
+            .down = layer.Stack(layer.down, kHidden, kWidth),
+            .experts = {.data = ids.As<const std::int32_t>(),
+                        .rows = tokens,
+                        .cols = kPerToken,
+                        .row_stride = kPerToken},
+            .weights = weights.As<const float>(),
+            .shared = x.view,
+            .scale_format = ScaleFormat::kPowerOfTwo,
+            .y = y.view};
+  }
+};
+
+std::vector<std::int32_t> EvenIds(std::int64_t tokens, std::int64_t experts) {
   std::vector<std::int32_t> ids;
   for (std::int64_t i = 0; i < tokens * kPerToken; ++i) {
     ids.push_back(static_cast<std::int32_t>(i * 37 % experts));
   }
-  const DeviceBuffer chosen = bench.Upload(ids.data(), static_cast<std::int64_t>(ids.size()) * 4);
-  const auto stack = [&](const DeviceOperand& operand, std::int64_t rows, std::int64_t cols) {
-    return StackedWeight{.data = operand.view.data,
-                         .type = DataType::kFp8E4m3,
-                         .scales = scales.buffer.As<const float>(),
-                         .experts = experts,
-                         .rows = rows,
-                         .cols = cols};
-  };
-  const std::int64_t pairs = tokens * kPerToken;
+  return ids;
+}
+
+// Each of `rows` tokens goes to one of the experts here, those with low ids more often.
+std::vector<std::int32_t> UnevenIds(std::int64_t rows, std::int64_t experts) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * kPerToken), -1);
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const std::int64_t draw = t * 37 % rows;
+    ids[static_cast<std::size_t>(t * kPerToken)] =
+        static_cast<std::int32_t>(draw * draw * experts / (rows * rows));
+  }
+  return ids;
+}
+
+Work WorkOf(const std::vector<std::int32_t>& ids) {
   const auto expert_values = static_cast<double>(3 * kWidth * kHidden);
-  bench.Row("routed_experts", fmt::format("T={} E={} K=8", tokens, experts),
-            {.bytes = expert_values * static_cast<double>(std::min(experts, pairs)) +
-                      4.0 * static_cast<double>(tokens * kHidden),
-             .flops = 2.0 * expert_values * static_cast<double>(pairs)},
-            [&] {
-              bench.backend().RoutedExperts({.x = x.view,
-                                             .gate = stack(gate, kWidth, kHidden),
-                                             .up = stack(up, kWidth, kHidden),
-                                             .down = stack(down, kHidden, kWidth),
-                                             .experts = {.data = chosen.As<const std::int32_t>(),
-                                                         .rows = tokens,
-                                                         .cols = kPerToken,
-                                                         .row_stride = kPerToken},
-                                             .weights = weights.As<const float>(),
-                                             .shared = x.view,
-                                             .scale_format = ScaleFormat::kPowerOfTwo,
-                                             .y = y.view});
-            });
+  std::vector<std::int32_t> hit(ids);
+  std::sort(hit.begin(), hit.end());
+  const auto here = std::lower_bound(hit.begin(), hit.end(), 0);
+  const auto pairs = static_cast<double>(hit.end() - here);
+  const auto experts = static_cast<double>(std::unique(here, hit.end()) - here);
+  return {.bytes = expert_values * experts, .flops = 2.0 * expert_values * pairs};
+}
+
+std::string Describe(const std::vector<std::int32_t>& ids, const char* kind) {
+  const Work work = WorkOf(ids);
+  const auto values = static_cast<double>(3 * kWidth * kHidden);
+  const double hit = work.bytes / values;
+  const double pairs = work.flops / 2.0 / values;
+  return fmt::format("{:.0f} experts x {:.1f} {}", hit, pairs / std::max(hit, 1.0), kind);
+}
+
+// By weight bytes.
+void BenchExperts(const DeviceBench& bench, std::int64_t experts,
+                  const std::vector<std::pair<const char*, std::vector<std::int32_t>>>& batches) {
+  constexpr std::int64_t kBytes = std::int64_t{1400} << 20;
+  std::vector<ExpertWeights> layers;
+  while (layers.size() < 2 ||
+         static_cast<std::int64_t>(layers.size()) * experts * 3 * kWidth * kHidden < kBytes) {
+    layers.emplace_back(bench, experts);
+  }
+  for (const auto& [kind, ids] : batches) {
+    const RoutedTokens tokens(bench, ids);
+    const std::string shape = Describe(ids, kind);
+    bench.Row("routed_experts", shape, WorkOf(ids),
+              [&] { bench.backend().RoutedExperts(tokens.Params(layers[0])); });
+    bench.ChainRow("routed_experts", shape, WorkOf(ids), 16, [&](int i) {
+      bench.backend().RoutedExperts(
+          tokens.Params(layers[static_cast<std::size_t>(i) % layers.size()]));
+    });
+  }
 }
 
 void BenchSwiGlu(const DeviceBench& bench, std::int64_t tokens, std::int64_t width) {
@@ -156,11 +223,21 @@ void BenchExpertOps(DeviceBench& bench) {
     BenchGate(bench, tokens);
     BenchSwiGlu(bench, tokens, 18432);
   }
-  for (const std::int64_t tokens : {1, 16, 64, 512, 2048}) {
-    BenchExperts(bench, tokens, 8);
-  }
-  BenchExperts(bench, 64, 64);
-  BenchExperts(bench, 2048, 64);
+  BenchExperts(bench, 8,
+               {{"even", EvenIds(1, 8)},
+                {"even", EvenIds(8, 8)},
+                {"even", EvenIds(16, 8)},
+                {"even", EvenIds(64, 8)},
+                {"uneven", UnevenIds(200, 8)},
+                {"even", EvenIds(512, 8)},
+                {"even", EvenIds(2048, 8)}});
+  BenchExperts(bench, 32,
+               {{"even", EvenIds(4, 32)},
+                {"even", EvenIds(64, 32)},
+                {"even", EvenIds(256, 32)},
+                {"uneven", UnevenIds(72, 32)},
+                {"uneven", UnevenIds(285, 32)},
+                {"even", EvenIds(2048, 32)}});
   bench.Heading("sampling");
   constexpr SamplingRow kGreedy{.temperature = 0.0F,
                                 .min_p = 0.0F,

@@ -14,9 +14,7 @@ namespace {
 
 // The expert of a pair as a place in the stacks, or -1 where it is not here.
 std::int64_t PlaceOf(const RoutedExpertsParams& params, std::int64_t token, std::int64_t k) {
-  const std::int64_t id = params.experts.Row(token)[k];
-  DSA_CHECK(id >= 0, "RoutedExperts: experts[{}][{}]={}", token, k, id);
-  const std::int64_t place = id - params.first_expert;
+  const std::int64_t place = params.experts.Row(token)[k] - params.first_expert;
   return place >= 0 && place < params.gate.experts ? place : -1;
 }
 

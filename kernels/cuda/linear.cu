@@ -106,7 +106,7 @@ void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
     return;
   }
   if (cuda::SmallProductTakes(params)) {
-    cuda::SmallProducts({&params, 1}, state_->stream);
+    cuda::SmallProduct(params, state_->stream);
     return;
   }
   DSA_CHECK(state_->scratch_reserved, "BlockScaledLinear: before ReserveScratch");

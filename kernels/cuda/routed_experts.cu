@@ -17,7 +17,9 @@
 #include "common/view_parts.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/plain_product.cuh"
+#include "kernels/cuda/resident_experts.h"
 #include "kernels/cuda/row_product.cuh"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/cuda/swiglu.cuh"
@@ -31,22 +33,12 @@ namespace dsa {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSortThreads = 1024;
 constexpr std::int64_t kPassTokens = 4096;  // of bfloat16; half as many of float32
 constexpr int kTileTokensMin = 8;
 
-// Some pairs of one expert.
-struct PairTile {
-  int expert;
-  int first;  // in the sorted pairs
-  int count;  // 0: no tile
-};
-
 // Scratch of a pass over T tokens, P = T * K pairs.
 struct Regions {
-  PairTile* tiles;
-  std::int32_t* tokens;         // [P]  of the sorted pairs
-  std::int32_t* pairs;          // [P]  token * K + k of the sorted pairs
+  cuda::SortedPairs sorted;
   Fp8E4m3* inputs;              // [T, D]
   float* input_scales;          // [T, D / 128]
   std::uint8_t* gate;           // [P, I]  of the activation type
@@ -66,9 +58,11 @@ struct PassShape {
 
 Regions TakeRegions(cuda::ScratchArena& arena, const PassShape& shape) {
   const std::int64_t pairs = shape.pairs();
-  return {.tiles = arena.Take<PairTile>(shape.Tiles(kTileTokensMin)),
-          .tokens = arena.Take<std::int32_t>(pairs),
-          .pairs = arena.Take<std::int32_t>(pairs),
+  return {.sorted = {.tiles = arena.Take<cuda::PairTile>(shape.Tiles(kTileTokensMin)),
+                     .tiles_used = arena.Take<int>(1),
+                     .tokens = arena.Take<std::int32_t>(pairs),
+                     .pairs = arena.Take<std::int32_t>(pairs),
+                     .places = arena.Take<std::int32_t>(pairs)},
           .inputs = arena.Take<Fp8E4m3>(shape.tokens * shape.hidden),
           .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
           .gate = arena.Take<std::uint8_t>(pairs * shape.width * shape.element_bytes),
@@ -82,82 +76,18 @@ std::int64_t PassTokens(std::int64_t element_bytes) {
   return kPassTokens * 2 / element_bytes;
 }
 
-// The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
-__device__ int ExclusiveSum(int value) {
-  __shared__ int warp_sums[kSortThreads / cuda::kWarpSize];
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
-  int inclusive = value;
-  for (int offset = 1; offset < cuda::kWarpSize; offset *= 2) {
-    const int lower = __shfl_up_sync(cuda::kAllLanes, inclusive, offset);
-    inclusive += lane >= offset ? lower : 0;
-  }
-  if (lane == cuda::kWarpSize - 1) {
-    warp_sums[warp] = inclusive;
-  }
-  __syncthreads();
-  int before = 0;
-  for (int i = 0; i < warp; ++i) {
-    before += warp_sums[i];
-  }
-  __syncthreads();
-  return before + inclusive - value;
-}
-
-// One block of kSortThreads, of which thread e has expert e.
-__global__ __launch_bounds__(kSortThreads) void SortPairsKernel(Matrix<const std::int32_t> experts,
-                                                                std::int32_t first_expert,
-                                                                int expert_count, int tile_tokens,
-                                                                int tiles_max, Regions regions) {
-  __shared__ int cursors[kSortThreads];  // counts, then where an expert's next pair goes
-  const int thread = static_cast<int>(threadIdx.x);
-  const int per_token = static_cast<int>(experts.cols);
-  const int pairs = static_cast<int>(experts.rows) * per_token;
-  cursors[thread] = 0;
-  __syncthreads();
-  const auto expert_of = [&](int pair) {
-    return experts.Row(pair / per_token)[pair % per_token] - first_expert;
-  };
-  for (int pair = thread; pair < pairs; pair += kSortThreads) {
-    const std::int32_t expert = expert_of(pair);
-    if (expert >= 0 && expert < expert_count) {
-      atomicAdd(&cursors[expert], 1);
-    }
-  }
-  __syncthreads();
-  const int count = cursors[thread];
-  const int first = ExclusiveSum(count);
-  const int tiles = (count + tile_tokens - 1) / tile_tokens;
-  const int first_tile = ExclusiveSum(tiles);
-  cursors[thread] = first;
-  for (int i = 0; i < tiles; ++i) {
-    regions.tiles[first_tile + i] = {.expert = thread,
-                                     .first = first + i * tile_tokens,
-                                     .count = min(tile_tokens, count - i * tile_tokens)};
-  }
-  __shared__ int tiles_used;
-  if (thread == kSortThreads - 1) {
-    tiles_used = first_tile + tiles;
-  }
-  __syncthreads();
-  for (int i = tiles_used + thread; i < tiles_max; i += kSortThreads) {
-    regions.tiles[i] = {};
-  }
-  for (int pair = thread; pair < pairs; pair += kSortThreads) {
-    const std::int32_t expert = expert_of(pair);
-    if (expert >= 0 && expert < expert_count) {
-      const int place = atomicAdd(&cursors[expert], 1);
-      regions.tokens[place] = pair / per_token;
-      regions.pairs[place] = pair;
-    }
-  }
+__global__ __launch_bounds__(cuda::kSortThreads) void SortPairsKernel(cuda::PairChoice choice,
+                                                                      int tile_tokens,
+                                                                      int tiles_max,
+                                                                      cuda::SortedPairs sorted) {
+  cuda::SortPairs(choice, tile_tokens, tiles_max, sorted);
 }
 
 // One projection of tiles of pairs.  Row i of the sorted pairs reads row x_rows[i] of x and writes
 // row y_rows[i] of y; null: row i.
 struct Projection {
   StackedWeight weight[2];  // gate and up, or down alone
-  const PairTile* tiles;
+  const cuda::PairTile* tiles;
   const void* x;
   std::int64_t x_stride;  // in elements
   const float* x_scales;
@@ -173,7 +103,7 @@ __global__ __launch_bounds__(kThreads) void ProjectKernel(const __grid_constant_
                                                           bool is_aligned) {
   using Product = cuda::RowProduct<Element, kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
-  const PairTile tile = p.tiles[blockIdx.y];
+  const cuda::PairTile tile = p.tiles[blockIdx.y];
   if (tile.count == 0) {
     return;
   }
@@ -213,7 +143,7 @@ __global__ __launch_bounds__(kThreads) void PlainProjectKernel(
     const __grid_constant__ Projection p) {
   using Product = cuda::PlainProduct<X, W>;
   __shared__ typename Product::Shared shared;
-  const PairTile tile = p.tiles[blockIdx.y];
+  const cuda::PairTile tile = p.tiles[blockIdx.y];
   const StackedWeight& weight = p.weight[blockIdx.z];
   const std::int64_t first_row = blockIdx.x * std::int64_t{Product::kWeightRows};
   X* output = static_cast<X*>(p.y[blockIdx.z]) + first_row;
@@ -320,7 +250,7 @@ std::int64_t cuda::RoutedExpertsScratchBytes(const ScratchLimits& limits) {
   if (limits.experts == 0) {
     return 0;
   }
-  std::int64_t bytes = 0;
+  std::int64_t bytes = ResidentExpertsScratchBytes(limits);
   for (const std::int64_t element_bytes : {2, 4}) {
     ScratchArena arena;
     TakeRegions(arena, {.tokens = std::min(limits.tokens_max, PassTokens(element_bytes)),
@@ -336,8 +266,13 @@ std::int64_t cuda::RoutedExpertsScratchBytes(const ScratchLimits& limits) {
 
 void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
   const RoutedExpertsExtents extents = Validate(params);
-  DSA_CHECK(params.gate.experts <= kSortThreads, "RoutedExperts: E={}, limit {}",
-            params.gate.experts, kSortThreads);
+  DSA_CHECK(params.gate.experts <= cuda::kSortThreads, "RoutedExperts: E={}, limit {}",
+            params.gate.experts, cuda::kSortThreads);
+  if (cuda::ResidentExpertsTakes(params)) {
+    cuda::ResidentExperts({.routed = params, .shared_expert = nullptr, .quantized_input = nullptr},
+                          state_->scratch, state_->stream);
+    return;
+  }
   const std::int64_t element_bytes = SizeOf(params.x.type);
   const bool is_fp8 = params.gate.type == DataType::kFp8E4m3;
   const std::int64_t pass_tokens = PassTokens(element_bytes);
@@ -363,9 +298,12 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     constexpr std::int64_t kFewRows = 6;  // of an expert, in the mean
     const int tile_tokens = shape.pairs() <= kFewRows * shape.experts ? kTileTokensMin : 64;
     const std::int64_t tiles = shape.Tiles(tile_tokens);
-    SortPairsKernel<<<1, kSortThreads, 0, state_->stream>>>(
-        pass.experts, static_cast<std::int32_t>(params.first_expert),
-        static_cast<int>(shape.experts), tile_tokens, static_cast<int>(tiles), regions);
+    SortPairsKernel<<<1, cuda::kSortThreads, 0, state_->stream>>>(
+        {.experts = pass.experts,
+         .first_expert = static_cast<std::int32_t>(params.first_expert),
+         .expert_count = static_cast<int>(shape.experts),
+         .with_shared = false},
+        tile_tokens, static_cast<int>(tiles), regions.sorted);
     DSA_CUDA_CHECK(cudaGetLastError());
 
     // Quantize.
@@ -384,12 +322,12 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
 
     // Inner.
     const Projection inner = {.weight = {params.gate, params.up},
-                              .tiles = regions.tiles,
+                              .tiles = regions.sorted.tiles,
                               .x = is_fp8 ? regions.inputs : pass.x.data,
                               .x_stride = is_fp8 ? shape.hidden : pass.x.row_stride,
                               .x_scales = regions.input_scales,
                               .x_scale_stride = Fp8Blocks(shape.hidden),
-                              .x_rows = regions.tokens,
+                              .x_rows = regions.sorted.tokens,
                               .y = {regions.gate, regions.up},
                               .y_rows = nullptr};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
@@ -420,14 +358,14 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
 
     // Outer.
     const Projection outer = {.weight = {params.down, params.down},
-                              .tiles = regions.tiles,
+                              .tiles = regions.sorted.tiles,
                               .x = is_fp8 ? static_cast<const void*>(regions.inner) : regions.gate,
                               .x_stride = shape.width,
                               .x_scales = regions.inner_scales,
                               .x_scale_stride = Fp8Blocks(shape.width),
                               .x_rows = nullptr,
                               .y = {regions.contributions, nullptr},
-                              .y_rows = regions.pairs};
+                              .y_rows = regions.sorted.pairs};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
       Launch<T>(outer, tiles, tile_tokens, 1, state_->stream);
       // Combine.

@@ -1,5 +1,4 @@
-// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.  A
-// launch computes up to four products of one x: their tiles stand one behind the other.
+// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.
 //
 //   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
 //
@@ -20,63 +19,34 @@
 //
 // Bytes: N K + T K + 4 N K / 128^2, and T N of y.  Memory-bound to T = 64.
 #include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/ptx/shared_memory.cuh"
-#include "kernels/cuda/ptx/wgmma_fp8.cuh"
 #include "kernels/cuda/small_product.h"
-#include "kernels/kv_layout.h"
+#include "kernels/cuda/weight_map.h"
 
 #include <algorithm>
-#include <span>
 #include <utility>
-
-#include <cuda.h>
 
 namespace dsa::cuda {
 namespace {
 
-constexpr int kTileRows = 64;
-constexpr int kTileBytes = kTileRows * kValuesPerScale;
 constexpr int kConsumerWarps = 4;
 constexpr int kInputWarps = 2;
 constexpr int kThreads = (kConsumerWarps + 1 + kInputWarps) * kWarpSize;
 constexpr int kTokensMax = 64;
 constexpr int kOutputsPerWarp = 16;
-constexpr int kSharedAlignment = 1024;  // of swizzled tiles
-constexpr int kSharedBytesMax =
-    227 * 1024;  // of a multiprocessor, less what each block's system part takes
-constexpr int kSharedBytesPerBlock = 1024;  // of the system
 
-// One weight and what it gives.
-struct Part {
-  Matrix<const float> scales;
+struct SmallProductParams {
+  Matrix<const Fp8E4m3> x;
+  Matrix<const float> x_scales;
+  Matrix<const float> weight_scales;
   void* y;
   std::int64_t y_stride;
   DataType y_type;
   int outputs;
-  int first_tile;  // its tiles are those from here on
-};
-struct SmallProductParams {
-  Matrix<const Fp8E4m3> x;
-  Matrix<const float> x_scales;
-  Part parts[kSmallProductsMax];
-  int part_count;
-  int tiles;   // of all parts
   int blocks;  // of K
   int split;   // blocks of a cluster, each a part of K
   int stages;
-
-  __device__ int PartOf(int tile) const {
-    int part = 0;
-    while (part + 1 < part_count && tile >= parts[part + 1].first_tile) {
-      ++part;
-    }
-    return part;
-  }
-};
-struct WeightMaps {
-  CUtensorMap maps[kSmallProductsMax];
 };
 
 template <int kTokens>
@@ -84,7 +54,7 @@ struct Plan {
   static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
   static constexpr int kInputBytes = kTokens * kValuesPerScale;
   static constexpr int kScaleBytes = (kTokens + 4) * 4;
-  static constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
+  static constexpr int kStageBytes = kSlabBytes + kInputBytes + kScaleBytes + 2 * 8;
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
   // Stages whose products are under way at once; a consumer holds that many.
   static constexpr int kInFlight = kTokens == 64 ? 1 : (kTokens == 32 ? 2 : 4);
@@ -92,7 +62,7 @@ struct Plan {
   static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
   // Everything but the stages.
   static constexpr int FixedBytes(int split) {
-    return kSharedAlignment + 64 + (split > 1 ? OwnedWarps(split) * split * kWarpSumBytes : 0);
+    return kTileAlignment + 64 + (split > 1 ? OwnedWarps(split) * split * kWarpSumBytes : 0);
   }
 };
 
@@ -112,9 +82,8 @@ template <int kTokens>
 __device__ Ring MakeRing(const void* shared, int stages) {
   using P = Plan<kTokens>;
   Ring ring;
-  ring.tiles =
-      (ptx::SharedAddress(shared) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
-  ring.inputs = ring.tiles + stages * kTileBytes;
+  ring.tiles = (ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
+  ring.inputs = ring.tiles + stages * kSlabBytes;
   ring.scales = ring.inputs + stages * P::kInputBytes;
   ring.full = (ring.scales + stages * P::kScaleBytes + 7) & ~7U;
   ring.empty = ring.full + 8 * stages;
@@ -122,20 +91,6 @@ __device__ Ring MakeRing(const void* shared, int stages) {
   ring.sums = (ring.sums_landed + 8 + 15) & ~15U;
   return ring;
 }
-
-// Where a thread is in the ring.  `turn` counts the stages it has passed.
-struct Cursor {
-  int stage = 0;
-  unsigned phase = 0;
-  int turn = 0;
-  __device__ void Next(int stages) {
-    ++turn;
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1U;
-    }
-  }
-};
 
 // What a block computes: tiles first, first + step, ... and of each the blocks of K
 // [k_first, k_end).
@@ -152,26 +107,24 @@ struct Share {
         k_end(p.blocks * (rank + 1) / p.split),
         first(static_cast<int>(blockIdx.x) / p.split),
         step(static_cast<int>(gridDim.x) / p.split),
-        tiles(p.tiles) {}
+        tiles((p.outputs + kSlabRows - 1) / kSlabRows) {}
 };
 
 // One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
 // time that the rows of x are there.
-__device__ void LoadWeights(const WeightMaps& weights, const SmallProductParams& p,
-                            const Ring& ring, const Share& share) {
+__device__ void LoadWeights(const CUtensorMap& map, const SmallProductParams& p, const Ring& ring,
+                            const Share& share) {
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
-    const int part = p.PartOf(tile);
-    const CUtensorMap* const map = &weights.maps[part];
-    const int row = (tile - p.parts[part].first_tile) * kTileRows;
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn >= p.stages) {
         ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
       }
       const unsigned full = ring.full + 8 * at.stage;
-      ptx::BarrierExpect(full, kTileBytes);  // rows beyond the weight come as zeros
-      ptx::CopyBox(ring.tiles + at.stage * kTileBytes, map, full, k * kValuesPerScale, row, policy);
+      ptx::BarrierExpect(full, kSlabBytes);  // rows beyond the weight come as zeros
+      ptx::CopyBox(ring.tiles + at.stage * kSlabBytes, &map, full, k * kValuesPerScale,
+                   tile * kSlabRows, policy);
       at.Next(p.stages);
     }
   }
@@ -190,9 +143,7 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
   Cursor at;
   ptx::WaitForPredecessors();  // for the block: y depends on what is read here
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
-    const Part& part = p.parts[p.PartOf(tile)];
-    const float* weight_scales =
-        part.scales.Row((tile - part.first_tile) * kTileRows / kValuesPerScale);
+    const float* weight_scales = p.weight_scales.Row(tile * kSlabRows / kValuesPerScale);
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn % kInputWarps == input_warp) {
         if (at.turn >= p.stages) {
@@ -235,41 +186,11 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
                            float (&sum)[kTokens / 2]) {
   using P = Plan<kTokens>;
   constexpr int kRegisters = P::kRegisters;
-  constexpr int kScales = kTokens / 4;  // that a thread's values meet
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int quad = lane % 4;
-  const auto issue = [&](int stage, float(&partial)[kRegisters]) {
-    const std::uint64_t a = ptx::SwizzledTile(ring.tiles + stage * kTileBytes);
-    const std::uint64_t b = ptx::SwizzledTile(ring.inputs + stage * P::kInputBytes);
-    ptx::PinRegisters(partial);
-    ptx::WgmmaFence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      ptx::WgmmaFp8<kTokens>::Run(partial, a + 2 * k, b + 2 * k, k > 0);
-    }
-    ptx::WgmmaCommit();
-  };
-  const auto load_scales = [&](int stage, float(&scales)[kScales]) {
-    const unsigned from = ring.scales + stage * P::kScaleBytes;
-    const float weight_scale = ptx::LoadShared(from + kTokens * 4);
-#pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) {
-      const float2 x_scales = ptx::LoadShared2(from + (8 * j + 2 * quad) * 4);
-      scales[2 * j] = x_scales.x * weight_scale;
-      scales[2 * j + 1] = x_scales.y * weight_scale;
-    }
-  };
-  const auto add = [&](float(&partial)[kRegisters], const float(&scales)[kScales]) {
-    ptx::PinRegisters(partial);
-#pragma unroll
-    for (int i = 0; i < kRegisters; ++i) {
-      sum[i] = fmaf(partial[i], scales[i / 4 * 2 + i % 2], sum[i]);
-    }
-  };
   const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
     constexpr int kCount = sizeof...(kIndex);
     float partial[kCount][kRegisters];
-    float scales[kCount][kScales];
+    float scales[kCount][kTokens / 4];
     int stage[kCount];
     (
         [&] {
@@ -277,10 +198,16 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
           ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
           ptx::AsyncProxyFence();  // rows of x were written by threads
           at.Next(stages);
-          issue(stage[kIndex], partial[kIndex]);
+          BeginStage<kTokens>(ring.tiles + stage[kIndex] * kSlabBytes,
+                              ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
         }(),
         ...);
-    (load_scales(stage[kIndex], scales[kIndex]), ...);
+    (
+        [&] {
+          const unsigned from = ring.scales + stage[kIndex] * P::kScaleBytes;
+          LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[kIndex]);
+        }(),
+        ...);
     (
         [&] {
           ptx::WgmmaWait<kCount - 1 - kIndex>();
@@ -288,7 +215,7 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
           if (lane == 0) {
             ptx::BarrierArrive(ring.empty + 8 * stage[kIndex]);
           }
-          add(partial[kIndex], scales[kIndex]);
+          AddStage<kTokens>(partial[kIndex], scales[kIndex], sum);
         }(),
         ...);
   };
@@ -346,43 +273,8 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
 }
 
 template <int kTokens>
-__device__ void Store(const float (&sum)[kTokens / 2], float* y, std::int64_t stride, int tokens,
-                      int lane) {
-#pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) {
-    const int t = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    if (t < tokens) {
-      y[t * stride + lane / 4 + i % 4 / 2 * 8] = sum[i];
-    }
-  }
-}
-// movmatrix turns 8 x 8 pieces, so that 4 lanes hold 8 neighbouring outputs of one row.
-template <int kTokens>
-__device__ void Store(const float (&sum)[kTokens / 2], __nv_bfloat16* y, std::int64_t stride,
-                      int tokens, int lane) {
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    unsigned turned[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const __nv_bfloat162 pair =
-          __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
-      asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-                   : "=r"(turned[half])
-                   : "r"(*reinterpret_cast<const unsigned*>(&pair)));
-    }
-    const int t = 8 * j + lane / 4;
-    if (t < tokens) {
-      __nv_bfloat16* row = y + t * stride + 2 * (lane % 4);
-      *reinterpret_cast<unsigned*>(row) = turned[0];
-      *reinterpret_cast<unsigned*>(row + 8) = turned[1];
-    }
-  }
-}
-
-template <int kTokens>
 __global__ void __launch_bounds__(kThreads, 2)
-    SmallProductKernel(const __grid_constant__ WeightMaps weights,
+    SmallProductKernel(const __grid_constant__ CUtensorMap map,
                        const __grid_constant__ SmallProductParams p) {
   using P = Plan<kTokens>;
   extern __shared__ std::uint8_t shared[];
@@ -413,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (warp == kConsumerWarps) {
     if (lane == 0) {
-      LoadWeights(weights, p, ring, share);
+      LoadWeights(map, p, ring, share);
     }
   } else if (warp > kConsumerWarps) {
     LoadInput<kTokens>(p, ring, share, warp - kConsumerWarps - 1, lane);
@@ -425,15 +317,18 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (p.split > 1 && !SumOverCluster<kTokens>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
-      const Part& part = p.parts[p.PartOf(tile)];
-      const int output = (tile - part.first_tile) * kTileRows + warp * kOutputsPerWarp;
-      if (output < part.outputs) {
+      const int output = tile * kSlabRows + warp * kOutputsPerWarp;
+      if (output < p.outputs) {
         const int tokens = static_cast<int>(p.x.rows);
-        if (part.y_type == DataType::kF32) {
-          Store<kTokens>(sum, static_cast<float*>(part.y) + output, part.y_stride, tokens, lane);
+        const auto store = [&]<typename Y>(Y type) {
+          Y* const y = static_cast<Y*>(p.y) + output;
+          StoreSlab<kTokens>(
+              sum, tokens, lane, [&](int t) { return y + t * p.y_stride; }, type);
+        };
+        if (p.y_type == DataType::kF32) {
+          store(float{});
         } else {
-          Store<kTokens>(sum, static_cast<__nv_bfloat16*>(part.y) + output, part.y_stride, tokens,
-                         lane);
+          store(__nv_bfloat16{});
         }
       }
     }
@@ -441,10 +336,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   // An owner ends after every byte that others send to it has landed; nobody writes into the rest.
 }
 
-// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weights' shapes
+// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weight's shape
 // alone.  From 100 tiles on one block each does (a multiprocessor takes 40 KB a microsecond, its
 // share is 23), except where one long tile each leaves the last wave uneven.
-int SplitOf(int tiles, std::int64_t inputs) {
+int SplitOf(std::int64_t outputs, std::int64_t inputs) {
+  const std::int64_t tiles = (outputs + kSlabRows - 1) / kSlabRows;
   if (tiles >= 100) {
     return tiles <= kMultiprocessors && inputs >= 8192 ? 2 : 1;
   }
@@ -458,83 +354,45 @@ int MultiprocessorsFor(int split) {
   return split >= 4 ? kInWholeClusters : kMultiprocessors;
 }
 
-CUtensorMap WeightMap(const Matrix<const Fp8E4m3>& weight) {
-  // Through the runtime, so that the binary does not link the driver.
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    DSA_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                    cudaEnableDefault, &found));
-    DSA_CHECK(found == cudaDriverEntryPointSuccess, "the driver lacks cuTensorMapEncodeTiled: {}",
-              static_cast<int>(found));
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  CUtensorMap map;
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(weight.cols),
-                                static_cast<cuuint64_t>(weight.rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(weight.row_stride)};
-  const cuuint32_t box[] = {kValuesPerScale, kTileRows};
-  const cuuint32_t steps[] = {1, 1};
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<Fp8E4m3*>(weight.data), extents,
-             strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  DSA_CHECK(status == CUDA_SUCCESS, "tensor map of a weight [{}, {}], stride {}: error {}",
-            weight.rows, weight.cols, weight.row_stride, static_cast<int>(status));
-  return map;
-}
-
 template <int kTokens>
-void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
+void Launch(const BlockScaledLinearParams& params, cudaStream_t stream) {
   using P = Plan<kTokens>;
-  const BlockScaledLinearParams& first = products.front();
-  const int blocks = static_cast<int>(first.x.cols / kValuesPerScale);
-  WeightMaps weights;
-  SmallProductParams params{.x = first.x,
-                            .x_scales = first.x_scales,
-                            .parts = {},
-                            .part_count = static_cast<int>(products.size()),
-                            .tiles = 0,
-                            .blocks = blocks,
-                            .split = 1,
-                            .stages = 0};
-  for (std::size_t i = 0; i < products.size(); ++i) {
-    const BlockScaledLinearParams& product = products[i];
-    weights.maps[i] = WeightMap(product.weight);
-    params.parts[i] = {.scales = product.weight_scales,
-                       .y = product.y.data,
-                       .y_stride = product.y.row_stride,
-                       .y_type = product.y.type,
-                       .outputs = static_cast<int>(product.weight.rows),
-                       .first_tile = params.tiles};
-    params.tiles += (params.parts[i].outputs + kTileRows - 1) / kTileRows;
-  }
-  const int tiles = params.tiles;
-  const int split = SplitOf(tiles, first.x.cols);
+  const int outputs = static_cast<int>(params.weight.rows);
+  const int blocks = static_cast<int>(params.x.cols / kValuesPerScale);
+  const int tiles = (outputs + kSlabRows - 1) / kSlabRows;
+  const int split = SplitOf(params.weight.rows, params.x.cols);
   const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
   const int per_multiprocessor = clusters * split > MultiprocessorsFor(split) ? 2 : 1;
-  const int budget = (kSharedBytesMax + kSharedBytesPerBlock) / per_multiprocessor -
-                     kSharedBytesPerBlock - P::FixedBytes(split);
+  const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
+                     kBlockSystemBytes - P::FixedBytes(split);
   const int tiles_each = (tiles + clusters - 1) / clusters;
   const int needed = (blocks + split - 1) / split * tiles_each;
   const int stages = std::min(budget / P::kStageBytes, needed);
   DSA_CHECK(stages >= std::min(P::kInFlight, needed),
-            "SmallProduct: {} stages for {} tiles of {} columns, {} rows", stages, tiles,
-            first.x.cols, first.x.rows);
+            "SmallProduct: {} stages for a product [{}, {}] of {} rows", stages, outputs,
+            params.x.cols, params.x.rows);
   const int shared_bytes = P::FixedBytes(split) + stages * P::kStageBytes;
   const auto kernel = SmallProductKernel<kTokens>;
-  static const cudaError_t attribute =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
+  static const cudaError_t attribute = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBlockSharedBytesMax);
   DSA_CUDA_CHECK(attribute);
 
-  params.split = split;
-  params.stages = stages;
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(clusters * split),
                    .threads = kThreads,
                    .shared_bytes = shared_bytes,
                    .cluster = static_cast<unsigned>(split)},
-                  stream, weights, params);
+                  stream, WeightMap(params.weight, kSlabRows),
+                  SmallProductParams{.x = params.x,
+                                     .x_scales = params.x_scales,
+                                     .weight_scales = params.weight_scales,
+                                     .y = params.y.data,
+                                     .y_stride = params.y.row_stride,
+                                     .y_type = params.y.type,
+                                     .outputs = outputs,
+                                     .blocks = blocks,
+                                     .split = split,
+                                     .stages = stages});
 }
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
@@ -553,22 +411,15 @@ bool SmallProductTakes(const BlockScaledLinearParams& params) {
                    2 * SizeOf(params.y.type));
 }
 
-void SmallProducts(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
-  DSA_CHECK(!products.empty() && products.size() <= kSmallProductsMax,
-            "SmallProducts: {} products, at most {}", products.size(), kSmallProductsMax);
-  const std::int64_t tokens = products.front().x.rows;
-  for (const BlockScaledLinearParams& product : products) {
-    DSA_CHECK(product.x.data == products.front().x.data && product.x.rows == tokens,
-              "SmallProducts: products of {} and {} rows, not of one x", tokens, product.x.rows);
-  }
-  if (tokens <= 8) {
-    Launch<8>(products, stream);
-  } else if (tokens <= 16) {
-    Launch<16>(products, stream);
-  } else if (tokens <= 32) {
-    Launch<32>(products, stream);
+void SmallProduct(const BlockScaledLinearParams& params, cudaStream_t stream) {
+  if (params.x.rows <= 8) {
+    Launch<8>(params, stream);
+  } else if (params.x.rows <= 16) {
+    Launch<16>(params, stream);
+  } else if (params.x.rows <= 32) {
+    Launch<32>(params, stream);
   } else {
-    Launch<64>(products, stream);
+    Launch<64>(params, stream);
   }
 }
 

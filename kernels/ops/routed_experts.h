@@ -4,9 +4,10 @@
 //
 //   expert(x, e) = round(Down_e round(SwiGlu(round(Gate_e x), round(Up_e x))))
 //
-// over the experts [first_expert, first_expert + E) that are here; others add nothing, so the sums
-// of several ranks add up to the whole.  The sum is float32, in the order of k, the shared expert's
-// output last.  fp8 experts quantize x and the SwiGLU output by `scale_format` as QuantizeFp8 does.
+// over the experts [first_expert, first_expert + E) that are here.  Other ids add nothing: experts
+// of other ranks, so that the sums of several ranks add up to the whole, and -1 where there is
+// none. The sum is float32, in the order of k, the shared expert's output last.  fp8 experts
+// quantize x and the SwiGLU output by `scale_format` as QuantizeFp8 does.
 #pragma once
 
 #include "common/view.h"
@@ -31,7 +32,7 @@ struct RoutedExpertsParams {
   StackedWeight up;                    // [E, I, D]
   StackedWeight down;                  // [E, D, I]
   std::int64_t first_expert = 0;       // the id of the first of the E experts
-  Matrix<const std::int32_t> experts;  // [T, K]  ids, not negative; of a token all different
+  Matrix<const std::int32_t> experts;  // [T, K]  of a token those that are here all differ
   Matrix<const float> weights;         // [T, K]
   ConstAnyMatrix shared;               // [T, D]  type of x; data may be null
   ScaleFormat scale_format;

@@ -184,7 +184,9 @@ TEST_CASE("RoutedExperts at full size", "[kernels][real_sizes]") {
   };
   const auto expected = ToDoubles(run(Reference()));
   const auto actual = run(testing::TestBackend());
-  CHECK(testing::RelativeError(actual, expected) < 1.5e-3);
+  // The tensor cores' 14 bits move roundings to bf16, and one in 16 of those a rounding to e4m3,
+  // which is 2^-4 of a value.
+  CHECK(testing::RelativeError(actual, expected) < 8e-3);
   CHECK(run(testing::TestBackend()) == actual);
 }
 

@@ -4,6 +4,7 @@
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -215,7 +216,11 @@ TEST_CASE("RoutedExperts matches its equation", "[kernels][routed_experts]") {
   CHECK(testing::RelativeError(y, expected) < bound);
   if (c.type == DataType::kBf16 && c.tokens > 0) {
     const std::vector<float> rounded(expected.begin(), expected.end());
-    CHECK(testing::ShareEqual(y, testing::RoundedTo(c.type, rounded)) > 0.95);
+    // Fp8 tensor cores move one rounding in thirty of each product; expert_batches_test.cpp holds
+    // the op to those of the same products.
+    const double share =
+        quantized ? std::min(0.95, testing::Fp8ProductShareEqual(c.type) - 0.04) : 0.95;
+    CHECK(testing::ShareEqual(y, testing::RoundedTo(c.type, rounded)) > share);
   }
 }
 

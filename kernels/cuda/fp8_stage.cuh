@@ -1,0 +1,113 @@
+// One stage of an fp8 block-scaled product on a warpgroup, shared by the kernels that stream
+// weights through a ring in shared memory: 64 weight rows (the M side) by kTokens rows of x, 128
+// columns.
+//
+// Tiles lie in the 128-byte swizzle.  A lane 4 g + q of warp w holds in register 4 j + 2 h + i the
+// weight row 16 w + g + 8 h and the row 8 j + 2 q + i of x.
+#pragma once
+
+#include "kernels/cuda/element.cuh"
+#include "kernels/cuda/ptx/shared_memory.cuh"
+#include "kernels/cuda/ptx/wgmma_fp8.cuh"
+#include "kernels/kv_layout.h"
+
+#include <cstdint>
+
+namespace dsa::cuda {
+
+inline constexpr int kSlabRows = 64;
+inline constexpr int kSlabBytes = kSlabRows * kValuesPerScale;
+inline constexpr int kTileAlignment = 1024;  // of swizzled tiles
+// Of a block; a multiprocessor has kBlockSystemBytes more for each block.
+inline constexpr int kBlockSharedBytesMax = 227 * 1024;
+inline constexpr int kBlockSystemBytes = 1024;
+
+// Where a thread is in a ring of stages.  `turn` counts those it has passed.
+struct Cursor {
+  int stage = 0;
+  unsigned phase = 0;
+  int turn = 0;
+  __device__ void Next(int stages) {
+    ++turn;
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1U;
+    }
+  }
+};
+
+// Begins partial = slab . inputs^T and commits it as a group of its own.
+template <int kTokens>
+__device__ void BeginStage(unsigned slab, unsigned inputs, float (&partial)[kTokens / 2]) {
+  const std::uint64_t a = ptx::SwizzledTile(slab);
+  const std::uint64_t b = ptx::SwizzledTile(inputs);
+  ptx::PinRegisters(partial);
+  ptx::WgmmaFence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    ptx::WgmmaFp8<kTokens>::Run(partial, a + 2 * k, b + 2 * k, k > 0);
+  }
+  ptx::WgmmaCommit();
+}
+
+// The products of scales that a thread's values meet: those of its rows of x with the weight's.
+template <int kTokens>
+__device__ void LoadStageScales(unsigned x_scales, unsigned weight_scale, int lane,
+                                float (&scales)[kTokens / 4]) {
+  const float weight = ptx::LoadShared(weight_scale);
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const float2 x = ptx::LoadShared2(x_scales + (8 * j + 2 * (lane % 4)) * 4);
+    scales[2 * j] = x.x * weight;
+    scales[2 * j + 1] = x.y * weight;
+  }
+}
+
+// sum += partial * scales, once the group has ended.
+template <int kTokens>
+__device__ void AddStage(float (&partial)[kTokens / 2], const float (&scales)[kTokens / 4],
+                         float (&sum)[kTokens / 2]) {
+  ptx::PinRegisters(partial);
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    sum[i] = fmaf(partial[i], scales[i / 4 * 2 + i % 2], sum[i]);
+  }
+}
+
+// A warp's 16 outputs of the first `tokens` rows, row t from row_of(t) on.
+template <int kTokens, typename RowOf>
+__device__ void StoreSlab(const float (&sum)[kTokens / 2], int tokens, int lane,
+                          const RowOf& row_of, float /*type*/) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int t = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (t < tokens) {
+      row_of(t)[lane / 4 + i % 4 / 2 * 8] = sum[i];
+    }
+  }
+}
+// movmatrix turns 8 x 8 pieces, so that 4 lanes hold 8 neighbouring outputs of one row.
+template <int kTokens, typename RowOf>
+__device__ void StoreSlab(const float (&sum)[kTokens / 2], int tokens, int lane,
+                          const RowOf& row_of, __nv_bfloat16 /*type*/) {
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    unsigned turned[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const __nv_bfloat162 pair =
+          __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
+      asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
+                   : "=r"(turned[half])
+                   : "r"(*reinterpret_cast<const unsigned*>(&pair)));
+    }
+    const int t = 8 * j + lane / 4;
+    if (t < tokens) {
+      __nv_bfloat16* row = row_of(t) + 2 * (lane % 4);
+      *reinterpret_cast<unsigned*>(row) = turned[0];
+      *reinterpret_cast<unsigned*>(row + 8) = turned[1];
+    }
+  }
+}
+
+}  // namespace dsa::cuda

@@ -1,0 +1,124 @@
+// The pairs (token, slot) of a mixture of experts, sorted by expert on the device.
+//
+// Slots are the gate's K choices and, where the shared expert is computed with the routed ones, one
+// more: it has the id behind theirs, and every token goes to it.  An id outside [first_expert,
+// first_expert + E) belongs to another rank: it is no pair here.
+#pragma once
+
+#include "common/view.h"
+#include "kernels/cuda/element.cuh"
+
+#include <cstdint>
+
+namespace dsa::cuda {
+
+inline constexpr int kSortThreads = 1024;  // of one block; also the most experts
+
+// Some pairs of one expert.
+struct PairTile {
+  int expert;
+  int first;  // in the sorted pairs
+  int count;  // 0: no tile
+};
+
+struct PairChoice {
+  Matrix<const std::int32_t> experts;  // [T, K]
+  std::int32_t first_expert;
+  int expert_count;  // E, without the shared one
+  bool with_shared;
+
+  __host__ __device__ int slots() const {
+    return static_cast<int>(experts.cols) + (with_shared ? 1 : 0);
+  }
+  __host__ __device__ int pairs() const { return static_cast<int>(experts.rows) * slots(); }
+  // The expert here that a slot of a token goes to, or -1.
+  __device__ int ExpertOf(int token, int slot) const {
+    if (slot == static_cast<int>(experts.cols)) {
+      return expert_count;
+    }
+    const std::int32_t id = experts.Row(token)[slot] - first_expert;
+    return id >= 0 && id < expert_count ? id : -1;
+  }
+};
+
+// What the sort writes.
+struct SortedPairs {
+  PairTile* tiles;       // the used ones, those of an expert one after the other, then empty ones
+  int* tiles_used;       // one value
+  std::int32_t* tokens;  // [pairs]
+  std::int32_t* pairs;   // [pairs]  token * slots + slot
+  std::int32_t* places;  // [pairs]  where a pair is among the sorted; -1: it is not here
+};
+
+// The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
+__device__ inline unsigned long long ExclusiveSum(unsigned long long value) {
+  constexpr int kWarps = kSortThreads / kWarpSize;
+  static_assert(kWarps == kWarpSize);
+  __shared__ unsigned long long warp_sums[kWarps];
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const auto inclusive_sum = [&](unsigned long long sum) {
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const unsigned long long lower = __shfl_up_sync(kAllLanes, sum, offset);
+      sum += lane >= offset ? lower : 0;
+    }
+    return sum;
+  };
+  const unsigned long long inclusive = inclusive_sum(value);
+  if (lane == kWarpSize - 1) {
+    warp_sums[warp] = inclusive;
+  }
+  __syncthreads();
+  const unsigned long long before = inclusive_sum(warp_sums[lane]) - warp_sums[lane];
+  return __shfl_sync(kAllLanes, before, warp) + inclusive - value;
+}
+
+// By one block of kSortThreads, of which thread e has expert e.  The order of an expert's pairs is
+// open: no result may depend on it.
+__device__ inline void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_max,
+                                 const SortedPairs& sorted) {
+  __shared__ int cursors[kSortThreads];  // counts, then where an expert's next pair goes
+  __shared__ int tiles_used;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int slots = choice.slots();
+  cursors[thread] = 0;
+  __syncthreads();
+  for (int pair = thread; pair < choice.pairs(); pair += kSortThreads) {
+    const int expert = choice.ExpertOf(pair / slots, pair % slots);
+    if (expert >= 0) {
+      atomicAdd(&cursors[expert], 1);
+    }
+  }
+  __syncthreads();
+  const int count = cursors[thread];
+  const int tiles = (count + tile_tokens - 1) / tile_tokens;
+  const unsigned long long sums =
+      ExclusiveSum(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(count));
+  const int first = static_cast<int>(sums & 0xFFFFFFFFU);
+  const int first_tile = static_cast<int>(sums >> 32);
+  cursors[thread] = first;
+  for (int i = 0; i < tiles; ++i) {
+    sorted.tiles[first_tile + i] = {.expert = thread,
+                                    .first = first + i * tile_tokens,
+                                    .count = min(tile_tokens, count - i * tile_tokens)};
+  }
+  if (thread == kSortThreads - 1) {
+    tiles_used = first_tile + tiles;
+    *sorted.tiles_used = tiles_used;
+  }
+  __syncthreads();
+  for (int i = tiles_used + thread; i < tiles_max; i += kSortThreads) {
+    sorted.tiles[i] = {};
+  }
+  for (int pair = thread; pair < choice.pairs(); pair += kSortThreads) {
+    const int expert = choice.ExpertOf(pair / slots, pair % slots);
+    const int place = expert >= 0 ? atomicAdd(&cursors[expert], 1) : -1;
+    if (expert >= 0) {
+      sorted.tokens[place] = pair / slots;
+      sorted.pairs[place] = pair;
+    }
+    sorted.places[pair] = place;
+  }
+}
+
+}  // namespace dsa::cuda

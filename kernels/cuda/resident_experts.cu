@@ -1,0 +1,307 @@
+// The launches of ResidentExperts and the kernel that prepares them; resident_experts.cuh has the
+// other.
+#include "common/view_parts.h"
+#include "kernels/cuda/resident_experts.cuh"
+#include "kernels/cuda/resident_experts.h"
+#include "kernels/cuda/weight_map.h"
+
+#include <algorithm>
+
+namespace dsa::cuda {
+namespace {
+
+using namespace resident_experts;  // NOLINT(google-build-using-namespace): its own kernel
+
+constexpr std::int64_t kPassTokens = 4096;
+
+struct Regions {
+  SortedPairs sorted;
+  Fp8E4m3* inputs;               // [T, D]
+  float* input_scales;           // [T, D / 128]
+  Fp8E4m3* inner;                // [P, I]  of the sorted pairs
+  float* inner_scales;           // [P, I / 128]
+  __nv_bfloat16* contributions;  // [P, D]  of the sorted pairs
+  int* counters;
+};
+
+struct PassShape {
+  std::int64_t tokens, hidden, width, experts, slots;
+  std::int64_t pairs() const { return tokens * slots; }
+  std::int64_t Tiles() const { return std::min(pairs(), pairs() / kTilePairs + experts); }
+  std::int64_t OuterTiles() const { return (hidden + kTileRows - 1) / kTileRows; }
+};
+
+std::int64_t CounterCount(const PassShape& shape) {
+  return 2 + shape.Tiles() + shape.OuterTiles();
+}
+Counters CountersAt(int* first, const PassShape& shape) {
+  return {.tiles_taken = first,
+          .sums_taken = first + 1,
+          .inner_done = first + 2,
+          .outer_done = first + 2 + shape.Tiles()};
+}
+
+Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
+  const std::int64_t pairs = shape.pairs();
+  return {.sorted = {.tiles = arena.Take<PairTile>(shape.Tiles()),
+                     .tiles_used = arena.Take<int>(1),
+                     .tokens = arena.Take<std::int32_t>(pairs),
+                     .pairs = arena.Take<std::int32_t>(pairs),
+                     .places = arena.Take<std::int32_t>(pairs)},
+          .inputs = arena.Take<Fp8E4m3>(shape.tokens * shape.hidden),
+          .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
+          .inner = arena.Take<Fp8E4m3>(pairs * shape.width),
+          .inner_scales = arena.Take<float>(pairs * Fp8Blocks(shape.width)),
+          .contributions = arena.Take<__nv_bfloat16>(pairs * shape.hidden),
+          .counters = arena.Take<int>(CounterCount(shape))};
+}
+
+struct PrepareParams {
+  PairChoice choice;
+  int tiles_max;
+  SortedPairs sorted;
+  int* counters;
+  int counter_count;
+  ConstAnyMatrix x;  // to quantize
+  QuantizedView quantized;
+};
+
+// Half a warp per row and block of 128 columns, as QuantizeFp8 does.
+__device__ void QuantizeRows(const PrepareParams& p) {
+  constexpr int kLanes = 16;
+  constexpr int kWidth = kValuesPerScale / kLanes;
+  const std::int64_t blocks = p.x.cols / kValuesPerScale;
+  const std::int64_t task = ((blockIdx.x - 1) * std::int64_t{kSortThreads} + threadIdx.x) / kLanes;
+  const bool has_task = task < p.x.rows * blocks;  // all lanes stay, to exchange maxima
+  const std::int64_t row = has_task ? task / blocks : 0;
+  const std::int64_t block = has_task ? task % blocks : 0;
+  const std::int64_t first = block * kValuesPerScale + threadIdx.x % kLanes * kWidth;
+  const auto values =
+      LoadPack<kWidth>(static_cast<const __nv_bfloat16*>(p.x.data) + row * p.x.row_stride + first);
+  float amax = 0.0F;
+#pragma unroll
+  for (const __nv_bfloat16 value : values.values) {
+    amax = fmaxf(amax, fabsf(ToFloat(value)));
+  }
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, offset));
+  }
+  if (!has_task) {
+    return;
+  }
+  const float scale = BlockScale(amax, p.quantized.format);
+  if (threadIdx.x % kLanes == 0) {
+    p.quantized.scales.Row(row)[block] = scale;
+  }
+  Pack<Fp8E4m3, kWidth> codes;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    codes.values[i].bits = ToFp8(ToFloat(values.values[i]) / scale);
+  }
+  StorePack(p.quantized.values.Row(row) + first, codes);
+}
+
+// Block 0 sorts, the others quantize.
+__global__ __launch_bounds__(kSortThreads) void PrepareKernel(
+    const __grid_constant__ PrepareParams p) {
+  StartAfterPredecessors();
+  if (blockIdx.x > 0) {
+    QuantizeRows(p);
+    return;
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kSortThreads) {
+    p.counters[i] = 0;
+  }
+  SortPairs(p.choice, kTilePairs, p.tiles_max, p.sorted);
+}
+
+Matrix<const Fp8E4m3> AllRows(const StackedWeight& weight) {
+  return {.data = static_cast<const Fp8E4m3*>(weight.data),
+          .rows = weight.experts * weight.rows,
+          .cols = weight.cols,
+          .row_stride = weight.cols};
+}
+Matrix<const float> AllScales(const StackedWeight& weight) {
+  const std::int64_t cols = Fp8Blocks(weight.cols);
+  return {.data = weight.scales,
+          .rows = weight.experts * Fp8Blocks(weight.rows),
+          .cols = cols,
+          .row_stride = cols};
+}
+CUtensorMap MapOf(const LinearWeight& weight) {
+  return WeightMap({.data = static_cast<const Fp8E4m3*>(weight.weight.data),
+                    .rows = weight.weight.rows,
+                    .cols = weight.weight.cols,
+                    .row_stride = weight.weight.row_stride},
+                   kBoxRows);
+}
+
+ExpertMaps MapsOf(const ResidentExpertsParams& params) {
+  const RoutedExpertsParams& routed = params.routed;
+  ExpertMaps maps{};
+  maps.gate[kRouted] = WeightMap(AllRows(routed.gate), kBoxRows);
+  maps.up[kRouted] = WeightMap(AllRows(routed.up), kBoxRows);
+  maps.down[kRouted] = WeightMap(AllRows(routed.down), kBoxRows);
+  if (params.shared_expert != nullptr) {
+    maps.gate[kShared] = MapOf(params.shared_expert->gate);
+    maps.up[kShared] = MapOf(params.shared_expert->up);
+    maps.down[kShared] = MapOf(params.shared_expert->down);
+  }
+  return maps;
+}
+
+int Multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 0;
+    DSA_CUDA_CHECK(cudaGetDevice(&device));
+    DSA_CUDA_CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
+    return value;
+  }();
+  return count;
+}
+
+void LaunchPrepare(const PrepareParams& params, bool quantizes, cudaStream_t stream) {
+  constexpr std::int64_t kTasks = kSortThreads / 16;
+  const std::int64_t tasks = params.x.rows * (params.x.cols / kValuesPerScale);
+  const std::int64_t blocks = quantizes ? (tasks + kTasks - 1) / kTasks : 0;
+  LaunchDependent(PrepareKernel,
+                  {.grid = static_cast<unsigned>(1 + blocks), .threads = kSortThreads}, stream,
+                  params);
+}
+
+void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
+  static const cudaError_t attribute = cudaFuncSetAttribute(
+      ResidentExpertsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  DSA_CUDA_CHECK(attribute);
+  // All blocks must be there at once: a block waits for tiles that others have taken.
+  LaunchDependent(ResidentExpertsKernel,
+                  {.grid = static_cast<unsigned>(Multiprocessors()),
+                   .threads = kThreads,
+                   .shared_bytes = kSharedBytes},
+                  stream, maps, params);
+}
+
+void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
+             const DeviceBuffer& scratch, cudaStream_t stream) {
+  const RoutedExpertsParams& routed = params.routed;
+  const PairChoice choice = {.experts = routed.experts,
+                             .first_expert = static_cast<std::int32_t>(routed.first_expert),
+                             .expert_count = static_cast<int>(routed.gate.experts),
+                             .with_shared = params.shared_expert != nullptr};
+  const PassShape shape = {.tokens = routed.x.rows,
+                           .hidden = routed.x.cols,
+                           .width = routed.gate.rows,
+                           .experts = choice.expert_count + (choice.with_shared ? 1 : 0),
+                           .slots = choice.slots()};
+  ScratchArena arena(scratch);
+  const Regions regions = TakeRegions(arena, shape);
+  arena.CheckFits("RoutedExperts");
+  const std::int64_t blocks = Fp8Blocks(shape.hidden);
+  const QuantizedView own = {.values = {.data = regions.inputs,
+                                        .rows = shape.tokens,
+                                        .cols = shape.hidden,
+                                        .row_stride = shape.hidden},
+                             .scales = {.data = regions.input_scales,
+                                        .rows = shape.tokens,
+                                        .cols = blocks,
+                                        .row_stride = blocks},
+                             .format = routed.scale_format};
+  const QuantizedView& input = params.quantized_input != nullptr ? *params.quantized_input : own;
+  LaunchPrepare({.choice = choice,
+                 .tiles_max = static_cast<int>(shape.Tiles()),
+                 .sorted = regions.sorted,
+                 .counters = regions.counters,
+                 .counter_count = static_cast<int>(CounterCount(shape)),
+                 .x = routed.x,
+                 .quantized = own},
+                params.quantized_input == nullptr, stream);
+  ExpertsParams experts = {.choice = choice,
+                           .sorted = regions.sorted,
+                           .tiles_max = static_cast<int>(shape.Tiles()),
+                           .counters = CountersAt(regions.counters, shape),
+                           .x = AsConst(input.values),
+                           .x_scales = AsConst(input.scales),
+                           .scales = {},
+                           .inner = regions.inner,
+                           .inner_scales = regions.inner_scales,
+                           .scale_format = routed.scale_format,
+                           .contributions = regions.contributions,
+                           .weights = routed.weights,
+                           .shared = nullptr,
+                           .shared_stride = routed.shared.row_stride,
+                           .y = static_cast<__nv_bfloat16*>(routed.y.data),
+                           .y_stride = routed.y.row_stride,
+                           .width = static_cast<int>(shape.width)};
+  experts.scales[kRouted] = {
+      .gate = AllScales(routed.gate), .up = AllScales(routed.up), .down = AllScales(routed.down)};
+  if (params.shared_expert != nullptr) {
+    experts.scales[kShared] = {.gate = params.shared_expert->gate.scales,
+                               .up = params.shared_expert->up.scales,
+                               .down = params.shared_expert->down.scales};
+  } else {
+    experts.shared = static_cast<const __nv_bfloat16*>(routed.shared.data);
+  }
+  LaunchExperts(maps, experts, stream);
+}
+
+bool IsAligned(const void* data) {
+  constexpr std::uintptr_t kAlignment = 16;
+  return reinterpret_cast<std::uintptr_t>(data) % kAlignment == 0;
+}
+bool IsFp8(const StackedWeight& weight) {
+  return weight.type == DataType::kFp8E4m3 && IsAligned(weight.data);
+}
+bool IsFp8(const LinearWeight& weight) {
+  return weight.quantized() && HasAlignedRows(weight.weight);
+}
+
+}  // namespace
+
+bool ResidentExpertsTakes(const RoutedExpertsParams& params) {
+  return params.x.type == DataType::kBf16 && HasAlignedRows(params.x) && HasAlignedRows(params.y) &&
+         (params.shared.data == nullptr || HasAlignedRows(params.shared)) && IsFp8(params.gate) &&
+         IsFp8(params.up) && IsFp8(params.down) && params.x.cols % kValuesPerScale == 0 &&
+         params.gate.rows % kValuesPerScale == 0 && params.gate.experts < kSortThreads &&
+         params.experts.cols < kWarpSize;
+}
+
+bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
+  return ResidentExpertsTakes(params) && IsFp8(shared_expert.gate) && IsFp8(shared_expert.up) &&
+         IsFp8(shared_expert.down) && shared_expert.gate.weight.rows == params.gate.rows;
+}
+
+std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
+  ScratchArena arena;
+  TakeRegions(arena, {.tokens = std::min(limits.tokens_max, kPassTokens),
+                      .hidden = limits.hidden,
+                      .width = limits.expert_width,
+                      .experts = limits.experts + 1,
+                      .slots = limits.experts_per_token + 1});
+  return arena.used();
+}
+
+void ResidentExperts(const ResidentExpertsParams& params, const DeviceBuffer& scratch,
+                     cudaStream_t stream) {
+  const ExpertMaps maps = MapsOf(params);
+  const RoutedExpertsParams& routed = params.routed;
+  for (std::int64_t first = 0; first < routed.x.rows; first += kPassTokens) {
+    const std::int64_t tokens = std::min(kPassTokens, routed.x.rows - first);
+    ResidentExpertsParams pass = params;
+    pass.routed.x = RowsOfAny(routed.x, first, tokens);
+    pass.routed.experts = RowsOf(routed.experts, first, tokens);
+    pass.routed.weights = RowsOf(routed.weights, first, tokens);
+    pass.routed.shared = RowsOfAny(routed.shared, first, tokens);
+    pass.routed.y = RowsOfAny(routed.y, first, tokens);
+    QuantizedView input;
+    if (params.quantized_input != nullptr) {
+      input = *params.quantized_input;
+      input.values = RowsOf(input.values, first, tokens);
+      input.scales = RowsOf(input.scales, first, tokens);
+      pass.quantized_input = &input;
+    }
+    RunPass(pass, maps, scratch, stream);
+  }
+}
+
+}  // namespace dsa::cuda
