@@ -122,10 +122,26 @@ std::string JsonLine(LogLevel level, std::string_view message, const LogFields& 
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// For people: as in JSON, but that quotes and backslashes stand for themselves, between single
+// quotes where there is a double one.
+std::string TextValue(const LogValue& value) {
+  const std::string json = Dump(ToJson(value));
+  if (!std::holds_alternative<std::string>(value)) {
+    return json;
+  }
+  std::string plain;
+  for (std::size_t i = 1; i + 1 < json.size(); ++i) {
+    const bool escaped = json[i] == '\\' && (json[i + 1] == '"' || json[i + 1] == '\\');
+    plain += escaped ? json[++i] : json[i];
+  }
+  const char quote = plain.find('"') == std::string::npos ? '"' : '\'';
+  return fmt::format("{}{}{}", quote, plain, quote);
+}
+
 std::string TextLine(std::string_view message, const LogFields& fields) {
   std::string text(message);
   for (const LogField& field : fields) {
-    text.append("  ").append(field.name).append("=").append(Dump(ToJson(field.value)));
+    text.append("  ").append(field.name).append("=").append(TextValue(field.value));
   }
   return text;
 }

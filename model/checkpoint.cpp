@@ -12,6 +12,12 @@
 namespace dsa {
 namespace {
 
+constexpr std::string_view kHead = "lm_head.weight";
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+// Tables that follow from the configuration.
+constexpr std::string_view kLeftOverTables[] = {"rotary_emb.inv_freq", "rotary_emb.cos_cached",
+                                                "rotary_emb.sin_cached"};
+
 std::int64_t CeilDivide(std::int64_t value, std::int64_t divisor) {
   return (value + divisor - 1) / divisor;
 }
@@ -130,17 +136,34 @@ class TensorCheck final {
     return {};
   }
 
-  // Tensors of MTP layers, which are left aside, and empty ones of a shared expert that is not
-  // there.
+  // Tensors that nothing reads: of MTP layers, which are left aside; empty ones of a shared expert
+  // that is not there; tables that older libraries saved; a head beside tied embeddings, which must
+  // equal them (CheckTiedHead).
   bool Tolerated(const StoredTensor& stored) const {
-    for (std::int64_t layer = config_.layers; layer < config_.layers + config_.mtp_layers;
-         ++layer) {
+    for (std::int64_t layer = config_.layers; layer < config_.layers + MtpLayers(); ++layer) {
       if (stored.name.starts_with(fmt::format("model.layers.{}.", layer))) {
         return true;
       }
     }
+    for (const std::string_view table : kLeftOverTables) {
+      if (stored.name.ends_with(table)) {
+        return true;
+      }
+    }
+    if (config_.tied_embeddings && stored.name == kHead) {
+      return true;
+    }
     return config_.shared_width == 0 && stored.bytes == 0 &&
            stored.name.find(".mlp.shared_experts.") != std::string::npos;
+  }
+
+  // Newer files do not count the MTP layer: the layer behind the last is one if it joins two hidden
+  // states.
+  std::int64_t MtpLayers() const {
+    const bool uncounted =
+        config_.mtp_layers == 0 &&
+        by_name_.contains(fmt::format("model.layers.{}.eh_proj.weight", config_.layers));
+    return uncounted ? 1 : config_.mtp_layers;
   }
 
   const ModelConfig& config_;
@@ -151,14 +174,45 @@ class TensorCheck final {
 
 }  // namespace
 
-Result<Checkpoint> Checkpoint::Open(const std::string& folder) {
+Result<Checkpoint> Checkpoint::Open(const std::string& folder, GenerationFile generation) {
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
-  DSA_ASSIGN_OR_RETURN(checkpoint.config_, LoadModelConfig(folder));
+  DSA_ASSIGN_OR_RETURN(checkpoint.config_, LoadModelConfig(folder, generation));
   DSA_RETURN_IF_ERROR(checkpoint.OpenShards());
   TensorCheck check(checkpoint.config_, folder, checkpoint.by_name_);
   DSA_RETURN_IF_ERROR(check.Run(checkpoint.files_));
+  DSA_RETURN_IF_ERROR(checkpoint.CheckTiedHead());
   return checkpoint;
+}
+
+// The one case in which opening reads values: a head that says the same as the embedding may stand
+// beside it.
+Status Checkpoint::CheckTiedHead() const {
+  const auto found = by_name_.find(std::string(kHead));
+  if (!config_.tied_embeddings || found == by_name_.end()) {
+    return {};
+  }
+  const CheckpointTensor head = found->second;
+  const CheckpointTensor embedding = At(kEmbedding);
+  bool equal =
+      head.stored->type == embedding.stored->type && head.stored->shape == embedding.stored->shape;
+  constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;
+  std::vector<std::byte> left(kPieceBytes);
+  std::vector<std::byte> right(kPieceBytes);
+  for (std::int64_t offset = 0; equal && offset < head.stored->bytes; offset += kPieceBytes) {
+    const auto bytes = static_cast<std::size_t>(std::min(kPieceBytes, head.stored->bytes - offset));
+    DSA_RETURN_IF_ERROR(Read(head, offset, left.data(), bytes));
+    DSA_RETURN_IF_ERROR(Read(embedding, offset, right.data(), bytes));
+    equal =
+        std::equal(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(bytes), right.begin());
+  }
+  if (!equal) {
+    return InvalidArgument(
+        fmt::format("{}: tensor {}: differs from {}, though config.json says "
+                    "tie_word_embeddings",
+                    head.shard->file().path(), kHead, kEmbedding));
+  }
+  return {};
 }
 
 Status Checkpoint::OpenShards() {

@@ -2,8 +2,9 @@
 // one model.safetensors or shards under model.safetensors.index.json.
 //
 // Opening it reads all headers and checks that index, headers and configuration agree in both
-// directions: every tensor that the model needs is there exactly once with its shape and type,
-// and nothing is there that the model does not know.  Tensor bytes are read later.
+// directions: every tensor that the model needs is there exactly once with its shape and type, and
+// nothing is there that the model does not know, but for left-overs that no engine reads.  Tensor
+// bytes are read later.
 #pragma once
 
 #include "common/status.h"
@@ -30,7 +31,8 @@ struct CheckpointTensor {
 class Checkpoint final {
  public:
   // INVALID_ARGUMENT or NOT_FOUND with one line naming file, tensor or key, value and rule.
-  static Result<Checkpoint> Open(const std::string& folder);
+  static Result<Checkpoint> Open(const std::string& folder,
+                                 GenerationFile generation = GenerationFile::kRead);
 
   const std::string& folder() const { return folder_; }
   const ModelConfig& config() const { return config_; }
@@ -51,6 +53,7 @@ class Checkpoint final {
  private:
   Checkpoint() = default;
   Status OpenShards();
+  Status CheckTiedHead() const;
 
   std::string folder_;
   ModelConfig config_;

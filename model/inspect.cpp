@@ -1,7 +1,5 @@
 #include "model/inspect.h"
 
-#include "common/file.h"
-#include "common/json.h"
 #include "model/checkpoint.h"
 #include "model/scale_check.h"
 #include "model/weight_loader.h"
@@ -14,8 +12,6 @@
 
 namespace dsa {
 namespace {
-
-constexpr std::int64_t kTokenizerConfigBytesMax = 16 << 20;
 
 struct PartSize {
   std::int64_t tensors = 0;
@@ -43,7 +39,6 @@ class Report final {
     Sizes();
     Cache();
     Defaults();
-    DSA_RETURN_IF_ERROR(Tokenizer());
     if (!config_.ignored_keys.empty()) {
       Line("keys ignored", fmt::format("{}", fmt::join(config_.ignored_keys, ", ")));
     }
@@ -179,24 +174,6 @@ class Report final {
                      sampling.top_p, sampling.min_p, sampling.top_k));
   }
 
-  Status Tokenizer() {
-    if (!File::Open(checkpoint_.folder() + "/tokenizer.json").ok()) {
-      Line("tokenizer", "none: token ids only");
-      return {};
-    }
-    const std::string path = checkpoint_.folder() + "/tokenizer_config.json";
-    const Result<std::string> text = ReadFile(path, kTokenizerConfigBytesMax);
-    if (!text.ok()) {
-      Line("tokenizer", "tokenizer.json");
-      return {};
-    }
-    DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text.value(), path));
-    DSA_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::From(document, path, ""));
-    Line("tokenizer", json.Has("chat_template") ? "tokenizer.json, with a chat template"
-                                                : "tokenizer.json, without a chat template");
-    return {};
-  }
-
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   std::array<PartSize, kModelParts> parts_{};
@@ -218,8 +195,8 @@ std::string Amount(std::int64_t value, std::string_view unit) {
                      : fmt::format("{:.2f} {}{}", scaled, kPrefixes[prefix], unit);
 }
 
-Result<std::string> InspectCheckpoint(const std::string& folder) {
-  DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(folder));
+Result<std::string> InspectCheckpoint(const std::string& folder, GenerationFile generation) {
+  DSA_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(folder, generation));
   return Report(checkpoint).Make();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/status.h"
+#include "model/model_config.h"
 
 #include <cstdint>
 #include <string>
@@ -12,9 +13,10 @@ namespace dsa {
 // 1'234'567 -> "1.23 MB" for a unit of "B"; prefixes of 1000.
 std::string Amount(std::int64_t value, std::string_view unit);
 
-// Text of several lines, ending in a newline.  Reads headers and scales, not the weights; needs no
-// tokenizer.  The error of a broken checkpoint is one line, as LoadWeights and Checkpoint::Open
+// Text of several lines, ending in a newline.  Reads headers and scales, neither the weights nor
+// the tokenizer.  The error of a broken checkpoint is one line, as LoadWeights and Checkpoint::Open
 // give it.
-Result<std::string> InspectCheckpoint(const std::string& folder);
+Result<std::string> InspectCheckpoint(const std::string& folder,
+                                      GenerationFile generation = GenerationFile::kRead);
 
 }  // namespace dsa

@@ -3,6 +3,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "model/neutral_keys.h"
 #include "model/rope_config.h"
 #include "model/safetensors.h"
 
@@ -48,24 +49,6 @@ constexpr IntegerKey kExpertDimensions[] = {
     {"n_group", &ModelConfig::expert_groups, 1, 4096, 1},
     {"topk_group", &ModelConfig::expert_groups_kept, 1, 4096, 1},
 };
-
-// Keys that say nothing about the graph.
-constexpr std::string_view kIrrelevantKeys[] = {"architectures",
-                                                "transformers_version",
-                                                "use_cache",
-                                                "initializer_range",
-                                                "attention_dropout",
-                                                "bos_token_id",
-                                                "pad_token_id",
-                                                "pretraining_tp",
-                                                "ep_size",
-                                                "aux_loss_alpha",
-                                                "seq_aux",
-                                                "auto_map",
-                                                "output_router_logits",
-                                                "router_aux_loss_coef",
-                                                "head_dim",
-                                                "layer_types"};
 
 Status ReadIntegers(std::span<const IntegerKey> keys, JsonObject& json, ModelConfig& config) {
   for (const IntegerKey& entry : keys) {
@@ -261,6 +244,15 @@ Status ReadActivationType(JsonObject& json, ModelConfig& config) {
   return {};
 }
 
+// The keys of `json` that nobody asked for, for the log.
+void AppendIgnored(const JsonObject& json, std::string_view prefix, ModelConfig& config) {
+  for (const std::string& key : json.UnreadKeys()) {
+    if (json.Has(key) && !IsIrrelevantKey(key)) {
+      config.ignored_keys.push_back(fmt::format("{}{}", prefix, OneLine(key)));
+    }
+  }
+}
+
 Status ReadQuantization(JsonObject& json, ModelConfig& config) {
   if (!json.Has("quantization_config")) {
     return {};
@@ -272,6 +264,7 @@ Status ReadQuantization(JsonObject& json, ModelConfig& config) {
   DSA_RETURN_IF_ERROR(ReadFixed(quantization, "weight_block_size",
                                 Json::array({kWeightBlock, kWeightBlock}), Presence::kRequired));
   DSA_RETURN_IF_ERROR(ReadFixed(quantization, "scale_fmt", "ue8m0", Presence::kOptional));
+  AppendIgnored(quantization, "quantization_config.", config);
   config.quantized = true;
   config.scale_format =
       quantization.Has("scale_fmt") ? ScaleFormat::kPowerOfTwo : ScaleFormat::kPlain;
@@ -361,10 +354,12 @@ Result<bool> ReadGeneration(std::string_view text, const std::string& source, Mo
   DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text, source));
   DSA_ASSIGN_OR_RETURN(JsonObject json, JsonObject::From(document, source, ""));
   DSA_RETURN_IF_ERROR(ReadSampling(json, config));
+  DSA_RETURN_IF_ERROR(CheckNeutralGenerationKeys(json));
   const bool has_end_ids = json.Has("eos_token_id");
   if (has_end_ids) {
     DSA_RETURN_IF_ERROR(ReadEndIds(json, config));
   }
+  AppendIgnored(json, "generation_config.", config);
   return has_end_ids;
 }
 
@@ -413,25 +408,22 @@ Result<ModelConfig> ParseModelConfig(std::string_view config_json, std::string_v
   if (!has_end_ids) {
     DSA_RETURN_IF_ERROR(ReadEndIds(json, config));
   }
-  for (const std::string& key : json.UnreadKeys()) {
-    const bool known = !json.Has(key) || key == "eos_token_id" ||
-                       std::find(std::begin(kIrrelevantKeys), std::end(kIrrelevantKeys), key) !=
-                           std::end(kIrrelevantKeys);
-    if (!known) {
-      config.ignored_keys.push_back(key);
-    }
-  }
+  static_cast<void>(json.ReadAny("eos_token_id"));  // whether or not it counts
+  DSA_RETURN_IF_ERROR(CheckNeutralConfigKeys(json, config));
+  AppendIgnored(json, "", config);
   return config;
 }
 
-Result<ModelConfig> LoadModelConfig(const std::string& folder) {
+Result<ModelConfig> LoadModelConfig(const std::string& folder, GenerationFile generation) {
   DSA_ASSIGN_OR_RETURN(const std::string config_json,
                        ReadFile(folder + "/config.json", kConfigBytesMax));
-  DSA_ASSIGN_OR_RETURN(const std::string generation_json,
-                       ReadOptionalFile(folder + "/generation_config.json"));
+  std::string generation_json;
+  if (generation == GenerationFile::kRead) {
+    DSA_ASSIGN_OR_RETURN(generation_json, ReadOptionalFile(folder + "/generation_config.json"));
+  }
   DSA_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(config_json, generation_json, folder));
   if (!config.ignored_keys.empty()) {
-    Log(LogLevel::kInfo, "config.json: keys ignored",
+    Log(LogLevel::kInfo, "checkpoint: keys ignored",
         {{"keys", fmt::format("{}", fmt::join(config.ignored_keys, ", "))}});
   }
   return config;

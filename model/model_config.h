@@ -83,7 +83,8 @@ struct ModelConfig {
   std::vector<std::int32_t> end_ids;  // not empty, ascending, in [0, vocabulary)
   SamplingDefaults sampling;
 
-  // Keys of config.json that nothing here reads, in order.
+  // Keys that nothing here reads and that change no answer as far as is known: of config.json, and
+  // "generation_config.KEY" and "quantization_config.KEY".
   std::vector<std::string> ignored_keys;
 
   bool has_indexer() const { return index_topk > 0; }
@@ -97,7 +98,11 @@ struct ModelConfig {
 Result<ModelConfig> ParseModelConfig(std::string_view config_json, std::string_view generation_json,
                                      const std::string& folder);
 
+// Whether generation_config.json counts.
+enum class GenerationFile : std::uint8_t { kRead, kLeaveOut };
+
 // Reads both files.  NOT_FOUND without config.json.  Logs the keys that are ignored.
-Result<ModelConfig> LoadModelConfig(const std::string& folder);
+Result<ModelConfig> LoadModelConfig(const std::string& folder,
+                                    GenerationFile generation = GenerationFile::kRead);
 
 }  // namespace dsa

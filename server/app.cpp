@@ -78,7 +78,8 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
     backend = own_backend.get();
   }
   DSA_ASSIGN_OR_RETURN(ModelSource source,
-                       ModelSource::Open(config.model, ParseLoadMode(config.load)));
+                       ModelSource::Open(config.model, ParseLoadMode(config.load),
+                                         ParseGenerationFile(config.generation_config)));
   auto app = std::unique_ptr<App>(new App(config, std::move(source)));
   app->own_backend_ = std::move(own_backend);
   app->backend_ = backend;
@@ -108,12 +109,20 @@ Status App::LoadText() {
                                              .tokenizer_path = config_.tokenizer,
                                              .chat_format = config_.chat_format},
                                             source_.config()));
+  return {};
+}
+
+// Said with the model and not before: a start that fails has one line.
+void App::LogText() const {
   if (text_.tokenizer == nullptr) {
     Log(LogLevel::kWarning, "no tokenizer: only completions of token ids are served");
-  } else if (!text_.chat_format) {
-    Log(LogLevel::kWarning, "no known chat format: chat is refused");
+  } else if (text_.chat.format) {
+    Log(LogLevel::kInfo, "chat format",
+        {{"format", ToString(*text_.chat.format)}, {"reason", text_.chat.reason}});
+  } else {
+    Log(config_.chat_format == "none" ? LogLevel::kInfo : LogLevel::kWarning,
+        "no chat format: chat is refused", {{"reason", text_.chat.reason}});
   }
-  return {};
 }
 
 Status App::LoadModel() {
@@ -153,6 +162,7 @@ Status App::LoadModel() {
        {"context_tokens", context_length_},
        {"cache_blocks", std::int64_t{sizes.engine.blocks}},
        {"cache_bytes", executor_->arena().bytes()}});
+  LogText();
   return {};
 }
 
@@ -178,7 +188,8 @@ ServedModel App::DescribeModel() const {
   for (const std::int32_t id : model.end_ids) {
     served.end_ids.push_back(TokenId{id});
   }
-  served.chat_format = text_.chat_format;
+  served.chat_format = text_.chat.format;
+  served.chat_format_reason = text_.chat.reason;
   served.bos = text_.bos;
   served.add_bos = text_.add_bos;
   served.max_tokens_default = config_.max_tokens_default;

@@ -51,6 +51,7 @@ class App final {
   static Result<std::unique_ptr<App>> StartWith(Backend* backend, const ServerConfig& config);
 
   Status LoadText();
+  void LogText() const;
   Status LoadModel();
   Status WarmUp();
   Status Listen();

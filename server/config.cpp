@@ -161,6 +161,12 @@ Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& co
       key.value);
 }
 
+std::int64_t SequencesMax(const ServerConfig& config) {
+  constexpr std::int64_t kDefault = 256;
+  return config.max_num_seqs > 0 ? config.max_num_seqs
+                                 : std::min(kDefault, config.max_num_batched_tokens);
+}
+
 Status Validate(const ServerConfig& config) {
   if (config.model.empty()) {
     return InvalidArgument("model: missing: the directory of a checkpoint");
@@ -172,7 +178,7 @@ Status Validate(const ServerConfig& config) {
                     "neither encryption nor authentication",
                     config.listen));
   }
-  if (config.max_num_batched_tokens < config.max_num_seqs) {
+  if (config.max_num_batched_tokens < SequencesMax(config)) {
     return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",
                                        config.max_num_batched_tokens, config.max_num_seqs));
   }

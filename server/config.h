@@ -18,6 +18,7 @@ struct ServerConfig {
   std::string served_model_name;
   std::string tokenizer;
   std::string chat_format = "auto";
+  std::string generation_config = "auto";
   std::string load = "checkpoint";
 
   std::string device = "cpu";
@@ -31,7 +32,7 @@ struct ServerConfig {
   std::int64_t device_memory_reserve_bytes = std::int64_t{1} << 30;
 
   std::int64_t max_model_len = 0;
-  std::int64_t max_num_seqs = 256;
+  std::int64_t max_num_seqs = 0;
   std::int64_t max_num_batched_tokens = 2048;
   std::int64_t max_queued_requests = 512;
   std::int64_t max_tokens_default = 32768;
@@ -94,6 +95,9 @@ Status ReadConfigFile(const std::string& path, ServerConfig& config);
 
 // Puts one value over `config`, from a flag's text; a switch takes "true" or "false".
 Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& config);
+
+// max_num_seqs, or what its 0 stands for.
+std::int64_t SequencesMax(const ServerConfig& config);
 
 // What holds between keys: a model is named, and an address beyond this machine is asked for by
 // name.

@@ -25,10 +25,13 @@ std::vector<ConfigKey> ModelKeys() {
        "Path of tokenizer.json. Empty: the one beside the model; without one only token ids work.",
        TextValue{&C::tokenizer}},
       {"chat_format", "Model",
-       "How conversations become prompts. auto: by model type and tokenizer_config.json; none: "
-       "chat "
-       "is refused.",
+       "How conversations become prompts. auto: by the marks of the chat template in the "
+       "checkpoint, which is not run, or by model type where there is none; none: chat is refused.",
        ChoiceValue{&C::chat_format, {"auto", "v3.2", "v3.1", "none"}}},
+      {"generation_config", "Model",
+       "auto: sampling defaults and end ids of the checkpoint's generation_config.json, which is "
+       "refused where it asks for what is not supported; none: as if it were not there.",
+       ChoiceValue{&C::generation_config, {"auto", "none"}}},
       {"load", "Model",
        "checkpoint: the weights of the model's directory. dummy: random weights made on the "
        "device, "
@@ -74,8 +77,10 @@ std::vector<ConfigKey> ServingKeys() {
       {"max_model_len", "Limits",
        "Tokens of prompt and answer together. 0: what the model was made for.",
        IntValue{&C::max_model_len, 0, kTokensMax}},
-      {"max_num_seqs", "Limits", "Sequences that take part in steps at once.",
-       IntValue{&C::max_num_seqs, 1, 65536}},
+      {"max_num_seqs", "Limits",
+       "Sequences that take part in steps at once. 0: 256, or max_num_batched_tokens where that is "
+       "less.",
+       IntValue{&C::max_num_seqs, 0, 65536}},
       {"max_num_batched_tokens", "Limits",
        "Tokens that one step computes; longer prompts are computed in chunks. At least "
        "max_num_seqs.",

@@ -22,9 +22,9 @@ bool Exists(const std::string& path) {
 
 // The keys of tokenizer_config.json that matter here.
 struct TokenizerConfig {
-  std::string chat_template;  // empty: none
   std::string bos{kDefaultBos};
   std::optional<bool> add_bos;
+  std::string tokenizer_class;
 };
 
 // A token is a string, or an object with its content.
@@ -46,33 +46,65 @@ Result<TokenizerConfig> ReadTokenizerConfig(const std::string& folder) {
   DSA_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kFileBytesMax));
   DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text, path));
   DSA_ASSIGN_OR_RETURN(JsonObject object, JsonObject::From(document, path, ""));
-  if (object.Has("chat_template")) {
-    DSA_ASSIGN_OR_RETURN(config.chat_template, object.ReadString("chat_template"));
-  }
   if (object.Has("bos_token")) {
     DSA_ASSIGN_OR_RETURN(config.bos, ReadToken(object, "bos_token"));
   }
   if (object.Has("add_bos_token")) {
     DSA_ASSIGN_OR_RETURN(config.add_bos, object.ReadBool("add_bos_token"));
   }
+  if (object.Has("add_eos_token")) {
+    DSA_ASSIGN_OR_RETURN(const bool add_eos, object.ReadBool("add_eos_token"));
+    if (add_eos) {
+      return object.MakeError("add_eos_token", "true is not supported");
+    }
+  }
+  if (object.Has("tokenizer_class")) {
+    DSA_ASSIGN_OR_RETURN(config.tokenizer_class, object.ReadString("tokenizer_class"));
+  }
   return config;
 }
 
-// V3.2 and Speciale come without a template, V3.2-Exp and V3.1 with one that knows thinking; the
-// older V3 and R1 have templates of their own that are not known here.
-std::optional<ChatFormat> DetectFormat(Architecture architecture,
-                                       const std::string& chat_template) {
-  switch (architecture) {
-    case Architecture::kDeepseekV32:
-      return chat_template.empty() ? ChatFormat::kV32 : ChatFormat::kV31;
-    case Architecture::kDeepseekV3:
-      if (chat_template.find("thinking") != std::string::npos) {
-        return ChatFormat::kV31;
-      }
-      return std::nullopt;
-    case Architecture::kGlmMoeDsa: return std::nullopt;
+// V3.2 and Speciale are published without a template.
+std::optional<ChatFormat> FormatWithoutTemplate(Architecture architecture) {
+  return architecture == Architecture::kDeepseekV32 ? std::optional(ChatFormat::kV32)
+                                                    : std::nullopt;
+}
+
+Result<ChatFormatChoice> ChooseFormat(const ModelTextOptions& options, Architecture architecture,
+                                      const Tokenizer& tokenizer) {
+  if (options.chat_format == "auto") {
+    return FindChatFormat(options.model_folder, tokenizer, FormatWithoutTemplate(architecture));
   }
-  return std::nullopt;
+  const std::optional<ChatFormat> format = ParseChatFormat(options.chat_format);
+  const Status tokens = format ? CheckChatTokens(tokenizer) : Status();
+  if (!tokens.ok()) {
+    return InvalidArgument(
+        fmt::format("chat_format: \"{}\": {}", options.chat_format, tokens.error().message));
+  }
+  return ChatFormatChoice{.format = format, .reason = "by chat_format"};
+}
+
+// Whether a text begins with the begin-of-sentence token: tokenizer_config.json says so, or
+// tokenizer.json's template, or the class that the file was made for, as the libraries that read
+// these files have it.
+Result<bool> ReadAddBos(const Tokenizer& tokenizer, const TokenizerConfig& config,
+                        std::optional<TokenId> bos, const std::string& path) {
+  const std::optional<TokenId> prefix = tokenizer.template_prefix();
+  if (prefix.has_value() && prefix != bos) {
+    return InvalidArgument(
+        fmt::format("{}: post_processor: puts id {} before a text, which is not "
+                    "the begin-of-sentence token {}",
+                    path, Value(*prefix), config.bos));
+  }
+  if (config.add_bos.has_value()) {
+    return *config.add_bos && bos.has_value();
+  }
+  if (tokenizer.has_template()) {
+    return prefix.has_value();
+  }
+  const bool llama =
+      config.tokenizer_class.empty() || config.tokenizer_class.starts_with("LlamaTokenizer");
+  return llama && bos.has_value();
 }
 
 }  // namespace
@@ -83,6 +115,7 @@ Result<ModelText> LoadModelText(const ModelTextOptions& options, const ModelConf
   if (path.empty()) {
     path = options.model_folder + "/tokenizer.json";
     if (!Exists(path)) {
+      text.chat.reason = "no tokenizer";
       return text;
     }
   }
@@ -93,12 +126,8 @@ Result<ModelText> LoadModelText(const ModelTextOptions& options, const ModelConf
   }
   DSA_ASSIGN_OR_RETURN(const TokenizerConfig config, ReadTokenizerConfig(options.model_folder));
   text.bos = text.tokenizer->AddedToken(config.bos);
-  text.add_bos = text.bos.has_value() && config.add_bos.value_or(true);
-  if (options.chat_format == "auto") {
-    text.chat_format = DetectFormat(model.architecture, config.chat_template);
-  } else if (options.chat_format != "none") {
-    text.chat_format = options.chat_format == "v3.2" ? ChatFormat::kV32 : ChatFormat::kV31;
-  }
+  DSA_ASSIGN_OR_RETURN(text.add_bos, ReadAddBos(*text.tokenizer, config, text.bos, path));
+  DSA_ASSIGN_OR_RETURN(text.chat, ChooseFormat(options, model.architecture, *text.tokenizer));
   return text;
 }
 

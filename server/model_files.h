@@ -1,9 +1,10 @@
-// What the files beside the weights say about text: tokenizer.json, tokenizer_config.json.
+// What the files beside the weights say about text: tokenizer.json, tokenizer_config.json and
+// chat_template.jinja.
 #pragma once
 
 #include "common/status.h"
 #include "model/model_config.h"
-#include "tokenizer/chat_template.h"
+#include "tokenizer/chat_format.h"
 #include "tokenizer/tokenizer.h"
 
 #include <memory>
@@ -13,8 +14,8 @@
 namespace dsa {
 
 struct ModelText {
-  std::unique_ptr<Tokenizer> tokenizer;   // null: the model has none
-  std::optional<ChatFormat> chat_format;  // nullopt: none known
+  std::unique_ptr<Tokenizer> tokenizer;  // null: the model has none
+  ChatFormatChoice chat;
   std::optional<TokenId> bos;
   bool add_bos = false;  // a raw text begins with bos
 };
@@ -26,7 +27,7 @@ struct ModelTextOptions {
 };
 
 // INVALID_ARGUMENT naming file, key, value and rule; a tokenizer larger than the model's
-// vocabulary is refused.
+// vocabulary is refused, and a chat format that is asked for and whose tokens it lacks.
 Result<ModelText> LoadModelText(const ModelTextOptions& options, const ModelConfig& model);
 
 }  // namespace dsa

@@ -10,12 +10,17 @@ LoadMode ParseLoadMode(const std::string& text) {
   return text == "dummy" ? LoadMode::kDummy : LoadMode::kCheckpoint;
 }
 
-Result<ModelSource> ModelSource::Open(const std::string& folder, LoadMode mode) {
+GenerationFile ParseGenerationFile(const std::string& text) {
+  return text == "none" ? GenerationFile::kLeaveOut : GenerationFile::kRead;
+}
+
+Result<ModelSource> ModelSource::Open(const std::string& folder, LoadMode mode,
+                                      GenerationFile generation) {
   ModelSource source;
   if (mode == LoadMode::kDummy) {
-    DSA_ASSIGN_OR_RETURN(source.dummy_, LoadModelConfig(folder));
+    DSA_ASSIGN_OR_RETURN(source.dummy_, LoadModelConfig(folder, generation));
   } else {
-    DSA_ASSIGN_OR_RETURN(source.checkpoint_, Checkpoint::Open(folder));
+    DSA_ASSIGN_OR_RETURN(source.checkpoint_, Checkpoint::Open(folder, generation));
   }
   return source;
 }

@@ -19,11 +19,14 @@ enum class LoadMode { kCheckpoint, kDummy };
 
 // "checkpoint" or "dummy"; the configuration allows no other.
 LoadMode ParseLoadMode(const std::string& text);
+// "auto" or "none"; likewise.
+GenerationFile ParseGenerationFile(const std::string& text);
 
 class ModelSource final {
  public:
   // Reads config.json and, for a checkpoint, all headers.  INVALID_ARGUMENT or NOT_FOUND, one line.
-  static Result<ModelSource> Open(const std::string& folder, LoadMode mode);
+  static Result<ModelSource> Open(const std::string& folder, LoadMode mode,
+                                  GenerationFile generation = GenerationFile::kRead);
 
   const ModelConfig& config() const;
   std::int64_t weight_bytes() const;  // on the device

@@ -69,7 +69,7 @@ std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
   // A text is in the message, in its pieces and in ids while it is encoded, one on each thread.
   constexpr std::int64_t kTextCopies = 5;
   constexpr std::int64_t kTextsAtOnce = 2;
-  const std::int64_t requests = config.max_num_seqs + config.max_queued_requests;
+  const std::int64_t requests = SequencesMax(config) + config.max_queued_requests;
   return GrpcBytesMax(available) + kTextsAtOnce * kTextCopies * config.max_message_bytes +
          requests * context_length * kBytesPerToken;
 }
@@ -82,7 +82,7 @@ Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& 
   const std::int64_t sequence_blocks = DivideUp(context_length, kTokensPerBlock);
   std::int64_t blocks = config.kv_cache_memory_bytes / block_bytes;
   if (config.kv_cache_memory_bytes == 0) {
-    blocks = std::clamp(config.max_num_seqs * sequence_blocks, sequence_blocks,
+    blocks = std::clamp(SequencesMax(config) * sequence_blocks, sequence_blocks,
                         std::max(sequence_blocks, default_bytes / block_bytes));
   }
   if (blocks < sequence_blocks) {
@@ -113,7 +113,7 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
 
   EngineConfig engine;
   engine.scheduler = {.step_tokens_max = config.max_num_batched_tokens,
-                      .sequences_max = config.max_num_seqs,
+                      .sequences_max = SequencesMax(config),
                       .waiting_max = config.max_queued_requests,
                       .context_tokens_max = executor.limits.context_max,
                       .policy = config.scheduling_policy == "priority"
@@ -133,7 +133,7 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
   }
   engine.cache_identity = CacheIdentity(config, executor.kv_format);
   if (IsCuda(config)) {  // there, launching op by op costs more than rows of padding
-    engine.row_buckets = RowBuckets(config.max_num_seqs, kTokensPerBlock);
+    engine.row_buckets = RowBuckets(SequencesMax(config), kTokensPerBlock);
   }
   return engine;
 }
@@ -143,11 +143,11 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
   const std::int64_t adjustments_per_row =
       kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size());
   return {.limits = {.tokens_max = config.max_num_batched_tokens,
-                     .sequences_max = config.max_num_seqs,
-                     .table_rows_max = config.max_num_seqs + config.max_queued_requests,
+                     .sequences_max = SequencesMax(config),
+                     .table_rows_max = SequencesMax(config) + config.max_queued_requests,
                      .context_max = context_length,
-                     .logit_rows_max = config.max_num_seqs,
-                     .adjustments_max = config.max_num_seqs * adjustments_per_row,
+                     .logit_rows_max = SequencesMax(config),
+                     .adjustments_max = SequencesMax(config) * adjustments_per_row,
                      .masked_until = config.masked_mha_until,
                      .score_bytes_max = kScoreBytesMax,
                      .logits_rows_host = 0},

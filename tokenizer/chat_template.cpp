@@ -1,7 +1,5 @@
 #include "tokenizer/chat_template.h"
 
-#include "common/file.h"
-#include "common/json.h"
 #include "tokenizer/chat_render.h"
 
 #include <fmt/core.h>
@@ -134,42 +132,6 @@ Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format) {
   }
   DSA_CHECK(false, "ChatFormat {}", static_cast<int>(format));
   return InvalidArgument("");
-}
-
-std::optional<ChatFormat> ParseChatFormat(std::string_view name) {
-  if (name == "v3.2") {
-    return ChatFormat::kV32;
-  }
-  if (name == "v3.1") {
-    return ChatFormat::kV31;
-  }
-  return std::nullopt;
-}
-
-Result<std::optional<ChatFormat>> FindChatFormat(const std::string& folder,
-                                                 const Tokenizer& tokenizer) {
-  for (const std::string_view token : {chat::kBegin, chat::kEnd, chat::kUser, chat::kAssistant,
-                                       chat::kThinkBegin, chat::kThinkEnd}) {
-    if (!tokenizer.AddedToken(token).has_value()) {
-      return std::optional<ChatFormat>();
-    }
-  }
-  constexpr std::int64_t kBytesMax = std::int64_t{16} << 20;
-  const std::string path = folder + "/tokenizer_config.json";
-  const Result<std::string> text = ReadFile(path, kBytesMax);
-  if (!text.ok()) {
-    return text.error().code == ErrorCode::kNotFound
-               ? Result<std::optional<ChatFormat>>(std::optional(ChatFormat::kV32))
-               : Result<std::optional<ChatFormat>>(text.error());
-  }
-  DSA_ASSIGN_OR_RETURN(const Json json, ParseJson(text.value(), path));
-  DSA_ASSIGN_OR_RETURN(const JsonObject config, JsonObject::From(json, path, ""));
-  if (!config.Has("chat_template")) {
-    return std::optional(ChatFormat::kV32);
-  }
-  // R1 has the same tokens, but its template opens every turn with "<think>" and a line feed.
-  const bool r1 = json.at("chat_template").dump().find(R"(<think>\\n)") != std::string::npos;
-  return r1 ? std::optional<ChatFormat>() : std::optional(ChatFormat::kV31);
 }
 
 }  // namespace dsa

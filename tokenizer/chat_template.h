@@ -57,14 +57,4 @@ Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format);
 // text parts, tools on a system message (or at the top level).  INVALID_ARGUMENT naming the field.
 Result<Chat> ChatFromJson(std::string_view json);
 
-// "v3.2" and "v3.1"; nullopt for anything else.
-std::optional<ChatFormat> ParseChatFormat(std::string_view name);
-
-// The format of the checkpoint in `folder`, by its tokenizer: V3.2 ships no chat template, V3.1 and
-// V3.2-Exp have one in tokenizer_config.json.  Nullopt where the tokens that both formats need
-// are missing: the model was trained on another format, or on none.  An error where
-// tokenizer_config.json cannot be read.
-Result<std::optional<ChatFormat>> FindChatFormat(const std::string& folder,
-                                                 const Tokenizer& tokenizer);
-
 }  // namespace dsa

@@ -31,14 +31,19 @@ std::int64_t AnswerLines(std::istream& input,
                          const std::function<Result<std::string>(std::string_view)>& answer,
                          const std::function<void(std::string_view)>& write) {
   std::int64_t failed = 0;
+  std::int64_t number = 0;
   for (std::string line; std::getline(input, line);) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) {
+      continue;
+    }
     const Result<std::string> answered = answer(line);
     if (answered.ok()) {
       write(answered.value());
     } else {
       // A message may quote bytes that are not UTF-8.
-      write(Json{{"error", answered.error().message}}.dump(-1, ' ', false,
-                                                           Json::error_handler_t::replace));
+      const Json error = {{"error", answered.error().message}, {"line", number}};
+      write(error.dump(-1, ' ', false, Json::error_handler_t::replace));
       ++failed;
     }
   }

@@ -22,8 +22,9 @@ Result<std::string> TokenizeLine(const Tokenizer& tokenizer, AddedMatching match
 // {"messages": [...], "thinking": bool} to {"prompt": "..."}
 Result<std::string> RenderLine(ChatFormat format, std::string_view line);
 
-// Answers every line of `input` in order; `write` gets the answer without its line end.  A line
-// that fails is answered by {"error": "..."}.  Returns how many failed.
+// Answers every line of `input` in order but those of white space alone; `write` gets the answer
+// without its line end.  A line that fails is answered by {"error": "...", "line": N}, N counting
+// all lines from 1.  Returns how many failed.
 std::int64_t AnswerLines(std::istream& input,
                          const std::function<Result<std::string>(std::string_view)>& answer,
                          const std::function<void(std::string_view)>& write);

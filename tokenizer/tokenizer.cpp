@@ -7,6 +7,7 @@
 #include "tokenizer/split_pattern.h"
 #include "tokenizer/tokenizer_file.h"
 #include "tokenizer/utf8.h"
+#include "tokenizer/white_space.h"
 
 #include <algorithm>
 #include <limits>
@@ -74,6 +75,10 @@ struct Tokenizer::State {
 
   std::vector<AddedTokens::Match> FindAdded(std::string_view text, const TextRange& range) const;
 
+  // `match` with the white space that its token takes; none in front of `done`.
+  AddedTokens::Match Widen(std::string_view text, std::size_t done,
+                           const AddedTokens::Match& match) const;
+
   // Appends the ids of `text`, or the first of them where there are more than `scratch` allows.
   void Encode(std::string_view text, std::span<const TextRange> ranges, EncodeScratch& scratch,
               std::vector<TokenId>& ids) const;
@@ -89,6 +94,11 @@ struct Tokenizer::State {
   std::size_t longest_token_bytes = 0;
   std::map<std::string, TokenId, std::less<>> added_by_content;
   std::set<TokenId> added_ids;
+  std::set<TokenId> special_ids;
+  std::set<TokenId> left_strippers;
+  std::set<TokenId> right_strippers;
+  bool has_template = false;
+  std::optional<TokenId> template_prefix;
 };
 
 std::vector<AddedTokens::Match> Tokenizer::State::FindAdded(std::string_view text,
@@ -108,6 +118,20 @@ std::vector<AddedTokens::Match> Tokenizer::State::FindAdded(std::string_view tex
   }
   find_normalized(begin, range.end);
   return matches;
+}
+
+AddedTokens::Match Tokenizer::State::Widen(std::string_view text, std::size_t done,
+                                           const AddedTokens::Match& match) const {
+  AddedTokens::Match wide = match;
+  wide.begin = std::max(wide.begin, done);
+  if (left_strippers.contains(match.id)) {
+    wide.begin -= TrailingSpaceBytes(text.substr(done, wide.begin - done));
+  }
+  if (right_strippers.contains(match.id)) {
+    wide.end += LeadingSpaceBytes(text.substr(wide.end));
+  }
+  wide.end = std::max(wide.end, done);
+  return wide;
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -145,12 +169,26 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
         .Insert(added.content, TokenId{added.id});
     state->added_by_content.emplace(added.content, TokenId{added.id});
     state->added_ids.insert(TokenId{added.id});
+    for (const auto& [flag, set] : {std::pair(added.special, &state->special_ids),
+                                    std::pair(added.strips_left, &state->left_strippers),
+                                    std::pair(added.strips_right, &state->right_strippers)}) {
+      if (flag) {
+        set->insert(TokenId{added.id});
+      }
+    }
   }
   state->offsets.push_back(0);
   for (const std::string& bytes : token_bytes) {
     state->bytes += bytes;
     state->longest_token_bytes = std::max(state->longest_token_bytes, bytes.size());
     state->offsets.push_back(static_cast<std::uint32_t>(state->bytes.size()));
+  }
+  if (!state->left_strippers.empty() || !state->right_strippers.empty()) {
+    state->longest_token_bytes = kNoLimit;
+  }
+  state->has_template = file.has_template;
+  if (file.prefix_id.has_value()) {
+    state->template_prefix = TokenId{*file.prefix_id};
   }
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(state)));
 }
@@ -192,7 +230,8 @@ void Tokenizer::State::Encode(std::string_view text, std::span<const TextRange> 
     DSA_CHECK(range.begin >= checked && range.end >= range.begin && range.end <= text.size(),
               "EncodeWithAdded: range [{}, {}) of {} bytes", range.begin, range.end, text.size());
     checked = range.end;
-    for (const AddedTokens::Match& match : FindAdded(text, range)) {
+    for (const AddedTokens::Match& found : FindAdded(text, range)) {
+      const AddedTokens::Match match = Widen(text, done, found);
       AppendText(text.substr(done, match.begin - done), scratch, ids);
       if (ids.size() > scratch.tokens_max) {
         return;
@@ -229,6 +268,18 @@ std::optional<TokenId> Tokenizer::AddedToken(std::string_view content) const {
 
 bool Tokenizer::IsAdded(TokenId id) const {
   return state_->added_ids.contains(id);
+}
+
+bool Tokenizer::IsSpecial(TokenId id) const {
+  return state_->special_ids.contains(id);
+}
+
+bool Tokenizer::has_template() const {
+  return state_->has_template;
+}
+
+std::optional<TokenId> Tokenizer::template_prefix() const {
+  return state_->template_prefix;
 }
 
 std::int32_t Tokenizer::size() const {

@@ -50,7 +50,8 @@ class Tokenizer final {
                                                    std::span<const TextRange> ranges,
                                                    std::size_t tokens_max) const;
 
-  // Of all tokens: a text of more than n times as many bytes has more than n tokens.
+  // Of all tokens: a text of more than n times as many bytes has more than n tokens.  Where tokens
+  // take white space with them there is no such number: the largest that there is.
   std::size_t longest_token_bytes() const;
 
   // The bytes of one token; empty for an id without a token.  Not always valid UTF-8.
@@ -62,6 +63,13 @@ class Tokenizer final {
   // The id of an added token by its content, such as "</think>".
   std::optional<TokenId> AddedToken(std::string_view content) const;
   bool IsAdded(TokenId id) const;
+  // Whether the file marks an added token as special: it controls, and is no text.
+  bool IsSpecial(TokenId id) const;
+
+  // Whether the file's post-processor says what stands in front of a text, and the token that does
+  // by it.  Encode adds none.
+  bool has_template() const;
+  std::optional<TokenId> template_prefix() const;
 
   // One past the last id that has a token: ids from here on are never sampled.
   std::int32_t size() const;

@@ -2,8 +2,11 @@
 
 #include "common/file.h"
 #include "common/json.h"
+#include "common/log.h"
 #include "tokenizer/byte_level.h"
+#include "tokenizer/tokenizer_surroundings.h"
 
+#include <algorithm>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -17,27 +20,22 @@ namespace dsa {
 namespace {
 
 constexpr std::int64_t kFileBytesMax = std::int64_t{256} << 20;
-constexpr std::size_t kTokensMax = std::size_t{1} << 24;
+constexpr std::int64_t kTokensMax = std::int64_t{1} << 22;  // ids are below
 
 using TokenIds = std::unordered_map<std::string_view, std::int32_t>;
-
-// A key that may be absent or null; any other value must be one of `allowed`, which say the same.
-Status ReadNeutral(JsonObject& object, std::string_view key, const std::vector<Json>& allowed) {
-  const Result<const Json*> value = object.ReadAny(key);
-  if (!value.ok() || value.value()->is_null()) {
-    return {};
-  }
-  for (const Json& choice : allowed) {
-    if (*value.value() == choice) {
-      return {};
-    }
-  }
-  return object.MakeError(key, fmt::format("{} is not supported", Brief(*value.value())));
-}
 
 // A flag that must be absent or `expected`.
 Status ReadFlag(JsonObject& object, std::string_view key, bool expected) {
   return ReadNeutral(object, key, {Json(expected)});
+}
+
+// A text, whatever it says, or null.
+Status ReadText(JsonObject& object, std::string_view key) {
+  if (object.Has(key)) {
+    DSA_RETURN_IF_ERROR(object.ReadString(key));
+    return {};
+  }
+  return ReadNeutral(object, key, {});
 }
 
 Status ReadByteLevel(JsonObject& stage) {
@@ -88,51 +86,31 @@ Status ReadPreTokenizer(JsonObject& document, const std::string& path, Tokenizer
   return document.MakeError("pre_tokenizer.pretokenizers", "no ByteLevel stage");
 }
 
-// Everything around the model that must do nothing.
-Status ReadSurroundings(JsonObject& document) {
-  DSA_RETURN_IF_ERROR(ReadNeutral(document, "version", {"1.0"}));
-  DSA_RETURN_IF_ERROR(ReadNeutral(document, "truncation", {}));
-  DSA_RETURN_IF_ERROR(ReadNeutral(document, "padding", {}));
-  const Json empty_sequence = {{"type", "Sequence"}, {"normalizers", Json::array()}};
-  DSA_RETURN_IF_ERROR(ReadNeutral(document, "normalizer", {empty_sequence}));
-  if (document.Has("post_processor")) {  // ByteLevel moves offsets only
-    DSA_ASSIGN_OR_RETURN(JsonObject processor, document.ReadObject("post_processor"));
-    DSA_RETURN_IF_ERROR(processor.ReadChoice("type", {"ByteLevel"}));
-  } else {
-    DSA_RETURN_IF_ERROR(ReadNeutral(document, "post_processor", {}));
-  }
-  DSA_ASSIGN_OR_RETURN(JsonObject decoder, document.ReadObject("decoder"));
-  DSA_RETURN_IF_ERROR(decoder.ReadChoice("type", {"ByteLevel"}));
-  return {};
-}
-
-// Fills `tokens`; every id in [0, entries) exactly once.
+// Fills `tokens`, with "" for ids that no entry has.
 Result<TokenIds> ReadVocabulary(JsonObject& model, TokenizerFile& file) {
   DSA_ASSIGN_OR_RETURN(const Json* entries, model.ReadAny("vocab"));
-  if (!entries->is_object() || entries->empty() || entries->size() > kTokensMax) {
+  if (!entries->is_object() || entries->empty() ||
+      static_cast<std::int64_t>(entries->size()) > kTokensMax) {
     return model.MakeError("vocab", fmt::format("not an object of 1 to {} entries", kTokensMax));
   }
   file.tokens.resize(entries->size());
-  std::vector<bool> taken(entries->size(), false);
   TokenIds ids;
   ids.reserve(entries->size());
-  const auto count = static_cast<std::int64_t>(entries->size());
   for (const auto& [token, value] : entries->get_ref<const Json::object_t&>()) {
     const auto fail = [&, &token = token](std::string_view what) {
       return model.MakeError(fmt::format("vocab.{}", Brief(Json(token))), what);
     };
-    if (!value.is_number_integer() || value.get<std::int64_t>() < 0 ||
-        value.get<std::int64_t>() >= count) {
-      return fail(fmt::format("{} is not an id in [0, {}]", Brief(value), count - 1));
+    if (!value.is_number_integer() || value < 0 || value >= kTokensMax) {
+      return fail(fmt::format("{} is not an id in [0, {})", Brief(value), kTokensMax));
     }
     const auto id = value.get<std::size_t>();
-    if (taken[id]) {
+    file.tokens.resize(std::max(file.tokens.size(), id + 1));
+    if (!file.tokens[id].empty()) {
       return fail(fmt::format("id {} belongs to {} too", id, Brief(Json(file.tokens[id]))));
     }
     if (token.empty()) {
       return fail("an empty token is not supported");
     }
-    taken[id] = true;
     file.tokens[id] = token;
     ids.emplace(token, static_cast<std::int32_t>(id));
   }
@@ -168,7 +146,7 @@ std::optional<std::pair<std::string_view, std::string_view>> MergeParts(const Js
 
 Status ReadMerges(JsonObject& model, const TokenIds& ids, TokenizerFile& file) {
   DSA_ASSIGN_OR_RETURN(const Json* merges, model.ReadArray("merges"));
-  if (merges->size() >= kTokensMax) {
+  if (static_cast<std::int64_t>(merges->size()) >= kTokensMax) {
     return model.MakeError("merges", fmt::format("{} merges are too many", merges->size()));
   }
   std::unordered_set<std::uint64_t> pairs;
@@ -205,6 +183,27 @@ Status ReadMerges(JsonObject& model, const TokenIds& ids, TokenizerFile& file) {
   return {};
 }
 
+Result<AddedTokenEntry> ReadAddedToken(JsonObject& entry) {
+  AddedTokenEntry added{};
+  DSA_ASSIGN_OR_RETURN(added.content, entry.ReadString("content"));
+  DSA_ASSIGN_OR_RETURN(const std::int64_t id, entry.ReadInt("id", 0, kTokensMax - 1));
+  added.id = static_cast<std::int32_t>(id);
+  DSA_RETURN_IF_ERROR(ReadFlag(entry, "single_word", false));
+  for (const auto& [key, flag] : {std::pair("lstrip", &AddedTokenEntry::strips_left),
+                                  std::pair("rstrip", &AddedTokenEntry::strips_right),
+                                  std::pair("special", &AddedTokenEntry::special)}) {
+    if (entry.Has(key)) {
+      DSA_ASSIGN_OR_RETURN(added.*flag, entry.ReadBool(key));
+    } else {
+      DSA_RETURN_IF_ERROR(ReadNeutral(entry, key, {}));
+    }
+  }
+  DSA_ASSIGN_OR_RETURN(added.normalized, entry.ReadBool("normalized"));
+  DSA_RETURN_IF_ERROR(entry.CheckAllRead());
+  return added;
+}
+
+// Ids are those that the file says, with gaps or without.
 Status ReadAddedTokens(JsonObject& document, const std::string& path, const TokenIds& ids,
                        TokenizerFile& file) {
   if (!document.Has("added_tokens")) {
@@ -212,39 +211,56 @@ Status ReadAddedTokens(JsonObject& document, const std::string& path, const Toke
   }
   DSA_ASSIGN_OR_RETURN(const Json* entries, document.ReadArray("added_tokens"));
   std::set<std::string> contents;
-  auto next_id = static_cast<std::int64_t>(file.tokens.size());
+  std::unordered_map<std::int32_t, std::string> owners;  // of ids beside the vocabulary
   for (std::size_t i = 0; i < entries->size(); ++i) {
     const std::string entry_path = fmt::format("added_tokens[{}]", i);
     DSA_ASSIGN_OR_RETURN(JsonObject entry, JsonObject::From((*entries)[i], path, entry_path));
-    DSA_ASSIGN_OR_RETURN(std::string content, entry.ReadString("content"));
-    DSA_ASSIGN_OR_RETURN(const std::int64_t id, entry.ReadInt("id", 0, kTokensMax));
-    for (const char* flag : {"single_word", "lstrip", "rstrip"}) {
-      DSA_RETURN_IF_ERROR(ReadFlag(entry, flag, false));
+    DSA_ASSIGN_OR_RETURN(AddedTokenEntry added, ReadAddedToken(entry));
+    const std::string shown = Brief(Json(added.content));
+    if (added.content.empty() || !contents.insert(added.content).second) {
+      return entry.MakeError("content", fmt::format("{} is empty or stands there twice", shown));
     }
-    DSA_RETURN_IF_ERROR(ReadNeutral(entry, "special", {true, false}));
-    DSA_ASSIGN_OR_RETURN(const bool normalized, entry.ReadBool("normalized"));
-    DSA_RETURN_IF_ERROR(entry.CheckAllRead());
-    if (content.empty() || !contents.insert(content).second) {
+    const auto known = ids.find(added.content);
+    if (known != ids.end() && known->second != added.id) {
       return entry.MakeError(
-          "content", fmt::format("{} is empty or stands there twice", Brief(Json(content))));
+          "id", fmt::format("{} is not {}, the id of {}", added.id, known->second, shown));
     }
-    // A new token gets the next id, as the reference library numbers them whatever the file says.
-    const auto known = ids.find(content);
-    const std::int64_t expected = known == ids.end() ? next_id : known->second;
-    if (id != expected) {
-      return entry.MakeError(
-          "id", fmt::format("{} is not {}, the id of {}", id, expected, Brief(Json(content))));
+    const auto id = static_cast<std::size_t>(added.id);
+    std::string owner = id < file.tokens.size() ? file.tokens[id] : "";
+    if (owner.empty()) {
+      owner = owners.emplace(added.id, added.content).first->second;
     }
-    next_id += known == ids.end() ? 1 : 0;
-    file.added_tokens.push_back({.id = static_cast<std::int32_t>(id),
-                                 .content = std::move(content),
-                                 .normalized = normalized});
+    if (owner != added.content) {
+      return entry.MakeError("id",
+                             fmt::format("{} belongs to {} too", added.id, Brief(Json(owner))));
+    }
+    file.added_tokens.push_back(std::move(added));
   }
   return {};
 }
 
-// A token that neither a byte, a merge nor an added token makes shows that merges are missing.
-Status CheckReachable(const JsonObject& model, const TokenizerFile& file) {
+// The token that the post-processor's template names.
+Status ReadPrefix(const JsonObject& document, const TokenizerSurroundings& surroundings,
+                  TokenizerFile& file) {
+  if (!surroundings.prefix.has_value()) {
+    return {};
+  }
+  file.has_template = true;
+  if (surroundings.prefix->empty()) {
+    return {};
+  }
+  for (const AddedTokenEntry& added : file.added_tokens) {
+    if (added.content == *surroundings.prefix) {
+      file.prefix_id = added.id;
+      return {};
+    }
+  }
+  return document.MakeError("post_processor", fmt::format("{} is not one of added_tokens",
+                                                          Brief(Json(*surroundings.prefix))));
+}
+
+// Tokens that no text can become, for the log: the model may still write them.
+void LogUnreachable(const std::string& path, const TokenizerFile& file) {
   std::vector<bool> reachable(file.tokens.size(), false);
   for (const std::int32_t id : file.byte_ids) {
     reachable[static_cast<std::size_t>(id)] = true;
@@ -257,28 +273,40 @@ Status CheckReachable(const JsonObject& model, const TokenizerFile& file) {
       reachable[static_cast<std::size_t>(added.id)] = true;
     }
   }
+  std::int64_t unreachable = 0;
   for (std::size_t id = 0; id < reachable.size(); ++id) {
-    if (!reachable[id]) {
-      return model.MakeError("merges", fmt::format("no merge makes token {} of id {}",
-                                                   Brief(Json(file.tokens[id])), id));
-    }
+    unreachable += reachable[id] || file.tokens[id].empty() ? 0 : 1;
   }
-  return {};
+  if (unreachable > 0) {
+    Log(LogLevel::kInfo, "tokenizer: tokens that no merge makes",
+        {{"file", path}, {"tokens", unreachable}});
+  }
+}
+
+// The library that writes these files takes one without a type for what its keys say.
+Status ReadModelType(JsonObject& model) {
+  if (model.Has("type")) {
+    DSA_RETURN_IF_ERROR(model.ReadChoice("type", {"BPE"}));
+    return {};
+  }
+  return ReadNeutral(model, "type", {});
 }
 
 Result<TokenizerFile> ReadDocument(const Json& json, const std::string& path) {
   TokenizerFile file;
   DSA_ASSIGN_OR_RETURN(JsonObject document, JsonObject::From(json, path, ""));
-  DSA_RETURN_IF_ERROR(ReadSurroundings(document));
+  DSA_ASSIGN_OR_RETURN(const TokenizerSurroundings surroundings,
+                       ReadTokenizerSurroundings(document, path));
   DSA_RETURN_IF_ERROR(ReadPreTokenizer(document, path, file));
   DSA_ASSIGN_OR_RETURN(JsonObject model, document.ReadObject("model"));
-  DSA_RETURN_IF_ERROR(model.ReadChoice("type", {"BPE"}));
-  DSA_RETURN_IF_ERROR(ReadNeutral(model, "dropout", {}));
-  DSA_RETURN_IF_ERROR(ReadNeutral(model, "unk_token", {}));
+  DSA_RETURN_IF_ERROR(ReadModelType(model));
+  DSA_RETURN_IF_ERROR(ReadNeutral(model, "dropout", {0}));
   DSA_RETURN_IF_ERROR(ReadNeutral(model, "continuing_subword_prefix", {""}));
   DSA_RETURN_IF_ERROR(ReadNeutral(model, "end_of_word_suffix", {""}));
-  DSA_RETURN_IF_ERROR(ReadNeutral(model, "fuse_unk", {true, false}));  // of the absent unk_token
-  DSA_RETURN_IF_ERROR(ReadFlag(model, "byte_fallback", false));
+  // Every byte has a token (ReadVocabulary), so that nothing is ever unknown.
+  DSA_RETURN_IF_ERROR(ReadText(model, "unk_token"));
+  DSA_RETURN_IF_ERROR(ReadNeutral(model, "fuse_unk", {true, false}));
+  DSA_RETURN_IF_ERROR(ReadNeutral(model, "byte_fallback", {true, false}));
   DSA_RETURN_IF_ERROR(ReadNeutral(model, "ignore_merges", {true, false}));
   file.ignore_merges = model.Has("ignore_merges") && model.ReadBool("ignore_merges").value()
                            ? Bpe::IgnoreMerges::kYes
@@ -288,8 +316,9 @@ Result<TokenizerFile> ReadDocument(const Json& json, const std::string& path) {
   DSA_RETURN_IF_ERROR(model.CheckAllRead());
   DSA_RETURN_IF_ERROR(ReadAddedTokens(document, path, ids, file));
   DSA_RETURN_IF_ERROR(document.CheckAllRead());
+  DSA_RETURN_IF_ERROR(ReadPrefix(document, surroundings, file));
   if (file.ignore_merges == Bpe::IgnoreMerges::kNo) {
-    DSA_RETURN_IF_ERROR(CheckReachable(model, file));
+    LogUnreachable(path, file);
   }
   return file;
 }

@@ -12,7 +12,8 @@
 
 namespace dsa {
 
-// The request's id: taken from the client where its message names none, and echoed.
+// The request's id: taken from the client where its message names none and it is free and of our
+// form, and echoed.
 inline constexpr const char* kRequestIdHeader = "x-request-id";
 // After how long a refused call may be tried again (gRFC A6).
 inline constexpr const char* kRetryPushbackHeader = "grpc-retry-pushback-ms";

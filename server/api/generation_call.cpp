@@ -24,11 +24,11 @@ GenerationCall::GenerationCall(const GenerationMethod& method, ServiceContext& c
       context_(context),
       arrival_us_(context.clock.NowUs()),
       deadline_us_(DeadlineUs(rpc, context.clock)),
+      header_id_(ClientRequestId(rpc)),
       rpc_(&rpc),
       transport_(&transport) {
-  const std::string from_header = ClientRequestId(rpc);
-  if (IsRequestId(from_header)) {
-    head_.request_id = from_header;
+  if (IsRequestId(header_id_)) {
+    head_.request_id = header_id_;
   }
 }
 
@@ -85,8 +85,7 @@ Status GenerationCall::ClaimId(const std::string& wanted) {
   if (!wanted.empty()) {
     DSA_ASSIGN_OR_RETURN(head_.request_id, context_.live.Claim(wanted, "request_id"));
   } else {
-    DSA_ASSIGN_OR_RETURN(head_.request_id,
-                         context_.live.Claim(ClientRequestId(*rpc_), kRequestIdHeader));
+    head_.request_id = context_.live.ClaimProposed(header_id_);
   }
   claimed_ = true;
   return {};
@@ -279,6 +278,7 @@ void GenerationCall::Log(const Status& outcome) const {
   const double total_ms = static_cast<double>(context_.clock.NowUs() - arrival_us_) / kUsPerMs;
   dsa::Log(LogLevel::kInfo, "request",
            {{"id", head_.request_id},
+            {"client_id", Escape(header_id_, kLoggedBytesMax)},
             {"method", method_.name},
             {"code", CodeName(status.error_code())},
             {"error", Escape(status.error_message(), kLoggedBytesMax)},

@@ -108,6 +108,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   const std::optional<MonotonicUs> deadline_us_;
   ReplyHead head_;  // its request_id may be the client's before it is claimed
   bool claimed_ = false;
+  const std::string header_id_;  // x-request-id as it came, of any form; for the log
 
   std::optional<ReplyAssembler> assembler_;  // stream pump thread
 

@@ -1,7 +1,7 @@
 #include "server/api/grpc_server.h"
 
-#include "server/api/grpc_log.h"
 #include "server/api/health_service.h"
+#include "server/api/library_logs.h"
 #include "server/api/listen_sockets.h"
 #include "server/api/services.h"
 
@@ -25,7 +25,7 @@ namespace {
 void ConfigureLibraries() {
   static std::once_flag once;
   std::call_once(once, [] {
-    RouteGrpcLog();
+    RouteLibraryLogs();
     // Protobuf would write a line with the client's bytes for every bad string.
     google::protobuf::SetLogHandler(nullptr);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();

@@ -2,16 +2,10 @@
 #include "server/api/services.h"
 #include "server/api/translate.h"
 #include "server/api/unary_call.h"
+#include "tokenizer/chat_format.h"
 
 namespace dsa {
 namespace {
-
-std::string_view FormatName(const std::optional<ChatFormat>& format) {
-  if (!format) {
-    return "";
-  }
-  return *format == ChatFormat::kV32 ? "v3.2" : "v3.1";
-}
 
 v1::ModelInfo Describe(const ServedModel& model) {
   v1::ModelInfo info;
@@ -21,7 +15,9 @@ v1::ModelInfo Describe(const ServedModel& model) {
   info.set_vocabulary(model.vocabulary);
   info.set_layers(model.layers);
   info.set_index_topk(model.index_topk);
-  info.set_chat_format(std::string(FormatName(model.chat_format)));
+  if (model.chat_format) {
+    info.set_chat_format(std::string(ToString(*model.chat_format)));
+  }
   for (const TokenId id : model.end_ids) {
     info.add_end_token_ids(Value(id));
   }

@@ -41,13 +41,28 @@ Result<std::string> RequestIds::Claim(std::string_view wanted, std::string_view 
   const std::lock_guard lock(mutex_);
   std::string id(wanted);
   if (id.empty()) {
-    id = fmt::format("{:016x}-{}", nonce_, ++made_);
+    id = MakeId();
   }
   if (!live_.insert(id).second) {
     return Error{ErrorCode::kAlreadyExists,
                  fmt::format("{}: \"{}\" names a request that is live", field, id)};
   }
   return id;
+}
+
+std::string RequestIds::ClaimProposed(std::string_view proposed) {
+  const std::lock_guard lock(mutex_);
+  std::string id(proposed);
+  if (!IsRequestId(proposed) || !live_.insert(id).second) {
+    do {
+      id = MakeId();
+    } while (!live_.insert(id).second);  // a client may have named one like ours
+  }
+  return id;
+}
+
+std::string RequestIds::MakeId() {
+  return fmt::format("{:016x}-{}", nonce_, ++made_);
 }
 
 void RequestIds::Release(const std::string& id) {

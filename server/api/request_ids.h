@@ -25,10 +25,16 @@ class RequestIds final {
   // that is too long or has other characters than A-Z a-z 0-9 . _ -; ALREADY_EXISTS for a live one.
   Result<std::string> Claim(std::string_view wanted, std::string_view field);
 
+  // Claims `proposed` where it is an id and free, otherwise a fresh one: for a name that a client
+  // or a proxy gave in passing, which binds nobody.
+  std::string ClaimProposed(std::string_view proposed);
+
   // Gives a claimed id back.
   void Release(const std::string& id);
 
  private:
+  std::string MakeId();  // mutex_ held
+
   const std::uint64_t nonce_;  // of this process, so that ids of two servers differ
   std::mutex mutex_;
   std::set<std::string, std::less<>> live_;  // guarded by mutex_

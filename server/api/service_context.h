@@ -28,6 +28,7 @@ struct ServedModel {
   std::int64_t index_topk = 0;
   std::vector<TokenId> end_ids;
   std::optional<ChatFormat> chat_format;  // nullopt: chat is refused
+  std::string chat_format_reason;         // why it is this one, or none
   std::optional<TokenId> bos;
   bool add_bos = false;                 // completion texts begin with bos unless told otherwise
   std::int64_t max_tokens_default = 0;  // where a request names no max_tokens; > 0

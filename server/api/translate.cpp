@@ -207,9 +207,9 @@ Result<RenderedPrompt> RenderConversation(const v1::Conversation& message, std::
                                           const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(NeedTokenizer(context));
   if (!context.model.chat_format) {
-    return Error{
-        ErrorCode::kFailedPrecondition,
-        fmt::format("model \"{}\" has no known chat format: use completion", context.model.id)};
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("model \"{}\" has no known chat format ({}): use completion",
+                             context.model.id, context.model.chat_format_reason)};
   }
   DSA_ASSIGN_OR_RETURN(const Chat chat, ToChat(message, path));
   return RenderChat(chat, *context.model.chat_format);

@@ -10,8 +10,8 @@
 
 namespace dsa {
 
-// UNIMPLEMENTED naming the field where a field of RefusedFields() is set in `message` or in a
-// message in it.
+// UNIMPLEMENTED naming the field where a field of RefusedFields() is set in `message`, or in a
+// message in it, to a value that would change anything.
 Status CheckNoRefusedFields(const google::protobuf::Message& message);
 
 // Fills what the client left out from the model's defaults; draws the seed.

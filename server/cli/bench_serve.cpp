@@ -1,5 +1,6 @@
 // `dsa bench serve`: loads a server over gRPC.
 #include "server/bench/serve_bench.h"
+#include "server/cli/address.h"
 #include "server/cli/client.h"
 #include "server/cli/commands.h"
 #include "server/cli/interrupt_flag.h"
@@ -239,7 +240,7 @@ void AddBenchServeCommand(CLI::App& bench, int& exit_code) {
   auto flags = std::make_shared<ServeFlags>();
   flags->options.address = kDefaultAddress;
   command->add_option("--address", flags->options.address, "Server")
-      ->check(NotEmpty())
+      ->check(ServerAddress())
       ->capture_default_str();
   command->add_option("--model", flags->options.model, "Id of the model; empty: the one served");
   AddLoadOptions(*command, *flags);

@@ -1,91 +1,48 @@
 #include "proto/chat.grpc.pb.h"
 #include "server/cli/client.h"
+#include "server/cli/client_options.h"
 #include "server/cli/commands.h"
 #include "server/cli/interrupts.h"
 #include "server/cli/report.h"
+#include "server/cli/terminal_text.h"
 
 #include <cstdio>
 #include <iostream>
-#include <iterator>
-#include <optional>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
-#include <fmt/ranges.h>
 #include <unistd.h>
 
 namespace dsa {
 namespace {
 
 struct ChatOptions {
-  std::string address{kDefaultAddress};
-  std::string model;
+  ClientOptions client;
   std::string system;
   bool thinking = false;
-  std::optional<std::int64_t> max_tokens;
-  std::optional<std::int64_t> min_tokens;
-  std::optional<float> temperature;
-  std::optional<float> top_p;
-  std::optional<float> min_p;
-  std::optional<std::int64_t> top_k;
-  std::optional<std::uint64_t> seed;
   std::vector<std::string> words;
 };
 
 v1::ChatRequest FirstRequest(const ChatOptions& options) {
   v1::ChatRequest request;
-  request.set_model(options.model);
+  request.set_model(options.client.model);
   request.set_thinking(options.thinking);
   if (!options.system.empty()) {
     v1::Message& system = *request.add_messages();
     system.set_role(v1::ROLE_SYSTEM);
     system.set_content(options.system);
   }
-  if (options.max_tokens) {
-    request.mutable_stop()->set_max_tokens(*options.max_tokens);
-  }
-  if (options.min_tokens) {
-    request.mutable_stop()->set_min_tokens(*options.min_tokens);
-  }
-  if (options.temperature) {
-    request.mutable_sampling()->set_temperature(*options.temperature);
-  }
-  if (options.top_p) {
-    request.mutable_sampling()->set_top_p(*options.top_p);
-  }
-  if (options.min_p) {
-    request.mutable_sampling()->set_min_p(*options.min_p);
-  }
-  if (options.top_k) {
-    request.mutable_sampling()->set_top_k(*options.top_k);
-  }
-  if (options.seed) {
-    request.mutable_sampling()->set_seed(*options.seed);
-  }
+  FillRequest(options.client, *request.mutable_sampling(), *request.mutable_stop());
   return request;
-}
-
-void PrintUsage(const v1::ChatStreamResponse& last) {
-  const v1::Usage& usage = last.usage();
-  std::string finish = v1::FinishReason_Name(last.finish_reason());
-  finish = finish.substr(std::string_view("FINISH_REASON_").size());
-  const double per_second =
-      usage.decode_ms() > 0
-          ? 1000.0 * static_cast<double>(usage.completion_tokens() - 1) / usage.decode_ms()
-          : 0.0;
-  fmt::print(stderr,
-             "[{} prompt tokens ({} cached), {} answered ({} reasoning); queue {:.0f} ms, prefill "
-             "{:.0f} ms, decode {:.0f} ms, {:.1f} tokens/s; {}; seed {}]\n",
-             usage.prompt_tokens(), usage.cache_hit_tokens(), usage.completion_tokens(),
-             usage.reasoning_tokens(), usage.queue_ms(), usage.prefill_ms(), usage.decode_ms(),
-             per_second, finish, last.seed());
 }
 
 // One conversation with one server.
 class Conversation final {
  public:
   explicit Conversation(const ChatOptions& options)
-      : stub_(v1::ChatService::NewStub(Connect(options.address))),
+      : stub_(v1::ChatService::NewStub(Connect(options.client.address))),
+        raw_(options.client.raw),
         request_(FirstRequest(options)) {}
 
   // Asks, prints the answer as it comes, and keeps both for the next turn.  A turn that fails or is
@@ -113,9 +70,9 @@ class Conversation final {
     v1::ChatStreamResponse last;
     for (v1::ChatStreamResponse part; reader->Read(&part); last = std::move(part)) {
       if (!part.reasoning_content().empty()) {
-        fmt::print(stderr, "{}", part.reasoning_content());
+        fmt::print(stderr, "{}", ForDescriptor(part.reasoning_content(), STDERR_FILENO, raw_));
       }
-      fmt::print("{}", part.content());
+      fmt::print("{}", ForDescriptor(part.content(), STDOUT_FILENO, raw_));
       if (std::fflush(stdout) != 0) {
         call.TryCancel();  // nobody reads on
       }
@@ -129,14 +86,19 @@ class Conversation final {
       fmt::print("\n");
       std::fflush(stdout);
     }
+    for (const v1::ToolCall& tool : answer.tool_calls()) {
+      fmt::print(stderr, "[calls {} {}]\n", ForDescriptor(tool.name(), STDERR_FILENO, raw_),
+                 ForDescriptor(tool.arguments(), STDERR_FILENO, raw_));
+    }
     if (status.ok()) {
-      PrintUsage(last);
+      PrintUsage(last.usage(), last.finish_reason(), last.seed());
     }
     return status;
   }
 
   Interrupts interrupts_;  // before the channel, whose threads inherit its signal mask
   std::unique_ptr<v1::ChatService::Stub> stub_;
+  const bool raw_;
   v1::ChatRequest request_;
 };
 
@@ -145,6 +107,10 @@ int Converse(Conversation& conversation) {
   std::string line;
   while (fmt::print(stderr, "> "), std::getline(std::cin, line)) {
     if (line.empty()) {
+      continue;
+    }
+    if (const Status text = CheckUtf8(line, "message"); !text.ok()) {
+      fmt::print(stderr, "error: {}\n", text.error().message);
       continue;
     }
     const grpc::Status status = conversation.Say(line);
@@ -159,18 +125,23 @@ int Converse(Conversation& conversation) {
 }
 
 int RunChat(const ChatOptions& options) {
-  Conversation conversation(options);
-  std::string text = fmt::format("{}", fmt::join(options.words, " "));
-  if (options.words.empty()) {
-    if (isatty(STDIN_FILENO) == 1) {
-      return Converse(conversation);
+  for (const auto& [name, text] :
+       {std::pair("--system", &options.system), std::pair("--model", &options.client.model)}) {
+    const Status valid = CheckUtf8(*text, name);
+    if (!valid.ok()) {
+      return ReportError(valid.error());
     }
-    text.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
   }
-  if (text.empty()) {
-    return ReportError(InvalidArgument("message: empty"));
+  if (options.words.empty() && isatty(STDIN_FILENO) == 1) {
+    Conversation conversation(options);
+    return Converse(conversation);
   }
-  const grpc::Status status = conversation.Say(text);
+  const Result<std::string> text = ReadPrompt(options.words, "message");
+  if (!text.ok()) {
+    return ReportError(text.error());
+  }
+  Conversation conversation(options);
+  const grpc::Status status = conversation.Say(text.value());
   if (std::ferror(stdout) != 0) {
     return 1;  // and FlushOutput says why
   }
@@ -184,24 +155,10 @@ void AddChatCommand(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<ChatOptions>();
   command->add_option("message", options->words,
                       "What to say. Without it: standard input, or a conversation on a terminal");
-  command->add_option("--address", options->address, "Server")
-      ->check(NotEmpty())
-      ->capture_default_str();
-  command->add_option("--model", options->model, "Id of the model; empty: the one served");
   command->add_option("--system", options->system, "System message");
   command->add_flag("--thinking", options->thinking,
                     "Let the model reason first; its reasoning goes to standard error");
-  command->add_option("--max-tokens", options->max_tokens, "Tokens of an answer at most")
-      ->check(WholeNumber());
-  command->add_option("--min-tokens", options->min_tokens, "Tokens before an end id may come")
-      ->check(WholeNumber());
-  command->add_option("--temperature", options->temperature, "[0, 2]; 0 is greedy");
-  command->add_option("--top-p", options->top_p, "(0, 1]; 1 keeps all");
-  command->add_option("--min-p", options->min_p, "[0, 1]; 0 keeps all");
-  command->add_option("--top-k", options->top_k, "The k most likely; 0 keeps all")
-      ->check(WholeNumber());
-  command->add_option("--seed", options->seed, "Of the random numbers; absent: drawn")
-      ->check(Unsigned());
+  AddClientOptions(*command, options->client);
   command->callback([options, &exit_code] { exit_code = RunChat(*options); });
 }
 

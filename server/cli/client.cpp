@@ -1,7 +1,8 @@
 #include "server/cli/client.h"
 
 #include "server/api/call_info.h"
-#include "server/api/grpc_log.h"
+#include "server/api/library_logs.h"
+#include "server/cli/terminal_text.h"
 
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>
@@ -10,14 +11,16 @@
 namespace dsa {
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  RouteGrpcLog();
+  RouteLibraryLogs();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // an address is where the server is
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 int FailWith(const grpc::Status& status) {
-  fmt::print(stderr, "error: {}: {}\n", CodeName(status.error_code()), status.error_message());
+  fmt::print(stderr, "error: {}: {}\n", CodeName(status.error_code()),
+             WithoutControls(status.error_message()));
   switch (status.error_code()) {
     case grpc::StatusCode::INVALID_ARGUMENT:
     case grpc::StatusCode::NOT_FOUND:

@@ -22,6 +22,8 @@ void AddBenchCommand(CLI::App& app, int& exit_code);
 void AddBenchPositionCommand(CLI::App& bench, int& exit_code);
 void AddBenchServeCommand(CLI::App& bench, int& exit_code);
 void AddVersionCommand(CLI::App& app, int& exit_code);
+void AddHelpCommand(CLI::App& app, int& exit_code);
+void AddCompleteCommand(CLI::App& app, int& exit_code);
 // Writes the small random checkpoint that `make demo` serves.
 void AddMakeCheckpointCommand(CLI::App& app, int& exit_code);
 

@@ -9,6 +9,9 @@ std::shared_ptr<ConfigFlags> AddConfigFlags(CLI::App& command) {
   auto flags = std::make_shared<ConfigFlags>();
   command.add_option("--config", flags->config_file,
                      "JSON file with any of the keys below; flags win over it");
+  const auto keep_model = [flags](const std::string& text) { flags->values["model"] = text; };
+  CLI::Option* directory = command.add_option_function<std::string>(
+      "directory", keep_model, "Directory of the checkpoint, as --model");
   const ServerConfig defaults;
   for (const ConfigKey& key : ConfigKeys()) {
     const std::string name(key.name);
@@ -23,6 +26,9 @@ std::shared_ptr<ConfigFlags> AddConfigFlags(CLI::App& command) {
       option->type_name(AllowedValues(key));
     }
     option->group(std::string(key.group));
+    if (name == "model") {
+      directory->excludes(option);
+    }
   }
   return flags;
 }

@@ -20,7 +20,7 @@ struct ConfigFlags {
   std::map<std::string, std::string> values;  // by key
 };
 
-// Adds --config and one option a key.
+// Adds --config, one option a key, and the model's directory without any flag.
 std::shared_ptr<ConfigFlags> AddConfigFlags(CLI::App& command);
 
 // After the parse.

@@ -5,6 +5,7 @@
 #include "server/cli/config_flags.h"
 #include "server/cli/report.h"
 #include "server/devices.h"
+#include "server/model_files.h"
 #include "server/model_source.h"
 #include "server/sizing.h"
 
@@ -18,10 +19,23 @@
 namespace dsa {
 namespace {
 
+// The tokenizer and how conversations become prompts, with the reason.
+Result<std::string> TextReport(const ServerConfig& config, const ModelConfig& model) {
+  DSA_ASSIGN_OR_RETURN(const ModelText text, LoadModelText({.model_folder = config.model,
+                                                            .tokenizer_path = config.tokenizer,
+                                                            .chat_format = config.chat_format},
+                                                           model));
+  if (text.tokenizer == nullptr) {
+    return fmt::format("{:<16}none: token ids only\n", "tokenizer");
+  }
+  return fmt::format("{:<16}{} ids; a text begins {} begin-of-sentence\n{:<16}{}: {}\n",
+                     "tokenizer", text.tokenizer->size(), text.add_bos ? "with" : "without",
+                     "chat format", text.chat.format ? ToString(*text.chat.format) : "none",
+                     text.chat.reason);
+}
+
 // What `dsa serve` would need with this configuration; that there is not enough is an answer too.
-Result<std::string> MemoryToServe(const ServerConfig& config) {
-  DSA_ASSIGN_OR_RETURN(const ModelSource source,
-                       ModelSource::Open(config.model, ParseLoadMode(config.load)));
+Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource& source) {
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeBackend(config.device, config.threads));
   const ModelConfig& model = source.config();
@@ -43,10 +57,15 @@ Result<std::string> Inspect(const ConfigFlags& flags) {
   DSA_RETURN_IF_ERROR(Validate(config));
   std::string report;
   if (ParseLoadMode(config.load) == LoadMode::kCheckpoint) {
-    DSA_ASSIGN_OR_RETURN(report, InspectCheckpoint(config.model));
+    DSA_ASSIGN_OR_RETURN(
+        report, InspectCheckpoint(config.model, ParseGenerationFile(config.generation_config)));
   }
-  DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config));
-  return report + memory;
+  DSA_ASSIGN_OR_RETURN(const ModelSource source,
+                       ModelSource::Open(config.model, ParseLoadMode(config.load),
+                                         ParseGenerationFile(config.generation_config)));
+  DSA_ASSIGN_OR_RETURN(const std::string text, TextReport(config, source.config()));
+  DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config, source));
+  return report + text + memory;
 }
 
 }  // namespace

@@ -86,6 +86,11 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
                   "checkpoint; or dummy: random weights, for which config.json is enough")
       ->check(CLI::IsMember({"checkpoint", "dummy"}))
       ->capture_default_str();
+  command
+      .add_option("--generation-config", arguments.generation_config,
+                  "none: as if the checkpoint had no generation_config.json")
+      ->check(CLI::IsMember({"auto", "none"}))
+      ->capture_default_str();
   command.add_option("--device", arguments.device, "Where to run")
       ->check(DeviceValidator())
       ->capture_default_str();
@@ -127,7 +132,8 @@ Result<OfflineResult> RunOfflineCommand(
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeBackend(arguments.device, arguments.threads));
   DSA_ASSIGN_OR_RETURN(const ModelSource source,
-                       ModelSource::Open(arguments.model, ParseLoadMode(arguments.load)));
+                       ModelSource::Open(arguments.model, ParseLoadMode(arguments.load),
+                                         ParseGenerationFile(arguments.generation_config)));
   const ModelConfig& config = source.config();
   DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_cache_dtype, config));
   LoadProgressBar progress;

@@ -19,14 +19,6 @@
 namespace dsa {
 namespace {
 
-std::vector<std::string> CommandNames(const CLI::App& app) {
-  std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    names.push_back(command->get_name());
-  }
-  return names;
-}
-
 // The parser looks for what is missing before it complains about what is too much; a misspelt name
 // is both, and the one that the user can see is the one to tell.
 std::string ParseMessage(const CLI::App& app, const CLI::ParseError& error) {
@@ -73,6 +65,14 @@ CLI::Validator Decimal() {
 }
 
 }  // namespace
+
+std::vector<std::string> CommandNames(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  return names;
+}
 
 int ReportError(const Error& error) {
   FlushLog();

@@ -5,6 +5,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace CLI {  // NOLINT(readability-identifier-naming): the library's name
 class App;
@@ -13,6 +14,9 @@ class Validator;
 }  // namespace CLI
 
 namespace dsa {
+
+// The commands directly below one, in the order of --help.
+std::vector<std::string> CommandNames(const CLI::App& app);
 
 // Prints "error: <message>" behind what was logged; returns the exit code.
 int ReportError(const Error& error);

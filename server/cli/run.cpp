@@ -4,6 +4,7 @@
 #include "server/cli/commands.h"
 #include "server/cli/report.h"
 #include "server/cli/standard_output.h"
+#include "server/cli/version.h"
 
 #include <array>
 #include <csignal>
@@ -17,12 +18,13 @@ using AddCommand = void (*)(CLI::App&, int&);
 
 // In the order that --help shows.
 constexpr std::array kCommands = {
-    AddCommand{AddServeCommand},    AddCommand{AddChatCommand},
-    AddCommand{AddGenerateCommand}, AddCommand{AddLogitsCommand},
-    AddCommand{AddTokenizeCommand}, AddCommand{AddRenderCommand},
-    AddCommand{AddInspectCommand},  AddCommand{AddMakeCheckpointCommand},
-    AddCommand{AddBenchCommand},    AddCommand{AddHealthcheckCommand},
-    AddCommand{AddVersionCommand},
+    AddCommand{AddServeCommand},          AddCommand{AddChatCommand},
+    AddCommand{AddCompleteCommand},       AddCommand{AddGenerateCommand},
+    AddCommand{AddLogitsCommand},         AddCommand{AddTokenizeCommand},
+    AddCommand{AddRenderCommand},         AddCommand{AddInspectCommand},
+    AddCommand{AddMakeCheckpointCommand}, AddCommand{AddBenchCommand},
+    AddCommand{AddHealthcheckCommand},    AddCommand{AddVersionCommand},
+    AddCommand{AddHelpCommand},
 };
 
 }  // namespace
@@ -33,7 +35,8 @@ int RunProgram(int argc, char** argv) {
   TakeStandardStreams();
   CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
   app.require_subcommand(1);
-  app.footer("Run `dsa COMMAND --help` for the options of a command.");
+  app.set_version_flag("--version", VersionText());
+  app.footer("Run `dsa COMMAND --help` or `dsa help COMMAND` for the options of a command.");
   int exit_code = 0;
   for (const AddCommand add : kCommands) {
     add(app, exit_code);

@@ -36,7 +36,9 @@ void AddTokenizeCommand(CLI::App& app, int& exit_code) {
   command->add_option("--tokenizer", arguments->tokenizer, "The tokenizer.json to use")->required();
   command->add_flag("--special", arguments->special,
                     "Match added tokens such as <｜User｜>; without it they are plain text");
-  command->footer("A line that is wrong is answered by {\"error\": ...}; the exit code is then 2.");
+  command->footer(
+      "A line that is wrong is answered by {\"error\": ..., \"line\": N}; the exit code is then 2. "
+      "Blank lines are skipped.");
   command->callback([arguments, &exit_code] { exit_code = RunTokenize(*arguments); });
 }
 

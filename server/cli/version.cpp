@@ -1,6 +1,7 @@
-#include "server/version.h"
+#include "server/cli/version.h"
 
 #include "server/cli/commands.h"
+#include "server/version.h"
 
 #include <cstdio>
 
@@ -9,10 +10,14 @@
 
 namespace dsa {
 
+std::string VersionText() {
+  return fmt::format("dsa {} ({}, {})", kVersion, kBackends, kBuildType);
+}
+
 void AddVersionCommand(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("version", "Print the version and what was built in");
   command->callback([&exit_code] {
-    fmt::print("dsa {} ({}, {})\n", kVersion, kBackends, kBuildType);
+    fmt::print("{}\n", VersionText());
     exit_code = 0;
   });
 }

@@ -233,11 +233,11 @@ const std::map<std::string, std::string>& CompletionValues() {
       {"dsa.v1.SamplingParams.top_p", "sampling { top_p: 0.5 }"},
       {"dsa.v1.SamplingParams.top_k", "sampling { top_k: 3 }"},
       {"dsa.v1.SamplingParams.min_p", "sampling { min_p: 0.5 }"},
-      {"dsa.v1.SamplingParams.frequency_penalty", "sampling { frequency_penalty: 0 }"},
-      {"dsa.v1.SamplingParams.presence_penalty", "sampling { presence_penalty: 0 }"},
-      {"dsa.v1.SamplingParams.repetition_penalty", "sampling { repetition_penalty: 1 }"},
-      {"dsa.v1.SamplingParams.logit_bias", "sampling { logit_bias { key: 1 value: 0 } }"},
-      {"dsa.v1.SamplingParams.n", "sampling { n: 1 }"},
+      {"dsa.v1.SamplingParams.frequency_penalty", "sampling { frequency_penalty: 0.5 }"},
+      {"dsa.v1.SamplingParams.presence_penalty", "sampling { presence_penalty: -1 }"},
+      {"dsa.v1.SamplingParams.repetition_penalty", "sampling { repetition_penalty: 1.1 }"},
+      {"dsa.v1.SamplingParams.logit_bias", "sampling { logit_bias { key: 1 value: 2 } }"},
+      {"dsa.v1.SamplingParams.n", "sampling { n: 2 }"},
       {"dsa.v1.CompletionRequest.response_format", "response_format { }"},
       {"dsa.v1.StopConditions.max_tokens", "stop { max_tokens: 3 }"},
       {"dsa.v1.StopConditions.min_tokens", "stop { min_tokens: 3 }"},
@@ -356,6 +356,34 @@ TEST_CASE("a field that is set makes a difference or an error", "[api][translate
   }
 }
 
+TEST_CASE("what changes nothing is accepted, whatever field says it", "[api][translate]") {
+  World world;
+  const std::string before = Describe(Translate(Valid(), world.context).value());
+  const auto says = [&](const std::string& set) {
+    v1::CompletionRequest request = Valid();
+    v1::CompletionRequest change;
+    REQUIRE(google::protobuf::TextFormat::ParseFromString(set, &change));
+    request.MergeFrom(change);
+    const Result<Generation> result = Translate(request, world.context);
+    return result.ok() ? Describe(result.value()) : result.error().message;
+  };
+  for (const char* set :
+       {"sampling { frequency_penalty: 0 }", "sampling { presence_penalty: -0.0 }",
+        "sampling { repetition_penalty: 1 }", "sampling { n: 1 }",
+        "sampling { logit_bias { key: 1 value: 0 } }", "response_format { type: 'text' }"}) {
+    CAPTURE(set);
+    CHECK(says(set) == before);
+  }
+  for (const char* set :
+       {"sampling { frequency_penalty: nan }", "sampling { repetition_penalty: 0 }",
+        "sampling { n: 0 }", "sampling { n: -1 }", "response_format { type: 'json_object' }",
+        "sampling { logit_bias { key: 1 value: 0 } logit_bias { key: 2 value: 0.1 } }",
+        "response_format { type: 'text' json_schema: '{}' }"}) {
+    CAPTURE(set);
+    CHECK(says(set).find("not supported yet") != std::string::npos);
+  }
+}
+
 TEST_CASE("a seed is the client's or drawn anew", "[api][translate]") {
   World world;
   v1::CompletionRequest request = Valid();
@@ -376,6 +404,15 @@ TEST_CASE("request ids are unique while they live", "[api]") {
   CHECK(ids.Claim(std::string(65, 'x'), "f").error().message == "f: 65 bytes, at most 64");
   CHECK(ids.Claim("a\nb", "f").error().message.find("\\x0a") != std::string::npos);
   CHECK(ids.Claim("", "f").value() != ids.Claim("", "f").value());
+  // A name given in passing binds nobody.
+  CHECK(ids.ClaimProposed("from-a-proxy") == "from-a-proxy");
+  CHECK(ids.ClaimProposed("from-a-proxy") != "from-a-proxy");
+  for (const std::string& odd :
+       {std::string(), std::string(65, 'x'), std::string("a b:{c}/d=\"e\"")}) {
+    const std::string made = ids.ClaimProposed(odd);
+    CHECK(IsRequestId(made));
+    CHECK(ids.Claim(made, "f").error().code == ErrorCode::kAlreadyExists);
+  }
   CHECK(Escape("a\x1b[31m\xc3\xa4\"", 128) == "a\\x1b[31m\\xc3\\xa4\\x22");
   CHECK(Escape(std::string(1000, '\n'), 128).size() == 128);
 }

@@ -258,7 +258,42 @@ TEST_CASE("Each tensor is needed once, with its shape and type", "[model][checkp
   }
   SECTION("a head though embeddings are tied") {
     EditJson(folder / "config.json", [](auto& json) { json["tie_word_embeddings"] = true; });
-    CHECK(Refuses(folder, {"\"lm_head.weight\"", "not a tensor"}));
+    CHECK(Refuses(folder, {"lm_head.weight", "differs from model.embed_tokens.weight"}));
+    // The same values twice are no contradiction.
+    const std::string name = "model.embed_tokens.weight";
+    ShardContents embedding = ReadShard(folder / ShardOf(folder, name));
+    const auto range = embedding.header[name]["data_offsets"].get<std::vector<std::size_t>>();
+    const std::string values = embedding.data.substr(range[0], range[1] - range[0]);
+    const auto put = [&](const std::string& bytes) {
+      EditShard(folder, "lm_head.weight", [&](ShardContents& shard) {
+        const auto head =
+            shard.header["lm_head.weight"]["data_offsets"].get<std::vector<std::size_t>>();
+        shard.data.replace(head[0], head[1] - head[0], bytes);
+      });
+    };
+    put(values);
+    CHECK(Checkpoint::Open(folder.path()).ok());
+    std::string last = values;
+    last.back() ^= 1;
+    put(last);
+    CHECK(Refuses(folder, {"lm_head.weight", "differs from model.embed_tokens.weight"}));
+  }
+  SECTION("what no engine reads") {
+    for (const char* name :
+         {"model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq",
+          "model.layers.0.self_attn.rotary_emb.cos_cached"}) {
+      AddEverywhere(folder, name, "F32", {2}, "abcdefgh");
+    }
+    CHECK(Checkpoint::Open(folder.path()).ok());
+    AddEverywhere(folder, "model.layers.1.self_attn.rotary_emb.scale", "F32", {2}, "abcdefgh");
+    CHECK(Refuses(folder, {"rotary_emb.scale", "not a tensor"}));
+  }
+  SECTION("an MTP layer that is not counted") {
+    AddEverywhere(folder, "model.layers.2.enorm.weight", "BF16", {136}, std::string(272, '\0'));
+    CHECK(Refuses(folder, {"model.layers.2.enorm.weight", "not a tensor"}));
+    AddEverywhere(folder, "model.layers.2.eh_proj.weight", "BF16", {1, 136},
+                  std::string(272, '\0'));
+    CHECK(Checkpoint::Open(folder.path()).ok());
   }
   SECTION("shapes") {
     const auto reshape = [&](const std::string& name, const std::vector<std::int64_t>& shape) {

@@ -33,7 +33,6 @@ TEST_CASE("The report shows graph, sizes, cache and defaults", "[model][inspect]
   CHECK(Contains(report, "KV cache f32    11264 bytes a token"));
   CHECK(Contains(report, "end ids         1\n"));
   CHECK(Contains(report, "sampling        temperature 1, top_p 0.95, min_p 0, top_k 0\n"));
-  CHECK(Contains(report, "tokenizer       tokenizer.json, without a chat template\n"));
   CHECK(Contains(report, "problems        none\n"));
   // 16 experts in 3 layers, each 3 projections of 256 x 128 with 2 scales.
   CHECK(Contains(report, "routed experts       288        4.72 M       4.72 MB\n"));
@@ -52,7 +51,6 @@ TEST_CASE("A dense model has no selection and half the cache regions", "[model][
   CHECK(Contains(report, "KV cache bf16   2304 bytes a token"));
   CHECK(Contains(report, "(default)"));
   CHECK(Contains(report, "1 MTP layers left aside"));
-  CHECK(Contains(report, "tokenizer       none: token ids only\n"));
 }
 
 TEST_CASE("Odd scales are a problem, broken ones an error", "[model][inspect]") {
@@ -79,17 +77,14 @@ TEST_CASE("Odd scales are a problem, broken ones an error", "[model][inspect]") 
   CHECK(Contains(broken.error().message, "not finite and positive"));
 }
 
-TEST_CASE("Ignored keys and a chat template are shown", "[model][inspect]") {
+TEST_CASE("Ignored keys are shown", "[model][inspect]") {
   const TemporaryFolder folder;
   RandomCheckpointOptions options = SmallOptions();
   options.vocabulary = 512;
   MustWrite(options, folder.path());
   testing::EditJson(folder / "config.json", [](auto& json) { json["new_thing"] = 1; });
-  testing::EditJson(folder / "tokenizer_config.json",
-                    [](auto& json) { json["chat_template"] = "x"; });
   const std::string report = InspectCheckpoint(folder.path()).value();
   CHECK(Contains(report, "keys ignored    new_thing\n"));
-  CHECK(Contains(report, "with a chat template\n"));
 }
 
 }  // namespace dsa

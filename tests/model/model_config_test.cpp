@@ -346,11 +346,98 @@ TEST_CASE("No value of any key can crash the reader", "[model][config]") {
   }
 }
 
+TEST_CASE("A key that changes answers is refused unless it changes none", "[model][config]") {
+  const std::vector<std::pair<std::string, Document>> refused = {
+      {"layer_types", Document(61, "sliding_attention")},
+      {"layer_types", Document(61, "full_attention")},
+      {"layer_types", Document(60, "indexed_attention")},
+      {"sliding_window", 4096},
+      {"use_sliding_window", true},
+      {"q_a_proj_bias", true},
+      {"o_proj_has_bias", true},
+      {"final_logit_softcapping", 30.0},
+      {"embedding_multiplier", 12},
+      {"swiglu_limit", 10.0},
+      {"index_kpool", 4},
+      {"rope_local_base_freq", 10000},
+      {"partial_rotary_factor", 0.5},
+      {"use_qk_norm", true},
+      {"add_swa_attention_sink_bias", true},
+      {"hc_mult", 4},
+      {"compress_ratios", {0, 4}},
+      {"mlp_only_layers", {3}},
+      {"repetition_penalty", 1.1},
+      {"suppress_tokens", {5}},
+      {"new\nbias", true},
+  };
+  for (const auto& [key, value] : refused) {
+    CAPTURE(key, value.dump());
+    std::string shown = key;
+    std::replace(shown.begin(), shown.end(), '\n', '?');
+    CHECK(Refuses(With(V32(), "/" + key, value), shown + ": "));
+    CHECK(Must(With(V32(), "/" + key, nullptr)).ignored_keys.empty());
+  }
+  CHECK(Refuses(With(V3(), "/index_topk", 2048), "index_topk: 2048"));
+  // As transformers 5.x saves these models again, and other values without effect.
+  Document saved = V32();
+  saved["layer_types"] = Document(61, "indexed_attention");
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, Document>>{{"use_sliding_window", false},
+                                                     {"sliding_window", 4096},
+                                                     {"lm_head_bias", false},
+                                                     {"repetition_penalty", 1.0},
+                                                     {"num_beams", 1},
+                                                     {"min_length", 0},
+                                                     {"bad_words_ids", Document::array()},
+                                                     {"partial_rotary_factor", 1.0},
+                                                     {"pruned_heads", Document::object()},
+                                                     {"is_encoder_decoder", false},
+                                                     {"chunk_size_feed_forward", 0},
+                                                     {"id2label", {{"0", "LABEL_0"}}}}) {
+    saved[key] = value;
+  }
+  CHECK(Must(saved).ignored_keys.empty());
+  CHECK(Must(With(V32(), "/layer_types", Document(61, "deepseek_sparse_attention"))).layers == 61);
+  CHECK(Must(With(V3(), "/layer_types", Document(61, "full_attention"))).layers == 61);
+  CHECK(Refuses(With(V3(), "/layer_types", Document(61, "indexed_attention")), "layer_types: "));
+}
+
+TEST_CASE("A generation_config.json that asks for more than there is is refused by name",
+          "[model][config]") {
+  const auto parse = [](const std::string& generation) {
+    return ParseModelConfig(V32().dump(), generation, "d");
+  };
+  for (const char* text :
+       {R"({"repetition_penalty": 1.05})", R"({"suppress_tokens": [1, 2]})",
+        R"({"begin_suppress_tokens": [5]})", R"({"no_repeat_ngram_size": 3})",
+        R"({"bad_words_ids": [[4]]})", R"({"forced_eos_token_id": 1})", R"({"num_beams": 4})",
+        R"({"min_new_tokens": 5})", R"({"stop_strings": ["x"]})", R"({"guidance_scale": 1.5})",
+        R"({"typical_p": 0.9})", R"({"penalty_alpha": 0.6})", R"({"watermarking_config": {}})",
+        R"({"sequence_bias": [[[1], 2.0]]})", R"({"presence_penalty": 1})"}) {
+    const auto parsed = parse(text);
+    CAPTURE(text);
+    REQUIRE_FALSE(parsed.ok());
+    const std::string key = Document::parse(text).begin().key();
+    CHECK(parsed.error().message.find("d/generation_config.json: " + key + ": ") == 0);
+    CHECK(testing::IsOneLine(parsed.error().message));
+  }
+  const ModelConfig config =
+      parse(R"({"repetition_penalty": 1, "suppress_tokens": [], "num_beams": 1, "min_length": 0,
+                "forced_eos_token_id": null, "guidance_scale": 1.0, "transformers_version": "5",
+                "max_new_tokens": 2048, "length_penalty": 2.0})")
+          .value();
+  CHECK(config.ignored_keys == std::vector<std::string>{"generation_config.max_new_tokens",
+                                                        "generation_config.length_penalty"});
+}
+
 TEST_CASE("Keys that nothing reads are kept for the log", "[model][config]") {
   Document json = With(V32(), "/some_new_key", {{"a", 1}});
   json["another"] = 7;
   json["absent_value"] = nullptr;
-  CHECK(Must(json).ignored_keys == std::vector<std::string>{"some_new_key", "another"});
+  json["quantization_config"]["modules_to_not_convert"] = {"lm_head"};
+  CHECK(Must(json).ignored_keys ==
+        std::vector<std::string>{"quantization_config.modules_to_not_convert", "some_new_key",
+                                 "another"});
 }
 
 TEST_CASE("Generation defaults and end ids come from generation_config.json", "[model][config]") {
@@ -399,6 +486,8 @@ TEST_CASE("A folder without config.json is not found", "[model][config]") {
   CHECK(LoadModelConfig(folder.path()).ok());
   testing::WriteBytes(folder / "generation_config.json", "");
   CHECK_FALSE(LoadModelConfig(folder.path()).ok());
+  const auto config = LoadModelConfig(folder.path(), GenerationFile::kLeaveOut);
+  CHECK(config.value().end_ids == std::vector<std::int32_t>{1});
 }
 
 }  // namespace dsa

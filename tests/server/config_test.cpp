@@ -62,7 +62,7 @@ TEST_CASE("configs/README.md documents every key as the code has it", "[config]"
     CHECK(readme.find(row) != std::string::npos);
     ++rows;
   }
-  CHECK(rows <= 30);
+  CHECK(rows <= 32);
   std::size_t found = 0;
   for (std::size_t at = 0; (at = readme.find("\n| `", at)) != std::string::npos; ++at) {
     ++found;
@@ -197,6 +197,14 @@ TEST_CASE("listening beyond this machine is asked for by name", "[config]") {
   CHECK(Validate(config).ok());
   config.max_num_seqs = config.max_num_batched_tokens + 1;
   CHECK_FALSE(Validate(config).ok());
+  // The default adapts, and a value that was set never does.
+  config.max_num_seqs = 0;
+  CHECK(SequencesMax(config) == 256);
+  config.max_num_batched_tokens = 17;
+  CHECK(SequencesMax(config) == 17);
+  CHECK(Validate(config).ok());
+  config.max_num_seqs = 18;
+  CHECK(Validate(config).error().message == "max_num_batched_tokens: 17 is below max_num_seqs: 18");
 }
 
 }  // namespace dsa

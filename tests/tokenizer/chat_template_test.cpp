@@ -4,12 +4,9 @@
 #include "tests/tokenizer/fixtures.h"
 
 #include <array>
-#include <filesystem>
-#include <fstream>
 
 #include <catch2/catch.hpp>
 #include <openssl/sha.h>
-#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -193,48 +190,6 @@ TEST_CASE("what the format cannot express is refused by field", "[tokenizer][cha
   // Keys that say nothing are no error: clients send them.
   CHECK(Render(R"({"messages": [{"role": "user", "content": "u", "name": null, "audio": null,
       "annotations": []}]})") == "<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜></think>");
-}
-
-TEST_CASE("the chat format follows the checkpoint's tokenizer", "[tokenizer][chat]") {
-  namespace fs = std::filesystem;
-  const fs::path folder =
-      fs::temp_directory_path() / ("dsa_chat_format_" + std::to_string(getpid()));
-  fs::create_directory(folder);
-  Json file = testing::ReadJsonFixture("deepseek_v3_tokenizer/tokenizer.json");
-  const auto write = [&](const std::string& name, const std::string& text) {
-    std::ofstream(folder / name) << text;
-  };
-  // V3 has no think tokens: its format is another one.
-  CHECK_FALSE(FindChatFormat(folder, testing::DeepSeekTokenizer()).value().has_value());
-  for (Json& added : file["added_tokens"]) {
-    if (added["id"] == 128798 || added["id"] == 128799) {
-      added["content"] = added["id"] == 128798 ? "<think>" : "</think>";
-    }
-  }
-  write("tokenizer.json", file.dump());
-  const auto tokenizer = Tokenizer::Load((folder / "tokenizer.json").string()).value();
-  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV32);
-  write("tokenizer_config.json", R"({"add_bos_token": true})");
-  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV32);
-  write("tokenizer_config.json", R"({"chat_template": "{{ bos_token }}"})");
-  CHECK(FindChatFormat(folder, *tokenizer).value() == ChatFormat::kV31);
-  write("tokenizer_config.json", R"({"chat_template": "{{'<｜Assistant｜><think>\\n'}}"})");
-  CHECK_FALSE(FindChatFormat(folder, *tokenizer).value().has_value());
-  write("tokenizer_config.json", "{");
-  CHECK_FALSE(FindChatFormat(folder, *tokenizer).ok());
-
-  // The vector on the model's card.
-  Chat chat;
-  chat.messages.push_back({.role = ChatRole::kUser, .content = "hello"});
-  chat.messages.push_back({.role = ChatRole::kAssistant, .content = "Hello! I am DeepSeek."});
-  chat.messages.push_back({.role = ChatRole::kUser, .content = "1+1=?"});
-  chat.thinking = true;
-  const RenderedPrompt prompt = RenderChat(chat, ChatFormat::kV32).value();
-  CHECK(testing::Values(tokenizer->EncodeWithAdded(prompt.text, prompt.template_ranges)) ==
-        std::vector<std::int32_t>{0,      128803, 33310, 128804, 128799, 19923,  3,
-                                  342,    1030,   22651, 4374,   1465,   16,     1,
-                                  128803, 19,     13,    19,     127252, 128804, 128798});
-  fs::remove_all(folder);
 }
 
 }  // namespace dsa
