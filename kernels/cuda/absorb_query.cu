@@ -8,12 +8,16 @@
 // Other types, and queries or weights whose rows are not aligned to 16 bytes, take float32 products
 // without tensor cores.  A result's bits depend on its row alone.
 //
-// With few rows the weights' 2 H N 512 bytes are the bound.
+// With few rows the weights' 2 H N 512 bytes are the bound; the first stages of them are read
+// before the kernels ahead have ended.  RotateAndAbsorb rotates the queries' RoPE columns in the
+// same launch.
+#include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/rope.cuh"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/absorb_query.h"
 
@@ -40,12 +44,11 @@ struct Tile {
 
   using Totals = float[kColumnTiles][kTokenTiles][4];
 
-  __device__ static void Load(std::uint8_t* stage, const AbsorbQueryParams& p, int first_n,
-                              int first_column, std::int64_t first_token, std::int64_t head) {
+  // `first_n` of both: where the stage begins in N.
+  __device__ static void LoadWeights(std::uint8_t* stage, const AbsorbQueryParams& p, int first_n,
+                                     int first_column, std::int64_t head) {
     const auto* weights =
         static_cast<const __nv_bfloat16*>(p.w_uk.data) + head * p.w_uk.row_stride + first_column;
-    const auto* queries =
-        static_cast<const __nv_bfloat16*>(p.q_nope.data) + head * p.q_nope.head_stride + first_n;
     const int left = static_cast<int>(p.q_nope.cols) - first_n;
     for (int i = static_cast<int>(threadIdx.x); i < kDepth * kColumns / 8; i += kThreads) {
       const int n = i / (kColumns / 8);
@@ -55,6 +58,13 @@ struct Tile {
           stage + n * kWeightStride + chunk * 16,
           weights + (exists ? (first_n + n) * p.w_uk.head_stride + chunk * 8 : 0), exists ? 16 : 0);
     }
+  }
+
+  __device__ static void LoadQueries(std::uint8_t* stage, const AbsorbQueryParams& p, int first_n,
+                                     std::int64_t first_token, std::int64_t head) {
+    const auto* queries =
+        static_cast<const __nv_bfloat16*>(p.q_nope.data) + head * p.q_nope.head_stride + first_n;
+    const int left = static_cast<int>(p.q_nope.cols) - first_n;
     for (int i = static_cast<int>(threadIdx.x); i < kTokens * kDepth / 8; i += kThreads) {
       const int token = i / (kDepth / 8);
       const int n = i % (kDepth / 8) * 8;
@@ -95,11 +105,33 @@ struct Tile {
   }
 };
 
-// Grid: tiles of latent values, tiles of tokens, heads.
+constexpr int kColumnTiles = kLatentValues / kColumns;
+
+// The RoPE columns of a tile of tokens of one head; each of the head's column tiles takes some.
 template <int kTokens>
+__device__ void RotateQueries(const RopeParams& p, std::int64_t first_token, std::int64_t head) {
+  constexpr int kPairs = kLatentRopeValues / 2;
+  for (int i = static_cast<int>(threadIdx.x); i < kTokens / kColumnTiles * kPairs; i += kThreads) {
+    const std::int64_t token = first_token + i / kPairs * kColumnTiles + blockIdx.x;
+    const int pair = i % kPairs;
+    if (token < p.x.rows) {
+      auto* x =
+          static_cast<__nv_bfloat16*>(p.x.data) + token * p.x.row_stride + head * p.x.head_stride;
+      const auto [first, second] = cuda::PairColumns(pair, kLatentRopeValues, p.layout);
+      float a = __bfloat162float(x[first]);
+      float b = __bfloat162float(x[second]);
+      cuda::Rotate(p.table, p.positions.data[token], pair, a, b);
+      x[first] = __float2bfloat16_rn(a);
+      x[second] = __float2bfloat16_rn(b);
+    }
+  }
+}
+
+// Grid: tiles of latent values, tiles of tokens, heads.  kRotates: the queries' RoPE columns as
+// well.
+template <int kTokens, bool kRotates>
 __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
-    const __grid_constant__ AbsorbQueryParams p) {
-  cuda::StartAfterPredecessors();
+    const __grid_constant__ AbsorbQueryParams p, const __grid_constant__ RopeParams rope) {
   using T = Tile<kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
   const int first_column = static_cast<int>(blockIdx.x) * kColumns;
@@ -110,12 +142,23 @@ __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
   const int token = warp % T::kTokenWarps * T::kTokenTiles * 8;
   const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
   typename T::Totals totals = {};
-  T::Load(shared, p, 0, first_column, first_token, head);
+  cuda::ptx::AllowSuccessor();
+  for (int stage = 0; stage < min(stages, kStages); ++stage) {
+    T::LoadWeights(shared + stage * T::kStageBytes, p, stage * kDepth, first_column, head);
+  }
+  cuda::ptx::WaitForPredecessors();
+  T::LoadQueries(shared, p, 0, first_token, head);
   cuda::ptx::CommitCopies();
+  if (kRotates) {
+    RotateQueries<kTokens>(rope, first_token, head);
+  }
   for (int stage = 0; stage < stages; ++stage) {
     if (stage + 1 < stages) {
-      T::Load(shared + (stage + 1) % kStages * T::kStageBytes, p, (stage + 1) * kDepth,
-              first_column, first_token, head);
+      std::uint8_t* const next = shared + (stage + 1) % kStages * T::kStageBytes;
+      if (stage + 1 >= kStages) {
+        T::LoadWeights(next, p, (stage + 1) * kDepth, first_column, head);
+      }
+      T::LoadQueries(next, p, (stage + 1) * kDepth, first_token, head);
     }
     cuda::ptx::CommitCopies();
     cuda::ptx::WaitForCopies<1>();
@@ -177,31 +220,52 @@ __global__ __launch_bounds__(kThreads) void PlainAbsorbQueryKernel(
       });
 }
 
-template <int kTokens>
-void Launch(const AbsorbQueryParams& params, cudaStream_t stream) {
-  DSA_CUDA_CHECK(cudaFuncSetAttribute(AbsorbQueryKernel<kTokens>,
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+template <int kTokens, bool kRotates>
+void Launch(const AbsorbQueryParams& params, const RopeParams& rope, cudaStream_t stream) {
+  const auto kernel = AbsorbQueryKernel<kTokens, kRotates>;
+  DSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       Tile<kTokens>::kSharedBytes));
-  const dim3 grid(kLatentValues / kColumns,
-                  static_cast<unsigned>((params.q_nope.rows + kTokens - 1) / kTokens),
+  const dim3 grid(kColumnTiles, static_cast<unsigned>((params.q_nope.rows + kTokens - 1) / kTokens),
                   static_cast<unsigned>(params.q_nope.heads));
   cuda::LaunchDependent(
-      AbsorbQueryKernel<kTokens>,
-      {.grid = grid, .threads = kThreads, .shared_bytes = Tile<kTokens>::kSharedBytes}, stream,
-      params);
+      kernel, {.grid = grid, .threads = kThreads, .shared_bytes = Tile<kTokens>::kSharedBytes},
+      stream, params, rope);
+}
+
+template <bool kRotates>
+void LaunchTensor(const AbsorbQueryParams& params, const RopeParams& rope, cudaStream_t stream) {
+  constexpr std::int64_t kFew = 8;
+  params.q_nope.rows <= kFew ? Launch<8, kRotates>(params, rope, stream)
+                             : Launch<64, kRotates>(params, rope, stream);
+}
+
+bool TensorCoresTake(const AbsorbQueryParams& params) {
+  return params.q_nope.type == DataType::kBf16 && params.w_uk.type == DataType::kBf16 &&
+         cuda::HasAlignedRows(params.q_nope) && cuda::HasAlignedRows(params.w_uk);
 }
 
 }  // namespace
+
+bool cuda::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb,
+                           cudaStream_t stream) {
+  Validate(rope);
+  const AbsorbQueryExtents extents = Validate(absorb);
+  if (!TensorCoresTake(absorb) || rope.x.type != DataType::kBf16) {
+    return false;
+  }
+  if (extents.tokens > 0) {
+    LaunchTensor<true>(absorb, rope, stream);
+  }
+  return true;
+}
 
 void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
   const AbsorbQueryExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
   }
-  if (params.q_nope.type == DataType::kBf16 && params.w_uk.type == DataType::kBf16 &&
-      cuda::HasAlignedRows(params.q_nope) && cuda::HasAlignedRows(params.w_uk)) {
-    constexpr std::int64_t kFew = 8;
-    extents.tokens <= kFew ? Launch<8>(params, state_->stream) : Launch<64>(params, state_->stream);
+  if (TensorCoresTake(params)) {
+    LaunchTensor<false>(params, {}, state_->stream);
     return;
   }
   cuda::DispatchFloat(params.q_nope.type, [&]<typename T>(T) {

@@ -63,6 +63,11 @@ class CudaBackend final : public Backend {
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;
 
+  void AddNorm(const AddNormParams& params) override;
+  void Project(const ProjectParams& params) override;
+  void WriteKeys(const WriteKeysParams& params) override;
+  void AttendLatent(const AttendLatentParams& params) override;
+
  private:
   struct State;  // kernels/cuda/cuda_state.h
   explicit CudaBackend(std::unique_ptr<State> state);

@@ -3,17 +3,15 @@
 // Reads b T K bytes, writes T K + 4 T K / 128.  Memory-bound.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/element.cuh"
-#include "kernels/cuda/launch.h"
-#include "kernels/kv_layout.h"
+#include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/ops/quantize_fp8.h"
 
 namespace dsa {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 16;  // of one block of columns
-constexpr int kWidth = kValuesPerScale / kLanes;
+constexpr int kLanes = cuda::kQuantizeLanes;
+constexpr int kWidth = cuda::kQuantizeWidth;
 constexpr int kTasks = kThreads / kLanes;
 
 // The lane's values of a block of columns, 0 beyond the last column.
@@ -47,28 +45,13 @@ __global__ __launch_bounds__(kThreads) void QuantizeFp8Kernel(
 
   float values[kWidth];
   LoadValues(static_cast<const T*>(p.x.data) + row * p.x.row_stride + first, columns, values);
-  float amax = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    amax = fmaxf(amax, fabsf(values[i]));
-  }
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-    amax = fmaxf(amax, __shfl_xor_sync(cuda::kAllLanes, amax, offset));
-  }
+  float scale = 0.0F;
+  const auto quantized = cuda::QuantizeBlock(values, p.scale_format, scale);
   if (!has_task) {
     return;
   }
-  const float scale = cuda::BlockScale(amax, p.scale_format);
   if (lane == 0) {
     p.scales.Row(row)[block] = scale;
-  }
-  // A division by a power of two and a product with its reciprocal are the same number.
-  const bool is_power = p.scale_format == ScaleFormat::kPowerOfTwo;
-  const float reciprocal = 1.0F / scale;
-  cuda::Pack<Fp8E4m3, kWidth> quantized;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    quantized.values[i].bits = cuda::ToFp8(is_power ? values[i] * reciprocal : values[i] / scale);
   }
   Fp8E4m3* to = p.values.Row(row) + first;
   if (columns >= kWidth) {

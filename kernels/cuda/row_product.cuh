@@ -83,7 +83,7 @@ struct RowProduct {
     return tile.x_rows == nullptr ? token : tile.x_rows[token];
   }
 
-  __device__ static void LoadStage(std::uint8_t* stage, const RowTile& tile, int block) {
+  __device__ static void LoadWeights(std::uint8_t* stage, const RowTile& tile, int block) {
     const std::int64_t offset = block * std::int64_t{kStageBytes};
     const int chunk = static_cast<int>(threadIdx.x) % 8;
     for (int row = static_cast<int>(threadIdx.x) / 8; row < kWeightRows; row += kThreads / 8) {
@@ -91,6 +91,10 @@ struct RowProduct {
                 row < tile.weight_rows ? tile.weight + row * tile.weight_stride : nullptr,
                 offset + chunk * 16, tile);
     }
+  }
+  __device__ static void LoadInput(std::uint8_t* stage, const RowTile& tile, int block) {
+    const std::int64_t offset = block * std::int64_t{kStageBytes};
+    const int chunk = static_cast<int>(threadIdx.x) % 8;
     std::uint8_t* x = stage + kWeightRows * kStageBytes;
     for (int row = static_cast<int>(threadIdx.x) / 8; row < kTokens; row += kThreads / 8) {
       LoadChunk(x + Place(row, chunk),
@@ -180,10 +184,12 @@ struct RowProduct {
     }
   }
 
-  // The whole tile; store(token, weight_row, value) is called once for every result, by threads
-  // with adjacent weight rows.  Every thread of the block calls it.
-  template <typename Store>
-  __device__ static void Run(std::uint8_t* shared, const RowTile& tile, const Store& store) {
+  // The whole tile, to `shared` in float32: result of token t and weight row r at
+  // [t * kResultStride + r].  `ready` is called before the first read of x; the weights of the
+  // first stages are asked for before that.  Every thread of the block calls it.
+  template <typename Ready>
+  __device__ static const float* Multiply(std::uint8_t* shared, const RowTile& tile,
+                                          const Ready& ready) {
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
     const int weight_row = warp / kTokenWarps * kWeightTiles * 16;
     const int token = warp % kTokenWarps * kTokenTiles * 8;
@@ -192,7 +198,14 @@ struct RowProduct {
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) {
       if (stage < blocks) {
-        LoadStage(shared + stage * kStageSize, tile, stage);
+        LoadWeights(shared + stage * kStageSize, tile, stage);
+      }
+    }
+    ready();
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      if (stage < blocks) {
+        LoadInput(shared + stage * kStageSize, tile, stage);
       }
       ptx::CommitCopies();
     }
@@ -200,7 +213,9 @@ struct RowProduct {
       ptx::WaitForCopies<kStages - 2>();
       __syncthreads();
       if (block + kStages - 1 < blocks) {
-        LoadStage(shared + (block + kStages - 1) % kStages * kStageSize, tile, block + kStages - 1);
+        std::uint8_t* const next = shared + (block + kStages - 1) % kStages * kStageSize;
+        LoadWeights(next, tile, block + kStages - 1);
+        LoadInput(next, tile, block + kStages - 1);
       }
       ptx::CommitCopies();
       MultiplyStage(shared + block % kStages * kStageSize, weight_row, token,
@@ -223,6 +238,14 @@ struct RowProduct {
       }
     }
     __syncthreads();
+    return results;
+  }
+
+  // The whole tile; store(token, weight_row, value) is called once for every result, by threads
+  // with adjacent weight rows.  Every thread of the block calls it.
+  template <typename Store>
+  __device__ static void Run(std::uint8_t* shared, const RowTile& tile, const Store& store) {
+    const float* const results = Multiply(shared, tile, [] {});
     const int row = static_cast<int>(threadIdx.x) % kWeightRows;
     if (row < tile.weight_rows) {
       for (int t = static_cast<int>(threadIdx.x) / kWeightRows; t < tile.tokens;

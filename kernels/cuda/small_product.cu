@@ -1,4 +1,5 @@
-// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.
+// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.  A
+// launch computes up to four products of one x: their tiles stand one behind the other.
 //
 //   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
 //
@@ -25,6 +26,7 @@
 #include "kernels/cuda/weight_map.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 namespace dsa::cuda {
@@ -36,17 +38,35 @@ constexpr int kThreads = (kConsumerWarps + 1 + kInputWarps) * kWarpSize;
 constexpr int kTokensMax = 64;
 constexpr int kOutputsPerWarp = 16;
 
-struct SmallProductParams {
-  Matrix<const Fp8E4m3> x;
-  Matrix<const float> x_scales;
-  Matrix<const float> weight_scales;
+// One weight and what it gives.
+struct Part {
+  Matrix<const float> scales;
   void* y;
   std::int64_t y_stride;
   DataType y_type;
   int outputs;
+  int first_tile;  // its tiles are those from here on
+};
+struct SmallProductParams {
+  Matrix<const Fp8E4m3> x;
+  Matrix<const float> x_scales;
+  Part parts[kSmallProductsMax];
+  int part_count;
+  int tiles;   // of all parts
   int blocks;  // of K
   int split;   // blocks of a cluster, each a part of K
   int stages;
+
+  __device__ int PartOf(int tile) const {
+    int part = 0;
+    while (part + 1 < part_count && tile >= parts[part + 1].first_tile) {
+      ++part;
+    }
+    return part;
+  }
+};
+struct WeightMaps {
+  CUtensorMap maps[kSmallProductsMax];
 };
 
 template <int kTokens>
@@ -107,24 +127,26 @@ struct Share {
         k_end(p.blocks * (rank + 1) / p.split),
         first(static_cast<int>(blockIdx.x) / p.split),
         step(static_cast<int>(gridDim.x) / p.split),
-        tiles((p.outputs + kSlabRows - 1) / kSlabRows) {}
+        tiles(p.tiles) {}
 };
 
 // One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
 // time that the rows of x are there.
-__device__ void LoadWeights(const CUtensorMap& map, const SmallProductParams& p, const Ring& ring,
-                            const Share& share) {
+__device__ void LoadWeights(const WeightMaps& weights, const SmallProductParams& p,
+                            const Ring& ring, const Share& share) {
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
+    const int part = p.PartOf(tile);
+    const CUtensorMap* const map = &weights.maps[part];
+    const int row = (tile - p.parts[part].first_tile) * kSlabRows;
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn >= p.stages) {
         ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
       }
       const unsigned full = ring.full + 8 * at.stage;
       ptx::BarrierExpect(full, kSlabBytes);  // rows beyond the weight come as zeros
-      ptx::CopyBox(ring.tiles + at.stage * kSlabBytes, &map, full, k * kValuesPerScale,
-                   tile * kSlabRows, policy);
+      ptx::CopyBox(ring.tiles + at.stage * kSlabBytes, map, full, k * kValuesPerScale, row, policy);
       at.Next(p.stages);
     }
   }
@@ -143,7 +165,9 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
   Cursor at;
   ptx::WaitForPredecessors();  // for the block: y depends on what is read here
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
-    const float* weight_scales = p.weight_scales.Row(tile * kSlabRows / kValuesPerScale);
+    const Part& part = p.parts[p.PartOf(tile)];
+    const float* weight_scales =
+        part.scales.Row((tile - part.first_tile) * kSlabRows / kValuesPerScale);
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn % kInputWarps == input_warp) {
         if (at.turn >= p.stages) {
@@ -274,7 +298,7 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
 
 template <int kTokens>
 __global__ void __launch_bounds__(kThreads, 2)
-    SmallProductKernel(const __grid_constant__ CUtensorMap map,
+    SmallProductKernel(const __grid_constant__ WeightMaps weights,
                        const __grid_constant__ SmallProductParams p) {
   using P = Plan<kTokens>;
   extern __shared__ std::uint8_t shared[];
@@ -305,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (warp == kConsumerWarps) {
     if (lane == 0) {
-      LoadWeights(map, p, ring, share);
+      LoadWeights(weights, p, ring, share);
     }
   } else if (warp > kConsumerWarps) {
     LoadInput<kTokens>(p, ring, share, warp - kConsumerWarps - 1, lane);
@@ -317,15 +341,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (p.split > 1 && !SumOverCluster<kTokens>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
-      const int output = tile * kSlabRows + warp * kOutputsPerWarp;
-      if (output < p.outputs) {
+      const Part& part = p.parts[p.PartOf(tile)];
+      const int output = (tile - part.first_tile) * kSlabRows + warp * kOutputsPerWarp;
+      if (output < part.outputs) {
         const int tokens = static_cast<int>(p.x.rows);
         const auto store = [&]<typename Y>(Y type) {
-          Y* const y = static_cast<Y*>(p.y) + output;
+          Y* const y = static_cast<Y*>(part.y) + output;
           StoreSlab<kTokens>(
-              sum, tokens, lane, [&](int t) { return y + t * p.y_stride; }, type);
+              sum, tokens, lane, [&](int t) { return y + t * part.y_stride; }, type);
         };
-        if (p.y_type == DataType::kF32) {
+        if (part.y_type == DataType::kF32) {
           store(float{});
         } else {
           store(__nv_bfloat16{});
@@ -336,11 +361,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   // An owner ends after every byte that others send to it has landed; nobody writes into the rest.
 }
 
-// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weight's shape
+// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weights' shapes
 // alone.  From 100 tiles on one block each does (a multiprocessor takes 40 KB a microsecond, its
 // share is 23), except where one long tile each leaves the last wave uneven.
-int SplitOf(std::int64_t outputs, std::int64_t inputs) {
-  const std::int64_t tiles = (outputs + kSlabRows - 1) / kSlabRows;
+int SplitOf(int tiles, std::int64_t inputs) {
   if (tiles >= 100) {
     return tiles <= kMultiprocessors && inputs >= 8192 ? 2 : 1;
   }
@@ -355,12 +379,32 @@ int MultiprocessorsFor(int split) {
 }
 
 template <int kTokens>
-void Launch(const BlockScaledLinearParams& params, cudaStream_t stream) {
+void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
   using P = Plan<kTokens>;
-  const int outputs = static_cast<int>(params.weight.rows);
-  const int blocks = static_cast<int>(params.x.cols / kValuesPerScale);
-  const int tiles = (outputs + kSlabRows - 1) / kSlabRows;
-  const int split = SplitOf(params.weight.rows, params.x.cols);
+  const BlockScaledLinearParams& first = products.front();
+  const int blocks = static_cast<int>(first.x.cols / kValuesPerScale);
+  WeightMaps weights;
+  SmallProductParams params{.x = first.x,
+                            .x_scales = first.x_scales,
+                            .parts = {},
+                            .part_count = static_cast<int>(products.size()),
+                            .tiles = 0,
+                            .blocks = blocks,
+                            .split = 1,
+                            .stages = 0};
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const BlockScaledLinearParams& product = products[i];
+    weights.maps[i] = WeightMap(product.weight, kSlabRows);
+    params.parts[i] = {.scales = product.weight_scales,
+                       .y = product.y.data,
+                       .y_stride = product.y.row_stride,
+                       .y_type = product.y.type,
+                       .outputs = static_cast<int>(product.weight.rows),
+                       .first_tile = params.tiles};
+    params.tiles += (params.parts[i].outputs + kSlabRows - 1) / kSlabRows;
+  }
+  const int tiles = params.tiles;
+  const int split = SplitOf(tiles, first.x.cols);
   const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
   const int per_multiprocessor = clusters * split > MultiprocessorsFor(split) ? 2 : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
@@ -369,30 +413,22 @@ void Launch(const BlockScaledLinearParams& params, cudaStream_t stream) {
   const int needed = (blocks + split - 1) / split * tiles_each;
   const int stages = std::min(budget / P::kStageBytes, needed);
   DSA_CHECK(stages >= std::min(P::kInFlight, needed),
-            "SmallProduct: {} stages for a product [{}, {}] of {} rows", stages, outputs,
-            params.x.cols, params.x.rows);
+            "SmallProduct: {} stages for {} tiles of {} columns, {} rows", stages, tiles,
+            first.x.cols, first.x.rows);
   const int shared_bytes = P::FixedBytes(split) + stages * P::kStageBytes;
   const auto kernel = SmallProductKernel<kTokens>;
   static const cudaError_t attribute = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBlockSharedBytesMax);
   DSA_CUDA_CHECK(attribute);
 
+  params.split = split;
+  params.stages = stages;
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(clusters * split),
                    .threads = kThreads,
                    .shared_bytes = shared_bytes,
                    .cluster = static_cast<unsigned>(split)},
-                  stream, WeightMap(params.weight, kSlabRows),
-                  SmallProductParams{.x = params.x,
-                                     .x_scales = params.x_scales,
-                                     .weight_scales = params.weight_scales,
-                                     .y = params.y.data,
-                                     .y_stride = params.y.row_stride,
-                                     .y_type = params.y.type,
-                                     .outputs = outputs,
-                                     .blocks = blocks,
-                                     .split = split,
-                                     .stages = stages});
+                  stream, weights, params);
 }
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
@@ -411,15 +447,22 @@ bool SmallProductTakes(const BlockScaledLinearParams& params) {
                    2 * SizeOf(params.y.type));
 }
 
-void SmallProduct(const BlockScaledLinearParams& params, cudaStream_t stream) {
-  if (params.x.rows <= 8) {
-    Launch<8>(params, stream);
-  } else if (params.x.rows <= 16) {
-    Launch<16>(params, stream);
-  } else if (params.x.rows <= 32) {
-    Launch<32>(params, stream);
+void SmallProducts(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
+  DSA_CHECK(!products.empty() && products.size() <= kSmallProductsMax,
+            "SmallProducts: {} products, at most {}", products.size(), kSmallProductsMax);
+  const std::int64_t tokens = products.front().x.rows;
+  for (const BlockScaledLinearParams& product : products) {
+    DSA_CHECK(product.x.data == products.front().x.data && product.x.rows == tokens,
+              "SmallProducts: products of {} and {} rows, not of one x", tokens, product.x.rows);
+  }
+  if (tokens <= 8) {
+    Launch<8>(products, stream);
+  } else if (tokens <= 16) {
+    Launch<16>(products, stream);
+  } else if (tokens <= 32) {
+    Launch<32>(products, stream);
   } else {
-    Launch<64>(params, stream);
+    Launch<64>(products, stream);
   }
 }
 

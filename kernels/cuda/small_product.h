@@ -3,15 +3,22 @@
 
 #include "kernels/ops/block_scaled_linear.h"
 
+#include <cstddef>
+#include <span>
+
 #include <cuda_runtime_api.h>
 
 namespace dsa::cuda {
 
-// Whether SmallProduct takes them: T <= 64, K a multiple of 128, N of 16, rows of x and of the
+inline constexpr std::size_t kSmallProductsMax = 4;  // of a launch
+
+// Whether SmallProducts takes them: T <= 64, K a multiple of 128, N of 16, rows of x and of the
 // weight 16-byte aligned, rows of y aligned to two elements.
 bool SmallProductTakes(const BlockScaledLinearParams& params);
 
-// A row's bits depend on the row and the weight alone.  No scratch; any stream, capture included.
-void SmallProduct(const BlockScaledLinearParams& params, cudaStream_t stream);
+// Products of one x by up to kSmallProductsMax weights in one launch.  A row's bits depend on the
+// row and the weights alone, those beside it included: K is split by the number of all their
+// outputs.  No scratch; any stream, capture included.
+void SmallProducts(std::span<const BlockScaledLinearParams> products, cudaStream_t stream);
 
 }  // namespace dsa::cuda

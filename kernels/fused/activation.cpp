@@ -3,7 +3,6 @@
 #include "common/check.h"
 #include "common/view_parts.h"
 #include "kernels/backend.h"
-#include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/linear.h"
 
 namespace dsa {
@@ -18,23 +17,28 @@ Activation RowsOf(const Activation& activation, std::int64_t first, std::int64_t
   return rows;
 }
 
+BlockScaledLinearParams ScaledProduct(const Activation& x, const LinearWeight& weight,
+                                      const AnyMatrix& y) {
+  const ConstAnyMatrix& stored = weight.weight;
+  DSA_CHECK(x.fp8.values.data != nullptr, "an fp8 weight of {} x {}, no fp8 activation",
+            stored.rows, stored.cols);
+  return {.x = AsConst(x.fp8.values),
+          .x_scales = AsConst(x.fp8.scales),
+          .weight = {.data = static_cast<const Fp8E4m3*>(stored.data),
+                     .rows = stored.rows,
+                     .cols = stored.cols,
+                     .row_stride = stored.row_stride},
+          .weight_scales = weight.scales,
+          .y = y};
+}
+
 void Multiply(Backend& backend, const Activation& x, const LinearWeight& weight,
               const AnyMatrix& y) {
   if (!weight.quantized()) {
     backend.Linear({.x = x.x, .weight = weight.weight, .y = y});
     return;
   }
-  const ConstAnyMatrix& stored = weight.weight;
-  DSA_CHECK(x.fp8.values.data != nullptr, "Multiply: an fp8 weight of {} x {}, no fp8 activation",
-            stored.rows, stored.cols);
-  backend.BlockScaledLinear({.x = AsConst(x.fp8.values),
-                             .x_scales = AsConst(x.fp8.scales),
-                             .weight = {.data = static_cast<const Fp8E4m3*>(stored.data),
-                                        .rows = stored.rows,
-                                        .cols = stored.cols,
-                                        .row_stride = stored.row_stride},
-                             .weight_scales = weight.scales,
-                             .y = y});
+  backend.BlockScaledLinear(ScaledProduct(x, weight, y));
 }
 
 void Quantize(Backend& backend, const Activation& activation) {

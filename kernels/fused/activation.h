@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/view.h"
+#include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/quantize_fp8.h"
 
 #include <cstdint>
@@ -29,8 +30,11 @@ struct Activation {
 // Rows [first, first + count) of both.
 Activation RowsOf(const Activation& activation, std::int64_t first, std::int64_t count);
 
-// y = x W^T by Linear or, with an fp8 weight, by BlockScaledLinear from the fp8 copy, which must be
-// there.  Plain ops only: for the default bodies of fused ones.
+// y = x W^T for an fp8 weight, which reads the fp8 copy of x; CHECK-fails where there is none.
+BlockScaledLinearParams ScaledProduct(const Activation& x, const LinearWeight& weight,
+                                      const AnyMatrix& y);
+// y = x W^T by Linear or, with an fp8 weight, by BlockScaledLinear.  Plain ops only: for the
+// default bodies of fused ones.
 void Multiply(Backend& backend, const Activation& x, const LinearWeight& weight,
               const AnyMatrix& y);
 // Makes the fp8 copy, where one is wanted.

@@ -130,8 +130,10 @@ std::vector<std::string> Names(const std::vector<OverrideDifference>& difference
   return names;
 }
 
-void RunSmall(Backend& backend, KvFormat format) {
-  FusedLayer layer(testing::TestBackend(), kSmallLayer, format);
+void RunSmall(Backend& backend, KvFormat format, std::int64_t value) {
+  testing::LayerSizes sizes = kSmallLayer;
+  sizes.value = value;
+  FusedLayer layer(testing::TestBackend(), sizes, format);
   testing::RunFusedOps(backend, layer);
   backend.AttendMasked(layer.AttendMasked());
 }
@@ -140,15 +142,16 @@ void RunSmall(Backend& backend, KvFormat format) {
 
 TEST_CASE("overrides agree with the default bodies", "[kernels][fused]") {
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
-  CAPTURE(testing::Name(format));
+  const auto value = GENERATE(as<std::int64_t>(), 128, 72);  // a head's: a block of scales, or not
+  CAPTURE(testing::Name(format), value);
   OverrideCheck check(testing::TestBackend());
-  RunSmall(check, format);
+  RunSmall(check, format, value);
   testing::CheckDifferences(check);
 }
 
 TEST_CASE("the override check reads every output of every op", "[kernels][fused]") {
   OverrideCheck check(testing::TestBackend());
-  RunSmall(check, KvFormat::kFp8);
+  RunSmall(check, KvFormat::kFp8, kSmallLayer.value);
   CHECK(Names(check.Differences()) ==
         std::vector<std::string>{"AddNorm fp8 copy",      "AddNorm fp8 scales",
                                  "AddNorm residual",      "AddNorm y",
@@ -178,7 +181,7 @@ TEST_CASE("a fault in an output of a fused op is named", "[kernels][fused]") {
   CAPTURE(fault);
   FaultyOps faulty(testing::TestBackend(), fault);
   OverrideCheck check(faulty);
-  RunSmall(check, KvFormat::kFp8);
+  RunSmall(check, KvFormat::kFp8, kSmallLayer.value);
   CHECK(Names(check.Faults(testing::kOverrideFault)) == std::vector<std::string>{fault});
 }
 

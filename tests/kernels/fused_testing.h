@@ -42,7 +42,7 @@ inline constexpr LayerSizes kSmallLayer{
     .query_latent = 128,
     .heads = 2,
     .nope = 24,
-    .value = 64,
+    .value = 128,
     .inner = 128,
     .index_heads = 4,
     .top_k = 16,

@@ -1,0 +1,62 @@
+// AddNorm: residual, norm and fp8 copy of a row in one launch, one block of 512 threads per row
+// (norm_row.cuh).
+//
+// With b bytes per element (5 b + 1) T D bytes move: x and the residual are read, the residual, y
+// and its copy written.  Of a decode step all lies in the L2 cache: latency counts, so a row stays
+// in registers and the norm's weight is read before the kernels ahead have ended.
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/norm_row.cuh"
+#include "kernels/fused/add_norm.h"
+#include "kernels/ops/rms_norm.h"
+
+namespace dsa {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kPacks = 4;
+
+template <typename T>
+using Row = cuda::NormRow<T, kThreads, kPacks>;
+
+template <typename T>
+__global__ __launch_bounds__(kThreads) void AddNormKernel(const __grid_constant__ AddNormParams p) {
+  cuda::ptx::AllowSuccessor();
+  const Row<T> norm(p.weight.data, p.x.cols);
+  cuda::ptx::WaitForPredecessors();
+  const std::int64_t row = blockIdx.x;
+  T* const residual = p.residual.data == nullptr
+                          ? nullptr
+                          : static_cast<T*>(p.residual.data) + row * p.residual.row_stride;
+  norm.Run(static_cast<const T*>(p.x.data) + row * p.x.row_stride, residual, p.eps,
+           static_cast<T*>(p.y.x.data) + row * p.y.x.row_stride, p.y.fp8, row);
+}
+
+}  // namespace
+
+void CudaBackend::AddNorm(const AddNormParams& params) {
+  const RmsNormExtents extents = Validate(RmsNormParams{.x = params.x,
+                                                        .residual = params.residual,
+                                                        .weight = params.weight,
+                                                        .y = params.y.x,
+                                                        .eps = params.eps});
+  if (params.y.fp8.values.data != nullptr) {
+    Validate(QuantizeFp8Params{.x = params.y.x,
+                               .values = params.y.fp8.values,
+                               .scales = params.y.fp8.scales,
+                               .scale_format = params.y.fp8.format});
+  }
+  if (extents.tokens == 0) {
+    return;
+  }
+  if (extents.hidden > Row<float>::kColumnsMax) {
+    Backend::AddNorm(params);
+    return;
+  }
+  cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
+    cuda::LaunchDependent(AddNormKernel<T>,
+                          {.grid = static_cast<unsigned>(extents.tokens), .threads = kThreads},
+                          state_->stream, params);
+  });
+}
+
+}  // namespace dsa

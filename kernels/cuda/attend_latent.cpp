@@ -1,0 +1,41 @@
+// AttendLatent: queries are rotated and absorbed in one launch, outputs expanded and quantized in
+// one; attention stands between them.
+#include "kernels/cuda/attend_latent.h"
+
+#include "common/view_parts.h"
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/fused/attend.h"
+#include "kernels/ops/latent_attention.h"
+
+namespace dsa {
+
+void CudaBackend::AttendLatent(const AttendLatentParams& params) {
+  const AttendParams& attend = params.attend;
+  const std::int64_t nope = attend.q.cols - kLatentRopeValues;
+  const AnyTensor3 q_rope = ColumnsOf(attend.q, nope, kLatentRopeValues);
+  const RopeParams rope{.x = q_rope,
+                        .positions = attend.rows.positions,
+                        .table = attend.table,
+                        .layout = attend.layout};
+  const AbsorbQueryParams absorb{
+      .q_nope = ColumnsOf(attend.q, 0, nope), .w_uk = attend.w_uk, .q_latent = params.q_latent};
+  if (!cuda::RotateAndAbsorb(rope, absorb, state_->stream)) {
+    Rope(rope);
+    AbsorbQuery(absorb);
+  }
+  LatentAttention({.q_latent = params.q_latent,
+                   .q_rope = q_rope,
+                   .cache = attend.cache,
+                   .rows = attend.rows,
+                   .selection = attend.selection,
+                   .softmax_scale = attend.softmax_scale,
+                   .o_latent = params.o_latent});
+  const ExpandValueParams expand{
+      .o_latent = params.o_latent, .w_uv = attend.w_uv, .o = HeadsOf(attend.o.x, attend.q.heads)};
+  if (!cuda::ExpandAndQuantize(expand, attend.o.fp8, state_->stream)) {
+    ExpandValue(expand);
+    Quantize(*this, attend.o);
+  }
+}
+
+}  // namespace dsa

@@ -1,0 +1,22 @@
+// The two launches of AttendLatent around its attention.  For kernels/cuda/ only.
+//
+// Each returns false, having queued nothing, for types, alignments and extents that it does not
+// take: then the plain ops do the same one by one.
+#pragma once
+
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
+#include "kernels/ops/quantize_fp8.h"
+#include "kernels/ops/rope.h"
+
+#include <cuda_runtime_api.h>
+
+namespace dsa::cuda {
+
+// Rope and AbsorbQuery: queries [T, H, N] and their RoPE columns [T, H, 64], rotated in place.
+bool RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb, cudaStream_t stream);
+// ExpandValue and QuantizeFp8 of its output [T, H * V]: a head's values are whole blocks of 128.
+bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8,
+                       cudaStream_t stream);
+
+}  // namespace dsa::cuda
