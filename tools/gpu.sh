@@ -17,7 +17,12 @@
 #     faults                       a planted CUDA error ends the server as docs/gpu.md says
 #     sanitize                     the operators under compute-sanitizer's tools
 #     bench                        time every operator, dsa_cuda_bench
+#     step                         the decode step of the slice, and of its operators: below
+#     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
 #   Without a stage: start tests weights demo logits needles speed faults.
+#
+# The slice is what one of 32 GPUs holds of DeepSeek-V3.2 with its experts spread over all:
+# configs/models/deepseek-v32-ep32, random weights, 41 GB.
 #
 # The pack holds binaries, scripts, the small model, some text and the commit it was made from.
 # Packed without the model, it runs inside a checkout, whose models/ it takes.
@@ -25,13 +30,13 @@ set -euo pipefail
 
 pack() {
   cd "$(dirname "$0")/.."
-  tools/build.sh cuda dsa kernels_cuda_tests dsa_gpu_checks dsa_cuda_bench
+  tools/build.sh cuda dsa kernels_cuda_tests dsa_gpu_checks dsa_cuda_bench dsa_step_bench
   local target=build/gpu
   rm -rf "$target"
   mkdir -p "$target"/{tools,configs,text,build}
   cp tools/gpu.sh "$target/"
   cp tools/{demo,serving}.sh "$target/tools/"
-  cp configs/*.json "$target/configs/"
+  cp -r configs/*.json configs/models "$target/configs/"
   cp tests/fixtures/quality/passages.txt "$target/text/"
   if [[ ${1:-} != --without-model ]]; then
     mkdir -p "$target/models"
@@ -39,7 +44,8 @@ pack() {
   fi
   local binary
   for binary in build/cuda/dsa build/cuda/tests/kernels/kernels_cuda_tests \
-    build/cuda/tests/gpu/dsa_gpu_checks build/cuda/bench/dsa_cuda_bench; do
+    build/cuda/tests/gpu/dsa_gpu_checks build/cuda/bench/dsa_cuda_bench \
+    build/cuda/bench/dsa_step_bench; do
     strip -o "$target/$(basename "$binary")" "$binary"
   done
   git describe --always --dirty --abbrev=12 >"$target/commit"
@@ -76,6 +82,26 @@ sanitize() {
   sanitized initcheck --kernel-name kns=dsa "~[linear]~[block_scaled_linear]"
 }
 
+slice_model=configs/models/deepseek-v32-ep32
+
+# Serves sequences of a length, as many as it says at once, and asks for answers of 16 tokens.
+serve_slice() {  # SEQUENCES TOKENS
+  local address=127.0.0.1:50077 start=$EPOCHREALTIME
+  start_serving ./dsa "$address" slice.log --model "$slice_model" --load dummy --device cuda \
+    --max-num-seqs "$1" --max-model-len "$2" --max-num-batched-tokens 4096
+  echo "$1 sequences of $2: ready after $(bc <<<"$EPOCHREALTIME - $start") s"
+  ./dsa bench serve --address "$address" --dataset random --requests "$1" --concurrency "$1" \
+    --warmup-requests 0 --input-len $(($2 - 64)) --output-len 16 --output "slice-$1" | tail -n 30
+  stop_serving
+}
+
+slice() {
+  # shellcheck source=tools/serving.sh
+  source tools/serving.sh
+  serve_slice 64 8192
+  serve_slice 5 131072
+}
+
 stage() {
   case $1 in
     start) start ;;
@@ -85,6 +111,8 @@ stage() {
     faults) ./dsa_gpu_checks "[faults]" ;;
     sanitize) sanitize ;;
     bench) ./dsa_cuda_bench ;;
+    step) ./dsa_step_bench "$slice_model" 64 8192 1 8192 ;;
+    slice) slice ;;
     *)
       echo "gpu.sh run: no stage '$1'" >&2
       return 2

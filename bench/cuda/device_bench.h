@@ -25,6 +25,13 @@ struct DeviceTiming {
   double p90;
 };
 
+// What the card does at most, per microsecond.
+struct CardCeilings {
+  double copy_bytes;  // read and written
+  double fp8_flops;
+  double bf16_flops;
+};
+
 // A dense [rows, cols] matrix of random values.
 struct DeviceOperand {
   DeviceBuffer buffer;
@@ -62,6 +69,11 @@ class DeviceBench final {
 
   // Measures and prints the card's ceilings, which every row refers to; once, before the rows.
   void MeasureCeilings();
+  CardCeilings ceilings() const {
+    return {.copy_bytes = copy_bytes_per_us_,
+            .fp8_flops = gemm_flops_per_us_,
+            .bf16_flops = bf16_flops_per_us_};
+  }
   void Heading(const std::string& text) const;
   // "rms_norm  T=64 D=7168  4.1 us [4.0, 4.6]  1.84 MB  447 GB/s  0.0 TFLOP/s  15 % of copy", the
   // ceiling whose time for the work is the longer.
@@ -83,6 +95,7 @@ class DeviceBench final {
   DeviceBuffer flush_;
   double copy_bytes_per_us_ = 0.0;  // read and written
   double gemm_flops_per_us_ = 0.0;  // block-scaled fp8, 8192 cubed
+  double bf16_flops_per_us_ = 0.0;  // 8192 cubed
 };
 
 void BenchRowOps(DeviceBench& bench);

@@ -1,0 +1,386 @@
+// dsa_step_bench FOLDER [ROWS POSITION]...: the decode step of a model with random weights, of
+// which config.json is enough, and where its time goes.
+//
+// The step is recorded and replayed as in a server, its keys are random latents in scattered
+// blocks. Then each section (step_sections.h) is recorded alone, over all layers, and timed: the
+// sum of the sections beside the step says whether the parts are its parts.  Floors are of the same
+// run's copy and products.
+#include "bench/cuda/device_bench.h"
+#include "bench/cuda/step_sections.h"
+#include "cache/kv_arena.h"
+#include "common/check.h"
+#include "common/prng.h"
+#include "common/view_parts.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/fused/write_keys.h"
+#include "kernels/ops/fill_random.h"
+#include "kernels/ops/sample.h"
+#include "model/activations.h"
+#include "model/limits.h"
+#include "model/model_config.h"
+#include "model/random_weights.h"
+#include "model/rope_table.h"
+#include "model/step_buffers.h"
+#include "model/transformer.h"
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/core.h>
+
+namespace dsa::bench {
+namespace {
+
+struct Point {
+  std::int64_t rows;
+  std::int64_t position;  // keys that each row sees
+};
+
+template <typename T>
+T Must(Result<T>&& result) {
+  DSA_CHECK(result.ok(), "{}", std::string_view(result.error().message));
+  return std::move(result).value();
+}
+void Must(const Status& status) {
+  DSA_CHECK(status.ok(), "{}", std::string_view(status.error().message));
+}
+
+template <typename T>
+DeviceBuffer Uploaded(Backend& backend, const std::vector<T>& values) {
+  DeviceBuffer buffer = Must(backend.Allocate(values.size() * sizeof(T)));
+  backend.CopyToDevice(buffer.data(), values.data(), values.size() * sizeof(T));
+  return buffer;
+}
+
+// Everything of a server but the engine: weights, caches full of random keys, buffers.
+class Model final {
+ public:
+  Model(CudaBackend& backend, const std::string& folder, const std::vector<Point>& points)
+      : backend_(backend), config_(Must(LoadModelConfig(folder))) {
+    for (const Point& point : points) {
+      rows_max_ = std::max(rows_max_, point.rows);
+      context_ = std::max(context_, point.position);
+    }
+    const StepLimits limits{.tokens_max = rows_max_,
+                            .sequences_max = rows_max_,
+                            .table_rows_max = rows_max_,
+                            .context_max = context_ + kTokensPerBlock,
+                            .logit_rows_max = rows_max_,
+                            .adjustments_max = 0,
+                            .masked_until = 0,
+                            .score_bytes_max = std::int64_t{256} << 20,
+                            .logits_rows_host = 0};
+    plan_ = PlanWorkspace(config_, limits);
+    weights_ = Must(MakeRandomWeights(config_, 0, backend_));
+    blocks_each_ = BlockTableColumns(limits.context_max);
+    arena_.emplace(Must(
+        KvArena::Create(backend_, {.blocks = static_cast<std::int32_t>(rows_max_ * blocks_each_),
+                                   .layers = static_cast<int>(config_.layers),
+                                   .indexer_layers = static_cast<int>(config_.indexer_layers()),
+                                   .format = config_.default_kv_format()})));
+    activations_.emplace(Must(Activations::Create(backend_, plan_, config_.activation_type)));
+    rope_.emplace(
+        Must(DeviceRopeTable::Create(backend_, config_.rope_frequencies, limits.context_max)));
+    Must(backend_.ReserveScratch(plan_.scratch));
+    MakeTables();
+    FillCaches();
+  }
+
+  const ModelConfig& config() const { return config_; }
+  // Queues a step through `ops`, on the operands that Prepare has made.
+  void Prepare(const Point& point);
+  void Queue(Backend& ops);
+
+ private:
+  // Blocks of a sequence lie far from each other.
+  void MakeTables() {
+    const std::int64_t blocks = rows_max_ * blocks_each_;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      host_tables_.push_back(static_cast<std::int32_t>(i * 7919 % blocks));
+    }
+    DSA_CHECK(blocks % 7919 != 0, "{} blocks are a multiple of the stride", blocks);
+    tables_ = Uploaded(backend_, host_tables_);
+  }
+  std::int64_t Slot(std::int64_t sequence, std::int64_t position) const {
+    const auto entry =
+        static_cast<std::size_t>(sequence * blocks_each_ + position / kTokensPerBlock);
+    return host_tables_[entry] * std::int64_t{kTokensPerBlock} + position % kTokensPerBlock;
+  }
+  AnyMatrix Random(std::int64_t rows, std::int64_t cols);
+  void FillCaches();
+
+  CudaBackend& backend_;
+  ModelConfig config_;
+  std::int64_t rows_max_ = 0;
+  std::int64_t context_ = 0;
+  std::int64_t blocks_each_ = 0;
+  WorkspacePlan plan_;
+  DeviceWeights weights_;
+  std::optional<KvArena> arena_;
+  std::optional<Activations> activations_;
+  std::optional<DeviceRopeTable> rope_;
+  std::vector<std::int32_t> host_tables_;
+  DeviceBuffer tables_;
+  std::vector<DeviceBuffer> random_;
+  // Of the step.
+  StepShape shape_;
+  DeviceBuffer ids_, positions_, sequences_, rows_, slots_, sampling_, outputs_;
+};
+
+AnyMatrix Model::Random(std::int64_t rows, std::int64_t cols) {
+  const DataType type = config_.activation_type;
+  random_.push_back(Must(backend_.Allocate(static_cast<std::size_t>(rows * cols * SizeOf(type)))));
+  backend_.FillRandom({.data = random_.back().data(),
+                       .type = type,
+                       .size = rows * cols,
+                       .seed = random_.size(),
+                       .mean = 0.0F,
+                       .deviation = 1.0F});
+  return {
+      .data = random_.back().data(), .type = type, .rows = rows, .cols = cols, .row_stride = cols};
+}
+
+// Every sequence has the same keys, in places of its own.
+void Model::FillCaches() {
+  const AnyMatrix kv = Random(context_, kLatentValues + kLatentRopeValues);
+  const AnyMatrix k = Random(context_, kIndexerValues);
+  std::vector<std::int32_t> positions;
+  for (std::int64_t i = 0; i < context_; ++i) {
+    positions.push_back(static_cast<std::int32_t>(i));
+  }
+  const DeviceBuffer device_positions = Uploaded(backend_, positions);
+  for (std::int64_t sequence = 0; sequence < rows_max_; ++sequence) {
+    std::vector<std::int64_t> slots;
+    for (std::int64_t i = 0; i < context_; ++i) {
+      slots.push_back(Slot(sequence, i));
+    }
+    const DeviceBuffer device_slots = Uploaded(backend_, slots);
+    const Vector<const std::int32_t> at{.data = device_positions.As<const std::int32_t>(),
+                                        .size = context_};
+    const Vector<const std::int64_t> to{.data = device_slots.As<const std::int64_t>(),
+                                        .size = context_};
+    for (int layer = 0; layer < static_cast<int>(config_.layers); ++layer) {
+      const LayerWeights& weights = weights_.weights.layers[static_cast<std::size_t>(layer)];
+      std::optional<StoreIndexerKeyParams> key;
+      if (weights.indexer) {
+        key = {.k = k,
+               .norm_weight = weights.indexer->k_norm_weight,
+               .norm_bias = weights.indexer->k_norm_bias,
+               .eps = 1e-6F,
+               .positions = at,
+               .table = rope_->view(),
+               .layout = config_.index_rope_layout,
+               .slots = to,
+               .cache = arena_->Indexer(layer)};
+      }
+      backend_.WriteKeys({.query_latent = {},
+                          .query_norm_weight = {},
+                          .query_norm_eps = 0.0F,
+                          .latent = {.kv = kv,
+                                     .norm_weight = weights.attention.kv_a_norm,
+                                     .eps = config_.latent_norm_eps,
+                                     .positions = at,
+                                     .table = rope_->view(),
+                                     .layout = RopeLayout::kInterleaved,
+                                     .slots = to,
+                                     .cache = arena_->Latent(layer)},
+                          .indexer_key = key});
+    }
+    backend_.Synchronize();
+  }
+}
+
+void Model::Prepare(const Point& point) {
+  const bool selects = config_.has_indexer() && point.position > config_.index_topk;
+  shape_ = DecodeShape(point.rows, selects ? AttentionPath::kSparse : AttentionPath::kDense,
+                       RoundUpVisible(point.position, context_ + kTokensPerBlock));
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> rows;
+  std::vector<std::int64_t> slots;
+  std::vector<SamplingRow> sampling;
+  for (std::int64_t row = 0; row < point.rows; ++row) {
+    const std::uint64_t bits = CounterBits(7, static_cast<std::uint64_t>(row));
+    ids.push_back(static_cast<std::int32_t>(bits % static_cast<std::uint64_t>(config_.vocabulary)));
+    rows.push_back(static_cast<std::int32_t>(row));
+    slots.push_back(Slot(row, point.position - 1));
+    sampling.push_back({.temperature = 0.0F,
+                        .min_p = 0.0F,
+                        .top_p = 1.0F,
+                        .top_k = 0,
+                        .seed = 1,
+                        .position = point.position,
+                        .adjustments_first = 0,
+                        .adjustments_count = 0,
+                        .top_logprobs = 0});
+  }
+  ids_ = Uploaded(backend_, ids);
+  rows_ = Uploaded(backend_, rows);
+  sequences_ = Uploaded(backend_, rows);
+  slots_ = Uploaded(backend_, slots);
+  sampling_ = Uploaded(backend_, sampling);
+  positions_ = Uploaded(backend_, std::vector<std::int32_t>(
+                                      rows.size(), static_cast<std::int32_t>(point.position - 1)));
+  outputs_ = Must(backend_.Allocate(static_cast<std::size_t>(OutputBytes(shape_))));
+  backend_.Zero(outputs_.data(), outputs_.bytes());
+  backend_.Synchronize();
+}
+
+void Model::Queue(Backend& ops) {
+  Transformer transformer({.backend = ops,
+                           .config = config_,
+                           .weights = weights_.weights,
+                           .rope_table = rope_->view(),
+                           .arena = *arena_,
+                           .activations = *activations_,
+                           .batch_invariant = false});
+  const std::int64_t rows = shape_.tokens;
+  const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_);
+  const auto integers = [&](const DeviceBuffer& buffer) {
+    return Vector<const std::int32_t>{.data = buffer.As<const std::int32_t>(), .size = rows};
+  };
+  const Matrix<const float> logits =
+      transformer.Forward(shape_, {.token_ids = integers(ids_),
+                                   .positions = integers(positions_),
+                                   .slots = {.data = slots_.As<const std::int64_t>(), .size = rows},
+                                   .sequences = integers(sequences_),
+                                   .block_tables = {.data = tables_.As<const std::int32_t>(),
+                                                    .rows = rows_max_,
+                                                    .cols = blocks_each_,
+                                                    .row_stride = blocks_each_},
+                                   .logit_rows = integers(rows_),
+                                   .row_faults = outputs.row_faults});
+  ops.Sample({.logits = logits,
+              .logit_rows = integers(rows_),
+              .rows = {.data = sampling_.As<const SamplingRow>(), .size = rows},
+              .adjustments = {.data = nullptr, .size = 0},
+              .masks = {},
+              .vocabulary_limit = static_cast<std::int32_t>(config_.vocabulary),
+              .tokens = outputs.tokens,
+              .logprobs = outputs.logprobs,
+              .top_ids = outputs.top_ids,
+              .top_logprobs = outputs.top_logprobs,
+              .faults = outputs.sample_faults});
+}
+
+// Nodes of a graph of what `body` queues.
+std::size_t Launches(const CudaBackend& backend, const std::function<void()>& body) {
+  cudaGraph_t graph = nullptr;
+  std::size_t nodes = 0;
+  DSA_CUDA_CHECK(cudaStreamBeginCapture(backend.stream(), cudaStreamCaptureModeThreadLocal));
+  body();
+  DSA_CUDA_CHECK(cudaStreamEndCapture(backend.stream(), &graph));
+  DSA_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+  DSA_CUDA_CHECK(cudaGraphDestroy(graph));
+  return nodes;
+}
+
+void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceilings,
+                const Point& point) {
+  constexpr GraphId kStep{0};
+  CudaBackend& backend = bench.backend();
+  SectionBackend sections(backend, ceilings, point.position);
+  model.Prepare(point);
+  const auto queue = [&] { model.Queue(sections); };
+  const auto measure = [&] {
+    backend.Record(kStep, queue);
+    return bench.Measure([&] { backend.Replay(kStep); });
+  };
+  sections.Want({});
+  queue();  // plans products
+  backend.Synchronize();
+  sections.Want({});
+  const std::size_t launches = Launches(backend, queue);
+  double floor_us = 0.0;
+  for (std::size_t i = 0; i < kSectionNames.size(); ++i) {
+    floor_us += sections.floor_us(static_cast<Section>(i));
+  }
+  const DeviceTiming step = measure();
+  bench.Heading(fmt::format("decode step, {} rows at {} tokens", point.rows, point.position));
+  fmt::print("{:<32} {:>10.1f} us [{:.1f}, {:.1f}]  floor {:.1f} us, {:.2f} times; {} launches\n",
+             "step", step.median, step.p10, step.p90, floor_us, step.median / floor_us, launches);
+  double sum_us = 0.0;
+  double layer_launches = 0.0;
+  for (std::size_t i = 0; i < kSectionNames.size(); ++i) {
+    const auto section = static_cast<Section>(i);
+    sections.Want(section);
+    const auto nodes = static_cast<double>(Launches(backend, queue));
+    const SectionWork work = sections.work(section);
+    const double floor = sections.floor_us(section);
+    if (work.calls == 0) {
+      continue;
+    }
+    const double median = measure().median;
+    sum_us += median;
+    const double calls = work.calls;
+    const bool is_of_layer = work.calls > model.config().layers / 2;
+    if (is_of_layer) {
+      layer_launches += nodes / calls * (section == Section::kAddNorm ? 2.0 : 1.0);
+    }
+    fmt::print(
+        "{:<32} {:>10.1f} us = {:>3} x {:>7.1f}  floor {:>7.1f}  {:>5.2f} times  {:>4.1f} "
+        "launches each\n",
+        kSectionNames.at(i), median, work.calls, median / calls, floor / calls, median / floor,
+        nodes / calls);
+  }
+  fmt::print("{:<32} {:>10.1f} us  {:+.1f} % of the step; a layer with experts: {:.1f} launches\n",
+             "sum of the sections", sum_us, 100.0 * (sum_us / step.median - 1.0), layer_launches);
+}
+
+CardCeilings MeasureCeilings() {
+  const std::unique_ptr<CudaBackend> backend = Must(CudaBackend::Make(0));
+  constexpr std::int64_t kSide = 8192;
+  ScratchLimits limits{};
+  limits.tokens_max = kSide;
+  limits.linear_width_max = kSide;
+  limits.context_max = kTokensPerBlock;
+  limits.heads = 1;
+  limits.nope = 128;
+  limits.value = 128;
+  limits.hidden = 128;
+  limits.logit_rows_max = 1;
+  limits.vocabulary = 128;
+  Must(backend->ReserveScratch(limits));
+  DeviceBench bench(*backend);
+  bench.MeasureCeilings();
+  return bench.ceilings();
+}
+
+int Main(const std::string& folder, const std::vector<Point>& points) {
+  if (auto made = CudaBackend::Make(0); !made.ok()) {
+    fmt::print(stderr, "{}\n", made.error().message);
+    return ExitCode(made.error());
+  }
+  const CardCeilings ceilings = MeasureCeilings();
+  const std::unique_ptr<CudaBackend> backend = Must(CudaBackend::Make(0));
+  const DeviceBench bench(*backend);
+  Model model(*backend, folder, points);
+  for (const Point& point : points) {
+    BenchPoint(bench, model, ceilings, point);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace dsa::bench
+
+int main(int argc, char** argv) {
+  if (argc < 4 || argc % 2 != 0) {
+    fmt::print(stderr, "usage: dsa_step_bench FOLDER ROWS POSITION [ROWS POSITION]...\n");
+    return 2;
+  }
+  std::vector<dsa::bench::Point> points;
+  for (int i = 2; i < argc; i += 2) {
+    const dsa::bench::Point point{.rows = std::strtoll(argv[i], nullptr, 10),
+                                  .position = std::strtoll(argv[i + 1], nullptr, 10)};
+    if (point.rows < 1 || point.position < 1) {
+      fmt::print(stderr, "dsa_step_bench: rows {} and position {}: both must be at least 1\n",
+                 argv[i], argv[i + 1]);
+      return 2;
+    }
+    points.push_back(point);
+  }
+  return dsa::bench::Main(argv[1], points);
+}

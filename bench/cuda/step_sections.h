@@ -1,0 +1,93 @@
+// A decode step taken apart: which op of the step belongs to which section, what each section has
+// to move and to compute at least, and a backend that queues one section alone.  One thread.
+#pragma once
+
+#include "bench/cuda/device_bench.h"
+#include "kernels/forwarding_backend.h"
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace dsa::bench {
+
+// In the order of kSectionNames.
+enum class Section : std::uint8_t {
+  kEmbed,
+  kAddNorm,
+  kInputProjection,
+  kWriteKeys,
+  kQueryProjection,
+  kSelectKeys,
+  kAttendLatent,
+  kOutputProjection,
+  kGatedMlp,
+  kExpertMlp,
+  kHead,
+  kSample,
+};
+inline constexpr std::array<std::string_view, 12> kSectionNames = {"embed, gather rows",
+                                                                   "add, norm, fp8 copy",
+                                                                   "project q_a, wk, kv_a, weights",
+                                                                   "write keys",
+                                                                   "project q_b, wq_b",
+                                                                   "select keys",
+                                                                   "attend",
+                                                                   "project o",
+                                                                   "dense mlp",
+                                                                   "experts",
+                                                                   "head",
+                                                                   "sample"};
+
+// Least work of a section's calls, summed.
+struct SectionWork {
+  int calls = 0;
+  double bytes = 0.0;
+  double fp8_flops = 0.0;
+  double bf16_flops = 0.0;
+};
+
+// Passes the ops of a decode step on, fused ones included, where they belong to the section that is
+// wanted, and leaves the others out.
+class SectionBackend final : public ForwardingBackend {
+ public:
+  // `visible`: keys that each row sees.
+  SectionBackend(Backend& inner, const CardCeilings& ceilings, std::int64_t visible)
+      : ForwardingBackend(inner), ceilings_(ceilings), visible_(visible) {}
+
+  // From now on this section alone, or all of them; work is counted from nothing.
+  void Want(std::optional<Section> section) {
+    wanted_ = section;
+    works_ = {};
+    floors_us_ = {};
+  }
+  const SectionWork& work(Section section) const { return works_.at(Index(section)); }
+  // The sum over the section's calls of max(bytes / copy, FLOPs / peak).
+  double floor_us(Section section) const { return floors_us_.at(Index(section)); }
+
+  void Embed(const EmbedParams& params) override;
+  void GatherRows(const GatherRowsParams& params) override;
+  void Sample(const SampleParams& params) override;
+  void AddNorm(const AddNormParams& params) override;
+  void Project(const ProjectParams& params) override;
+  void WriteKeys(const WriteKeysParams& params) override;
+  void SelectKeys(const SelectKeysParams& params) override;
+  void AttendLatent(const AttendLatentParams& params) override;
+  void AttendMasked(const AttendMaskedParams& params) override;
+  void GatedMlp(const GatedMlpParams& params) override;
+  void ExpertMlp(const ExpertMlpParams& params) override;
+
+ private:
+  static std::size_t Index(Section section) { return static_cast<std::size_t>(section); }
+  // Counts the work; whether to queue it.
+  bool Takes(Section section, const SectionWork& work);
+
+  CardCeilings ceilings_;
+  std::int64_t visible_;
+  std::optional<Section> wanted_;
+  std::array<SectionWork, kSectionNames.size()> works_{};
+  std::array<double, kSectionNames.size()> floors_us_{};
+};
+
+}  // namespace dsa::bench
