@@ -1,6 +1,7 @@
 // AbsorbQuery, LatentAttention and ExpandValue in a decode step, and LatentAttention and
 // MaskedAttention of a chunk of prefill, over an fp8 cache of normal latents.
 #include "bench/cuda/device_bench.h"
+#include "common/prng.h"
 #include "common/view_parts.h"
 #include "kernels/batch_view.h"
 #include "kernels/kv_layout.h"
@@ -20,7 +21,8 @@ namespace {
 constexpr std::int64_t kNope = 128;
 constexpr std::int64_t kSelected = 2048;
 
-// Rows of sequences whose blocks lie mixed; every `stride`-th position is selected.
+// Rows of sequences whose blocks lie mixed.  As many positions as are selected cut what a row sees
+// into pieces of equal length, and one lies anywhere in each.
 struct AttentionRows {
   DeviceBuffer positions, sequences, tables, selected, counts, mask;
   PagedRows view;
@@ -45,7 +47,10 @@ AttentionRows MakeRows(const DeviceBench& bench, const std::vector<std::int32_t>
     const std::int64_t count = std::min(visible, kSelected);
     const auto first_block = static_cast<std::size_t>(sequences[row] * blocks);
     for (std::int64_t i = 0; i < kSelected; ++i) {
-      const std::int64_t key = i * visible / count;
+      const std::int64_t from = i * visible / count;
+      const std::int64_t length = std::max<std::int64_t>((i + 1) * visible / count - from, 1);
+      const std::int64_t key =
+          std::min(visible - 1, from + static_cast<std::int64_t>(CounterBits(row, i) % length));
       const auto block = static_cast<std::size_t>(key / kTokensPerBlock);
       selected.push_back(i < count ? tables[first_block + block] * kTokensPerBlock +
                                          static_cast<std::int32_t>(key % kTokensPerBlock)
@@ -124,7 +129,9 @@ void BenchLatent(const DeviceBench& bench, const std::string& shape, const Atten
   const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
   const DeviceOperand latent = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
   const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kLatentValues);
-  const auto keys = static_cast<double>(tokens * kSelected);
+  const bool is_selected = rows.selection.slots.data != nullptr;
+  const auto keys =
+      static_cast<double>(is_selected ? tokens * kSelected : blocks * kTokensPerBlock);
   bench.Row(
       "latent_attention", shape,
       {.bytes = keys * LatentBlock::kTokenBytes +
@@ -141,6 +148,25 @@ void BenchLatent(const DeviceBench& bench, const std::string& shape, const Atten
                                          .softmax_scale = 0.05,
                                          .o_latent = HeadsOf(o.view, heads)});
       });
+}
+
+// One row each of sequences of `context` tokens: selected keys or all of them.
+void BenchDecode(const DeviceBench& bench, std::int64_t tokens, std::int64_t heads,
+                 std::int64_t context, bool is_selected) {
+  const std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens),
+                                            static_cast<std::int32_t>(context - 1));
+  std::vector<std::int32_t> sequences;
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    sequences.push_back(static_cast<std::int32_t>(i));
+  }
+  AttentionRows rows = MakeRows(bench, positions, sequences, tokens, context);
+  if (!is_selected) {
+    rows.selection = {};
+  }
+  BenchLatent(
+      bench,
+      fmt::format("T={} H={}, {} {}", tokens, heads, is_selected ? "2048 of" : "all of", context),
+      rows, heads, tokens * context / kTokensPerBlock);
 }
 
 void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t context,
@@ -184,19 +210,16 @@ void BenchAttentionOps(DeviceBench& bench) {
   for (const std::int64_t tokens : {1, 64, 2048}) {
     BenchProjections(bench, tokens, 128);
   }
-  constexpr std::int64_t kContext = 8192;
-  for (const std::int64_t heads : {8, 128}) {
-    for (const std::int64_t tokens : {1, 16, 64, 256}) {
-      const std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens), kContext - 1);
-      std::vector<std::int32_t> sequences;
-      for (std::int64_t i = 0; i < tokens; ++i) {
-        sequences.push_back(static_cast<std::int32_t>(i));
-      }
-      BenchLatent(bench, fmt::format("T={} H={}", tokens, heads),
-                  MakeRows(bench, positions, sequences, tokens, kContext), heads,
-                  tokens * kContext / kTokensPerBlock);
+  for (const std::int64_t heads : {8, 16, 128}) {
+    for (const std::int64_t tokens : {1, 16, 64, 128}) {
+      BenchDecode(bench, tokens, heads, 32768, true);
     }
   }
+  for (const std::int64_t context : {256, 2048, 16384}) {
+    BenchDecode(bench, 1, 8, context, false);
+  }
+  BenchDecode(bench, 128, 128, 8192, false);
+  constexpr std::int64_t kContext = 8192;
   std::vector<std::int32_t> chunk;
   for (std::int64_t i = kContext - 1024; i < kContext; ++i) {
     chunk.push_back(static_cast<std::int32_t>(i));

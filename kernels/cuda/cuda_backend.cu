@@ -69,6 +69,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
   }
   auto state = std::make_unique<State>();
   state->device = device;
+  state->multiprocessors = properties.multiProcessorCount;
   state->name = properties.name;
   DSA_RETURN_IF_ERROR(CheckStart("taking it", cudaSetDevice(device)));
   DSA_RETURN_IF_ERROR(CheckStart("making a stream",
@@ -127,7 +128,7 @@ std::int64_t CudaBackend::AvailableBytes() const {
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
   return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
-         OpScratchBytes(limits);
+         OpScratchBytes(limits) + cuda::kAttentionCounterBytes;
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
@@ -135,6 +136,8 @@ Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
   state_->limits = limits;
   state_->scratch_reserved = true;
   DSA_ASSIGN_OR_RETURN(state_->scratch, Allocate(OpScratchBytes(limits)));
+  DSA_ASSIGN_OR_RETURN(state_->attention_counters, Allocate(cuda::kAttentionCounterBytes));
+  Zero(state_->attention_counters.data(), cuda::kAttentionCounterBytes);
   return state_->gemm.Reserve(*this, limits.tokens_max, limits.linear_width_max);
 }
 

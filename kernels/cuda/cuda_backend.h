@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
   void IndexerLogits(const IndexerLogitsParams& params) override;
   void SelectTopK(const SelectTopKParams& params) override;
   void AbsorbQuery(const AbsorbQueryParams& params) override;
+  void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override;
   void LatentAttention(const LatentAttentionParams& params) override;
   void ExpandValue(const ExpandValueParams& params) override;
   void MaskedAttention(const MaskedAttentionParams& params) override;

@@ -14,6 +14,7 @@ namespace dsa {
 
 struct CudaBackend::State {
   int device = 0;
+  int multiprocessors = 0;
   std::string name;
   cudaStream_t stream = nullptr;
   cuda::Gemm gemm;
@@ -21,6 +22,8 @@ struct CudaBackend::State {
   ScratchLimits limits{};
   DeviceBuffer scratch;  // of all ops but the products of `gemm`: ScratchArena
   bool scratch_reserved = false;
+  DeviceBuffer attention_counters;  // zero between ops
+  bool batch_invariant = false;     // PlanAttention
 };
 
 }  // namespace dsa

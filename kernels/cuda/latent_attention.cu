@@ -1,14 +1,15 @@
-// LatentAttention: bfloat16 queries over a cache of fp8 or bfloat16 run on the tensor cores
-// (latent_attention_tensor.cu); float32 queries, and a float32 cache, in float32 without them,
-// here:
+// LatentAttention: which kernel serves it, and how rows are split (ChooseKernel, PlanSplits below).
+// bfloat16 queries run on the tensor cores: over the fp8 cache by latent_attention_many_heads.cu,
+// else by latent_attention_tensor.cu.  Float32 queries, and a float32 cache, go in float32 without
+// them, here:
 //
 //   block   8 heads of a row and a range of its keys, 32 keys a turn
 //   scores  warp h, lane j: head h meets key j, 32 products at a time added up before they join
 //   values  thread i: latent values i and i + 256 of all heads
 //
-// With few rows a row's keys are split over several blocks, which leave their parts in scratch, and
-// one more kernel joins them in order.  How many follows from the number of rows and heads: equal
-// batches give equal bits, and a row's bits beside other numbers of rows differ by rounding.
+// With few rows a row's keys are split over several blocks, which leave their parts in scratch, to
+// be joined in order.
+#include "common/view_parts.h"
 #include "kernels/cuda/attention_keys.cuh"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/latent_attention.h"
@@ -16,6 +17,7 @@
 #include "kernels/cuda/scratch_arena.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace dsa {
 namespace {
@@ -229,7 +231,94 @@ cuda::AttentionParts TakeParts(cuda::ScratchArena& arena, std::int64_t row_heads
   return {.outputs = arena.Take<float>(parts * kLatentValues),
           .maxima = arena.Take<float2>(parts),
           .splits = splits,
-          .is_binary = is_binary};
+          .is_binary = is_binary,
+          .counters = nullptr};
+}
+
+enum class Kernel : std::uint8_t { kPlain, kTensor, kManyHeads };
+
+Kernel ChooseKernel(const LatentAttentionParams& params) {
+  if (params.q_latent.type != DataType::kBf16 || params.cache.format == KvFormat::kF32) {
+    return Kernel::kPlain;
+  }
+  const bool has_aligned_rows = cuda::HasAlignedRows(params.q_latent) &&
+                                cuda::HasAlignedRows(params.q_rope) &&
+                                cuda::HasAlignedRows(params.o_latent);
+  return params.cache.format == KvFormat::kFp8 && has_aligned_rows ? Kernel::kManyHeads
+                                                                   : Kernel::kTensor;
+}
+
+std::int64_t GroupsOf(Kernel kernel, std::int64_t heads) {
+  switch (kernel) {
+    case Kernel::kTensor: return cuda::TensorAttentionGroups(heads);
+    case Kernel::kManyHeads: return cuda::ManyHeadsGroups(heads);
+    case Kernel::kPlain: break;
+  }
+  return (heads + kHeads - 1) / kHeads;
+}
+
+struct Splits {
+  std::int64_t rows;  // of a launch
+  int splits;         // of a row
+};
+
+// By default as many ranges as fill the device: equal batches give equal bits, and a row's bits
+// beside other numbers of rows differ by rounding.  Batch-invariant: always the same number, and as
+// many rows a launch as still run at once.
+Splits PlanSplits(std::int64_t rows, std::int64_t groups, int multiprocessors,
+                  bool batch_invariant) {
+  constexpr int kInvariantSplits = 4;
+  const std::int64_t blocks = std::min(multiprocessors, cuda::kMultiprocessors);
+  if (batch_invariant) {
+    DSA_CHECK(groups * kInvariantSplits <= blocks, "LatentAttention: {} groups of heads", groups);
+    return {.rows = blocks / (groups * kInvariantSplits), .splits = kInvariantSplits};
+  }
+  const std::int64_t fit = std::clamp<std::int64_t>(blocks / (rows * groups), 1, cuda::kSplitsMax);
+  return {.rows = rows, .splits = static_cast<int>(std::bit_floor(static_cast<unsigned>(fit)))};
+}
+
+LatentAttentionParams RowsOf(const LatentAttentionParams& params, std::int64_t first,
+                             std::int64_t count) {
+  LatentAttentionParams part = params;
+  part.q_latent = RowsOfAny(params.q_latent, first, count);
+  part.q_rope = RowsOfAny(params.q_rope, first, count);
+  part.o_latent = RowsOfAny(params.o_latent, first, count);
+  part.rows.positions = dsa::RowsOf(params.rows.positions, first, count);
+  part.rows.sequences = dsa::RowsOf(params.rows.sequences, first, count);
+  part.rows.group = 1;
+  if (params.selection.slots.data != nullptr) {
+    part.selection.slots = dsa::RowsOf(params.selection.slots, first, count);
+    part.selection.counts = dsa::RowsOf(params.selection.counts, first, count);
+  }
+  return part;
+}
+
+void LaunchJoin(const LatentAttentionParams& params, const cuda::AttentionParts& parts,
+                cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(params.q_latent.heads),
+                  static_cast<unsigned>(params.q_latent.rows));
+  cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
+    JoinPartsKernel<T><<<grid, kJoinThreads, 0, stream>>>(params, parts);
+  });
+  DSA_CUDA_CHECK(cudaGetLastError());
+}
+
+void Launch(Kernel kernel, const LatentAttentionParams& params, const cuda::AttentionParts& parts,
+            cudaStream_t stream) {
+  switch (kernel) {
+    case Kernel::kManyHeads: cuda::RunManyHeads(params, parts, stream); return;
+    case Kernel::kTensor: cuda::RunTensorAttention(params, parts, stream); break;
+    case Kernel::kPlain:
+      cuda::DispatchFloat(params.q_latent.type, [&]<typename T>(T) {
+        cuda::DispatchFormat(params.cache.format, [&]<KvFormat kFormat>() {
+          LaunchPlain<T, kFormat>(params, parts, stream);
+        });
+      });
+      break;
+  }
+  if (parts.splits > 1) {
+    LaunchJoin(params, parts, stream);
+  }
 }
 
 }  // namespace
@@ -240,37 +329,30 @@ std::int64_t cuda::LatentAttentionScratchBytes(const ScratchLimits& /*limits*/) 
   return arena.used();
 }
 
+void CudaBackend::PlanAttention(const PagedRows& /*rows*/, std::int64_t /*heads*/,
+                                bool batch_invariant) {
+  state_->batch_invariant = batch_invariant;
+}
+
 void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
   const LatentAttentionExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
   }
-  const bool is_tensor =
-      params.q_latent.type == DataType::kBf16 && params.cache.format != KvFormat::kF32;
-  const std::int64_t groups = is_tensor ? cuda::TensorAttentionGroups(extents.heads)
-                                        : (extents.heads + kHeads - 1) / kHeads;
-  const auto splits = static_cast<int>(std::clamp<std::int64_t>(
-      cuda::kMultiprocessors / (extents.tokens * groups), 1, cuda::kSplitsMax));
+  const Kernel kernel = ChooseKernel(params);
+  const std::int64_t groups = GroupsOf(kernel, extents.heads);
+  const Splits plan =
+      PlanSplits(extents.tokens, groups, state_->multiprocessors, state_->batch_invariant);
+  const std::int64_t heads =
+      kernel == Kernel::kManyHeads ? groups * cuda::kManyHeadsGroup : extents.heads;
   cuda::ScratchArena arena(state_->scratch);
-  const cuda::AttentionParts parts =
-      TakeParts(arena, extents.tokens * extents.heads, splits, is_tensor);
+  cuda::AttentionParts parts = TakeParts(arena, std::min(extents.tokens, plan.rows) * heads,
+                                         plan.splits, kernel != Kernel::kPlain);
+  parts.counters = state_->attention_counters.As<unsigned>();
   arena.CheckFits("LatentAttention");
-
-  if (is_tensor) {
-    cuda::RunTensorAttention(params, parts, state_->stream);
-  } else {
-    cuda::DispatchFloat(params.q_latent.type, [&]<typename T>(T) {
-      cuda::DispatchFormat(params.cache.format, [&]<KvFormat kFormat>() {
-        LaunchPlain<T, kFormat>(params, parts, state_->stream);
-      });
-    });
-  }
-  if (splits > 1) {
-    const dim3 grid(static_cast<unsigned>(extents.heads), static_cast<unsigned>(extents.tokens));
-    cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
-      JoinPartsKernel<T><<<grid, kJoinThreads, 0, state_->stream>>>(params, parts);
-    });
-    DSA_CUDA_CHECK(cudaGetLastError());
+  for (std::int64_t first = 0; first < extents.tokens; first += plan.rows) {
+    const std::int64_t count = std::min(plan.rows, extents.tokens - first);
+    Launch(kernel, RowsOf(params, first, count), parts, state_->stream);
   }
 }
 

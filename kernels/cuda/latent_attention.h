@@ -1,7 +1,7 @@
 // What the kernels of LatentAttention share: how a row's keys are split, and where parts go.
 //
-// A row's keys are cut into `splits` ranges of whole blocks of 64, of equal length as far as they
-// go; a kernel attends to one range for some heads, and CombineParts joins the ranges in order.
+// A row's keys are cut into `splits` ranges of whole turns of a kernel, of equal length as far as
+// they go; a kernel attends to one range for some heads, and the ranges are joined in order.
 #pragma once
 
 #include "kernels/ops/latent_attention.h"
@@ -22,6 +22,8 @@ struct AttentionParts {
   float2* maxima;  // [T, splits, H]  maximum, sum
   int splits;      // 1: the kernels write the output themselves
   bool is_binary;  // maxima and powers are of base 2
+  // Of the kernels that join their parts themselves, and lay them out as they like.
+  unsigned* counters;  // two words a row and group of heads, zero between launches
 };
 
 // bfloat16 activations over a cache of fp8 or bfloat16, on the tensor cores: 64 heads a block,
@@ -29,5 +31,12 @@ struct AttentionParts {
 int TensorAttentionGroups(std::int64_t heads);
 void RunTensorAttention(const LatentAttentionParams& params, const AttentionParts& parts,
                         cudaStream_t stream);
+
+// bfloat16 activations with rows of whole 16 bytes over an fp8 cache: 64 heads a block.  `splits` a
+// power of two; if more than 1, all blocks, rows * groups * splits, must fit the device at once.
+inline constexpr int kManyHeadsGroup = 64;
+int ManyHeadsGroups(std::int64_t heads);
+void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& parts,
+                  cudaStream_t stream);
 
 }  // namespace dsa::cuda

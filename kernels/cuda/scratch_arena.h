@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/launch.h"
 
 #include <cstdint>
 #include <string_view>
@@ -46,5 +47,7 @@ std::int64_t GateScratchBytes(const ScratchLimits& limits);
 std::int64_t RoutedExpertsScratchBytes(const ScratchLimits& limits);
 std::int64_t LatentAttentionScratchBytes(const ScratchLimits& limits);
 std::int64_t MaskedAttentionScratchBytes(const ScratchLimits& limits);
+// Beside the arena: what must stay as the last op left it.
+inline constexpr std::int64_t kAttentionCounterBytes = std::int64_t{2} * kMultiprocessors * 4;
 
 }  // namespace dsa::cuda

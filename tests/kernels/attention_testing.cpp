@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::int64_t kSequences = 3;
 constexpr std::int64_t kContext = 600;  // of every sequence
-constexpr std::int64_t kSelected = 64;
 
 std::vector<float> LatentAt(std::int64_t sequence, std::int64_t position) {
   const auto seed = static_cast<std::uint32_t>(7000 + sequence * 1000 + position);
@@ -22,18 +21,28 @@ std::vector<float> LatentAt(std::int64_t sequence, std::int64_t position) {
   return values;
 }
 
+// As many positions as a row may see; the rest of the cache stays NaN.
 void FillCache(AttentionBatch& batch) {
+  const std::int64_t context =
+      1 + *std::max_element(batch.rows.positions.begin(), batch.rows.positions.end());
   batch.cache = EmptyLatents(batch.format, batch.layout.blocks);
   for (std::int64_t sequence = 0; sequence < kSequences; ++sequence) {
-    for (std::int64_t position = 0; position < kContext; ++position) {
+    for (std::int64_t position = 0; position < context; ++position) {
       EncodeLatent(batch.format, batch.cache, batch.layout.Slot(sequence, position),
                    LatentAt(sequence, position));
     }
   }
 }
 
-RowList MakeRows() {
+RowList MakeRows(const std::vector<std::int32_t>& wanted) {
   RowList rows;
+  for (const std::int32_t visible : wanted) {
+    rows.positions.push_back(visible - 1);
+    rows.sequences.push_back(1);
+  }
+  if (!wanted.empty()) {
+    return rows;
+  }
   for (const std::int32_t visible : {1, 2, 62, 63, 64, 65, 66, 127, 129, 255, 256, 257, 600}) {
     rows.positions.push_back(visible - 1);
     rows.sequences.push_back(1);
@@ -49,10 +58,10 @@ RowList MakeRows() {
   return rows;
 }
 
-void MakeSelection(AttentionBatch& batch, Selection selection) {
+void MakeSelection(AttentionBatch& batch, Selection selection, std::int64_t selected) {
   batch.selection_cols = selection == Selection::kNone  ? 0
-                         : selection == Selection::kAll ? kContext
-                                                        : kSelected;
+                         : selection == Selection::kAll ? batch.layout.blocks_each * 64
+                                                        : selected;
   std::mt19937 engine(71);
   for (const std::int32_t last : batch.rows.positions) {
     std::vector<std::int32_t> keys(static_cast<std::size_t>(last) + 1);
@@ -102,27 +111,31 @@ std::vector<std::uint64_t> AttentionBatch::Mask() const {
   return mask;
 }
 
-AttentionBatch AttentionBatch::Only(std::int64_t row) const {
-  AttentionBatch single = *this;
-  const auto keys = selected.begin() + row * selection_cols;
-  const auto query = q.begin() + row * heads * (nope + 64);
-  single.rows = rows.Only(row);
-  single.selected.assign(keys, keys + selection_cols);
-  single.counts = {counts[static_cast<std::size_t>(row)]};
-  single.q.assign(query, query + heads * (nope + 64));
-  return single;
+AttentionBatch AttentionBatch::Rows(std::int64_t first, std::int64_t count) const {
+  const auto part = [&](const auto& values) {
+    const auto each = static_cast<std::ptrdiff_t>(values.size() / rows.positions.size());
+    return std::vector(values.begin() + first * each, values.begin() + (first + count) * each);
+  };
+  AttentionBatch some = *this;
+  some.rows = {.positions = part(rows.positions), .sequences = part(rows.sequences)};
+  some.selected = part(selected);
+  some.counts = part(counts);
+  some.q = part(q);
+  return some;
 }
 
 AttentionBatch MakeAttentionBatch(const AttentionCase& attention_case) {
-  const auto [type, format, selection, heads] = attention_case;
+  const auto [type, format, selection, heads, visible, selected] = attention_case;
+  const std::int64_t context =
+      visible.empty() ? kContext : *std::max_element(visible.begin(), visible.end());
   AttentionBatch batch = {.type = type,
                           .format = format,
                           .heads = heads,
                           .nope = 24,
                           .value = 20,
                           .softmax_scale = 0.135F,
-                          .rows = MakeRows(),
-                          .layout = ShuffledBlocks(kSequences, (kContext + 63) / 64, 72),
+                          .rows = MakeRows(visible),
+                          .layout = ShuffledBlocks(kSequences, (context + 63) / 64, 72),
                           .cache = {},
                           .selection_cols = 0,
                           .selected = {},
@@ -131,7 +144,7 @@ AttentionBatch MakeAttentionBatch(const AttentionCase& attention_case) {
                           .w_uk = {},
                           .w_uv = {}};
   FillCache(batch);
-  MakeSelection(batch, selection);
+  MakeSelection(batch, selection, selected);
   batch.q = RoundedTo(type, RandomFloat(batch.rows.size() * heads * (batch.nope + 64), 1.0F, 73));
   batch.w_uk = RoundedTo(type, RandomFloat(heads * batch.nope * 512, 0.1F, 74));
   batch.w_uv = RoundedTo(type, RandomFloat(heads * batch.value * 512, 0.1F, 75));

@@ -34,8 +34,9 @@ struct AttentionBatch {
   std::vector<std::int32_t> Keys(std::int64_t row) const;
   std::vector<std::int32_t> Slots() const;  // [T * K]  of `selected`
   std::vector<std::uint64_t> Mask() const;  // [T * blocks_each]  bits of `selected`
-  // One row alone.
-  AttentionBatch Only(std::int64_t row) const;
+  // Some rows.
+  AttentionBatch Rows(std::int64_t first, std::int64_t count) const;
+  AttentionBatch Only(std::int64_t row) const { return Rows(row, 1); }
 };
 
 struct AttentionCase {
@@ -43,6 +44,9 @@ struct AttentionCase {
   KvFormat format;
   Selection selection;
   std::int64_t heads;
+  // Rows of one sequence that see so many keys each, in place of the rows below.
+  std::vector<std::int32_t> visible = {};
+  std::int64_t selected = 64;  // K of kSome
 };
 // Rows of three sequences whose visible keys lie at, below and above the borders of blocks, of the
 // selection (64) and of what is de-quantized at a time.

@@ -24,27 +24,46 @@ std::vector<float> LatentQueries(const AttentionBatch& batch) {
   return testing::RoundedTo(batch.type, queries);
 }
 
+struct Operands {
+  Backend& backend;
+  const AttentionBatch& batch;
+  testing::DeviceTensor latent, q;
+  testing::DeviceRows rows;
+  testing::DeviceSelection selection;
+  testing::DeviceArray<std::uint8_t> cache;
+  testing::DeviceTensor output;
+
+  Operands(Backend& backend_used, const AttentionBatch& values)
+      : backend(backend_used),
+        batch(values),
+        latent(backend, batch.type, testing::Dense(batch.rows.size(), batch.heads * 512),
+               LatentQueries(batch)),
+        q(backend, batch.type, testing::Dense(batch.rows.size(), batch.heads * (batch.nope + 64)),
+          batch.q),
+        rows(backend, batch.rows, batch.layout),
+        selection(backend, batch),
+        cache(backend, batch.cache),
+        output(testing::DeviceTensor::Poisoned(backend, batch.type,
+                                               {.rows = batch.rows.size(),
+                                                .cols = batch.heads * 512,
+                                                .row_stride = batch.heads * 512 + 8})) {}
+
+  void Attend() const {
+    backend.LatentAttention(
+        {.q_latent = latent.Heads(batch.heads),
+         .q_rope = ColumnsOf(q.Heads(batch.heads), batch.nope, 64),
+         .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
+         .rows = rows.View(),
+         .selection = selection.View(),
+         .softmax_scale = batch.softmax_scale,
+         .o_latent = output.Heads(batch.heads)});
+  }
+};
+
 std::vector<float> Run(Backend& backend, const AttentionBatch& batch) {
-  const std::int64_t tokens = batch.rows.size();
-  const testing::DeviceTensor latent(backend, batch.type, testing::Dense(tokens, batch.heads * 512),
-                                     LatentQueries(batch));
-  const testing::DeviceTensor q(backend, batch.type,
-                                testing::Dense(tokens, batch.heads * (batch.nope + 64)), batch.q);
-  const testing::DeviceRows rows(backend, batch.rows, batch.layout);
-  const testing::DeviceSelection selection(backend, batch);
-  const testing::DeviceArray<std::uint8_t> cache(backend, batch.cache);
-  const auto output = testing::DeviceTensor::Poisoned(
-      backend, batch.type,
-      {.rows = tokens, .cols = batch.heads * 512, .row_stride = batch.heads * 512 + 8});
-  backend.LatentAttention(
-      {.q_latent = latent.Heads(batch.heads),
-       .q_rope = ColumnsOf(q.Heads(batch.heads), batch.nope, 64),
-       .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
-       .rows = rows.View(),
-       .selection = selection.View(),
-       .softmax_scale = batch.softmax_scale,
-       .o_latent = output.Heads(batch.heads)});
-  return output.Download();
+  const Operands operands(backend, batch);
+  operands.Attend();
+  return operands.output.Download();
 }
 
 // The records that a row attends to.
@@ -83,6 +102,37 @@ std::vector<double> ExpectedHead(const AttentionBatch& batch, const float* laten
   return testing::Rounded(batch.type, output);
 }
 
+std::vector<double> Expected(const AttentionBatch& batch) {
+  const std::vector<float> queries = LatentQueries(batch);
+  std::vector<double> expected;
+  for (std::int64_t row = 0; row < batch.rows.size(); ++row) {
+    const auto records = AttendedRecords(batch, row);
+    for (std::int64_t head = row * batch.heads; head < (row + 1) * batch.heads; ++head) {
+      const auto values =
+          ExpectedHead(batch, queries.data() + head * 512,
+                       batch.q.data() + head * (batch.nope + 64) + batch.nope, records);
+      expected.insert(expected.end(), values.begin(), values.end());
+    }
+  }
+  return expected;
+}
+
+// Rows [first, first + count) in one call, each against its equation, of which `expected` has all.
+// The equation rounds the probabilities, of which one may decide a row, and it and the op their
+// outputs: 2^-9 each.
+void CheckRows(const AttentionBatch& batch, const std::vector<double>& expected, std::int64_t first,
+               std::int64_t count) {
+  const std::vector<float> actual = Run(testing::TestBackend(), batch.Rows(first, count));
+  const std::int64_t cols = batch.heads * 512;
+  for (std::int64_t row = 0; row < count; ++row) {
+    const auto part = [cols](const auto& values, std::int64_t at) {
+      return std::vector(values.begin() + at * cols, values.begin() + (at + 1) * cols);
+    };
+    CAPTURE(first, count, row, batch.rows.positions[static_cast<std::size_t>(first + row)]);
+    CHECK(testing::RelativeError(part(actual, row), part(expected, first + row)) < 3 * 0x1p-9);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("LatentAttention matches its equation", "[kernels][latent_attention]") {
@@ -94,20 +144,112 @@ TEST_CASE("LatentAttention matches its equation", "[kernels][latent_attention]")
   const AttentionBatch batch = testing::MakeAttentionBatch(
       {.type = type, .format = format, .selection = selection, .heads = heads});
 
-  const std::vector<float> actual = Run(testing::TestBackend(), batch);
+  CHECK(testing::RelativeError(Run(testing::TestBackend(), batch), Expected(batch)) <
+        testing::AttentionTolerance(type));
+}
 
-  const std::vector<float> queries = LatentQueries(batch);
-  std::vector<double> expected;
+// One row a launch is cut into the most ranges, all rows into fewer; ranges end within a turn of
+// keys, at its end, and before their first key.
+TEST_CASE("LatentAttention of every count around the borders of its turns",
+          "[kernels][latent_attention]") {
+  const auto selection = GENERATE(Selection::kNone, Selection::kSome);
+  const AttentionBatch batch = testing::MakeAttentionBatch(
+      {.type = DataType::kBf16,
+       .format = KvFormat::kFp8,
+       .selection = selection,
+       .heads = 7,
+       .visible = {2600, 1, 31, 32, 33, 63, 64, 65, 129, 700, 1999, 2047, 2048, 2049},
+       .selected = 2048});
+  const std::vector<double> expected = Expected(batch);
+  CheckRows(batch, expected, 0, batch.rows.size());
   for (std::int64_t row = 0; row < batch.rows.size(); ++row) {
-    const auto records = AttendedRecords(batch, row);
-    for (std::int64_t head = row * heads; head < (row + 1) * heads; ++head) {
-      const auto values =
-          ExpectedHead(batch, queries.data() + head * 512,
-                       batch.q.data() + head * (batch.nope + 64) + batch.nope, records);
-      expected.insert(expected.end(), values.begin(), values.end());
-    }
+    CheckRows(batch, expected, row, 1);
   }
-  CHECK(testing::RelativeError(actual, expected) < testing::AttentionTolerance(type));
+}
+
+TEST_CASE("LatentAttention of every number of ranges", "[kernels][latent_attention]") {
+  std::vector<std::int32_t> visible;
+  for (std::int32_t row = 0; row < 140; ++row) {
+    visible.push_back(1 + row * 37 % 300);
+  }
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                            .format = KvFormat::kFp8,
+                                                            .selection = Selection::kSome,
+                                                            .heads = 3,
+                                                            .visible = visible,
+                                                            .selected = 200});
+  const std::vector<double> expected = Expected(batch);
+  for (const std::int64_t count : {2, 3, 5, 8, 9, 17, 33, 66, 67, 140}) {
+    CheckRows(batch, expected, 140 - count, count);
+  }
+}
+
+TEST_CASE("LatentAttention of 65 and 128 heads", "[kernels][latent_attention]") {
+  const auto heads = GENERATE(as<std::int64_t>(), 65, 128);
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                            .format = KvFormat::kFp8,
+                                                            .selection = Selection::kSome,
+                                                            .heads = heads,
+                                                            .visible = {1, 97, 300},
+                                                            .selected = 150});
+  const std::vector<double> expected = Expected(batch);
+  CheckRows(batch, expected, 0, 3);
+  CheckRows(batch, expected, 2, 1);
+}
+
+TEST_CASE("LatentAttention that is batch-invariant gives a row its bits in any batch",
+          "[kernels][latent_attention]") {
+  const auto [type, format, heads] =
+      GENERATE(table<DataType, KvFormat, std::int64_t>({{DataType::kBf16, KvFormat::kFp8, 3},
+                                                        {DataType::kBf16, KvFormat::kFp8, 70},
+                                                        {DataType::kBf16, KvFormat::kBf16, 3},
+                                                        {DataType::kF32, KvFormat::kFp8, 3}}));
+  CAPTURE(testing::Name(type), testing::Name(format), heads);
+  std::vector<std::int32_t> visible;
+  for (std::int32_t row = 0; row < 40; ++row) {
+    visible.push_back(1 + row * 37 % 300);
+  }
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = type,
+                                                            .format = format,
+                                                            .selection = Selection::kSome,
+                                                            .heads = heads,
+                                                            .visible = visible,
+                                                            .selected = 200});
+  Backend& backend = testing::TestBackend();
+  const testing::DeviceRows rows(backend, batch.rows, batch.layout);
+  backend.PlanAttention(rows.View(), heads, true);
+  const std::vector<float> together = Run(backend, batch);
+  for (const std::int64_t row : {0, 7, 22, 39}) {
+    const auto begin = together.begin() + row * heads * 512;
+    CHECK(Run(backend, batch.Only(row)) == std::vector<float>(begin, begin + heads * 512));
+  }
+  backend.PlanAttention(rows.View(), heads, false);
+}
+
+// Whatever a launch counts in device memory is as it was before, so that the next one is right.
+TEST_CASE("LatentAttention in a graph gives the same bits again and again",
+          "[kernels][latent_attention]") {
+  const auto heads = GENERATE(as<std::int64_t>(), 3, 70);
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                            .format = KvFormat::kFp8,
+                                                            .selection = Selection::kSome,
+                                                            .heads = heads,
+                                                            .visible = {300, 64, 299},
+                                                            .selected = 200});
+  Backend& backend = testing::TestBackend();
+  const Operands operands(backend, batch);
+  operands.Attend();
+  const std::vector<float> eager = operands.output.Download();
+  constexpr GraphId kGraph{5};
+  backend.Record(kGraph, [&] {
+    backend.Zero(operands.output.View().data, 16);
+    operands.Attend();
+  });
+  for (int run = 0; run < 3; ++run) {
+    backend.Replay(kGraph);
+    backend.Replay(kGraph);
+    CHECK(operands.output.Download() == eager);
+  }
 }
 
 TEST_CASE("LatentAttention gives the bits of the dense path where all keys are selected",

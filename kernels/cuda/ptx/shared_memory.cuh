@@ -30,6 +30,38 @@ __device__ inline float4 LoadShared4(unsigned address) {
   return value;
 }
 
+__device__ inline unsigned LoadWord(unsigned address) {
+  unsigned word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
+}
+__device__ inline uint2 LoadWords2(unsigned address) {
+  uint2 words;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address));
+  return words;
+}
+__device__ inline uint4 LoadWords4(unsigned address) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(address));
+  return words;
+}
+__device__ inline void StoreWords4(unsigned address, uint4 words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+__device__ inline void StoreWord(unsigned address, unsigned word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+__device__ inline void StoreFloat(unsigned address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+__device__ inline void StoreByte(unsigned address, unsigned byte) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
+}
+
 // Barriers, 8 bytes each.  A phase ends when all arrivals and all expected bytes have come.
 __device__ inline void BarrierInit(unsigned barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -84,6 +116,15 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap* map, unsigned
 __device__ inline void DiscardLine(const void* line) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }
+// `bytes` bytes in one piece, a multiple of 16, both sides aligned to 16; they count on `barrier`.
+__device__ inline void CopyBulk(unsigned target, const void* source, unsigned bytes,
+                                unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(target),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 __device__ inline void CopyAsync16(unsigned target, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
 }
@@ -97,6 +138,17 @@ __device__ inline void CopyAsyncArrive(unsigned barrier) {
 // Between writes of shared memory by threads and its reading by tensor cores or the copy engine.
 __device__ inline void AsyncProxyFence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Registers per thread of the calling warpgroup, a multiple of 8; all warpgroups together must not
+// ask for more than the launch gave them.
+template <int kRegisters>
+__device__ inline void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void LowerRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 // The blocks of a cluster.

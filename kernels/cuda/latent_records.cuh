@@ -1,0 +1,269 @@
+// From records of the fp8 latent cache to tiles of half for the tensor cores: what the attention
+// kernels with asynchronous copies share.
+//
+//   ring     [kStages, 32 keys]  656-byte records, each brought by one bulk copy
+//   buffers  [kBuffers]          9 tiles [keys, 64 values], K-major with the 128-byte swizzle:
+//                                8 of the latent, times its scales, and 1 of the RoPE key
+//
+// Four warps gather, each for itself: 8 keys a turn, with a part of the ring and barriers of their
+// own.  Whoever waits for a part of a buffer orders what was written there before the tensor cores
+// by an AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for
+// loads of slots that are under way.  Rows of a tile are keys, so the same bytes are K of the
+// scores, and V of the outputs read with keys as the inner dimension.
+//
+// Halves hold a latent exactly from scales of 2^-15 to 2^7; below, an error of at most 2^-25 comes
+// in, above, values from 65520 on become infinite and their row's output NaN.  A latent leaves
+// RMSNorm below 22.7 times the largest weight of the norm, so that takes a weight of 2,900.
+#pragma once
+
+#include "kernels/cuda/attention_keys.cuh"
+#include "kernels/cuda/ptx/shared_memory.cuh"
+
+#include <cstdint>
+
+namespace dsa::cuda {
+
+inline constexpr int kGatherWarps = 4;
+inline constexpr int kWarpKeys = 8;  // of a turn
+inline constexpr int kTurnKeys = kGatherWarps * kWarpKeys;
+inline constexpr int kKeyParts = 2;  // a buffer is full in two parts: values [0, 256), the others
+
+// kTurns turns fill a buffer.
+template <int kBufferCount, int kTurnCount, int kStageCount>
+struct KeyTiles {
+  static constexpr int kBuffers = kBufferCount;
+  static constexpr int kTurns = kTurnCount;
+  static constexpr int kStages = kStageCount;
+  static constexpr int kKeys = kTurnKeys * kTurns;
+  static constexpr int kTileBytes = kKeys * 128;
+  static constexpr int kRopeTile = 8;
+  static constexpr int kBufferBytes = (kRopeTile + 1) * kTileBytes;
+  static constexpr int kStageBytes = kTurnKeys * LatentBlock::kTokenBytes;
+
+  // Addresses in shared memory.
+  unsigned buffers;  // [kBuffers], at a multiple of 1,024
+  unsigned ring;     // [kStages]
+  unsigned full;     // [kBuffers, kKeyParts] barriers, on which the gathering warps arrive
+  unsigned empty;    // [kBuffers] barriers, on which the readers of V arrive
+  unsigned landed;   // [kGatherWarps, kStages] barriers
+  unsigned present;  // [kBuffers, kTurns] words, a bit per key
+
+  static constexpr int kBarriers = kBuffers * (kKeyParts + 1) + kGatherWarps * kStages;
+  static constexpr int kBytes =
+      kBuffers * kBufferBytes + kStages * kStageBytes + kBarriers * 8 + kBuffers * kTurns * 4;
+
+  __device__ explicit KeyTiles(unsigned base)
+      : buffers(base),
+        ring(buffers + kBuffers * kBufferBytes),
+        full(ring + kStages * kStageBytes),
+        empty(full + kBuffers * kKeyParts * 8),
+        landed(empty + kBuffers * 8),
+        present(landed + kGatherWarps * kStages * 8) {}
+
+  // By one thread, before everybody meets.
+  __device__ void InitBarriers(int readers) const {
+    for (int i = 0; i < kBuffers * kKeyParts; ++i) {
+      ptx::BarrierInit(full + i * 8, kGatherWarps * kTurns);
+    }
+    for (int i = 0; i < kBuffers; ++i) {
+      ptx::BarrierInit(empty + i * 8, readers);
+    }
+    for (int i = 0; i < kGatherWarps * kStages; ++i) {
+      ptx::BarrierInit(landed + i * 8, 1);
+    }
+  }
+  __device__ unsigned Full(int buffer, int part) const {
+    return full + (buffer * kKeyParts + part) * 8;
+  }
+};
+
+// Where somebody is among the buffers.
+template <int kBuffers>
+struct BufferCursor {
+  int buffer = 0;
+  unsigned phase = 0;
+  __device__ void Next() {
+    if (++buffer == kBuffers) {
+      buffer = 0;
+      phase ^= 1U;
+    }
+  }
+};
+
+// Two bfloat16 as two halves.
+__device__ inline unsigned HalvesOfBf16(unsigned pair) {
+  unsigned halves;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;"
+      : "=r"(halves)
+      : "f"(__uint_as_float(pair & 0xFFFF0000U)), "f"(__uint_as_float(pair << 16)));
+  return halves;
+}
+__device__ inline uint4 HalvesOfBf16(uint4 values) {
+  return {HalvesOfBf16(values.x), HalvesOfBf16(values.y), HalvesOfBf16(values.z),
+          HalvesOfBf16(values.w)};
+}
+__device__ inline unsigned HalvesOf(float low, float high) {
+  unsigned halves;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
+  return halves;
+}
+__device__ inline float Exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+// Eight e4m3 of two words times a scale, which is there twice.
+__device__ inline uint4 ScaledHalves(unsigned first, unsigned second, unsigned scale) {
+  const auto scaled = [scale](unsigned halves) {
+    unsigned product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(halves), "r"(scale));
+    return product;
+  };
+  uint4 halves;
+  ToHalves(first, halves.x, halves.y);
+  ToHalves(second, halves.z, halves.w);
+  return {scaled(halves.x), scaled(halves.y), scaled(halves.z), scaled(halves.w)};
+}
+
+// What a key that does not exist reads.
+static __device__ const uint4 zero_record[LatentBlock::kTokenBytes / 16] = {};
+
+// A lane's two columns of a key, 128 values apart.
+struct Codes {
+  uint4 codes[2];
+  float2 scales;
+};
+
+// One warp's part of the work.  `turns` turns of keys [first, last), the last of which may be
+// without keys.
+template <typename Tiles>
+__device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache,
+                           int first, int last, int turns) {
+  constexpr int kRecordBytes = LatentBlock::kTokenBytes;
+  constexpr int kRounds = 2;  // of four keys each
+  constexpr int kRoundKeys = kWarpKeys / kRounds;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGatherWarps;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  // Eight lanes have 16-byte columns c .. c + 3 of an even key and c + 3 .. c + 6 (mod 8) of the
+  // odd one after it, c = 0 or 4.  Records lie 5 * 128 + 16 bytes apart, so these loads meet all
+  // banks; and so do the stores of either half of a column, whose place is 2 * (column % 4), by the
+  // swizzle xor'ed with the key.
+  const int key = lane / 16 * 2 + lane / 4 % 2;
+  const int column = (lane % 4 + lane / 8 % 2 * 4 + key % 2 * 3) % 8;
+  const int tile_row = warp * kWarpKeys + key;
+  const unsigned latent_place =
+      column / 4 * Tiles::kTileBytes + tile_row * 128 + ((2 * column % 8) ^ (tile_row % 8)) * 16;
+  const unsigned rope_place =
+      Tiles::kRopeTile * Tiles::kTileBytes + tile_row * 128 + (column ^ (tile_row % 8)) * 16;
+  const unsigned ring = tiles.ring + warp * kWarpKeys * kRecordBytes;
+  const unsigned landed = tiles.landed + warp * Tiles::kStages * 8;
+
+  // Lanes below kWarpKeys have a key of the turn each.
+  const auto slot_of = [&](int turn) {
+    const int own = first + turn * kTurnKeys + warp * kWarpKeys + lane;
+    return lane < kWarpKeys && own < last ? static_cast<int>(keys.Slot(own)) : -1;
+  };
+  unsigned present = 0;  // kWarpKeys bits a stage
+  static_assert(Tiles::kStages * kWarpKeys <= 32);
+  const auto copy = [&](int stage, int slot) {
+    constexpr unsigned kAll = (1U << kWarpKeys) - 1U;
+    const unsigned bits = __ballot_sync(kAllLanes, slot >= 0) & kAll;
+    present = (present & ~(kAll << stage * kWarpKeys)) | bits << stage * kWarpKeys;
+    if (lane == 0) {
+      ptx::BarrierExpect(landed + stage * 8, kWarpKeys * kRecordBytes);
+    }
+    __syncwarp();  // also: everybody has read what lay there
+    if (lane < kWarpKeys) {
+      const void* from = slot >= 0
+                             ? static_cast<const void*>(cache + std::int64_t{slot} * kRecordBytes)
+                             : static_cast<const void*>(zero_record);
+      ptx::CopyBulk(ring + stage * Tiles::kStageBytes + lane * kRecordBytes, from, kRecordBytes,
+                    landed + stage * 8);
+    }
+  };
+
+  int first_slots[Tiles::kStages];
+#pragma unroll
+  for (int stage = 0; stage < Tiles::kStages; ++stage) {
+    first_slots[stage] = slot_of(stage);
+  }
+#pragma unroll
+  for (int stage = 0; stage < Tiles::kStages; ++stage) {
+    if (stage < turns) {
+      copy(stage, first_slots[stage]);
+    }
+  }
+  int next_slot = slot_of(Tiles::kStages);
+  BufferCursor<Tiles::kStages> from;
+  BufferCursor<Tiles::kBuffers> to;
+#pragma unroll 1
+  for (int turn = 0; turn < turns; ++turn) {
+    const int part_turn = turn % Tiles::kTurns;  // within the buffer
+    const unsigned record = ring + from.buffer * Tiles::kStageBytes + key * kRecordBytes;
+    const unsigned target =
+        tiles.buffers + to.buffer * Tiles::kBufferBytes + part_turn * kTurnKeys * 128;
+    const auto load = [&](int part, int round) {
+      const unsigned source = record + round * kRoundKeys * kRecordBytes;
+      return Codes{.codes = {ptx::LoadWords4(source + part * 256 + column * 16),
+                             ptx::LoadWords4(source + part * 256 + 128 + column * 16)},
+                   .scales = ptx::LoadShared2(source + LatentBlock::Scales(0) + part * 8)};
+    };
+    ptx::BarrierWait(landed + from.buffer * 8, from.phase);
+    constexpr int kSteps = kKeyParts * kRounds;
+    Codes codes[kSteps];  // loaded two steps ahead
+    codes[0] = load(0, 0);
+    codes[1] = load(0, 1);
+    ptx::BarrierWait(tiles.empty + to.buffer * 8, to.phase ^ 1U);
+    if (lane == 0) {
+      ptx::StoreByte(tiles.present + (to.buffer * Tiles::kTurns + part_turn) * 4 + warp,
+                     present >> from.buffer * kWarpKeys);
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int part = step / kRounds;
+      const int round = step % kRounds;
+      const Codes& now = codes[step];
+      if (step + 2 < kSteps) {
+        codes[step + 2] = load((step + 2) / kRounds, (step + 2) % kRounds);
+      }
+      uint4 rope = {};
+      if (part == 1) {
+        rope = ptx::LoadWords4(record + round * kRoundKeys * kRecordBytes + LatentBlock::Rope(0) +
+                               column * 16);
+      }
+      // Four keys on, the swizzle turns bit 6.
+      const unsigned latent = (target + latent_place) ^ (round * kRoundKeys * 16);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float scale = i == 0 ? now.scales.x : now.scales.y;
+        const unsigned factor = HalvesOf(scale, scale);
+        const unsigned offset = round * kRoundKeys * 128 + (part * 2 + i) * 2 * Tiles::kTileBytes;
+        ptx::StoreWords4(latent + offset, ScaledHalves(now.codes[i].x, now.codes[i].y, factor));
+        ptx::StoreWords4((latent ^ 16) + offset,
+                         ScaledHalves(now.codes[i].z, now.codes[i].w, factor));
+      }
+      if (part == 1) {
+        ptx::StoreWords4(
+            ((target + rope_place) ^ (round * kRoundKeys * 16)) + round * kRoundKeys * 128,
+            HalvesOfBf16(rope));
+      }
+      if (round + 1 == kRounds) {
+        __syncwarp();
+        if (lane == 0) {
+          ptx::BarrierArrive(tiles.Full(to.buffer, part));
+        }
+      }
+    }
+    if (turn + Tiles::kStages < turns) {
+      copy(from.buffer, next_slot);
+    }
+    next_slot = slot_of(turn + Tiles::kStages + 1);
+    from.Next();
+    if (part_turn + 1 == Tiles::kTurns) {
+      to.Next();
+    }
+  }
+}
+
+}  // namespace dsa::cuda
