@@ -54,7 +54,7 @@ function(dsa_proto_library name)
   add_library(dsa::${name} ALIAS dsa_${name})
   if(DSA_SANITIZE)
     # Like the library behind it, generated code is neither optimised nor watched.
-    target_compile_options(dsa_${name} PRIVATE -O0 -fno-sanitize=all)
+    target_compile_options(dsa_${name} PRIVATE -fno-sanitize=all)
   endif()
   target_include_directories(dsa_${name} SYSTEM PUBLIC ${generated_root})
   target_link_libraries(dsa_${name} PUBLIC dsa_grpc)

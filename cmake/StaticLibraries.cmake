@@ -10,14 +10,16 @@ add_library(PkgConfig::PCRE2 ALIAS dsa_pcre2)
 target_compile_definitions(dsa_pcre2 INTERFACE PCRE2_STATIC)
 target_link_libraries(dsa_pcre2 INTERFACE ${DSA_PCRE2_LIBRARY})
 
-# fmt and spdlog exist as shared libraries only: fmt's one source is compiled here, spdlog is used
-# through its headers, in common/log.cpp alone.
+# fmt and spdlog exist as shared libraries only: their non-header sources are compiled here.
 add_library(dsa_fmt STATIC ${PROJECT_SOURCE_DIR}/common/fmt_library.cpp)
 add_library(fmt::fmt ALIAS dsa_fmt)
-add_library(dsa_spdlog INTERFACE)
+add_library(dsa_spdlog STATIC ${PROJECT_SOURCE_DIR}/common/spdlog_library.cpp)
 add_library(spdlog::spdlog ALIAS dsa_spdlog)
-target_compile_definitions(dsa_spdlog INTERFACE SPDLOG_FMT_EXTERNAL)
-target_link_libraries(dsa_spdlog INTERFACE dsa_fmt Threads::Threads)
+target_compile_definitions(dsa_spdlog PUBLIC SPDLOG_FMT_EXTERNAL SPDLOG_COMPILED_LIB)
+target_link_libraries(dsa_spdlog PUBLIC dsa_fmt Threads::Threads)
+if(DSA_SANITIZE)
+  target_compile_options(dsa_spdlog PRIVATE -fno-sanitize=all)
+endif()
 
 if(NOT DSA_SANITIZE)
   add_link_options(-static-libstdc++ -static-libgcc)

@@ -1,15 +1,16 @@
 #include "common/log.h"
 
+#include "common/json.h"
 #include "common/log_writer.h"
 
+#include <array>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <system_error>
 
-#include <fmt/chrono.h>
-#include <nlohmann/json.hpp>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -94,32 +95,36 @@ Logger& Instance() {
   return logger;
 }
 
-nlohmann::json ToJson(const LogValue& value) {
-  return std::visit([](const auto& v) { return nlohmann::json(v); }, value);
+Json ToJson(const LogValue& value) {
+  return std::visit([](const auto& v) { return Json(v); }, value);
 }
 
 // Client strings may hold anything: replaced where they are not UTF-8, escaped always.
-std::string Dump(const nlohmann::json& json) {
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 using LogFields = std::initializer_list<LogField>;
 
 std::string Utc() {
   const auto now = std::chrono::system_clock::now();
-  return fmt::format("{:%Y-%m-%dT%H:%M:%S}Z",
-                     fmt::gmtime(std::chrono::system_clock::to_time_t(now)));
+  const std::time_t seconds = std::chrono::system_clock::to_time_t(now);
+  std::tm parts{};
+  gmtime_r(&seconds, &parts);
+  std::array<char, sizeof "2026-01-01T00:00:00Z"> text{};
+  std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text.data();
 }
 
 std::string JsonLine(LogLevel level, std::string_view message, const LogFields& fields) {
-  nlohmann::ordered_json line;
+  Json line;
   line["time"] = Utc();
   line["level"] = spdlog::level::to_string_view(ToSpdlog(level)).data();
   line["message"] = message;
   for (const LogField& field : fields) {
     line[std::string(field.name)] = ToJson(field.value);
   }
-  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 // For people: as in JSON, but that quotes and backslashes stand for themselves, between single

@@ -56,7 +56,7 @@ class LimitedBackend final : public ForwardingBackend {
 
 TEST_CASE("64 concurrent streams equal isolated runs", "[e2e]") {
 #ifdef __SANITIZE_ADDRESS__
-  constexpr int kStreams = 16;  // sanitized, 64 take minutes; the optimised build asks them all
+  constexpr int kStreams = 8;  // sanitized, 64 take minutes; the optimised build asks them all
 #else
   constexpr int kStreams = 64;
 #endif
