@@ -1,14 +1,26 @@
 #include "tokenizer/reply_parser.h"
 
 #include "common/check.h"
+#include "tokenizer/python_json.h"
 #include "tokenizer/reply_base.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace dsa {
 namespace {
 
 constexpr std::string_view kThinkEnd = "</think>";
+constexpr std::string_view kMarkStarts = "<\xff";
+
+// `text` without the bytes that enclose the marks of a ReplyDecoder.
+void AppendPlain(std::string_view text, std::string& out) {
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find_first_of(kMarkEnclosers, begin), text.size());
+    out += text.substr(begin, end - begin);
+    begin = end + 1;
+  }
+}
 
 }  // namespace
 
@@ -17,70 +29,61 @@ ReplyDelta ReplyParserBase::Push(std::string_view text) {
   taken_ = 0;
   buffer_ += text;
   ReplyDelta delta;
-  while (in_reasoning_ ? StepReasoning(delta) : Step(delta)) {
+  while (Step(delta)) {
   }
-  return Filter(std::move(delta));
-}
-
-ReplyDelta ReplyParserBase::Finish() {
-  ReplyDelta delta;
-  if (in_reasoning_) {
-    delta.reasoning += Take(buffer().size());  // an unfinished end mark was none
-  } else {
-    End(delta);
-  }
-  delta = Filter(std::move(delta));
-  reasoning_filter_.FinishCutOff(delta.reasoning);
-  content_filter_.FinishCutOff(delta.content);
   return delta;
 }
 
-ReplyDelta ReplyParserBase::Filter(ReplyDelta&& delta) {
-  ReplyDelta filtered;
-  reasoning_filter_.Push(delta.reasoning, filtered.reasoning);
-  if (!in_reasoning_) {
-    reasoning_filter_.Finish(filtered.reasoning);
+ReplyDelta ReplyParserBase::Finish(ReplyEnd end) {
+  ReplyDelta delta;
+  while (true) {
+    while (Step(delta)) {
+    }
+    if (End(end, delta)) {
+      continue;
+    }
+    // The start of a mark that never came is text, and what follows it is looked at again.
+    const std::size_t start = buffer().find_first_of(kMarkStarts, plain_bytes_);
+    if (start == std::string_view::npos) {
+      TakeText(buffer().size(), delta);
+      return delta;
+    }
+    plain_bytes_ = start + 1;
   }
-  content_filter_.Push(delta.content, filtered.content);
-  filtered.tool_calls = std::move(delta.tool_calls);
-  return filtered;
-}
-
-bool ReplyParserBase::StepReasoning(ReplyDelta& delta) {
-  const Mark mark = FindMark({kThinkEnd});
-  delta.reasoning += Take(mark.begin);
-  if (!mark.complete) {
-    return false;
-  }
-  Take(kThinkEnd.size());
-  in_reasoning_ = false;
-  return true;
 }
 
 std::string_view ReplyParserBase::Take(std::size_t bytes) {
   const std::string_view taken = buffer().substr(0, bytes);
   taken_ += taken.size();
+  plain_bytes_ -= std::min(plain_bytes_, taken.size());
   return taken;
 }
 
-ReplyParserBase::Mark ReplyParserBase::FindMark(
-    std::initializer_list<std::string_view> marks) const {
-  const std::string_view text = buffer();
-  for (std::size_t begin = text.find('<'); begin != std::string_view::npos;
-       begin = text.find('<', begin + 1)) {
-    const std::string_view rest = text.substr(begin);
-    bool partial = false;
-    for (const std::string_view mark : marks) {
-      if (rest.starts_with(mark)) {
-        return {.begin = begin, .complete = true};
-      }
-      partial = partial || mark.starts_with(rest);
-    }
-    if (partial) {
-      return {.begin = begin, .complete = false};
-    }
+void ReplyParserBase::PutBack(std::size_t plain_bytes) {
+  buffer_.replace(0, taken_, kept_);
+  taken_ = 0;
+  plain_bytes_ = plain_bytes;
+  kept_.clear();
+}
+
+void ReplyParserBase::TakeText(std::size_t bytes, ReplyDelta& delta) {
+  AppendPlain(Take(bytes), in_reasoning_ ? delta.reasoning : delta.content);
+}
+
+ReplyParserBase::Likeness ReplyParserBase::ThinkEndAt(std::size_t at) const {
+  if (!in_reasoning_) {
+    return Likeness::kNone;
   }
-  return {.begin = text.size(), .complete = false};
+  const std::string_view rest = buffer().substr(at);
+  if (rest.starts_with(kThinkEnd)) {
+    return Likeness::kWhole;
+  }
+  return kThinkEnd.starts_with(rest) ? Likeness::kStart : Likeness::kNone;
+}
+
+void ReplyParserBase::TakeThinkEnd() {
+  Take(kThinkEnd.size());
+  in_reasoning_ = false;
 }
 
 void ReplyParserBase::AddCall(ReplyDelta& delta, std::string name, std::string arguments) {
@@ -91,12 +94,16 @@ void ReplyParserBase::AddCall(ReplyDelta& delta, std::string name, std::string a
 }
 
 std::string_view Trim(std::string_view text) {
-  constexpr std::string_view kWhite = " \t\r\n";
-  const std::size_t begin = text.find_first_not_of(kWhite);
+  const std::size_t begin = text.find_first_not_of(kReplySpaces);
   if (begin == std::string_view::npos) {
     return {};
   }
-  return text.substr(begin, text.find_last_not_of(kWhite) + 1 - begin);
+  return text.substr(begin, text.find_last_not_of(kReplySpaces) + 1 - begin);
+}
+
+bool IsJsonObject(std::string_view text) {
+  const Result<PythonValue> value = ParsePython(text, "arguments");
+  return value.ok() && value.value().kind == PythonValue::Kind::kObject;
 }
 
 std::unique_ptr<ReplyParser> MakeReplyParser(ChatFormat format, bool thinking) {

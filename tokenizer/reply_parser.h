@@ -1,16 +1,17 @@
 // Splits a reply, as it streams, into reasoning, content and tool calls.  One per request; single
-// thread.  Works on text, so it does not matter whether a mark is one token or many.
+// thread.  The same whatever pieces the reply comes in.
 //
-// No markup ever leaks into reasoning or content: what may be the start of a mark is held back
-// until it is decided.  A mark that means nothing where it stands is dropped alone, and the text
-// around it stays: those of the other format, of roles, of tool outputs, "<think>" anywhere,
-// "</think>" behind the reasoning (see mark_filter.h for all).  None ends the reply: the model's
-// end ids do.  In the arguments of a complete tool call marks are data and stay as the model wrote
-// them.
+// A tool call is one where it can be read as one, whole, wherever it stands, within the reasoning
+// too.  What cannot be read as a call is text, whole, its markup included: no text is ever left
+// out, changed or shown in part.  "<think>" and "</think>" mean something once, where the reasoning
+// ends, and are text elsewhere.
+//
+// Text comes as a ReplyDecoder writes it: tokens that control are left out there, by their ids.
 #pragma once
 
 #include "tokenizer/chat_template.h"
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,6 +28,10 @@ struct ReplyDelta {
   bool empty() const { return reasoning.empty() && content.empty() && tool_calls.empty(); }
 };
 
+// How the text came to its end: a call that lacks nothing but closing marks is one where the model
+// ended the reply itself, and none where it was cut off.
+enum class ReplyEnd : std::uint8_t { kByModel, kCutOff };
+
 class ReplyParser {
  public:
   ReplyParser() = default;
@@ -35,8 +40,8 @@ class ReplyParser {
   virtual ~ReplyParser() = default;
 
   virtual ReplyDelta Push(std::string_view text) = 0;
-  // What was held back.  An unfinished tool call is given as content without its markup.
-  virtual ReplyDelta Finish() = 0;
+  // What was held back.
+  virtual ReplyDelta Finish(ReplyEnd end) = 0;
   // Whether a tool call was parsed: the finish reason is then "tool_calls".
   virtual bool has_tool_calls() const = 0;
   // True while the text belongs to the reasoning: for counting reasoning tokens.

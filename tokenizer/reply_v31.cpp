@@ -1,17 +1,54 @@
-// Replies of DeepSeek-V3.1, V3.1-Terminus and V3.2-Exp: tool calls stand between control tokens.
-// A call's arguments are given as the model wrote them, valid JSON or not.
+// Replies of DeepSeek-V3.1, V3.1-Terminus and V3.2-Exp: tool calls stand between control tokens,
+// which a ReplyDecoder encloses.
 #include "tokenizer/reply_base.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace dsa {
 namespace {
 
-constexpr std::string_view kCallsBegin = "<｜tool▁calls▁begin｜>";
-constexpr std::string_view kCallsEnd = "<｜tool▁calls▁end｜>";
-constexpr std::string_view kCallBegin = "<｜tool▁call▁begin｜>";
-constexpr std::string_view kCallEnd = "<｜tool▁call▁end｜>";
-constexpr std::string_view kSeparator = "<｜tool▁sep｜>";
+constexpr std::size_t kNameBytesMax = 256;
+
+// The inside of a fence: "```json", a line feed, the text, "```".  Nothing where it is none.
+std::optional<std::string_view> InsideFence(std::string_view text) {
+  constexpr std::string_view kFence = "```";
+  const std::size_t line = text.find('\n');
+  if (!text.starts_with(kFence) || !text.ends_with(kFence) || line == std::string_view::npos ||
+      text.size() - line <= kFence.size()) {
+    return std::nullopt;
+  }
+  return Trim(text.substr(line, text.size() - line - kFence.size()));
+}
+
+struct Call {
+  std::string_view name;
+  std::string_view arguments;  // empty: none that can be read
+};
+
+// "NAME", {...}; or R1's "function", a line with the name and the arguments in a fence.
+Call ReadCall(std::string_view name, std::string_view text) {
+  constexpr std::string_view kEmptyObject = "{}";
+  constexpr std::string_view kOlderType = "function";
+  name = Trim(name);
+  text = Trim(text);
+  if (name == kOlderType && !text.empty() && text.front() != '{') {
+    const std::size_t line = std::min(text.find('\n'), text.size());
+    name = Trim(text.substr(0, line));
+    text = Trim(text.substr(line));
+  }
+  if (text.starts_with('`')) {
+    const std::optional<std::string_view> inside = InsideFence(text);
+    if (!inside.has_value()) {
+      return {.name = name, .arguments = {}};
+    }
+    text = *inside;
+  }
+  if (text.empty()) {
+    text = kEmptyObject;
+  }
+  return {.name = name, .arguments = IsJsonObject(text) ? text : std::string_view()};
+}
 
 class ReplyParserV31 final : public ReplyParserBase {
  public:
@@ -19,72 +56,196 @@ class ReplyParserV31 final : public ReplyParserBase {
 
  protected:
   bool Step(ReplyDelta& delta) override {
-    const Mark mark = FindMark({kCallsBegin, kCallsEnd, kCallBegin, kCallEnd, kSeparator});
-    Text(Take(mark.begin), delta);
-    if (!mark.complete) {
-      return false;
+    switch (place_) {
+      case Place::kText: return StepText(delta);
+      case Place::kOpened: return StepOpened();
+      case Place::kName:
+      case Place::kArguments: return StepCall(delta);
+      case Place::kBehindCall: return StepBehindCall();
     }
-    for (const std::string_view token :
-         {kCallsBegin, kCallsEnd, kCallBegin, kCallEnd, kSeparator}) {
-      if (buffer().starts_with(token)) {
-        Take(token.size());
-        Token(token, delta);
-        break;
-      }
-    }
-    return true;
+    return false;
   }
 
-  void End(ReplyDelta& delta) override {
-    Text(Take(buffer().size()), delta);
-    delta.content += Trim(call_);
-    call_.clear();
+  bool End(ReplyEnd end, ReplyDelta& delta) override {
+    if (place_ == Place::kText || place_ == Place::kBehindCall) {
+      place_ = Place::kText;
+      return false;
+    }
+    const bool whole = place_ == Place::kArguments && end == ReplyEnd::kByModel &&
+                       buffer().empty() && !Trim(arguments_).empty();
+    if (whole && GiveCall(delta)) {
+      return false;
+    }
+    return Fail();
   }
 
  private:
   enum class Place {
-    kContent,
-    kBlock,  // behind a mark, outside of a call: white space belongs to the markup
-    kName,
-    kArguments,
+    kText,
+    kOpened,      // behind the mark that opens the calls
+    kName,        // of a call
+    kArguments,   // of a call
+    kBehindCall,  // white space belongs to the markup from here on
   };
 
-  void Text(std::string_view text, ReplyDelta& delta) {
-    switch (place_) {
-      case Place::kBlock: {
-        text.remove_prefix(std::min(text.find_first_not_of(" \t\r\n"), text.size()));
-        if (!text.empty()) {
-          place_ = Place::kContent;
-          delta.content += text;
-        }
-        return;
+  bool Fail() {
+    PutBack(1);
+    name_.clear();
+    arguments_.clear();
+    place_ = Place::kText;
+    return true;
+  }
+
+  // The mark that the buffer begins with; empty where its end is not there yet.
+  std::string_view MarkHere() const {
+    const std::size_t end = buffer().find(kMarkEnd);
+    return end == std::string_view::npos ? std::string_view() : buffer().substr(1, end - 1);
+  }
+
+  void OpenCall(std::size_t mark_bytes) {
+    Keep(Take(mark_bytes + kMarkEnclosers.size()));
+    name_.clear();
+    arguments_.clear();
+    place_ = Place::kName;
+  }
+
+  bool StepText(ReplyDelta& delta) {
+    constexpr char kFirst[] = {kMarkBegin, '<'};
+    const auto find = [&](std::size_t from) {
+      return std::min(buffer().find_first_of(std::string_view(kFirst, 2), from), buffer().size());
+    };
+    for (std::size_t at = find(plain_bytes()); at < buffer().size(); at = find(at + 1)) {
+      const Likeness think_end = ThinkEndAt(at);
+      if (think_end == Likeness::kWhole) {
+        TakeText(at, delta);
+        TakeThinkEnd();
+        return true;
       }
-      case Place::kContent: delta.content += text; return;
-      case Place::kName:
-      case Place::kArguments: call_ += text; return;
+      if (think_end == Likeness::kStart) {
+        TakeText(at, delta);
+        return false;
+      }
+      if (buffer()[at] != kMarkBegin) {
+        continue;
+      }
+      TakeText(at, delta);
+      return StepMark(delta);
     }
+    TakeText(buffer().size(), delta);
+    return false;
   }
 
-  void Token(std::string_view token, ReplyDelta& delta) {
-    if (token == kSeparator && place_ == Place::kName) {
-      name_ = Trim(call_);
-      name_bytes_ = call_.size();
-      place_ = Place::kArguments;
-      return;
+  // A mark in the text, at the start of the buffer.
+  bool StepMark(ReplyDelta& delta) {
+    const std::string_view mark = MarkHere();
+    if (mark.empty()) {
+      return false;
     }
-    if (place_ == Place::kArguments) {
-      AddCall(delta, name_, std::string(Trim(std::string_view(call_).substr(name_bytes_))));
+    if (mark == kCallBegin) {
+      OpenCall(mark.size());
+    } else if (mark == kCallsBegin) {
+      Keep(Take(mark.size() + kMarkEnclosers.size()));
+      place_ = Place::kOpened;
     } else {
-      delta.content += Trim(call_);  // a name without arguments is no call
+      TakeText(mark.size() + kMarkEnclosers.size(), delta);  // of nothing
     }
-    call_.clear();
-    place_ = token == kCallBegin ? Place::kName : Place::kBlock;
+    return true;
   }
 
-  Place place_ = Place::kContent;
-  std::string call_;  // what the open call holds so far, marks aside
+  bool StepOpened() {
+    Keep(Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size())));
+    if (buffer().empty()) {
+      return false;
+    }
+    if (buffer().front() != kMarkBegin) {
+      return Fail();
+    }
+    const std::string_view mark = MarkHere();
+    if (mark.empty()) {
+      return false;
+    }
+    if (mark != kCallBegin) {
+      return Fail();
+    }
+    OpenCall(mark.size());
+    return true;
+  }
+
+  // Within a call, up to the next mark.
+  bool StepCall(ReplyDelta& delta) {
+    const std::size_t end = std::min(buffer().find(kMarkBegin), buffer().size());
+    const std::string_view text = Take(end);
+    (place_ == Place::kName ? name_ : arguments_) += text;
+    Keep(text);
+    if (!MayBeCall()) {
+      return Fail();
+    }
+    if (buffer().empty() || MarkHere().empty()) {
+      return false;
+    }
+    const std::string_view mark = MarkHere();
+    if (place_ == Place::kName && mark == kToolSeparator && !Trim(name_).empty()) {
+      Keep(Take(mark.size() + kMarkEnclosers.size()));
+      place_ = Place::kArguments;
+      return true;
+    }
+    const bool closes = mark == kCallEnd || mark == kCallBegin || mark == kCallsEnd;
+    if (place_ == Place::kName || !closes || !GiveCall(delta)) {
+      return Fail();
+    }
+    if (mark == kCallEnd) {
+      Take(mark.size() + kMarkEnclosers.size());
+    }
+    return true;
+  }
+
+  // Prose behind a mark is none of a call, and is not held back for long.
+  bool MayBeCall() const {
+    const std::string_view name = Trim(name_);
+    if (name.size() > kNameBytesMax || name.find('\n') != std::string_view::npos) {
+      return false;
+    }
+    const std::string_view arguments = Trim(arguments_);
+    return arguments.empty() || arguments.front() == '{' || arguments.front() == '`' ||
+           name == "function";
+  }
+
+  bool GiveCall(ReplyDelta& delta) {
+    const Call call = ReadCall(name_, arguments_);
+    if (call.name.empty() || call.arguments.empty()) {
+      return false;
+    }
+    AddCall(delta, std::string(call.name), std::string(call.arguments));
+    Forget();
+    place_ = Place::kBehindCall;
+    return true;
+  }
+
+  bool StepBehindCall() {
+    Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
+    if (buffer().empty()) {
+      return false;
+    }
+    std::string_view mark;
+    if (buffer().front() == kMarkBegin) {
+      mark = MarkHere();
+      if (mark.empty()) {
+        return false;
+      }
+    }
+    if (mark == kCallBegin) {
+      OpenCall(mark.size());
+    } else if (mark == kCallsEnd || mark == kCallEnd) {
+      Take(mark.size() + kMarkEnclosers.size());
+    } else {
+      place_ = Place::kText;
+    }
+    return true;
+  }
+
+  Place place_ = Place::kText;
   std::string name_;
-  std::size_t name_bytes_ = 0;  // of call_
+  std::string arguments_;
 };
 
 }  // namespace

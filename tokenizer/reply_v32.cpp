@@ -1,45 +1,17 @@
 // Replies of DeepSeek-V3.2.  More lenient than the model's own parser, which accepts nothing but
-// well-formed text: every "<｜DSML｜" and "</｜DSML｜" is markup wherever it stands, and a call is
-// given as soon as enough of it is there.
+// well-formed text.
+#include "tokenizer/dsml_tag.h"
 #include "tokenizer/python_json.h"
 #include "tokenizer/reply_base.h"
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace dsa {
 namespace {
 
-constexpr std::string_view kOpen = "<｜DSML｜";
-constexpr std::string_view kClose = "</｜DSML｜";
-constexpr std::string_view kBar = "｜";
-constexpr std::string_view kValueEnd = "</｜DSML｜parameter>";
-constexpr std::size_t kTagBytesMax = 4096;
-constexpr std::string_view kCallsWord = "function_calls";
-constexpr std::string_view kInvokeWord = "invoke";
-constexpr std::string_view kParameterWord = "parameter";
-
-// `text` without its markup; a mark that the reply's end cut off is markup too.
-std::string WithoutMarkup(std::string_view text) {
-  std::string plain;
-  while (!text.empty()) {
-    const std::size_t mark = std::min(text.find(kOpen), text.find(kClose));
-    plain += text.substr(0, mark);
-    if (mark == std::string_view::npos) {
-      break;
-    }
-    const std::size_t end = text.find('>', mark);
-    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
-  }
-  const std::size_t last = plain.rfind('<');
-  if (last != std::string::npos) {
-    const std::string_view rest = std::string_view(plain).substr(last);
-    if (rest.size() > 1 && (kOpen.starts_with(rest) || kClose.starts_with(rest))) {
-      plain.resize(last);
-    }
-  }
-  return std::string(Trim(plain));
-}
+constexpr std::size_t kFeedsMax = 2;  // line feeds in front of a block belong to it
 
 class ReplyParserV32 final : public ReplyParserBase {
  public:
@@ -48,34 +20,50 @@ class ReplyParserV32 final : public ReplyParserBase {
  protected:
   bool Step(ReplyDelta& delta) override {
     switch (place_) {
-      case Place::kContent: return StepContent(delta);
-      case Place::kBlock: return StepBlock(delta);
-      case Place::kInCall: return StepInvoke(delta);
+      case Place::kText: return StepText(delta);
+      case Place::kOpened: return StepOpened();
+      case Place::kInCall: return StepCall(delta);
+      case Place::kInObject: return StepObject();
       case Place::kInValue: return StepValue();
+      case Place::kBehindCall: return StepBehindCall();
+      case Place::kBehindBlock: return StepBehindBlock();
     }
     return false;
   }
 
-  void End(ReplyDelta& delta) override {
-    const std::string_view rest = Take(buffer().size());
+  bool End(ReplyEnd end, ReplyDelta& delta) override {
+    const bool whole = end == ReplyEnd::kByModel && buffer().empty();
     switch (place_) {
-      case Place::kContent: EndContent(rest, delta); return;
-      case Place::kBlock: return;  // white space, or the start of a mark
+      case Place::kText:
+      case Place::kBehindCall:
+      case Place::kBehindBlock: place_ = Place::kText; return false;
       case Place::kInCall:
-      case Place::kInValue:
-        call_text_ += value_;
-        call_text_ += rest;
-        delta.content += WithoutMarkup(call_text_);
-        return;
+        if (whole) {
+          FinishCall(delta);
+          return false;
+        }
+        return Fail();
+      case Place::kInObject:
+        if (whole && IsJsonObject(object_)) {
+          FinishCall(delta);
+          return false;
+        }
+        return Fail();
+      case Place::kOpened:
+      case Place::kInValue: return Fail();
     }
+    return false;
   }
 
  private:
   enum class Place {
-    kContent,
-    kBlock,    // behind a mark, outside of a call: white space belongs to the markup
-    kInCall,   // within a call, between parameters
-    kInValue,  // within a parameter
+    kText,
+    kOpened,       // behind the block's opening tag
+    kInCall,       // between parameters
+    kInObject,     // in a call that holds the object itself
+    kInValue,      // of a parameter
+    kBehindCall,   // white space belongs to the markup from here on
+    kBehindBlock,  // behind the block's closing tag
   };
 
   struct Parameter {
@@ -83,137 +71,180 @@ class ReplyParserV32 final : public ReplyParserBase {
     std::string value;  // as JSON
   };
 
-  static void EndContent(std::string_view rest, ReplyDelta& delta) {
-    const std::size_t mark = rest.find('<');
-    const bool markup =
-        mark != std::string_view::npos && rest.find(kBar.front(), mark) != std::string_view::npos;
-    // Two line feeds in front of a mark are part of it; "<" and "</" alone may be anything.
-    delta.content += markup ? std::string_view() : rest;
-  }
+  // The tag that the buffer begins with.
+  DsmlRead ReadTag(DsmlTag& tag) const { return ReadDsmlTag(buffer(), tag); }
 
-  bool StepContent(ReplyDelta& delta) {
-    const Mark mark = FindMark({kOpen, kClose});
-    std::size_t end = mark.begin;
-    for (int feeds = 0; feeds < 2 && end > 0 && buffer()[end - 1] == '\n'; ++feeds) {
-      --end;
-    }
-    delta.content += Take(end);
-    if (!mark.complete) {
-      return false;
-    }
-    Take(mark.begin - end);
-    place_ = Place::kBlock;
+  void KeepTaken(std::size_t bytes) { Keep(Take(bytes)); }
+
+  // What looked like a call is text, from its first tag on.
+  bool Fail() {
+    PutBack(kept_ahead_ + 1);
+    parameters_.clear();
+    object_.clear();
+    value_.clear();
+    place_ = Place::kText;
     return true;
   }
 
-  bool StepBlock(ReplyDelta& delta) {
-    Take(std::min(buffer().find_first_not_of(" \t\r\n"), buffer().size()));
-    if (buffer().empty()) {
-      return false;
+  bool StepText(ReplyDelta& delta) {
+    for (std::size_t at = std::min(buffer().find('<', plain_bytes()), buffer().size());
+         at < buffer().size(); at = std::min(buffer().find('<', at + 1), buffer().size())) {
+      const Likeness think_end = ThinkEndAt(at);
+      if (think_end == Likeness::kWhole) {
+        TakeText(at, delta);
+        TakeThinkEnd();
+        return true;
+      }
+      DsmlTag tag;
+      const DsmlRead read = ReadDsmlTag(buffer().substr(at), tag);
+      if (read == DsmlRead::kPartial || think_end == Likeness::kStart) {
+        TakeText(at - FeedsBefore(at), delta);
+        return false;
+      }
+      const bool opens =
+          read == DsmlRead::kTag && !tag.closing && tag.kind != DsmlTag::Kind::kParameter;
+      if (opens) {
+        kept_ahead_ = FeedsBefore(at);
+        TakeText(at - kept_ahead_, delta);
+        KeepTaken(kept_ahead_);
+        Open(tag);
+        return true;
+      }
     }
-    const Mark mark = FindMark({kOpen, kClose});
-    if (mark.begin > 0) {
-      place_ = Place::kContent;
-      return true;
-    }
-    return mark.complete && Tag(delta);
+    TakeText(buffer().size() - FeedsBefore(buffer().size()), delta);
+    return false;
   }
 
-  bool StepInvoke(ReplyDelta& delta) {
-    const Mark mark = FindMark({kOpen, kClose});
-    call_text_ += Take(mark.begin);
-    return mark.complete && Tag(delta);
+  // The line feeds in front of `at`, but for those that are text already.
+  std::size_t FeedsBefore(std::size_t at) const {
+    std::size_t feeds = 0;
+    while (feeds < kFeedsMax && at > feeds + plain_bytes() && buffer()[at - feeds - 1] == '\n') {
+      ++feeds;
+    }
+    return feeds;
+  }
+
+  // The opening tag of a block or of a call, at the start of the buffer.
+  void Open(const DsmlTag& tag) {
+    KeepTaken(tag.bytes);
+    if (tag.kind == DsmlTag::Kind::kCalls) {
+      place_ = Place::kOpened;
+      return;
+    }
+    call_name_ = tag.name;
+    parameters_.clear();
+    object_.clear();
+    place_ = Place::kInCall;
+  }
+
+  // True where something else than white space comes.
+  bool KeepSpaces() {
+    KeepTaken(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
+    return !buffer().empty();
+  }
+
+  bool StepOpened() {
+    if (!KeepSpaces()) {
+      return false;
+    }
+    DsmlTag tag;
+    const DsmlRead read = ReadTag(tag);
+    if (read == DsmlRead::kTag && !tag.closing && tag.kind == DsmlTag::Kind::kInvoke) {
+      Open(tag);
+      return true;
+    }
+    return read != DsmlRead::kPartial && Fail();
+  }
+
+  bool StepCall(ReplyDelta& delta) {
+    if (!KeepSpaces()) {
+      return false;
+    }
+    DsmlTag tag;
+    switch (ReadTag(tag)) {
+      case DsmlRead::kPartial: return false;
+      case DsmlRead::kNone:
+        if (buffer().front() != '{' || !parameters_.empty() || !object_.empty()) {
+          return Fail();
+        }
+        place_ = Place::kInObject;
+        return true;
+      case DsmlRead::kTag: break;
+    }
+    if (tag.kind == DsmlTag::Kind::kParameter) {
+      if (!tag.closing && !object_.empty()) {
+        return Fail();
+      }
+      KeepTaken(tag.bytes);
+      if (!tag.closing) {
+        value_name_ = tag.name;
+        value_is_string_ = tag.is_string;
+        value_.clear();
+        place_ = Place::kInValue;
+      }
+      return true;
+    }
+    // Another tag ends the call, its own closing tag or not.
+    const bool own = tag.closing && tag.kind != DsmlTag::Kind::kCalls;
+    if (own) {
+      Take(tag.bytes);
+    }
+    FinishCall(delta);
+    return true;
+  }
+
+  // Takes what stands in front of the next tag.  False where there is none yet.
+  bool TakeUpToTag(std::string& out) {
+    bool found = false;
+    const std::size_t at = FindDsmlTag(buffer(), 0, found);
+    const std::string_view text = Take(at);
+    out += text;
+    Keep(text);
+    return found;
+  }
+
+  bool StepObject() {
+    if (!TakeUpToTag(object_)) {
+      return false;
+    }
+    if (!IsJsonObject(object_)) {
+      return Fail();
+    }
+    place_ = Place::kInCall;
+    return true;
   }
 
   bool StepValue() {
-    const Mark mark = FindMark({kValueEnd});
-    value_ += Take(mark.begin);
-    if (!mark.complete) {
+    if (!TakeUpToTag(value_)) {
       return false;
     }
-    Take(kValueEnd.size());
+    DsmlTag tag;
+    const DsmlRead read = ReadTag(tag);
+    if (read != DsmlRead::kTag) {
+      return read == DsmlRead::kNone && Fail();
+    }
+    const bool closes = tag.closing && tag.kind == DsmlTag::Kind::kParameter;
+    if (!closes) {
+      TrimUnclosed();
+    }
+    if (closes || (tag.closing && tag.kind == DsmlTag::Kind::kOther)) {
+      KeepTaken(tag.bytes);
+    }
     AddParameter();
     place_ = Place::kInCall;
     return true;
   }
 
-  // The tag at the start of the buffer.  False where its end is not there yet.
-  bool Tag(ReplyDelta& delta) {
-    const bool closing = buffer().starts_with(kClose);
-    const std::size_t mark = closing ? kClose.size() : kOpen.size();
-    const std::string_view rest = buffer().substr(mark);
-    for (const std::string_view word : {kCallsWord, kInvokeWord, kParameterWord}) {
-      if (rest.size() <= word.size() && word.starts_with(rest)) {
-        return false;
-      }
-      if (rest.starts_with(word)) {
-        const std::size_t name = mark + word.size();
-        return closing || word == kCallsWord ? PlainTag(word, closing, name, delta)
-                                             : NamedTag(word, name, delta);
-      }
+  // A value without its closing tag ends in front of the line feed before the next one; some end
+  // with a closing tag of XML's.
+  void TrimUnclosed() {
+    constexpr std::string_view kForeign = "</parameter>";
+    if (value_.ends_with('\n')) {
+      value_.pop_back();
     }
-    Take(mark);  // no tag that we know: only the mark is markup
-    return true;
-  }
-
-  // "</...>" and "<...function_calls>", whose word ends at `name`.
-  bool PlainTag(std::string_view word, bool closing, std::size_t name, ReplyDelta& delta) {
-    if (buffer()[name] != '>') {
-      Take(name);
-      return true;
+    if (value_.ends_with(kForeign)) {
+      value_.resize(value_.size() - kForeign.size());
     }
-    Take(name + 1);
-    if (word == kCallsWord || (closing && word == kInvokeWord)) {
-      FinishCall(delta);
-      place_ = Place::kBlock;
-    }
-    return true;
-  }
-
-  // <...invoke name="NAME"> and <...parameter name="NAME" string="true">, whose word ends at
-  // `name`.
-  bool NamedTag(std::string_view word, std::size_t name, ReplyDelta& delta) {
-    constexpr std::string_view kName = " name=\"";
-    constexpr std::string_view kEnd = "\">";
-    const std::string_view rest = buffer().substr(name);
-    // A tag is short and, outside of a call, one line: without this a mark in prose would swallow
-    // all that follows.
-    const bool in_call = word == kParameterWord && place_ == Place::kInCall;
-    const std::string_view line =
-        rest.substr(0, std::min(in_call ? kTagBytesMax : rest.find('\n'), kTagBytesMax));
-    const std::size_t end = line.find(kEnd, kName.size());
-    const bool named =
-        line.size() < kName.size() ? kName.starts_with(line) : line.starts_with(kName);
-    const bool open =
-        end == std::string_view::npos && line.size() == rest.size() && rest.size() < kTagBytesMax;
-    if (named && open) {
-      return false;
-    }
-    if (!named || end == std::string_view::npos || (word == kParameterWord && !in_call)) {
-      Take(name);
-      return true;
-    }
-    const std::string attributes(rest.substr(kName.size(), end - kName.size()));
-    call_text_ += Take(name + end + kEnd.size());
-    if (word == kInvokeWord) {
-      FinishCall(delta);
-      call_name_ = attributes;
-      place_ = Place::kInCall;
-    } else {
-      OpenParameter(attributes);
-    }
-    return true;
-  }
-
-  // `attributes` is NAME" string="true without the outer quotes.
-  void OpenParameter(const std::string& attributes) {
-    constexpr std::string_view kString = "\" string=\"";
-    const std::size_t split = attributes.rfind(kString);
-    value_name_ = attributes.substr(0, split);
-    value_is_string_ =
-        split != std::string::npos && attributes.substr(split + kString.size()) == "true";
-    value_.clear();
-    place_ = Place::kInValue;
   }
 
   void AddParameter() {
@@ -223,7 +254,6 @@ class ReplyParserV32 final : public ReplyParserBase {
     } else {
       AppendPythonString(value_, value);
     }
-    call_text_ += value_;
     value_.clear();
     const auto known = std::find_if(parameters_.begin(), parameters_.end(),
                                     [&](const auto& other) { return other.name == value_name_; });
@@ -234,32 +264,56 @@ class ReplyParserV32 final : public ReplyParserBase {
     }
   }
 
-  // Gives the call that was open, if one was.
   void FinishCall(ReplyDelta& delta) {
-    if (place_ == Place::kInCall) {
-      std::string arguments = "{";
-      for (const Parameter& parameter : parameters_) {
-        arguments += arguments.size() > 1 ? ", " : "";
-        AppendPythonString(parameter.name, arguments);
-        arguments += ": " + parameter.value;
-      }
-      arguments += "}";
-      if (parameters_.empty()) {  // some replies hold the object itself
-        const Result<PythonValue> object = ParsePython(WithoutMarkup(call_text_), "arguments");
-        if (object.ok() && object.value().kind == PythonValue::Kind::kObject) {
-          arguments = WithoutMarkup(call_text_);
-        }
-      }
-      AddCall(delta, call_name_, std::move(arguments));
+    std::string arguments = "{";
+    for (const Parameter& parameter : parameters_) {
+      arguments += arguments.size() > 1 ? ", " : "";
+      AppendPythonString(parameter.name, arguments);
+      arguments += ": " + parameter.value;
     }
-    call_text_.clear();
+    arguments += "}";
+    AddCall(delta, call_name_, object_.empty() ? arguments : std::string(Trim(object_)));
     parameters_.clear();
+    object_.clear();
+    Forget();
+    place_ = Place::kBehindCall;
   }
 
-  Place place_ = Place::kContent;
+  bool StepBehindCall() {
+    Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
+    DsmlTag tag;
+    const DsmlRead read = ReadTag(tag);
+    if (buffer().empty() || read == DsmlRead::kPartial) {
+      return false;
+    }
+    const bool calls_on =
+        read == DsmlRead::kTag && !tag.closing && tag.kind != DsmlTag::Kind::kParameter;
+    if (calls_on) {
+      kept_ahead_ = 0;
+      Open(tag);
+    } else if (read == DsmlRead::kTag && tag.closing && tag.kind != DsmlTag::Kind::kOther) {
+      Take(tag.bytes);
+      place_ = tag.kind == DsmlTag::Kind::kCalls ? Place::kBehindBlock : Place::kBehindCall;
+    } else {
+      place_ = Place::kText;
+    }
+    return true;
+  }
+
+  bool StepBehindBlock() {
+    Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
+    if (buffer().empty()) {
+      return false;
+    }
+    place_ = Place::kText;
+    return true;
+  }
+
+  Place place_ = Place::kText;
+  std::size_t kept_ahead_ = 0;  // bytes in front of the first tag that is kept
   std::string call_name_;
-  std::string call_text_;  // of the open call, markup and all
   std::vector<Parameter> parameters_;
+  std::string object_;
   std::string value_name_;
   bool value_is_string_ = false;
   std::string value_;

@@ -93,8 +93,8 @@ struct Tokenizer::State {
   std::vector<std::uint32_t> offsets;  // per id; one more at the end
   std::size_t longest_token_bytes = 0;
   std::map<std::string, TokenId, std::less<>> added_by_content;
-  std::set<TokenId> added_ids;
-  std::set<TokenId> special_ids;
+  std::vector<bool> is_added;    // by id
+  std::vector<bool> is_special;  // by id
   std::set<TokenId> left_strippers;
   std::set<TokenId> right_strippers;
   bool has_template = false;
@@ -168,9 +168,11 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
     (added.normalized ? state->normalized_added : state->raw_added)
         .Insert(added.content, TokenId{added.id});
     state->added_by_content.emplace(added.content, TokenId{added.id});
-    state->added_ids.insert(TokenId{added.id});
-    for (const auto& [flag, set] : {std::pair(added.special, &state->special_ids),
-                                    std::pair(added.strips_left, &state->left_strippers),
+    state->is_added.resize(std::max(state->is_added.size(), id + 1), false);
+    state->is_special.resize(state->is_added.size(), false);
+    state->is_added[id] = true;
+    state->is_special[id] = added.special;
+    for (const auto& [flag, set] : {std::pair(added.strips_left, &state->left_strippers),
                                     std::pair(added.strips_right, &state->right_strippers)}) {
       if (flag) {
         set->insert(TokenId{added.id});
@@ -267,11 +269,13 @@ std::optional<TokenId> Tokenizer::AddedToken(std::string_view content) const {
 }
 
 bool Tokenizer::IsAdded(TokenId id) const {
-  return state_->added_ids.contains(id);
+  const auto index = static_cast<std::size_t>(Value(id));
+  return index < state_->is_added.size() && state_->is_added[index];
 }
 
 bool Tokenizer::IsSpecial(TokenId id) const {
-  return state_->special_ids.contains(id);
+  const auto index = static_cast<std::size_t>(Value(id));
+  return index < state_->is_special.size() && state_->is_special[index];
 }
 
 bool Tokenizer::has_template() const {

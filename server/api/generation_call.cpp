@@ -72,7 +72,8 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
   Request& submitted = generation.request;
   head_.seed = submitted.sampling.seed;
   head_.logprobs = generation.logprobs;
-  assembler_.emplace(generation.format);
+  format_ = generation.format;
+  assembler_.emplace(format_);
   submitted.id = context_.engine.NextRequestId();
   submitted.external_id = head_.request_id;
   submitted.arrival_us = arrival_us_;
@@ -89,6 +90,14 @@ Status GenerationCall::ClaimId(const std::string& wanted) {
   }
   claimed_ = true;
   return {};
+}
+
+std::unique_ptr<TextDecoder> GenerationCall::MakeDecoder() const {
+  return MakeReplyTextDecoder(format_, context_.tokenizer);
+}
+
+std::unique_ptr<ContentReader> GenerationCall::MakeContentReader() const {
+  return MakeReplyContentReader(format_);
 }
 
 void GenerationCall::Refuse(const Error& error) {

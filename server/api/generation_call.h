@@ -77,6 +77,8 @@ class GenerationCall final : public TokenSink, private OpenCall {
   ~GenerationCall() override;
 
   void OnDelta(TokenDelta&& delta) override;  // stream pump thread
+  std::unique_ptr<TextDecoder> MakeDecoder() const override;
+  std::unique_ptr<ContentReader> MakeContentReader() const override;
 
   // gRPC threads.
   void OnWriteDone(bool ok);
@@ -108,6 +110,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   const std::optional<MonotonicUs> deadline_us_;
   ReplyHead head_;  // its request_id may be the client's before it is claimed
   bool claimed_ = false;
+  ReplyFormat format_;
   const std::string header_id_;  // x-request-id as it came, of any form; for the log
 
   std::optional<ReplyAssembler> assembler_;  // stream pump thread

@@ -1,6 +1,10 @@
 #include "server/api/reply.h"
 
+#include "tokenizer/reply_decoder.h"
+
+#include <algorithm>
 #include <iterator>
+#include <string_view>
 #include <utility>
 
 namespace dsa {
@@ -24,11 +28,35 @@ void Append(std::vector<T>& target, std::vector<T>&& source) {
                 std::make_move_iterator(source.end()));
 }
 
-void AppendParsed(ReplyPart& part, ReplyDelta&& parsed) {
-  part.reasoning += parsed.reasoning;
-  part.content += parsed.content;
-  Append(part.tool_calls, std::move(parsed.tool_calls));
+// Only an end id or a stop id is the model's own end of its text.
+ReplyEnd EndOf(FinishReason reason) {
+  return reason == FinishReason::kStop ? ReplyEnd::kByModel : ReplyEnd::kCutOff;
 }
+
+class ReplyTextDecoder final : public TextDecoder {
+ public:
+  ReplyTextDecoder(const Tokenizer& tokenizer, ChatFormat format) : decoder_(tokenizer, format) {}
+  void Push(TokenId id, std::string& out) override { decoder_.Push(id, out); }
+  void Prefetch(TokenId id) const override { decoder_.Prefetch(id); }
+  void Finish(std::string& out) override { decoder_.Finish(out); }
+
+ private:
+  ReplyDecoder decoder_;
+};
+
+class ReplyContentReader final : public ContentReader {
+ public:
+  explicit ReplyContentReader(std::unique_ptr<ReplyParser> parser) : parser_(std::move(parser)) {}
+  void Push(std::string_view text, std::string& content) override {
+    content += parser_->Push(text).content;
+  }
+  void Finish(FinishReason reason, std::string& content) override {
+    content += parser_->Finish(EndOf(reason)).content;
+  }
+
+ private:
+  std::unique_ptr<ReplyParser> parser_;
+};
 
 }  // namespace
 
@@ -62,14 +90,8 @@ ReplyPart ReplyAssembler::Add(TokenDelta&& delta) {
   if (parser_ == nullptr) {
     part.content = std::move(delta.text);
   } else {
-    // The mark that ends the reasoning still belongs to it.
-    if (parser_->in_reasoning()) {
-      reasoning_tokens_ += static_cast<std::int64_t>(delta.tokens.size());
-    }
-    AppendParsed(part, parser_->Push(delta.text));
-    if (delta.finish) {
-      AppendParsed(part, parser_->Finish());
-    }
+    Parse(delta, part);
+    ReleaseContent(delta, part);
   }
   if (delta.finish) {
     part.finish = ToReplyFinish(*delta.finish, parser_ != nullptr && parser_->has_tool_calls());
@@ -79,6 +101,52 @@ ReplyPart ReplyAssembler::Add(TokenDelta&& delta) {
   part.usage = delta.usage;
   part.reasoning_tokens = reasoning_tokens_;
   return part;
+}
+
+void ReplyAssembler::Parse(const TokenDelta& delta, ReplyPart& part) {
+  const auto append = [&](ReplyDelta&& parsed) {
+    part.reasoning += parsed.reasoning;
+    held_content_ += parsed.content;
+    Append(part.tool_calls, std::move(parsed.tool_calls));
+  };
+  std::string_view text = delta.text;
+  for (const GeneratedToken& token : delta.tokens) {
+    // The mark that ends the reasoning still belongs to it.
+    reasoning_tokens_ += parser_->in_reasoning() ? 1 : 0;
+    const auto bytes = static_cast<std::size_t>(token.text_bytes);
+    append(parser_->Push(text.substr(0, bytes)));
+    text.remove_prefix(std::min(bytes, text.size()));
+  }
+  append(parser_->Push(text));  // of no token: what was held back when it was cut off
+  if (delta.finish) {
+    // Behind a stop string nothing counts, least of all what could still become a call.
+    const bool stopped = delta.content_bytes_max.has_value();
+    append(parser_->Finish(stopped ? ReplyEnd::kCutOff : EndOf(*delta.finish)));
+  }
+}
+
+void ReplyAssembler::ReleaseContent(const TokenDelta& delta, ReplyPart& part) {
+  std::size_t bytes = held_content_.size();
+  if (delta.content_bytes_max) {
+    const std::int64_t allowed = *delta.content_bytes_max - released_bytes_;
+    bytes = std::min(bytes, static_cast<std::size_t>(std::max<std::int64_t>(allowed, 0)));
+  }
+  part.content = held_content_.substr(0, bytes);
+  held_content_.erase(0, bytes);
+  released_bytes_ += static_cast<std::int64_t>(bytes);
+}
+
+std::unique_ptr<TextDecoder> MakeReplyTextDecoder(const ReplyFormat& format,
+                                                  const Tokenizer* tokenizer) {
+  return format.chat && tokenizer != nullptr
+             ? std::make_unique<ReplyTextDecoder>(*tokenizer, *format.chat)
+             : nullptr;
+}
+
+std::unique_ptr<ContentReader> MakeReplyContentReader(const ReplyFormat& format) {
+  return format.chat
+             ? std::make_unique<ReplyContentReader>(MakeReplyParser(*format.chat, format.thinking))
+             : nullptr;
 }
 
 }  // namespace dsa

@@ -2,9 +2,11 @@
 // merged while the client does not read.  Plain data, without any protocol.
 #pragma once
 
+#include "server/engine/text_decoder.h"
 #include "server/engine/token_sink.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/reply_parser.h"
+#include "tokenizer/tokenizer.h"
 
 #include <cstdint>
 #include <memory>
@@ -52,7 +54,8 @@ struct ReplyPart {
 // Appends `next`, the part after `part`.
 void Merge(ReplyPart& part, ReplyPart&& next);
 
-// One per request; single thread.
+// One per request; single thread.  Reads token by token, however many a delta brings, so that all
+// it says depends on the tokens alone.
 class ReplyAssembler final {
  public:
   explicit ReplyAssembler(const ReplyFormat& format);
@@ -60,8 +63,19 @@ class ReplyAssembler final {
   ReplyPart Add(TokenDelta&& delta);
 
  private:
+  void Parse(const TokenDelta& delta, ReplyPart& part);
+  // Moves the content that may be shown into `part`.
+  void ReleaseContent(const TokenDelta& delta, ReplyPart& part);
+
   std::unique_ptr<ReplyParser> parser_;  // null: a completion
   std::int64_t reasoning_tokens_ = 0;
+  std::string held_content_;         // may belong to a stop string
+  std::int64_t released_bytes_ = 0;  // of content
 };
+
+// What TokenSink asks for; null for a completion.
+std::unique_ptr<TextDecoder> MakeReplyTextDecoder(const ReplyFormat& format,
+                                                  const Tokenizer* tokenizer);
+std::unique_ptr<ContentReader> MakeReplyContentReader(const ReplyFormat& format);
 
 }  // namespace dsa

@@ -21,6 +21,7 @@ struct ChatOptions {
   ClientOptions client;
   std::string system;
   bool thinking = false;
+  bool whole = false;
   std::vector<std::string> words;
 };
 
@@ -43,6 +44,7 @@ class Conversation final {
   explicit Conversation(const ChatOptions& options)
       : stub_(v1::ChatService::NewStub(Connect(options.client.address))),
         raw_(options.client.raw),
+        whole_(options.whole),
         request_(FirstRequest(options)) {}
 
   // Asks, prints the answer as it comes, and keeps both for the next turn.  A turn that fails or is
@@ -53,7 +55,7 @@ class Conversation final {
     question.set_content(text);
     v1::Message answer;
     answer.set_role(v1::ROLE_ASSISTANT);
-    grpc::Status status = Stream(answer);
+    const grpc::Status status = whole_ ? Wait(answer) : Stream(answer);
     if (status.ok()) {
       *request_.add_messages() = std::move(answer);
     } else {
@@ -69,10 +71,7 @@ class Conversation final {
     const auto reader = stub_->ChatStream(&call, request_);
     v1::ChatStreamResponse last;
     for (v1::ChatStreamResponse part; reader->Read(&part); last = std::move(part)) {
-      if (!part.reasoning_content().empty()) {
-        fmt::print(stderr, "{}", ForDescriptor(part.reasoning_content(), STDERR_FILENO, raw_));
-      }
-      fmt::print("{}", ForDescriptor(part.content(), STDOUT_FILENO, raw_));
+      Print(part.reasoning_content(), part.content());
       if (std::fflush(stdout) != 0) {
         call.TryCancel();  // nobody reads on
       }
@@ -82,6 +81,38 @@ class Conversation final {
     }
     grpc::Status status = reader->Finish();
     interrupts_.Watch(nullptr);
+    PrintEnd(answer);
+    if (status.ok()) {
+      PrintUsage(last.usage(), last.finish_reason(), last.seed());
+    }
+    return status;
+  }
+
+  // The same answer in one message.
+  grpc::Status Wait(v1::Message& answer) {
+    grpc::ClientContext call;
+    interrupts_.Watch(&call);
+    v1::ChatResponse response;
+    grpc::Status status = stub_->Chat(&call, request_, &response);
+    interrupts_.Watch(nullptr);
+    if (status.ok()) {
+      answer = response.message();
+      Print(answer.reasoning_content(), answer.content());
+      PrintEnd(answer);
+      PrintUsage(response.usage(), response.finish_reason(), response.seed());
+    }
+    return status;
+  }
+
+  void Print(const std::string& reasoning, const std::string& content) const {
+    if (!reasoning.empty()) {
+      fmt::print(stderr, "{}", ForDescriptor(reasoning, STDERR_FILENO, raw_));
+    }
+    fmt::print("{}", ForDescriptor(content, STDOUT_FILENO, raw_));
+  }
+
+  // The line end behind an answer, and the calls in it.
+  void PrintEnd(const v1::Message& answer) const {
     if (!answer.content().empty() || !answer.reasoning_content().empty()) {
       fmt::print("\n");
       std::fflush(stdout);
@@ -90,15 +121,12 @@ class Conversation final {
       fmt::print(stderr, "[calls {} {}]\n", ForDescriptor(tool.name(), STDERR_FILENO, raw_),
                  ForDescriptor(tool.arguments(), STDERR_FILENO, raw_));
     }
-    if (status.ok()) {
-      PrintUsage(last.usage(), last.finish_reason(), last.seed());
-    }
-    return status;
   }
 
   Interrupts interrupts_;  // before the channel, whose threads inherit its signal mask
   std::unique_ptr<v1::ChatService::Stub> stub_;
   const bool raw_;
+  const bool whole_;
   v1::ChatRequest request_;
 };
 
@@ -158,6 +186,7 @@ void AddChatCommand(CLI::App& app, int& exit_code) {
   command->add_option("--system", options->system, "System message");
   command->add_flag("--thinking", options->thinking,
                     "Let the model reason first; its reasoning goes to standard error");
+  command->add_flag("--whole", options->whole, "Wait for the whole answer instead of a stream");
   AddClientOptions(*command, options->client);
   command->callback([options, &exit_code] { exit_code = RunChat(*options); });
 }

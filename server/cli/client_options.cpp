@@ -35,8 +35,7 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
   command.add_option("--seed", options.seed, "Of the random numbers; absent: drawn")
       ->check(Unsigned());
   command.add_option("--stop", options.stop, "Text that ends the answer; may be given repeatedly")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->allow_extra_args(false);
 }
 
 void FillRequest(const ClientOptions& options, v1::SamplingParams& sampling,

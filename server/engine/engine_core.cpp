@@ -255,6 +255,7 @@ void EngineCore::ShowToken(JudgedToken& judged, const StepResult& result) {
   if (judged.ended != nullptr) {
     event.request = judged.ended.release();  // the outbox's now
   }
+  event.content_bytes_max = live.stop->content_bytes_max();
   outbox_.Push(live.stop->text(), std::span(top_logprobs_).first(likely));
 }
 

@@ -153,12 +153,22 @@ std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,
   live->arrival_us = request.arrival_us;
   live->wants_logprobs = request.sampling.top_logprobs.has_value();
   const TextDecoderFactory* decoders = state_->decoders;
+  StopChecker::Text text;
+  if (decoders != nullptr) {
+    text.decoder = live->sink->MakeDecoder();
+    if (text.decoder == nullptr) {
+      text.decoder = decoders->Make();
+    }
+    if (!request.stop.stop_strings.empty()) {
+      text.content = live->sink->MakeContentReader();
+    }
+  }
   live->stop = std::make_unique<StopChecker>(
       request.stop,
       StopChecker::Config{
           .end_ids = state_->config.end_ids,
           .decoder_bytes_max = decoders == nullptr ? 0 : decoders->text_bytes_max()},
-      decoders == nullptr ? nullptr : decoders->Make());
+      std::move(text));
   live->sequence = std::make_unique<Sequence>(std::move(request), state_->core.hasher());
   return live;
 }
@@ -213,9 +223,13 @@ std::int64_t EngineLoop::PumpOnce() {
   State& state = *state_;
   while (state.outbox.Pop(event, state.text, state.top_logprobs)) {
     TokenDelta delta{.text = std::move(state.text), .finish = event.finish, .usage = event.usage};
+    if (event.content_bytes_max >= 0) {
+      delta.content_bytes_max = event.content_bytes_max;
+    }
     if (event.has_token) {
       delta.tokens.push_back({.id = event.token,
                               .logprob = event.logprob,
+                              .text_bytes = event.text_bytes,
                               .top_logprobs = std::move(state.top_logprobs)});
     }
     if (event.error_message != nullptr) {

@@ -31,6 +31,7 @@ struct OutboxEvent {
   float logprob = 0.0F;
   std::int32_t text_bytes = 0;
   std::int32_t top_logprobs = 0;
+  std::int64_t content_bytes_max = -1;  // as TokenDelta's; -1: none
   Usage usage{};
 
   // All but the usage, field by field: assigning an empty event becomes a string instruction,
@@ -45,6 +46,7 @@ struct OutboxEvent {
     logprob = 0.0F;
     text_bytes = 0;
     top_logprobs = 0;
+    content_bytes_max = -1;
   }
 };
 

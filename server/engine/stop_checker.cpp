@@ -61,9 +61,9 @@ void StopMatcher::Reset() {
   }
 }
 
-StopChecker::StopChecker(const StopConditions& stop, const Config& config,
-                         std::unique_ptr<TextDecoder> decoder)
-    : decoder_(std::move(decoder)),
+StopChecker::StopChecker(const StopConditions& stop, const Config& config, Text text)
+    : decoder_(std::move(text.decoder)),
+      content_(std::move(text.content)),
       max_tokens_(stop.max_tokens),
       matcher_(stop.stop_strings),
       min_tokens_(stop.min_tokens),
@@ -87,6 +87,9 @@ std::optional<FinishReason> StopChecker::Judge(TokenId id, std::int64_t generate
 }
 
 std::optional<FinishReason> StopChecker::Show() {
+  if (content_ != nullptr) {
+    return ShowContent();
+  }
   if (judged_ == FinishReason::kStop) {
     Flush();
     return judged_;
@@ -111,7 +114,51 @@ std::optional<FinishReason> StopChecker::Show() {
   return judged_;
 }
 
+// All text leaves, and the content as far as it cannot be of a stop string.  The model may have
+// ended a reply whose last content only its end makes certain.
+std::optional<FinishReason> StopChecker::ShowContent() {
+  text_.clear();
+  if (judged_ != FinishReason::kStop && !is_end_id_) {
+    decoder_->Push(id_, text_);
+  }
+  if (judged_.has_value()) {
+    decoder_->Finish(text_);
+  }
+  shown_ = text_.size();
+  content_->Push(text_, pending_);
+  if (judged_.has_value()) {
+    content_->Finish(*judged_, pending_);
+  }
+  if (MatchContent()) {
+    return FinishReason::kStop;
+  }
+  content_bytes_max_ = judged_.has_value() ? -1 : content_bytes_ - matcher_.held();
+  return judged_;
+}
+
+// Reads what is pending.  True where a stop string is complete; the content then ends before its
+// first byte.
+bool StopChecker::MatchContent() {
+  for (const char byte : pending_) {
+    const std::int64_t length = matcher_.Push(byte);
+    ++content_bytes_;
+    if (length > 0 && generated_ >= min_tokens_) {
+      content_bytes_max_ = content_bytes_ - length;
+      return true;
+    }
+  }
+  pending_.clear();
+  return false;
+}
+
 void StopChecker::Flush() {
+  if (content_ != nullptr) {
+    text_.clear();
+    decoder_->Finish(text_);
+    shown_ = text_.size();
+    content_bytes_max_ = -1;
+    return;
+  }
   DropShown();
   if (decoder_ != nullptr) {
     decoder_->Finish(text_);

@@ -2,8 +2,10 @@
 // thread only.
 //
 // Text that may be the beginning of a stop string is held back until it is decided, so no byte of a
-// stop string ever leaves.  Matching is Knuth, Morris & Pratt 1977, one automaton a string:
-// constant work a byte, however long the reply.
+// stop string ever leaves.  Where stop strings act on the content of a reply alone, its text leaves
+// as it comes, and with it how much of the content may be shown: what is content is only known once
+// it is clear that no tool call begins.  Matching is Knuth, Morris & Pratt 1977, one automaton a
+// string: constant work a byte, however long the reply.
 #pragma once
 
 #include "common/cache_line.h"
@@ -63,10 +65,12 @@ class alignas(kCacheLineBytes) StopChecker final {
     std::span<const TokenId> end_ids;  // the model's; outlive the checker
     std::int64_t decoder_bytes_max;    // that one TextDecoder call appends
   };
-  // `decoder` may be null: text then stays empty and stop strings never match.  Allocates all that
-  // Show uses.
-  StopChecker(const StopConditions& stop, const Config& config,
-              std::unique_ptr<TextDecoder> decoder);
+  struct Text {
+    std::unique_ptr<TextDecoder> decoder{};    // null: text stays empty, stop strings never match
+    std::unique_ptr<ContentReader> content{};  // null: they act on all text
+  };
+  // Allocates all that Show uses, but for what `content` does.
+  StopChecker(const StopConditions& stop, const Config& config, Text text);
 
   // Judges the next generated token by its id and the length of the reply, `generated` counting it.
   // The reason where it is the last.
@@ -89,6 +93,9 @@ class alignas(kCacheLineBytes) StopChecker final {
   // What the last Show or Flush made certain; valid until the next.
   std::string_view text() const { return std::string_view(text_).substr(0, shown_); }
 
+  // As TokenDelta::content_bytes_max, of the last Show or Flush; -1 where there is none.
+  std::int64_t content_bytes_max() const { return content_bytes_max_; }
+
   // The most bytes that text() can have: held back from before, one token's text, and the
   // decoder's rest.
   static std::int64_t TextBytesMax(std::int64_t decoder_bytes_max) {
@@ -98,11 +105,15 @@ class alignas(kCacheLineBytes) StopChecker final {
  private:
   void DropShown();
   bool Match(std::int64_t generated);
+  std::optional<FinishReason> ShowContent();
+  bool MatchContent();
 
   std::string text_;         // shown by the last call, then held back
   std::size_t shown_ = 0;    // bytes of text_ that the last call showed
   std::size_t matched_ = 0;  // bytes of text_ that the matcher has read
   std::unique_ptr<TextDecoder> decoder_;
+  std::unique_ptr<ContentReader> content_;
+  std::int64_t content_bytes_max_ = -1;
   // Of the token judged last.
   TokenId id_{};
   bool is_end_id_ = false;
@@ -115,6 +126,9 @@ class alignas(kCacheLineBytes) StopChecker final {
   const std::vector<TokenId> stop_ids_;
   const std::span<const TokenId> end_ids_;
   const bool ignore_end_;
+
+  std::string pending_;             // content that the matcher has not read
+  std::int64_t content_bytes_ = 0;  // that it has read
 };
 
 }  // namespace dsa

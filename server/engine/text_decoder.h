@@ -3,10 +3,12 @@
 #pragma once
 
 #include "common/ids.h"
+#include "scheduler/request.h"
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 namespace dsa {
 
@@ -25,6 +27,21 @@ class TextDecoder {
   virtual void Prefetch(TokenId /*id*/) const {}
   // Appends what is still held back.
   virtual void Finish(std::string& out) = 0;
+};
+
+// Which of a reply's text stop strings act on, where that is not all of it.  One per request;
+// engine thread only.
+class ContentReader {
+ public:
+  ContentReader() = default;
+  ContentReader(const ContentReader&) = delete;
+  ContentReader& operator=(const ContentReader&) = delete;
+  virtual ~ContentReader() = default;
+
+  // Reads on; appends the content that became certain.
+  virtual void Push(std::string_view text, std::string& content) = 0;
+  // The text is over.  Appends the rest of the content.
+  virtual void Finish(FinishReason reason, std::string& content) = 0;
 };
 
 // Makes one decoder a request, on the thread that submits it.

@@ -4,9 +4,11 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "scheduler/request.h"
+#include "server/engine/text_decoder.h"
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,7 +22,8 @@ struct TokenLogprob {
 
 struct GeneratedToken {
   TokenId id{};
-  float logprob = 0.0F;  // where the request asked for log-probabilities
+  float logprob = 0.0F;         // where the request asked for log-probabilities
+  std::int32_t text_bytes = 0;  // of the delta's text, behind those of the tokens before
   std::vector<TokenLogprob> top_logprobs;
 };
 
@@ -41,6 +44,9 @@ struct TokenDelta {
   std::optional<FinishReason> finish{};  // set on the last delta, once
   std::optional<Error> error{};          // with kError, kDeadline: what the client is told
   Usage usage{};                         // final on the last delta, so far before it
+  // How many bytes of content, since the beginning, may be shown so far, where a ContentReader
+  // decides: what lies behind may belong to a stop string, and does where this is the last delta.
+  std::optional<std::int64_t> content_bytes_max{};
 };
 
 // Receives the deltas of one request.  OnDelta is called from the stream pump's thread, in order;
@@ -53,6 +59,11 @@ class TokenSink {
   virtual ~TokenSink() = default;
 
   virtual void OnDelta(TokenDelta&& delta) = 0;
+
+  // How this reply's ids become text, and which of it stop strings act on; null: as the engine's
+  // own decoder has it, and on all of it.  Called once each, by the thread that submits.
+  virtual std::unique_ptr<TextDecoder> MakeDecoder() const { return nullptr; }
+  virtual std::unique_ptr<ContentReader> MakeContentReader() const { return nullptr; }
 
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }

@@ -2,6 +2,7 @@
 #include "common/log_writer.h"
 
 #include "common/check.h"
+#include "tests/log_capture.h"
 
 #include <array>
 #include <csignal>
@@ -208,6 +209,17 @@ TEST_CASE("without a thread the caller writes", "[log_writer]") {
   CHECK_FALSE(writer.waiting());
   CHECK(writer.Flush(std::chrono::milliseconds(0)));
   pipe.ReadUntil(Line(0));
+}
+
+TEST_CASE("the text log is for people, and stays one line", "[log]") {
+  const testing::LogCapture log;
+  Log(LogLevel::kInfo, "probe of quotes",
+      {{"plain", "x y"}, {"quoted", "say \"hi\", c:\\d"}, {"control", "a\nb\x1b["}, {"count", 3}});
+  const std::vector<std::string> lines = log.Lines("probe of quotes");
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].ends_with(
+      "probe of quotes  plain=\"x y\"  quoted='say \"hi\", c:\\d'  control=\"a\\nb\\u001b[\"  "
+      "count=3"));
 }
 
 }  // namespace

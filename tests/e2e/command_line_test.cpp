@@ -66,7 +66,11 @@ TEST_CASE("the forms that people try first work", "[e2e][command line]") {
   CHECK(Refused({"help", "sevre"}).starts_with("\"sevre\" is no command: allowed are serve, chat"));
   CHECK(Refused({"help", "bench", "x"}).starts_with("\"x\" is no command: allowed are "));
   CHECK(Refused({"help", "serve", "x"}) == "dsa serve has no commands below it");
-  CHECK(Printed({"inspect", TinyModel()}) == Printed({"inspect", "--model", TinyModel()}));
+  const auto inspected = [](const Arguments& arguments) {  // without what is free at the moment
+    const std::string report = Printed(arguments);
+    return report.substr(0, report.find("to serve"));
+  };
+  CHECK(inspected({"inspect", TinyModel()}) == inspected({"inspect", "--model", TinyModel()}));
   CHECK(Printed({"serve", "/some/model", "--print-config"}) ==
         Printed({"serve", "--model", "/some/model", "--print-config"}));
   CHECK(Printed({"serve", "--print-config", "--threads", "3", "/some/model"})

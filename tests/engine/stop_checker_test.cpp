@@ -33,7 +33,7 @@ struct Reply {
 Reply Feed(const StopConditions& stop, const std::vector<std::string>& pieces) {
   static const std::vector<TokenId> no_end_ids;
   StopChecker checker(stop, {.end_ids = no_end_ids, .decoder_bytes_max = 64},
-                      std::make_unique<ScriptDecoder>(pieces));
+                      {.decoder = std::make_unique<ScriptDecoder>(pieces)});
   Reply reply;
   while (!reply.finish.has_value() && reply.tokens < pieces.size()) {
     const TokenId id{static_cast<std::int32_t>(reply.tokens++)};

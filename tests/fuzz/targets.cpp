@@ -7,8 +7,10 @@
 #include "model/safetensors.h"
 #include "tests/model/checkpoint_files.h"
 #include "tests/tokenizer/fixtures.h"
+#include "tokenizer/chat_format.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/json_lines.h"
+#include "tokenizer/reply_decoder.h"
 #include "tokenizer/reply_parser.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
@@ -84,7 +86,9 @@ const Tokenizer& SmallTokenizer() {
 }
 
 // What a reply holds, its three parts one behind the other.
-std::string Parse(ReplyParser& parser, std::string_view text, std::size_t piece_bytes) {
+std::string Parse(ChatFormat format, bool thinking, ReplyEnd end, std::string_view text,
+                  std::size_t piece_bytes) {
+  const std::unique_ptr<ReplyParser> parser = MakeReplyParser(format, thinking);
   std::string reasoning;
   std::string content;
   std::string calls;
@@ -96,12 +100,13 @@ std::string Parse(ReplyParser& parser, std::string_view text, std::size_t piece_
     }
   };
   for (std::size_t begin = 0; begin < text.size(); begin += piece_bytes) {
-    add(parser.Push(text.substr(begin, piece_bytes)));
+    add(parser->Push(text.substr(begin, piece_bytes)));
   }
-  add(parser.Finish());
-  for (const char* mark : {"｜DSML｜", "<｜User｜>", "<｜tool▁sep｜>", "<think>", "</think>"}) {
-    DSA_CHECK(content.find(mark) == std::string::npos, "content holds {}", mark);
-    DSA_CHECK(reasoning.find(mark) == std::string::npos, "reasoning holds {}", mark);
+  add(parser->Finish(end));
+  if (calls.empty() && !thinking) {  // no text is lost or changed
+    std::string whole(text);
+    std::erase_if(whole, [](char byte) { return byte == kMarkBegin || byte == kMarkEnd; });
+    DSA_CHECK(content == whole, "{} bytes of content of {}", content.size(), whole.size());
   }
   return reasoning + "\n" + content + "\n" + calls;
 }
@@ -191,7 +196,22 @@ int FuzzTokenizerFile(const std::uint8_t* data, std::size_t size) {
   for (const auto& ids :
        {tokenizer.value()->Encode(text), tokenizer.value()->EncodeWithAdded(text)}) {
     const std::string decoded = testing::Decode(*tokenizer.value(), ids);
-    DSA_CHECK(decoded == text, "decoded {}", QuotedName(decoded));
+    // A token that takes white space with it does not give it back.
+    const bool strips = tokenizer.value()->longest_token_bytes() > size;
+    DSA_CHECK(decoded == text || strips, "decoded {}", QuotedName(decoded));
+  }
+  return 0;
+}
+
+int FuzzTokenizerConfig(const std::uint8_t* data, std::size_t size) {
+  const std::string path = FileFolder() / "tokenizer_config.json";
+  WriteBytes(path, std::string(Text(data, size)));
+  const Result<ChatFormatChoice> choice =
+      FindChatFormat(FileFolder().path(), SmallTokenizer(), ChatFormat::kV32);
+  if (!choice.ok()) {
+    CheckMessage(choice.error(), path);
+  } else {
+    CheckMessage({ErrorCode::kInvalidArgument, choice.value().reason}, "");
   }
   return 0;
 }
@@ -240,10 +260,11 @@ int FuzzReply(const std::uint8_t* data, std::size_t size) {
   }
   const ChatFormat format = data[0] % 2 == 0 ? ChatFormat::kV32 : ChatFormat::kV31;
   const bool thinking = data[0] / 2 % 2 == 1;
-  const std::size_t piece_bytes = 1 + data[0] / 4;
+  const ReplyEnd end = data[0] / 4 % 2 == 0 ? ReplyEnd::kByModel : ReplyEnd::kCutOff;
+  const std::size_t piece_bytes = 1 + data[0] / 8;
   const std::string_view text = Text(data, size).substr(1);
-  const std::string whole = Parse(*MakeReplyParser(format, thinking), text, text.size() + 1);
-  const std::string pieces = Parse(*MakeReplyParser(format, thinking), text, piece_bytes);
+  const std::string whole = Parse(format, thinking, end, text, text.size() + 1);
+  const std::string pieces = Parse(format, thinking, end, text, piece_bytes);
   DSA_CHECK(whole == pieces, "whole {} in pieces {}", QuotedName(whole), QuotedName(pieces));
   return 0;
 }
@@ -271,6 +292,15 @@ std::span<const Target> Targets() {
        300},
       {"tokenizer.json", FuzzTokenizerFile,
        [] { return std::vector{ReadBytes(ConfigFolder().path() + "/tokenizer.json")}; }, 400},
+      {"tokenizer_config.json", FuzzTokenizerConfig,
+       [] {
+         return std::vector<std::string>{
+             R"({"add_bos_token": true, "chat_template": "{% if thinking %}<｜User｜>{{ m }})"
+             R"(<｜Assistant｜></think>{% endif %}"})",
+             R"({"chat_template": [{"name": "default", "template": "<｜User｜><｜Assistant｜>)"
+             R"(</think><｜DSML｜function_calls>"}, {"name": "tool_use", "template": "x"}]})"};
+       },
+       1000},
       {"tokenize", FuzzTokenizeLine,
        [] {
          return std::vector<std::string>{
@@ -298,6 +328,9 @@ std::span<const Target> Targets() {
              "<｜DSML｜parameter name=\"a\" string=\"true\">x</｜DSML｜parameter>\n"
              "<｜DSML｜parameter name=\"b\" string=\"false\">[1]</｜DSML｜parameter>\n"
              "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+             "\x03why</think>Sure.\xff<｜tool▁call▁begin｜>\xfe"
+             "get\xff<｜tool▁sep｜>\xfe{}"
+             "\xff<｜tool▁call▁end｜>\xfe",
              "\x0bwhy</think>Yes.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": "
              "1}"
              "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"};

@@ -14,14 +14,15 @@
 
 namespace dsa::fuzz {
 
-int FuzzSafetensors(const std::uint8_t* data, std::size_t size);    // a whole file
-int FuzzIndex(const std::uint8_t* data, std::size_t size);          // of a checkpoint's shards
-int FuzzConfig(const std::uint8_t* data, std::size_t size);         // config.json
-int FuzzGeneration(const std::uint8_t* data, std::size_t size);     // generation_config.json
-int FuzzTokenizerFile(const std::uint8_t* data, std::size_t size);  // tokenizer.json
-int FuzzTokenizeLine(const std::uint8_t* data, std::size_t size);   // of `dsa tokenize`
-int FuzzRenderLine(const std::uint8_t* data, std::size_t size);     // of `dsa render`
-int FuzzReply(const std::uint8_t* data, std::size_t size);          // how to cut it, then a reply
+int FuzzSafetensors(const std::uint8_t* data, std::size_t size);      // a whole file
+int FuzzIndex(const std::uint8_t* data, std::size_t size);            // of a checkpoint's shards
+int FuzzConfig(const std::uint8_t* data, std::size_t size);           // config.json
+int FuzzGeneration(const std::uint8_t* data, std::size_t size);       // generation_config.json
+int FuzzTokenizerFile(const std::uint8_t* data, std::size_t size);    // tokenizer.json
+int FuzzTokenizerConfig(const std::uint8_t* data, std::size_t size);  // tokenizer_config.json
+int FuzzTokenizeLine(const std::uint8_t* data, std::size_t size);     // of `dsa tokenize`
+int FuzzRenderLine(const std::uint8_t* data, std::size_t size);       // of `dsa render`
+int FuzzReply(const std::uint8_t* data, std::size_t size);            // how to cut it, then a reply
 
 struct Target {
   const char* name;
