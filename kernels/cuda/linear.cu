@@ -1,4 +1,5 @@
-// Linear and BlockScaledLinear: cuBLASLt, or a plain kernel, one warp per output element, where the
+// Linear and BlockScaledLinear: kernels for the few rows of a decode step (small_product.cu,
+// narrow_product.cu), cuBLASLt, or a plain kernel, one warp per output element, where the
 // types of x and weight differ, and for small weights of odd extents that cuBLASLt does not take.
 // A large weight that it does not take would be a hundred times slower than it should be: that is
 // refused, never run.
@@ -6,6 +7,7 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/narrow_product.h"
 #include "kernels/cuda/small_product.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/block_scaled_linear.h"
@@ -84,6 +86,10 @@ dim3 GridOf(const LinearExtents& extents) {
 void CudaBackend::Linear(const LinearParams& params) {
   const LinearExtents extents = Validate(params);
   if (extents.tokens == 0 || extents.outputs == 0) {
+    return;
+  }
+  if (cuda::NarrowProductTakes(params)) {
+    cuda::NarrowProduct(params, state_->stream);
     return;
   }
   if (params.x.type == params.weight.type && state_->gemm.Multiply(params, state_->stream)) {

@@ -35,16 +35,33 @@ class NormRow final {
   // `row` of `fp8` where it has values.  x and y may be the same.  Every thread calls it.
   __device__ void Run(const T* x, T* residual, float eps, T* y, const QuantizedView& fp8,
                       std::int64_t row) const {
-    float h[kPacks][kWidth] = {};
-    float sum_of_squares = 0.0F;
+    // All reads before the first write, which they might alias for all that the compiler knows.
+    Pack<T, kWidth> packed[kPacks] = {};
+    Pack<T, kWidth> added[kPacks] = {};
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       if (Column(i) < cols_) {
-        Add(x, residual, Column(i), h[i]);
-#pragma unroll
-        for (const float value : h[i]) {
-          sum_of_squares += value * value;
+        packed[i] = LoadPack<kWidth>(x + Column(i));
+        if (residual != nullptr) {
+          added[i] = LoadPack<kWidth>(residual + Column(i));
         }
+      }
+    }
+    float h[kPacks][kWidth];
+    float sum_of_squares = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        h[i][j] = ToFloat(packed[i].values[j]);
+        if (residual != nullptr) {
+          h[i][j] += ToFloat(added[i].values[j]);
+          added[i].values[j] = FromFloat<T>(h[i][j]);
+        }
+        sum_of_squares += h[i][j] * h[i][j];
+      }
+      if (residual != nullptr && Column(i) < cols_) {
+        StorePack(residual + Column(i), added[i]);
       }
     }
     const float mean = BlockSum<kThreads>(sum_of_squares) / static_cast<float>(cols_);
@@ -60,25 +77,6 @@ class NormRow final {
  private:
   __device__ static int Column(int pack) {
     return (static_cast<int>(threadIdx.x) + pack * kThreads) * kWidth;
-  }
-
-  __device__ static void Add(const T* x, T* residual, int column, float (&h)[kWidth]) {
-    const auto packed = LoadPack<kWidth>(x + column);
-    Pack<T, kWidth> added;
-    if (residual != nullptr) {
-      added = LoadPack<kWidth>(residual + column);
-    }
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      h[i] = ToFloat(packed.values[i]);
-      if (residual != nullptr) {
-        h[i] += ToFloat(added.values[i]);
-        added.values[i] = FromFloat<T>(h[i]);
-      }
-    }
-    if (residual != nullptr) {
-      StorePack(residual + column, added);
-    }
   }
 
   __device__ void Store(const float (&h)[kWidth], float scale, const Pack<float, kWidth>& weight,

@@ -92,8 +92,8 @@ std::vector<std::uint8_t> RowBits(const std::vector<std::uint8_t>& bits, std::in
 
 TEST_CASE("Linear matches its equation", "[kernels][linear]") {
   const auto tokens = GENERATE(as<std::int64_t>(), 1, 2, 50, 97);
-  const auto extents =
-      GENERATE(values<Extents>({{1, 8}, {5, 130}, {33, 96}, {130, 192}, {64, 7168}, {257, 1536}}));
+  const auto extents = GENERATE(
+      values<Extents>({{1, 8}, {5, 130}, {33, 96}, {16, 64}, {130, 192}, {64, 7168}, {257, 1536}}));
   const auto types = GENERATE(values<Types>({
       {DataType::kF32, DataType::kF32, DataType::kF32},
       {DataType::kBf16, DataType::kBf16, DataType::kF32},

@@ -52,7 +52,7 @@ std::vector<FusedOp> Overrides() {
       Op("AddNorm", &Backend::AddNorm, &FusedLayer::AddNorm, {}),
       // The plain product's kernel, which takes several weights at once, and a library's for bf16.
       Op("Project", &Backend::Project, &FusedLayer::Project,
-         {"SmallProduct", "LinearKernel", "of a library"}),
+         {"SmallProduct", "NarrowProduct", "LinearKernel", "of a library"}),
       Op("WriteKeys", &Backend::WriteKeys, &FusedLayer::WriteKeys, {}),
       Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentSelected,
          {"Attention", "JoinParts"}),
