@@ -13,13 +13,14 @@
 #     logits                       CUDA against the CPU: random models in float32, the small model
 #     needles                      40 facts each in texts of 1K to 16K tokens, through the server;
 #                                  few of them with a fault planted in the indexer
+#     launches                     graph nodes of a layer of a decode step, at V3.2's sizes
 #     speed                        one stream, 8 and 64 streams, first tokens of long prompts
 #     faults                       a planted CUDA error ends the server as docs/gpu.md says
 #     sanitize                     the operators under compute-sanitizer's tools
 #     bench                        time every operator, dsa_cuda_bench
 #     step                         the decode step of the slice, and of its operators: below
 #     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
-#   Without a stage: start tests weights demo logits needles speed faults.
+#   Without a stage: start tests weights demo logits needles launches speed faults.
 #
 # The slice is what one of 32 GPUs holds of DeepSeek-V3.2 with its experts spread over all:
 # configs/models/deepseek-v32-ep32, random weights, 41 GB.
@@ -107,7 +108,7 @@ stage() {
     start) start ;;
     tests) ./kernels_cuda_tests ;;
     demo) tools/demo.sh ./dsa cuda ;;
-    weights | logits | needles | speed) ./dsa_gpu_checks "[$1]" ;;
+    weights | logits | needles | launches | speed) ./dsa_gpu_checks "[$1]" ;;
     faults) ./dsa_gpu_checks "[faults]" ;;
     sanitize) sanitize ;;
     bench) ./dsa_cuda_bench ;;
@@ -131,7 +132,7 @@ run() {
     fi
     shift
   done
-  ((${#stages[@]})) || stages=(start tests weights demo logits needles speed faults)
+  ((${#stages[@]})) || stages=(start tests weights demo logits needles launches speed faults)
   log=$(realpath "$log")
   cd "$(dirname "$0")"
   [[ -e models ]] || ln -s ../../models models

@@ -17,6 +17,8 @@ class CudaBackend final : public Backend {
 
   // What ops are queued on, for callers that time them on the device.
   CUstream_st* stream() const;
+  // Nodes of a recorded graph: kernels, copies and memsets.
+  std::int64_t RecordedNodes(GraphId graph) const;
 
   std::string Name() const override;
   void BindThread() override;

@@ -36,6 +36,9 @@ void Graphs::Record(cudaStream_t stream, GraphId graph, const std::function<void
     DSA_CUDA_CHECK(cudaGraphExecDestroy(executable));
   }
   DSA_CUDA_CHECK(cudaGraphInstantiate(&executable, captured, 0));
+  std::size_t nodes = 0;
+  DSA_CUDA_CHECK(cudaGraphGetNodes(captured, nullptr, &nodes));
+  nodes_[graph] = static_cast<std::int64_t>(nodes);
   DSA_CUDA_CHECK(cudaGraphDestroy(captured));
   // The first launch need not carry it to the device.
   DSA_CUDA_CHECK(cudaGraphUpload(executable, stream));
@@ -59,6 +62,10 @@ void Graphs::WaitFor(int event) const {
 }
 
 }  // namespace cuda
+
+std::int64_t CudaBackend::RecordedNodes(GraphId graph) const {
+  return state_->graphs.nodes(graph);
+}
 
 void CudaBackend::CheckNotRecording(const char* call) const {
   DSA_CHECK(!state_->graphs.is_recording(), "CudaBackend: {} while a graph is recorded",

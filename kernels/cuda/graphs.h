@@ -4,6 +4,7 @@
 #include "kernels/backend.h"
 
 #include <array>
+#include <cstdint>
 #include <functional>
 #include <map>
 
@@ -23,11 +24,13 @@ class Graphs final {
   bool is_recording() const { return is_recording_; }
   void Record(cudaStream_t stream, GraphId graph, const std::function<void()>& body);
   void Replay(cudaStream_t stream, GraphId graph) const;
+  std::int64_t nodes(GraphId graph) const { return nodes_.at(graph); }
   void Mark(cudaStream_t stream, int event) const;
   void WaitFor(int event) const;
 
  private:
   std::map<GraphId, cudaGraphExec_t> graphs_;
+  std::map<GraphId, std::int64_t> nodes_;
   std::array<cudaEvent_t, kEvents> events_{};
   bool is_recording_ = false;
 };
