@@ -32,7 +32,6 @@ constexpr int kChunk = 32;    // columns
 constexpr int kAhead = 4;     // chunks of the weight in registers before x is there
 constexpr std::int64_t kTokensMax = 64;
 constexpr std::int64_t kOutputsMax = 256;
-constexpr std::int64_t kAlignment = 16;
 
 // 16 bytes of a row, the operands of two products.
 struct Piece {
