@@ -13,7 +13,8 @@ namespace dsa {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kPacks = 4;
+// D up to 8192: a row in more registers would keep the next product out of the multiprocessor.
+constexpr int kPacks = 2;
 
 template <typename T>
 using Row = cuda::NormRow<T, kThreads, kPacks>;
