@@ -13,7 +13,7 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kFileBytesMax = std::int64_t{16} << 20;
+constexpr std::int64_t kTemplateBytesMax = std::int64_t{16} << 20;
 constexpr std::string_view kHowToChoose = "choose by chat_format";
 
 struct Template {
@@ -27,7 +27,7 @@ bool Contains(std::string_view text, std::string_view part) {
 
 // The file's text; nullopt where there is none.
 Result<std::optional<std::string>> ReadIfThere(const std::string& path) {
-  Result<std::string> text = ReadFile(path, kFileBytesMax);
+  Result<std::string> text = ReadFile(path, kTemplateBytesMax);
   if (text.ok()) {
     return std::optional(std::move(text).value());
   }

@@ -60,7 +60,7 @@ class TemporaryFile final {
   std::string path_;
 };
 
-std::string ErrorOf(const std::string& text) {
+std::string LoadErrorOf(const std::string& text) {
   const TemporaryFile file(text);
   const Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(file.path());
   if (tokenizer.ok()) {
@@ -171,10 +171,10 @@ TEST_CASE("what is not supported is refused by key and value", "[tokenizer][file
     Json file = SmallFile();
     c.change(file);
     CAPTURE(c.name);
-    CHECK_THAT(ErrorOf(file.dump()), Catch::Matchers::StartsWith(c.error));
+    CHECK_THAT(LoadErrorOf(file.dump()), Catch::Matchers::StartsWith(c.error));
   }
-  CHECK_THAT(ErrorOf("{"), Catch::Matchers::StartsWith("not valid JSON"));
-  CHECK_THAT(ErrorOf("[]"), Catch::Matchers::StartsWith("document: [] is not an object"));
+  CHECK_THAT(LoadErrorOf("{"), Catch::Matchers::StartsWith("not valid JSON"));
+  CHECK_THAT(LoadErrorOf("[]"), Catch::Matchers::StartsWith("document: [] is not an object"));
   CHECK_FALSE(Tokenizer::Load("/nonexistent/tokenizer.json").ok());
 }
 
@@ -327,20 +327,21 @@ TEST_CASE("a template may put one token before the text, and nothing else", "[to
            "[" + end + "," + text + "," + end + "]", "[" + text + "," + text + "]",
            "[" + other + "]", "[1, 2]", "[{}]"}) {
     CAPTURE(single);
-    CHECK_THAT(ErrorOf(with(single, tokens)), Catch::Matchers::StartsWith("post_processor.single"));
+    CHECK_THAT(LoadErrorOf(with(single, tokens)),
+               Catch::Matchers::StartsWith("post_processor.single"));
   }
-  CHECK_THAT(ErrorOf(with("[" + end + "," + text + "]", "{}")),
+  CHECK_THAT(LoadErrorOf(with("[" + end + "," + text + "]", "{}")),
              Catch::Matchers::StartsWith("post_processor.special_tokens.<end>: missing"));
   Json json = SmallFile();
   json["post_processor"] = {{"type", "RobertaProcessing"}};
-  CHECK_THAT(ErrorOf(json.dump()),
+  CHECK_THAT(LoadErrorOf(json.dump()),
              Catch::Matchers::StartsWith("post_processor.type: \"RobertaProcessing\""));
 }
 
 TEST_CASE("a file cut off anywhere is refused", "[tokenizer][file]") {
   const std::string text = SmallFile().dump();
   for (std::size_t size = 0; size < text.size(); size += 97) {
-    CHECK(ErrorOf(text.substr(0, size)) != "loaded");
+    CHECK(LoadErrorOf(text.substr(0, size)) != "loaded");
   }
 }
 
