@@ -130,7 +130,7 @@ std::string JsonLine(LogLevel level, std::string_view message, const LogFields& 
 // For people: as in JSON, but that quotes and backslashes stand for themselves, between single
 // quotes where there is a double one.
 std::string TextValue(const LogValue& value) {
-  const std::string json = Dump(ToJson(value));
+  std::string json = Dump(ToJson(value));
   if (!std::holds_alternative<std::string>(value)) {
     return json;
   }

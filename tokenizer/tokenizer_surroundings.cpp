@@ -40,7 +40,8 @@ Result<std::string> ReadPrefixToken(JsonObject& piece, JsonObject& processor) {
   DSA_ASSIGN_OR_RETURN(JsonObject specials, processor.ReadObject("special_tokens"));
   DSA_ASSIGN_OR_RETURN(JsonObject special, specials.ReadObject(name));
   DSA_ASSIGN_OR_RETURN(const Json* tokens, special.ReadArray("tokens"));
-  if (tokens->size() != 1 || !(*tokens)[0].is_string() || (*tokens)[0] == "") {
+  if (tokens->size() != 1 || !(*tokens)[0].is_string() ||
+      (*tokens)[0].get_ref<const std::string&>().empty()) {
     return special.MakeError("tokens", fmt::format("{} is not one token", Brief(*tokens)));
   }
   return (*tokens)[0].get<std::string>();
@@ -74,7 +75,7 @@ Status ReadTemplate(JsonObject& processor, const std::string& source, const std:
     }
     DSA_ASSIGN_OR_RETURN(prefix, ReadPrefixToken(first, processor));
   }
-  if (surroundings.prefix.value_or("") != "" && prefix != "") {
+  if (!surroundings.prefix.value_or("").empty() && !prefix.empty()) {
     return processor.MakeError("single", "a second prefix is not supported");
   }
   surroundings.prefix = surroundings.prefix.value_or("") + prefix;
