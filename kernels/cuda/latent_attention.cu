@@ -1,7 +1,7 @@
 // LatentAttention: which kernel serves it, and how rows are split (ChooseKernel, PlanSplits below).
-// bfloat16 queries run on the tensor cores: over the fp8 cache by latent_attention_many_heads.cu,
-// else by latent_attention_tensor.cu.  Float32 queries, and a float32 cache, go in float32 without
-// them, here:
+// bfloat16 queries run on the tensor cores: over the fp8 cache by latent_attention_many_heads.cu or
+// _few_heads.cu, else by latent_attention_tensor.cu.  Float32 queries, and a float32 cache, go in
+// float32 without them, here:
 //
 //   block   8 heads of a row and a range of its keys, 32 keys a turn
 //   scores  warp h, lane j: head h meets key j, 32 products at a time added up before they join
@@ -235,7 +235,7 @@ cuda::AttentionParts TakeParts(cuda::ScratchArena& arena, std::int64_t row_heads
           .counters = nullptr};
 }
 
-enum class Kernel : std::uint8_t { kPlain, kTensor, kManyHeads };
+enum class Kernel : std::uint8_t { kPlain, kTensor, kManyHeads, kFewHeads };
 
 Kernel ChooseKernel(const LatentAttentionParams& params) {
   if (params.q_latent.type != DataType::kBf16 || params.cache.format == KvFormat::kF32) {
@@ -244,14 +244,17 @@ Kernel ChooseKernel(const LatentAttentionParams& params) {
   const bool has_aligned_rows = cuda::HasAlignedRows(params.q_latent) &&
                                 cuda::HasAlignedRows(params.q_rope) &&
                                 cuda::HasAlignedRows(params.o_latent);
-  return params.cache.format == KvFormat::kFp8 && has_aligned_rows ? Kernel::kManyHeads
-                                                                   : Kernel::kTensor;
+  if (params.cache.format != KvFormat::kFp8 || !has_aligned_rows) {
+    return Kernel::kTensor;
+  }
+  return params.q_latent.heads <= cuda::kFewHeadsGroup ? Kernel::kFewHeads : Kernel::kManyHeads;
 }
 
 std::int64_t GroupsOf(Kernel kernel, std::int64_t heads) {
   switch (kernel) {
     case Kernel::kTensor: return cuda::TensorAttentionGroups(heads);
     case Kernel::kManyHeads: return cuda::ManyHeadsGroups(heads);
+    case Kernel::kFewHeads: return cuda::FewHeadsGroups(heads);
     case Kernel::kPlain: break;
   }
   return (heads + kHeads - 1) / kHeads;
@@ -307,6 +310,7 @@ void Launch(Kernel kernel, const LatentAttentionParams& params, const cuda::Atte
             cudaStream_t stream) {
   switch (kernel) {
     case Kernel::kManyHeads: cuda::RunManyHeads(params, parts, stream); return;
+    case Kernel::kFewHeads: cuda::RunFewHeads(params, parts, stream); return;
     case Kernel::kTensor: cuda::RunTensorAttention(params, parts, stream); break;
     case Kernel::kPlain:
       cuda::DispatchFloat(params.q_latent.type, [&]<typename T>(T) {
@@ -343,8 +347,9 @@ void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
   const std::int64_t groups = GroupsOf(kernel, extents.heads);
   const Splits plan =
       PlanSplits(extents.tokens, groups, state_->multiprocessors, state_->batch_invariant);
-  const std::int64_t heads =
-      kernel == Kernel::kManyHeads ? groups * cuda::kManyHeadsGroup : extents.heads;
+  const std::int64_t heads = kernel == Kernel::kManyHeads  ? groups * cuda::kManyHeadsGroup
+                             : kernel == Kernel::kFewHeads ? groups * cuda::kFewHeadsGroup
+                                                           : extents.heads;
   cuda::ScratchArena arena(state_->scratch);
   cuda::AttentionParts parts = TakeParts(arena, std::min(extents.tokens, plan.rows) * heads,
                                          plan.splits, kernel != Kernel::kPlain);

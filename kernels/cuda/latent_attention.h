@@ -32,11 +32,16 @@ int TensorAttentionGroups(std::int64_t heads);
 void RunTensorAttention(const LatentAttentionParams& params, const AttentionParts& parts,
                         cudaStream_t stream);
 
-// bfloat16 activations with rows of whole 16 bytes over an fp8 cache: 64 heads a block.  `splits` a
-// power of two; if more than 1, all blocks, rows * groups * splits, must fit the device at once.
+// bfloat16 activations with rows of whole 16 bytes over an fp8 cache, 64 or 16 heads a block.
+// `splits` a power of two; if more than 1, all blocks, rows * groups * splits, must fit the device
+// at once.
 inline constexpr int kManyHeadsGroup = 64;
+inline constexpr int kFewHeadsGroup = 16;
 int ManyHeadsGroups(std::int64_t heads);
+int FewHeadsGroups(std::int64_t heads);
 void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream);
+void RunFewHeads(const LatentAttentionParams& params, const AttentionParts& parts,
+                 cudaStream_t stream);
 
 }  // namespace dsa::cuda

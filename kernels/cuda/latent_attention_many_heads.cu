@@ -17,9 +17,10 @@
 // its part, of which the sum is one, and log2 of the sum of powers to scratch, waits for its
 // siblings, and joins its share of the columns, in order.  So all blocks of a launch must run at
 // once, and launches of one device must not overlap: one stream.
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_records.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/latent_share.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/wgmma_latent.cuh"
 #include "kernels/cuda/siblings.cuh"
@@ -86,32 +87,7 @@ static_assert(Plan::kBytes <= 227 * 1024, "a block may have no more on sm_90");
 constexpr int kStagePitch = kGroupValues * 2 + 16;  // of a row of output on its way, bytes
 static_assert(kHeads * kValueGroups * kStagePitch <= Tiles::kStages * Tiles::kStageBytes);
 
-// What a block attends to.
-struct Share {
-  std::int64_t row;
-  int item;  // of the launch: a row and 64 heads
-  int split;
-  int first_head;
-  int heads;  // that exist, of the 64
-  RowKeys keys;
-  int first;  // key
-  int last;
-  int turns;
-
-  __device__ Share(const LatentAttentionParams& p, int groups, int splits)
-      : row(blockIdx.x / groups / splits),
-        item(static_cast<int>(row) * groups + static_cast<int>(blockIdx.x) % groups),
-        split(static_cast<int>(blockIdx.x) / groups % splits),
-        first_head(static_cast<int>(blockIdx.x) % groups * kHeads),
-        heads(min(kHeads, static_cast<int>(p.q_latent.heads) - first_head)),
-        keys(KeysOf(p.rows, p.selection, row)) {
-    const int row_turns = (keys.count + kTurnKeys - 1) / kTurnKeys;
-    const int share_keys = (row_turns + splits - 1) / splits * kTurnKeys;
-    first = min(split * share_keys, keys.count);
-    last = min(first + share_keys, keys.count);
-    turns = (last - first + kTurnKeys - 1) / kTurnKeys;
-  }
-};
+using Share = AttentionShare<kHeads, kTurnKeys>;
 
 // Q of values from 320 on, by the warpgroups of the values.
 __device__ void LoadSharedQueries(const LatentAttentionParams& p, const Plan& plan,
@@ -372,10 +348,6 @@ __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, c
 constexpr int kPartVectors = kProducts * kSums / 4;
 constexpr std::int64_t kPartValues = std::int64_t{kPartVectors} * kValueThreads * 4;
 
-__device__ float* LogsOf(const AttentionParts& parts, const Share& share, int split) {
-  return reinterpret_cast<float*>(parts.maxima) + (share.item * parts.splits + split) * kHeads;
-}
-
 // Writes this block's part and waits until those of its siblings are there.
 __device__ void WritePart(const AttentionParts& parts, const Share& share, int thread,
                           const Sums& sums, float lower, float upper) {
@@ -391,37 +363,6 @@ __device__ void WritePart(const AttentionParts& parts, const Share& share, int t
   ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
   if (thread == 0) {
     MeetSiblings(parts.counters + share.item * 2, parts.splits);
-  }
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
-}
-
-// Weights of the parts, [splits, 64], and behind them 1 / their sum, [64], where the keys were.
-__device__ void WeighParts(const AttentionParts& parts, const Share& share, unsigned weights,
-                           int thread) {
-  const int head = thread / 4;
-  const int lane = thread % 4;
-  const unsigned own = weights + head * 4;
-  const float* logs = LogsOf(parts, share, 0) + head;
-  float largest = kNoReference;
-#pragma unroll 4
-  for (int split = lane; split < parts.splits; split += 4) {
-    const float log = __ldcg(logs + split * kHeads);
-    ptx::StoreFloat(own + split * kHeads * 4, log);
-    largest = fmaxf(largest, log);
-  }
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-  float sum = 0.0F;
-#pragma unroll 1
-  for (int split = lane; split < parts.splits; split += 4) {
-    const float weight = Exp2(ptx::LoadShared(own + split * kHeads * 4) - largest);
-    ptx::StoreFloat(own + split * kHeads * 4, weight);
-    sum += weight;
-  }
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  if (lane == 0) {
-    ptx::StoreFloat(own + parts.splits * kHeads * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
   }
   ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
 }
@@ -449,7 +390,8 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
     }
   }
   const unsigned weights = plan.keys.buffers;
-  WeighParts(parts, share, weights, thread);
+  WeighParts<kValueThreads>(parts, share, weights, thread);
+  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
   if (!has_heads) {
     return;
   }
@@ -503,11 +445,14 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
   }
   WritePart(parts, share, thread, sums, lower, upper);
   switch (parts.splits) {
-    case 2: JoinParts<2>(p, parts, plan, share, thread); return;
-    case 4: JoinParts<4>(p, parts, plan, share, thread); return;
-    case 8: JoinParts<8>(p, parts, plan, share, thread); return;
-    case 16: JoinParts<16>(p, parts, plan, share, thread); return;
-    default: JoinParts<32>(p, parts, plan, share, thread); return;
+    case 2: JoinParts<2>(p, parts, plan, share, thread); break;
+    case 4: JoinParts<4>(p, parts, plan, share, thread); break;
+    case 8: JoinParts<8>(p, parts, plan, share, thread); break;
+    case 16: JoinParts<16>(p, parts, plan, share, thread); break;
+    default: JoinParts<32>(p, parts, plan, share, thread); break;
+  }
+  if (thread == 0) {
+    LeaveSiblings(parts.counters + share.item * 2, parts.splits);
   }
 }
 
@@ -526,7 +471,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::BarrierInitFence();
   }
+  ptx::AllowSuccessor();
   __syncthreads();
+  ptx::WaitForPredecessors();
   const Share share(p, groups, parts.splits);
   if (group == 0) {
     Scorer scorer(p, plan, share);
@@ -555,8 +502,9 @@ void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& par
   DSA_CUDA_CHECK(attribute);
   const int groups = ManyHeadsGroups(params.q_latent.heads);
   const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
-  ManyHeadsKernel<<<blocks, kThreads, Plan::kBytes, stream>>>(params, parts, groups);
-  DSA_CUDA_CHECK(cudaGetLastError());
+  LaunchDependent(ManyHeadsKernel,
+                  {.grid = blocks, .threads = kThreads, .shared_bytes = Plan::kBytes}, stream,
+                  params, parts, groups);
 }
 
 }  // namespace dsa::cuda

@@ -1,15 +1,15 @@
 // From records of the fp8 latent cache to tiles of half for the tensor cores: what the attention
 // kernels with asynchronous copies share.
 //
-//   ring     [kStages, 32 keys]  656-byte records, each brought by one bulk copy
+//   ring     [kStages, 32 keys]  656-byte records, brought by asynchronous copies of 16 bytes
 //   buffers  [kBuffers]          9 tiles [keys, 64 values], K-major with the 128-byte swizzle:
 //                                8 of the latent, times its scales, and 1 of the RoPE key
 //
-// Four warps gather, each for itself: 8 keys a turn, with a part of the ring and barriers of their
-// own.  Whoever waits for a part of a buffer orders what was written there before the tensor cores
-// by an AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for
-// loads of slots that are under way.  Rows of a tile are keys, so the same bytes are K of the
-// scores, and V of the outputs read with keys as the inner dimension.
+// Four warps gather, each for itself: 8 keys a turn, in a part of the ring of their own.
+// Whoever waits for a part of a buffer orders what was written there before the tensor cores by an
+// AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for loads of
+// slots that are under way.  Rows of a tile are keys, so the same bytes are K of the scores, and V
+// of the outputs read with keys as the inner dimension.
 //
 // Halves hold a latent exactly from scales of 2^-15 to 2^7; below, an error of at most 2^-25 comes
 // in, above, values from 65520 on become infinite and their row's output NaN.  A latent leaves
@@ -17,7 +17,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_keys.cuh"
-#include "kernels/cuda/ptx/shared_memory.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
 
 #include <cstdint>
 
@@ -45,10 +45,9 @@ struct KeyTiles {
   unsigned ring;     // [kStages]
   unsigned full;     // [kBuffers, kKeyParts] barriers, on which the gathering warps arrive
   unsigned empty;    // [kBuffers] barriers, on which the readers of V arrive
-  unsigned landed;   // [kGatherWarps, kStages] barriers
   unsigned present;  // [kBuffers, kTurns] words, a bit per key
 
-  static constexpr int kBarriers = kBuffers * (kKeyParts + 1) + kGatherWarps * kStages;
+  static constexpr int kBarriers = kBuffers * (kKeyParts + 1);
   static constexpr int kBytes =
       kBuffers * kBufferBytes + kStages * kStageBytes + kBarriers * 8 + kBuffers * kTurns * 4;
 
@@ -57,8 +56,7 @@ struct KeyTiles {
         ring(buffers + kBuffers * kBufferBytes),
         full(ring + kStages * kStageBytes),
         empty(full + kBuffers * kKeyParts * 8),
-        landed(empty + kBuffers * 8),
-        present(landed + kGatherWarps * kStages * 8) {}
+        present(empty + kBuffers * 8) {}
 
   // By one thread, before everybody meets.
   __device__ void InitBarriers(int readers) const {
@@ -67,9 +65,6 @@ struct KeyTiles {
     }
     for (int i = 0; i < kBuffers; ++i) {
       ptx::BarrierInit(empty + i * 8, readers);
-    }
-    for (int i = 0; i < kGatherWarps * kStages; ++i) {
-      ptx::BarrierInit(landed + i * 8, 1);
     }
   }
   __device__ unsigned Full(int buffer, int part) const {
@@ -126,9 +121,6 @@ __device__ inline uint4 ScaledHalves(unsigned first, unsigned second, unsigned s
   return {scaled(halves.x), scaled(halves.y), scaled(halves.z), scaled(halves.w)};
 }
 
-// What a key that does not exist reads.
-static __device__ const uint4 zero_record[LatentBlock::kTokenBytes / 16] = {};
-
 // A lane's two columns of a key, 128 values apart.
 struct Codes {
   uint4 codes[2];
@@ -141,7 +133,9 @@ template <typename Tiles>
 __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache,
                            int first, int last, int turns) {
   constexpr int kRecordBytes = LatentBlock::kTokenBytes;
-  constexpr int kRounds = 2;  // of four keys each
+  constexpr int kPieces = kRecordBytes / 16;
+  constexpr int kTailPieces = kPieces - kWarpSize;  // a record is a piece per lane and these
+  constexpr int kRounds = 2;                        // of four keys each
   constexpr int kRoundKeys = kWarpKeys / kRounds;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGatherWarps;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -157,12 +151,11 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
   const unsigned rope_place =
       Tiles::kRopeTile * Tiles::kTileBytes + tile_row * 128 + (column ^ (tile_row % 8)) * 16;
   const unsigned ring = tiles.ring + warp * kWarpKeys * kRecordBytes;
-  const unsigned landed = tiles.landed + warp * Tiles::kStages * 8;
 
   // Lanes below kWarpKeys have a key of the turn each.
-  const auto slot_of = [&](int turn) {
-    const int own = first + turn * kTurnKeys + warp * kWarpKeys + lane;
-    return lane < kWarpKeys && own < last ? static_cast<int>(keys.Slot(own)) : -1;
+  const auto slot_of = [&](int turn, int own) {
+    const int at = first + turn * kTurnKeys + warp * kWarpKeys + own;
+    return at < last ? static_cast<int>(keys.Slot(at)) : -1;
   };
   unsigned present = 0;  // kWarpKeys bits a stage
   static_assert(Tiles::kStages * kWarpKeys <= 32);
@@ -170,31 +163,38 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
     constexpr unsigned kAll = (1U << kWarpKeys) - 1U;
     const unsigned bits = __ballot_sync(kAllLanes, slot >= 0) & kAll;
     present = (present & ~(kAll << stage * kWarpKeys)) | bits << stage * kWarpKeys;
-    if (lane == 0) {
-      ptx::BarrierExpect(landed + stage * 8, kWarpKeys * kRecordBytes);
+    __syncwarp();  // everybody has read what lay there
+    const auto copy_piece = [&](int copied, int index) {
+      const int from = __shfl_sync(kAllLanes, slot, copied);
+      if (index < kPieces) {
+        ptx::CopyAsync16(ring + stage * Tiles::kStageBytes + copied * kRecordBytes + index * 16,
+                         cache + std::int64_t{max(from, 0)} * kRecordBytes + index * 16,
+                         from < 0 ? 0 : 16);
+      }
+    };
+#pragma unroll
+    for (int i = 0; i < kWarpKeys; ++i) {
+      copy_piece(i, lane);
     }
-    __syncwarp();  // also: everybody has read what lay there
-    if (lane < kWarpKeys) {
-      const void* from = slot >= 0
-                             ? static_cast<const void*>(cache + std::int64_t{slot} * kRecordBytes)
-                             : static_cast<const void*>(zero_record);
-      ptx::CopyBulk(ring + stage * Tiles::kStageBytes + lane * kRecordBytes, from, kRecordBytes,
-                    landed + stage * 8);
+    constexpr int kTails = kWarpKeys * kTailPieces;
+#pragma unroll
+    for (int i = 0; i < (kTails + kWarpSize - 1) / kWarpSize; ++i) {
+      const int tail = i * kWarpSize + lane;
+      copy_piece(min(tail / kTailPieces, kWarpKeys - 1),
+                 tail < kTails ? kWarpSize + tail % kTailPieces : kPieces);
     }
   };
 
-  int first_slots[Tiles::kStages];
-#pragma unroll
-  for (int stage = 0; stage < Tiles::kStages; ++stage) {
-    first_slots[stage] = slot_of(stage);
-  }
-#pragma unroll
+  // The first turns at once: lane 8 s + k has key k of turn s.
+  const int first_slot = slot_of(lane / kWarpKeys, lane % kWarpKeys);
+  int next_slot = slot_of(Tiles::kStages, lane % kWarpKeys);
+#pragma unroll 1
   for (int stage = 0; stage < Tiles::kStages; ++stage) {
     if (stage < turns) {
-      copy(stage, first_slots[stage]);
+      copy(stage, __shfl_sync(kAllLanes, first_slot, stage * kWarpKeys + lane % kWarpKeys));
     }
+    ptx::CommitCopies();
   }
-  int next_slot = slot_of(Tiles::kStages);
   BufferCursor<Tiles::kStages> from;
   BufferCursor<Tiles::kBuffers> to;
 #pragma unroll 1
@@ -209,7 +209,8 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
                              ptx::LoadWords4(source + part * 256 + 128 + column * 16)},
                    .scales = ptx::LoadShared2(source + LatentBlock::Scales(0) + part * 8)};
     };
-    ptx::BarrierWait(landed + from.buffer * 8, from.phase);
+    ptx::WaitForCopies<Tiles::kStages - 1>();  // a group per turn
+    __syncwarp();
     constexpr int kSteps = kKeyParts * kRounds;
     Codes codes[kSteps];  // loaded two steps ahead
     codes[0] = load(0, 0);
@@ -258,7 +259,8 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
     if (turn + Tiles::kStages < turns) {
       copy(from.buffer, next_slot);
     }
-    next_slot = slot_of(turn + Tiles::kStages + 1);
+    ptx::CommitCopies();
+    next_slot = slot_of(turn + Tiles::kStages + 1, lane % kWarpKeys);
     from.Next();
     if (part_turn + 1 == Tiles::kTurns) {
       to.Next();

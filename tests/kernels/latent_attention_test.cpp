@@ -5,6 +5,7 @@
 #include "tests/kernels/attention_testing.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace dsa {
 namespace {
@@ -33,7 +34,8 @@ struct Operands {
   testing::DeviceArray<std::uint8_t> cache;
   testing::DeviceTensor output;
 
-  Operands(Backend& backend_used, const AttentionBatch& values)
+  // Rows of the output lie `padding` values apart.
+  Operands(Backend& backend_used, const AttentionBatch& values, std::int64_t padding = 8)
       : backend(backend_used),
         batch(values),
         latent(backend, batch.type, testing::Dense(batch.rows.size(), batch.heads * 512),
@@ -46,7 +48,7 @@ struct Operands {
         output(testing::DeviceTensor::Poisoned(backend, batch.type,
                                                {.rows = batch.rows.size(),
                                                 .cols = batch.heads * 512,
-                                                .row_stride = batch.heads * 512 + 8})) {}
+                                                .row_stride = batch.heads * 512 + padding})) {}
 
   void Attend() const {
     backend.LatentAttention(
@@ -184,8 +186,22 @@ TEST_CASE("LatentAttention of every number of ranges", "[kernels][latent_attenti
   }
 }
 
-TEST_CASE("LatentAttention of 65 and 128 heads", "[kernels][latent_attention]") {
-  const auto heads = GENERATE(as<std::int64_t>(), 65, 128);
+TEST_CASE("LatentAttention of rows that are not aligned", "[kernels][latent_attention]") {
+  const auto heads = GENERATE(as<std::int64_t>(), 3, 20, 65);
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                            .format = KvFormat::kFp8,
+                                                            .selection = Selection::kSome,
+                                                            .heads = heads,
+                                                            .visible = {1, 97, 200},
+                                                            .selected = 150});
+  const Operands operands(testing::TestBackend(), batch, 3);
+  operands.Attend();
+  CHECK(testing::RelativeError(operands.output.Download(), Expected(batch)) <
+        testing::AttentionTolerance(batch.type));
+}
+
+TEST_CASE("LatentAttention of 16, 17, 65 and 128 heads", "[kernels][latent_attention]") {
+  const auto heads = GENERATE(as<std::int64_t>(), 16, 17, 65, 128);
   const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
                                                             .format = KvFormat::kFp8,
                                                             .selection = Selection::kSome,
@@ -324,6 +340,41 @@ TEST_CASE("LatentAttention gives a group of rows the bits of single rows",
   const std::vector<float> single = Run(testing::TestBackend(), batch);
   batch.rows.group = 3;
   CHECK(Run(testing::TestBackend(), batch) == single);
+}
+
+// A kernel that multiplies in half gives no wrong values beyond its range: what is not finite fails
+// its request.
+TEST_CASE("LatentAttention is right or not finite where latents are too large for half",
+          "[kernels][latent_attention]") {
+  const auto [factor, fits] = GENERATE(table<float, bool>({{0x1p13F, true}, {0x1p20F, false}}));
+  CAPTURE(factor);
+  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                      .format = KvFormat::kFp8,
+                                                      .selection = Selection::kNone,
+                                                      .heads = 3,
+                                                      .visible = {70, 1, 40}});
+  for (const std::int64_t position : {5, 38}) {
+    const std::size_t record =
+        testing::LatentBytesOf(batch.format, batch.layout.Slot(1, position))[0];
+    for (std::size_t scale = record + 512; scale < record + 528; scale += 4) {
+      float value = 0.0F;
+      std::memcpy(&value, batch.cache.data() + scale, 4);
+      value *= factor;
+      std::memcpy(batch.cache.data() + scale, &value, 4);
+    }
+  }
+  const std::vector<float> actual = Run(testing::TestBackend(), batch);
+  const std::vector<double> expected = Expected(batch);
+  for (std::ptrdiff_t head = 0; head < 3 * batch.heads; ++head) {
+    std::vector<float> values(actual.begin() + head * 512, actual.begin() + (head + 1) * 512);
+    const std::vector<double> wanted(expected.begin() + head * 512,
+                                     expected.begin() + (head + 1) * 512);
+    for (std::size_t i = 0; i < values.size() && !fits; ++i) {
+      values[i] = std::isfinite(values[i]) ? values[i] : static_cast<float>(wanted[i]);
+    }
+    CAPTURE(head);
+    CHECK(testing::RelativeError(values, wanted) < 3 * 0x1p-9);
+  }
 }
 
 TEST_CASE("LatentAttention takes no rows", "[kernels][latent_attention]") {

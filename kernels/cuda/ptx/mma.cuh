@@ -47,6 +47,13 @@ __device__ inline void StoreMatrices(unsigned row, const unsigned (&r)[4]) {
                : "memory");
 }
 
+// The same of turned matrices: a row takes what the fragments hold of a column.
+__device__ inline void StoreMatricesTransposed(unsigned row, const unsigned (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 // 16 bytes, of which the first `bytes` are read and the others become 0.  Both sides aligned.
 __device__ inline void CopyAsync16(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),

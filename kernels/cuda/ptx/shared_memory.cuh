@@ -116,14 +116,11 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap* map, unsigned
 __device__ inline void DiscardLine(const void* line) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }
-// `bytes` bytes in one piece, a multiple of 16, both sides aligned to 16; they count on `barrier`.
-__device__ inline void CopyBulk(unsigned target, const void* source, unsigned bytes,
-                                unsigned barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(target),
-      "l"(source), "r"(bytes), "r"(barrier)
-      : "memory");
+// The first `bytes` of 16 are read, the others become 0.
+__device__ inline void CopyAsync16(unsigned target, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(bytes)
+               : "memory");
 }
 __device__ inline void CopyAsync16(unsigned target, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");

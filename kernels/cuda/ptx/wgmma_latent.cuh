@@ -87,4 +87,34 @@ __device__ inline void WgmmaHalf128(float (&d)[64], std::uint64_t a, std::uint64
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
+// Both K-major.
+__device__ inline void WgmmaHalf16(float (&d)[8], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7"
+      "}, %8, %9, add, 1, 1, 0, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+// a MN-major, b K-major.
+__device__ inline void WgmmaHalf16Turned(float (&d)[8], std::uint64_t a, std::uint64_t b,
+                                         bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7"
+      "}, %8, %9, add, 1, 1, 1, 0;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
 }  // namespace dsa::cuda::ptx

@@ -1,0 +1,529 @@
+// LatentAttention of bfloat16 queries over the fp8 cache with at most 16 heads: a block attends
+// with all heads of a row to a range of its keys, 64 at a time.  Keys and latent values lie on the
+// M side of the products, heads on the N side, where 16 are as many as are padded to.
+//
+//   warpgroup 0     S^T = K Q^T, 64 keys by 16 heads; P = 2^(S - reference) in half
+//   warpgroups 1, 2 O^T += V^T P^T, 256 latent values each
+//   warpgroup 3     records to tiles of half, latent_records.cuh
+//
+// References, ranges of keys and how parts are joined: as in latent_attention_many_heads.cu.  Bound
+// by the gather.
+#include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/latent_attention.h"
+#include "kernels/cuda/latent_records.cuh"
+#include "kernels/cuda/latent_share.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/wgmma_latent.cuh"
+#include "kernels/cuda/siblings.cuh"
+
+namespace dsa::cuda {
+namespace {
+
+constexpr int kHeads = kFewHeadsGroup;
+constexpr int kGroupThreads = 128;
+constexpr int kGroupWarps = kGroupThreads / kWarpSize;
+constexpr int kValueGroups = 2;
+constexpr int kValueThreads = kValueGroups * kGroupThreads;
+constexpr int kThreads = (1 + kValueGroups + 1) * kGroupThreads;
+constexpr int kGroupValues = kLatentValues / kValueGroups;
+constexpr int kGroupTiles = kGroupValues / 64;
+
+using Tiles = KeyTiles<2, 2, 3>;
+using Share = AttentionShare<kHeads, Tiles::kKeys>;
+constexpr int kSteps = kRecordValues / 16;  // of K of the scores
+constexpr int kFirstPartSteps = 256 / 16;
+constexpr int kQueryTileBytes = kHeads * 128;
+constexpr int kScores = kHeads / 2;  // of a thread, and of a tile of O
+constexpr int kThreadHeads = kHeads / 4;
+constexpr float kSlack = 8.0F;  // log2 by which scores may exceed their reference
+constexpr float kNoReference = -1e30F;
+constexpr float kLog2E = 1.44269504088896340736F;
+
+enum NamedBarrier { kQueriesLoaded = 1, kScored, kSumsKnown, kPartsWritten, kStaged };
+
+// Addresses in shared memory.  P of a turn lies in its own keys' RoPE tile.
+struct Plan {
+  Tiles keys;
+  unsigned queries;  // 9 tiles [16 heads, 64 values]
+  unsigned powers;   // [kBuffers] barriers: P and the factors of O are there
+  unsigned factors;  // [kBuffers, 16]  by which O is multiplied before P V is added
+  unsigned maxima;   // [2, 4 warps, 16], in turns
+  unsigned inverse;  // [16]  1 / sum
+
+  static constexpr int kQueriesOffset = (Tiles::kBytes + 1023) / 1024 * 1024;
+  static constexpr int kPowersOffset = kQueriesOffset + 9 * kQueryTileBytes;
+  static constexpr int kBytes =
+      kPowersOffset + Tiles::kBuffers * 8 + (Tiles::kBuffers + 2 * kGroupWarps + 1) * kHeads * 4;
+
+  __device__ explicit Plan(unsigned base)
+      : keys(base),
+        queries(base + kQueriesOffset),
+        powers(base + kPowersOffset),
+        factors(powers + Tiles::kBuffers * 8),
+        maxima(factors + Tiles::kBuffers * kHeads * 4),
+        inverse(maxima + 2 * kGroupWarps * kHeads * 4) {}
+  __device__ unsigned Rope(int buffer) const {
+    return keys.buffers + buffer * Tiles::kBufferBytes + Tiles::kRopeTile * Tiles::kTileBytes;
+  }
+};
+static_assert(Plan::kBytes <= 227 * 1024, "a block may have no more on sm_90");
+constexpr int kStagePitch = kGroupValues * 2 + 16;  // of a head's output on its way, bytes
+
+// Of the thread's heads 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q, from [16] floats.
+struct HeadValues {
+  float values[kThreadHeads];
+  __device__ explicit HeadValues(unsigned from, int lane) {
+#pragma unroll
+    for (int j = 0; j < kThreadHeads / 2; ++j) {
+      const float2 pair = ptx::LoadShared2(from + (8 * j + lane % 4 * 2) * 4);
+      values[2 * j] = pair.x;
+      values[2 * j + 1] = pair.y;
+    }
+  }
+  // Of score or sum 4 j + 2 h + i.
+  __device__ float Of(int index) const {
+    return values[index / 4 * 2 + index % 2];
+  }
+};
+
+__device__ void LoadQueries(const LatentAttentionParams& p, const Plan& plan, const Share& share,
+                            int thread) {
+  constexpr int kRowChunks = kRecordValues / 8;
+  constexpr int kLatentChunks = kLatentValues / 8;
+  constexpr int kChunks = kHeads * kRowChunks;
+  constexpr int kEach = (kChunks + kValueThreads - 1) / kValueThreads;
+  const auto* latent =
+      static_cast<const __nv_bfloat16*>(p.q_latent.data) + share.row * p.q_latent.row_stride;
+  const auto* rope =
+      static_cast<const __nv_bfloat16*>(p.q_rope.data) + share.row * p.q_rope.row_stride;
+  uint4 values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int head = (thread + i * kValueThreads) / kRowChunks;
+    const int chunk = (thread + i * kValueThreads) % kRowChunks;
+    values[i] = {0, 0, 0, 0};
+    if (head < share.heads) {
+      const std::int64_t at = share.first_head + head;
+      values[i] = *reinterpret_cast<const uint4*>(
+          chunk < kLatentChunks ? latent + at * p.q_latent.head_stride + chunk * 8
+                                : rope + at * p.q_rope.head_stride + (chunk - kLatentChunks) * 8);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int head = (thread + i * kValueThreads) / kRowChunks;
+    const int chunk = (thread + i * kValueThreads) % kRowChunks;
+    if (head < kHeads) {
+      ptx::StoreWords4(
+          plan.queries + chunk / 8 * kQueryTileBytes + head * 128 + ((chunk % 8) ^ (head % 8)) * 16,
+          HalvesOfBf16(values[i]));
+    }
+  }
+}
+
+// Score 4 j + 2 h + i of lane 4 g + q of warp w is of key 16 w + g + 8 h and head 8 j + 2 q + i.
+class Scorer final {
+ public:
+  __device__ Scorer(const LatentAttentionParams& p, const Plan& plan)
+      : plan_(plan),
+        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize % kGroupWarps),
+        scale_(static_cast<float>(p.softmax_scale * static_cast<double>(kLog2E))) {}
+
+  __device__ void Run(int turns) {
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      float scores[kScores];
+      Multiply(scores);
+      Publish(scores, turn % 2);
+      at_.Next();
+    }
+  }
+
+  // Leaves 1 / sum in shared memory and, of a part, log2 of the sum of powers in `logs`.
+  __device__ void Finish(float* logs) {
+    ptx::NamedBarrierSync(kScored, kGroupThreads);  // maxima are read no more
+#pragma unroll
+    for (int n = 0; n < kThreadHeads; ++n) {
+      float& sum = sums_[n];
+      sum += __shfl_xor_sync(kAllLanes, sum, 4);
+      sum += __shfl_xor_sync(kAllLanes, sum, 8);
+      sum += __shfl_xor_sync(kAllLanes, sum, 16);
+    }
+    Leave(sums_, plan_.maxima);
+    ptx::NamedBarrierSync(kScored, kGroupThreads);
+    if (warp_ == 0 && lane_ < 4) {
+#pragma unroll
+      for (int n = 0; n < kThreadHeads; ++n) {
+        const int head = n / 2 * 8 + lane_ * 2 + n % 2;
+        float sum = 0.0F;
+        for (int warp = 0; warp < kGroupWarps; ++warp) {
+          sum += ptx::LoadShared(plan_.maxima + (warp * kHeads + head) * 4);
+        }
+        ptx::StoreFloat(plan_.inverse + head * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
+        if (logs != nullptr) {
+          logs[head] = sum > 0.0F ? references_[n] + log2f(sum) : -INFINITY;
+        }
+      }
+    }
+    ptx::NamedBarrierArrive(kSumsKnown, kGroupThreads + kValueThreads);
+  }
+
+ private:
+  __device__ void Multiply(float (&scores)[kScores]) {
+    const std::uint64_t queries = ptx::SwizzledTile(plan_.queries);
+    const std::uint64_t keys =
+        ptx::SwizzledTile(plan_.keys.buffers + at_.buffer * Tiles::kBufferBytes);
+    ptx::BarrierWait(plan_.keys.Full(at_.buffer, 0), at_.phase);
+    ptx::AsyncProxyFence();
+    ptx::PinRegisters(scores);
+    ptx::WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (step == kFirstPartSteps) {
+        ptx::BarrierWait(plan_.keys.Full(at_.buffer, 1), at_.phase);
+        ptx::AsyncProxyFence();
+      }
+      ptx::WgmmaHalf16(scores, keys + (step / 4 * Tiles::kTileBytes + step % 4 * 32) / 16,
+                       queries + (step / 4 * kQueryTileBytes + step % 4 * 32) / 16, step > 0);
+    }
+    ptx::WgmmaCommit();
+    ptx::WgmmaWait<0>();
+    ptx::PinRegisters(scores);
+  }
+
+  // A warp's values of its heads, to [4 warps, 16].
+  __device__ void Leave(const float (&values)[kThreadHeads], unsigned to) const {
+    if (lane_ < 4) {
+#pragma unroll
+      for (int n = 0; n < kThreadHeads; ++n) {
+        ptx::StoreFloat(to + (warp_ * kHeads + n / 2 * 8 + lane_ * 2 + n % 2) * 4, values[n]);
+      }
+    }
+  }
+
+  // Scores to powers in shared memory.
+  __device__ void Publish(float (&scores)[kScores], int parity) {
+    const int buffer = at_.buffer;
+    const unsigned present =
+        ptx::LoadWord(plan_.keys.present + (buffer * Tiles::kTurns + warp_ / 2) * 4) >>
+        (warp_ % 2 * 16 + lane_ / 4);
+    float largest[kThreadHeads];
+#pragma unroll
+    for (int n = 0; n < kThreadHeads; ++n) {
+      largest[n] = -INFINITY;
+    }
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      scores[i] = (present >> (i / 2 % 2 * 8) & 1U) != 0 ? scores[i] * scale_ : -INFINITY;
+      float& own = largest[i / 4 * 2 + i % 2];
+      own = fmaxf(own, scores[i]);
+    }
+#pragma unroll
+    for (int n = 0; n < kThreadHeads; ++n) {
+      float& value = largest[n];
+      value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 4));
+      value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 8));
+      value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 16));
+    }
+    const unsigned maxima = plan_.maxima + parity * kGroupWarps * kHeads * 4;
+    Leave(largest, maxima);
+    // Every warp has its scores of this turn, so the RoPE tile is read no more.
+    ptx::NamedBarrierSync(kScored, kGroupThreads);
+    float factors[kThreadHeads];
+#pragma unroll
+    for (int warp = 0; warp < kGroupWarps; ++warp) {
+      const HeadValues others(maxima + warp * kHeads * 4, lane_);
+#pragma unroll
+      for (int n = 0; n < kThreadHeads; ++n) {
+        largest[n] = fmaxf(largest[n], others.values[n]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kThreadHeads; ++n) {
+      const float reference = largest[n] > references_[n] + kSlack ? largest[n] : references_[n];
+      factors[n] = Exp2(references_[n] - reference);
+      references_[n] = reference;
+      sums_[n] *= factors[n];
+    }
+    if (warp_ == 0) {
+      if (lane_ < 4) {
+#pragma unroll
+        for (int n = 0; n < kThreadHeads; ++n) {
+          ptx::StoreFloat(plan_.factors + (buffer * kHeads + n / 2 * 8 + lane_ * 2 + n % 2) * 4,
+                          factors[n]);
+        }
+      }
+    }
+    unsigned powers[kScores / 2];  // 2 j + h: two heads
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      const int n = i / 4 * 2;
+      const float low = Exp2(scores[i] - references_[n]);
+      const float high = Exp2(scores[i + 1] - references_[n + 1]);
+      sums_[n] += low;
+      sums_[n + 1] += high;
+      powers[i / 2] = HalvesOf(low, high);
+    }
+    // Rows of P^T are heads: 64 keys, 128 bytes.
+    const int head = lane_ / 16 * 8 + lane_ % 8;
+    const int piece = (2 * warp_ + lane_ / 8 % 2) ^ (head % 8);
+    ptx::StoreMatricesTransposed(plan_.Rope(buffer) + head * 128 + piece * 16, powers);
+    ptx::AsyncProxyFence();
+    __syncwarp();
+    if (lane_ == 0) {
+      ptx::BarrierArrive(plan_.powers + buffer * 8);
+    }
+  }
+
+  const Plan& plan_;
+  int lane_;
+  int warp_;
+  float scale_;
+  float references_[kThreadHeads] = {kNoReference, kNoReference, kNoReference, kNoReference};
+  float sums_[kThreadHeads] = {};  // of the thread's keys
+  BufferCursor<Tiles::kBuffers> at_;
+};
+
+// O^T of 256 latent values: sum 4 j + 2 h + i of tile t is of value 64 t + 16 w + g + 8 h and head
+// 8 j + 2 q + i.
+using Sums = float[kGroupTiles][kScores];
+
+__device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+#pragma unroll
+  for (int i = 0; i < kGroupTiles * kScores; ++i) {
+    sums[i / kScores][i % kScores] = 0.0F;
+  }
+  BufferCursor<Tiles::kBuffers> at;
+#pragma unroll 1
+  for (int turn = 0; turn < turns; ++turn) {
+    const std::uint64_t powers = ptx::SwizzledTile(plan.Rope(at.buffer));
+    const std::uint64_t values =
+        ptx::SwizzledColumnTiles(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
+                                     group * kGroupTiles * Tiles::kTileBytes,
+                                 Tiles::kTileBytes);
+    ptx::BarrierWait(plan.powers + at.buffer * 8, at.phase);
+    const HeadValues factors(plan.factors + at.buffer * kHeads * 4, lane);
+#pragma unroll
+    for (int tile = 0; tile < kGroupTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) {
+        sums[tile][i] *= factors.Of(i);
+      }
+      ptx::PinRegisters(sums[tile]);
+    }
+    ptx::WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < Tiles::kKeys / 16; ++step) {
+#pragma unroll
+      for (int tile = 0; tile < kGroupTiles; ++tile) {
+        ptx::WgmmaHalf16Turned(sums[tile], values + tile * (Tiles::kTileBytes / 16) + step * 128,
+                               powers + step * 2, true);
+      }
+    }
+    ptx::WgmmaCommit();
+    ptx::WgmmaWait<0>();
+#pragma unroll
+    for (int tile = 0; tile < kGroupTiles; ++tile) {
+      ptx::PinRegisters(sums[tile]);
+    }
+    if (lane == 0) {
+      ptx::BarrierArrive(plan.keys.empty + at.buffer * 8);
+    }
+    at.Next();
+  }
+}
+
+// Through shared memory, where the ring was, to whole rows.
+__device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, const Share& share,
+                             int group, const Sums& sums, const HeadValues& inverse) {
+  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
+  const int lane = thread % kWarpSize;
+  const int warp = thread / kWarpSize;
+  const unsigned stage = plan.keys.ring + group * kHeads * kStagePitch;
+  const int own_head = lane / 16 * 8 + lane % 8;
+#pragma unroll
+  for (int tile = 0; tile < kGroupTiles; ++tile) {
+    unsigned pairs[kScores / 2];
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(sums[tile][i] * inverse.Of(i),
+                                                        sums[tile][i + 1] * inverse.Of(i + 1));
+      pairs[i / 2] = *reinterpret_cast<const unsigned*>(&pair);
+    }
+    const int value = tile * 64 + warp * 16 + lane / 8 % 2 * 8;
+    ptx::StoreMatricesTransposed(stage + own_head * kStagePitch + value * 2, pairs);
+  }
+  ptx::NamedBarrierSync(kStaged + group, kGroupThreads);
+  auto* target = static_cast<__nv_bfloat16*>(p.o_latent.data) + share.row * p.o_latent.row_stride +
+                 group * kGroupValues;
+  constexpr int kRowChunks = kGroupValues / 8;
+#pragma unroll
+  for (int i = thread; i < kHeads * kRowChunks; i += kGroupThreads) {
+    const int head = i / kRowChunks;
+    if (head < share.heads) {
+      *reinterpret_cast<uint4*>(target + (share.first_head + head) * p.o_latent.head_stride +
+                                i % kRowChunks * 8) =
+          ptx::LoadWords4(stage + head * kStagePitch + i % kRowChunks * 16);
+    }
+  }
+}
+
+// The parts of an item: [splits, 8, 256 threads] vectors of sums 4 j .. 4 j + 3 of a tile.
+constexpr int kPartVectors = kGroupTiles * kScores / 4;
+constexpr std::int64_t kPartValues = std::int64_t{kPartVectors} * kValueThreads * 4;
+
+__device__ void WritePart(const AttentionParts& parts, const Share& share, int thread,
+                          const Sums& sums, const HeadValues& inverse) {
+  auto* own = reinterpret_cast<float4*>(parts.outputs +
+                                        (share.item * parts.splits + share.split) * kPartValues) +
+              thread;
+#pragma unroll
+  for (int v = 0; v < kPartVectors; ++v) {
+    const float* vector = sums[v / 2] + v % 2 * 4;
+    const float low = inverse.values[v % 2 * 2];
+    const float high = inverse.values[v % 2 * 2 + 1];
+    __stcg(own + v * kValueThreads,
+           make_float4(vector[0] * low, vector[1] * high, vector[2] * low, vector[3] * high));
+  }
+  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
+  if (thread == 0) {
+    MeetSiblings(parts.counters + share.item * 2, parts.splits);
+  }
+  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
+}
+
+// This block's share of the columns, if it has one: kVectors of the vectors of every thread.
+template <int kSplits>
+__device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& parts,
+                          const Plan& plan, const Share& share, int thread) {
+  constexpr int kVectors = kSplits < kPartVectors ? kPartVectors / kSplits : 1;
+  const int first = share.split * kVectors;
+  if (first >= kPartVectors) {
+    return;
+  }
+  const auto* from =
+      reinterpret_cast<const float4*>(parts.outputs + share.item * kSplits * kPartValues) +
+      first * kValueThreads + thread;
+  float4 values[kVectors][kSplits];  // all on their way while weights are made
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    for (int split = 0; split < kSplits; ++split) {
+      values[v][split] = __ldcg(from + split * (kPartValues / 4) + v * kValueThreads);
+    }
+  }
+  const unsigned weights = plan.keys.buffers;
+  WeighParts<kValueThreads>(parts, share, weights, thread);
+  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
+  const int group = thread / kGroupThreads;
+  const int warp = thread % kGroupThreads / kWarpSize;
+  const int lane = thread % kWarpSize;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int head = (first + v) % 2 * 8 + lane % 4 * 2;
+    const unsigned own = weights + head * 4;
+    float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+#pragma unroll
+    for (int split = 0; split < kSplits; ++split) {
+      const float2 weight = ptx::LoadShared2(own + split * kHeads * 4);
+      sum.x = fmaf(weight.x, values[v][split].x, sum.x);
+      sum.y = fmaf(weight.y, values[v][split].y, sum.y);
+      sum.z = fmaf(weight.x, values[v][split].z, sum.z);
+      sum.w = fmaf(weight.y, values[v][split].w, sum.w);
+    }
+    const float2 inverse = ptx::LoadShared2(own + kSplits * kHeads * 4);
+    auto* target = static_cast<__nv_bfloat16*>(p.o_latent.data) +
+                   share.row * p.o_latent.row_stride +
+                   (share.first_head + head) * p.o_latent.head_stride + group * kGroupValues +
+                   (first + v) / 2 * 64 + warp * 16 + lane / 4;
+    if (head < share.heads) {
+      target[0] = __float2bfloat16_rn(sum.x * inverse.x);
+      target[8] = __float2bfloat16_rn(sum.z * inverse.x);
+    }
+    if (head + 1 < share.heads) {
+      target[p.o_latent.head_stride] = __float2bfloat16_rn(sum.y * inverse.y);
+      target[p.o_latent.head_stride + 8] = __float2bfloat16_rn(sum.w * inverse.y);
+    }
+  }
+}
+
+__device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& parts,
+                          const Plan& plan, const Share& share, int group) {
+  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
+  if (share.turns > 0) {
+    LoadQueries(p, plan, share, thread);
+    ptx::AsyncProxyFence();
+  }
+  ptx::NamedBarrierArrive(kQueriesLoaded, kGroupThreads + kValueThreads);
+  Sums sums;
+  AddValues(plan, group, share.turns, sums);
+  ptx::NamedBarrierSync(kSumsKnown, kGroupThreads + kValueThreads);
+  const HeadValues inverse(plan.inverse, thread % kWarpSize);
+  if (parts.splits == 1) {
+    StoreOutputs(p, plan, share, group, sums, inverse);
+    return;
+  }
+  WritePart(parts, share, thread, sums, inverse);
+  switch (parts.splits) {
+    case 2: JoinParts<2>(p, parts, plan, share, thread); break;
+    case 4: JoinParts<4>(p, parts, plan, share, thread); break;
+    case 8: JoinParts<8>(p, parts, plan, share, thread); break;
+    case 16: JoinParts<16>(p, parts, plan, share, thread); break;
+    default: JoinParts<32>(p, parts, plan, share, thread); break;
+  }
+  if (thread == 0) {
+    LeaveSiblings(parts.counters + share.item * 2, parts.splits);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    FewHeadsKernel(const __grid_constant__ LatentAttentionParams p,
+                   const __grid_constant__ AttentionParts parts, int groups) {
+  extern __shared__ __align__(1024) std::uint8_t memory[];
+  const Plan plan(ptx::SharedAddress(memory));
+  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kGroupThreads, 0);
+  if (threadIdx.x == 0) {
+    plan.keys.InitBarriers(kValueGroups * kGroupWarps);
+    for (int i = 0; i < Tiles::kBuffers; ++i) {
+      ptx::BarrierInit(plan.powers + i * 8, kGroupWarps);
+    }
+    ptx::BarrierInitFence();
+  }
+  ptx::AllowSuccessor();
+  __syncthreads();
+  ptx::WaitForPredecessors();
+  const Share share(p, groups, parts.splits);
+  if (group == 0) {
+    Scorer scorer(p, plan);
+    ptx::NamedBarrierSync(kQueriesLoaded, kGroupThreads + kValueThreads);
+    scorer.Run(share.turns);
+    scorer.Finish(parts.splits > 1 ? LogsOf(parts, share, share.split) : nullptr);
+  } else if (group == 3) {
+    GatherKeys(plan.keys, share.keys, p.cache.data, share.first, share.last,
+               share.turns * Tiles::kTurns);
+  } else {
+    RunValues(p, parts, plan, share, group - 1);
+  }
+}
+
+}  // namespace
+
+int FewHeadsGroups(std::int64_t heads) {
+  return static_cast<int>((heads + kHeads - 1) / kHeads);
+}
+
+void RunFewHeads(const LatentAttentionParams& params, const AttentionParts& parts,
+                 cudaStream_t stream) {
+  static const cudaError_t attribute = cudaFuncSetAttribute(
+      FewHeadsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes);
+  DSA_CUDA_CHECK(attribute);
+  const int groups = FewHeadsGroups(params.q_latent.heads);
+  const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
+  LaunchDependent(FewHeadsKernel,
+                  {.grid = blocks, .threads = kThreads, .shared_bytes = Plan::kBytes}, stream,
+                  params, parts, groups);
+}
+
+}  // namespace dsa::cuda

@@ -1,0 +1,86 @@
+// What a block of the attention kernels that join their parts themselves attends to, and the
+// weights of its part beside its siblings'.
+#pragma once
+
+#include "kernels/cuda/latent_attention.h"
+#include "kernels/cuda/latent_records.cuh"
+
+namespace dsa::cuda {
+
+// A row, kGroupHeads heads and a range of keys, in turns of kKeys.  Grid: groups of heads, then
+// ranges of keys, then rows, so that the heads of a row meet the same records at the same time.
+template <int kGroupHeads, int kKeys>
+struct AttentionShare {
+  static constexpr int kHeads = kGroupHeads;
+  std::int64_t row;
+  int item;  // of the launch: a row and a group of heads
+  int split;
+  int first_head;
+  int heads;  // that exist, of the group
+  RowKeys keys;
+  int first;  // key
+  int last;
+  int turns;
+
+  __device__ AttentionShare(const LatentAttentionParams& p, int groups, int splits)
+      : row(blockIdx.x / groups / splits),
+        item(static_cast<int>(row) * groups + static_cast<int>(blockIdx.x) % groups),
+        split(static_cast<int>(blockIdx.x) / groups % splits),
+        first_head(static_cast<int>(blockIdx.x) % groups * kHeads),
+        heads(min(kHeads, static_cast<int>(p.q_latent.heads) - first_head)),
+        keys(KeysOf(p.rows, p.selection, row)) {
+    const int row_turns = (keys.count + kKeys - 1) / kKeys;
+    const int share_keys = (row_turns + splits - 1) / splits * kKeys;
+    first = min(split * share_keys, keys.count);
+    last = min(first + share_keys, keys.count);
+    turns = (last - first + kKeys - 1) / kKeys;
+  }
+};
+
+// log2 of the sum of powers, of every head of a part.
+template <typename Share>
+__device__ float* LogsOf(const AttentionParts& parts, const Share& share, int split) {
+  return reinterpret_cast<float*>(parts.maxima) +
+         (share.item * parts.splits + split) * Share::kHeads;
+}
+
+// Weights of the parts, [splits, kHeads], and behind them 1 / their sum, [kHeads], to shared memory
+// at `weights`, by kThreads threads.  What they wrote is there after a barrier of theirs.
+template <int kThreads, typename Share>
+__device__ void WeighParts(const AttentionParts& parts, const Share& share, unsigned weights,
+                           int thread) {
+  constexpr int kHeads = Share::kHeads;
+  constexpr int kLanes = kThreads / kHeads;  // of a head
+  const int head = thread / kLanes;
+  const int lane = thread % kLanes;
+  const unsigned own = weights + head * 4;
+  const float* logs = LogsOf(parts, share, 0) + head;
+  constexpr float kNoSum = -1e30F;
+  float largest = kNoSum;
+#pragma unroll 4
+  for (int split = lane; split < parts.splits; split += kLanes) {
+    const float log = __ldcg(logs + split * kHeads);
+    ptx::StoreFloat(own + split * kHeads * 4, log);
+    largest = fmaxf(largest, log);
+  }
+#pragma unroll
+  for (int offset = 1; offset < kLanes; offset *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, offset));
+  }
+  float sum = 0.0F;
+#pragma unroll 1
+  for (int split = lane; split < parts.splits; split += kLanes) {
+    const float weight = Exp2(ptx::LoadShared(own + split * kHeads * 4) - largest);
+    ptx::StoreFloat(own + split * kHeads * 4, weight);
+    sum += weight;
+  }
+#pragma unroll
+  for (int offset = 1; offset < kLanes; offset *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  }
+  if (lane == 0) {
+    ptx::StoreFloat(own + parts.splits * kHeads * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
+  }
+}
+
+}  // namespace dsa::cuda
