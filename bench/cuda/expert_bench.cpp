@@ -1,6 +1,7 @@
 // Gate, RoutedExperts and SwiGlu of a layer, and Sample, at DeepSeek-V3.2's sizes.  Tokens go to
 // their experts as evenly as they can.
 #include "bench/cuda/device_bench.h"
+#include "kernels/fused/expert_mlp.h"
 #include "kernels/ops/gate.h"
 #include "kernels/ops/routed_experts.h"
 #include "kernels/ops/sample.h"
@@ -23,29 +24,34 @@ constexpr std::int64_t kPerToken = 8;
 void BenchGate(const DeviceBench& bench, std::int64_t tokens) {
   constexpr std::int64_t kExperts = 256;
   const DeviceOperand x = bench.Random(DataType::kBf16, tokens, kHidden);
-  const DeviceOperand w = bench.Random(DataType::kBf16, kExperts, kHidden);
   const DeviceOperand bias = bench.Random(DataType::kF32, 1, kExperts);
   const DeviceOperand weights = bench.Random(DataType::kF32, tokens, kPerToken);
   const DeviceBuffer experts = bench.Allocate(tokens * kPerToken * 4);
   const auto values = static_cast<double>(kExperts * kHidden);
-  bench.Row(
-      "gate", fmt::format("T={} E=256 D=7168", tokens),
-      {.bytes = 2.0 * values + 2.0 * static_cast<double>(tokens * kHidden),
-       .flops = 2.0 * values * static_cast<double>(tokens)},
-      [&] {
-        bench.backend().Gate({.x = x.view,
-                              .weight = w.view,
-                              .bias = {.data = bias.buffer.As<const float>(), .size = kExperts},
-                              .groups = 8,
-                              .groups_kept = 4,
-                              .normalize = true,
-                              .scale = 2.5F,
-                              .experts = {.data = experts.As<std::int32_t>(),
-                                          .rows = tokens,
-                                          .cols = kPerToken,
-                                          .row_stride = kPerToken},
-                              .weights = weights.As<float>()});
-      });
+  constexpr int kLayers = 32;
+  const DeviceOperand w = bench.Random(DataType::kBf16, kLayers * kExperts, kHidden);
+  const auto run = [&](int layer) {
+    AnyMatrix weight = w.view;
+    weight.rows = kExperts;
+    weight.data = w.buffer.As<std::uint8_t>() + layer * kExperts * kHidden * 2;
+    bench.backend().Gate({.x = x.view,
+                          .weight = weight,
+                          .bias = {.data = bias.buffer.As<const float>(), .size = kExperts},
+                          .groups = 8,
+                          .groups_kept = 4,
+                          .normalize = true,
+                          .scale = 2.5F,
+                          .experts = {.data = experts.As<std::int32_t>(),
+                                      .rows = tokens,
+                                      .cols = kPerToken,
+                                      .row_stride = kPerToken},
+                          .weights = weights.As<float>()});
+  };
+  const Work work = {.bytes = 2.0 * values + 2.0 * static_cast<double>(tokens * kHidden),
+                     .flops = 2.0 * values * static_cast<double>(tokens)};
+  const std::string shape = fmt::format("T={} E=256 D=7168", tokens);
+  bench.Row("gate", shape, work, [&] { run(0); });
+  bench.ChainRow("gate", shape, work, kLayers, run);
 }
 
 // The weights of a layer's experts.
@@ -156,6 +162,73 @@ void BenchExperts(const DeviceBench& bench, std::int64_t experts,
   }
 }
 
+// A layer's experts with the shared one, behind the gate.
+void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t tokens) {
+  constexpr int kLayers = 4;
+  const std::int64_t all = 256;
+  std::vector<ExpertWeights> layers;
+  std::vector<ExpertWeights> shared;
+  for (int i = 0; i < kLayers; ++i) {
+    layers.emplace_back(bench, experts);
+    shared.emplace_back(bench, 1);
+  }
+  const RoutedTokens routed(bench, EvenIds(tokens, experts));
+  const DeviceOperand router = bench.Random(DataType::kBf16, experts, kHidden);
+  const DeviceOperand bias = bench.Random(DataType::kF32, 1, all);
+  const DeviceOperand codes = bench.Random(DataType::kFp8E4m3, tokens, kHidden);
+  const DeviceOperand scales = bench.RandomScales(tokens, Fp8Blocks(kHidden));
+  const DeviceOperand inner = bench.Random(DataType::kBf16, tokens, kWidth);
+  const DeviceOperand up = bench.Random(DataType::kBf16, tokens, kWidth);
+  const DeviceOperand inner_codes = bench.Random(DataType::kFp8E4m3, tokens, kWidth);
+  const DeviceOperand inner_scales = bench.RandomScales(tokens, Fp8Blocks(kWidth));
+  const auto linear = [](const ExpertWeights& layer, const DeviceOperand& weight) {
+    const std::int64_t blocks = Fp8Blocks(weight.view.cols);
+    return LinearWeight{.weight = weight.view,
+                        .scales = {.data = layer.scales.buffer.As<const float>(),
+                                   .rows = Fp8Blocks(weight.view.rows),
+                                   .cols = blocks,
+                                   .row_stride = blocks}};
+  };
+  const auto params = [&](int i) {
+    const ExpertWeights& own = shared[static_cast<std::size_t>(i % kLayers)];
+    ExpertMlpParams mlp{
+        .gate = {.x = routed.x.view,
+                 .weight = router.view,
+                 .bias = {.data = bias.buffer.As<const float>(), .size = experts},
+                 .groups = 1,
+                 .groups_kept = 1,
+                 .normalize = true,
+                 .scale = 2.5F,
+                 .experts = {.data = routed.ids.As<std::int32_t>(),
+                             .rows = tokens,
+                             .cols = kPerToken,
+                             .row_stride = kPerToken},
+                 .weights = routed.weights.As<float>()},
+        .shared = GatedMlpParams{.x = {.x = routed.x.view,
+                                       .fp8 = {.values = codes.As<Fp8E4m3>(),
+                                               .scales = scales.As<float>(),
+                                               .format = ScaleFormat::kPowerOfTwo}},
+                                 .gate = linear(own, own.gate),
+                                 .up = linear(own, own.up),
+                                 .down = linear(own, own.down),
+                                 .inner = {.x = inner.view,
+                                           .fp8 = {.values = inner_codes.As<Fp8E4m3>(),
+                                                   .scales = inner_scales.As<float>(),
+                                                   .format = ScaleFormat::kPowerOfTwo}},
+                                 .up_output = up.view,
+                                 .y = routed.y.view},
+        .routed = routed.Params(layers[static_cast<std::size_t>(i % kLayers)])};
+    mlp.routed.shared = routed.y.view;
+    return mlp;
+  };
+  const double values = static_cast<double>(3 * kWidth * kHidden) *
+                        static_cast<double>(std::min(experts, tokens * kPerToken) + 1);
+  const Work work = {.bytes = values, .flops = 0.0};
+  const std::string shape = fmt::format("T={} E={}", tokens, experts);
+  bench.ChainRow("expert_mlp", shape, work, 16,
+                 [&](int i) { bench.backend().ExpertMlp(params(i)); });
+}
+
 void BenchSwiGlu(const DeviceBench& bench, std::int64_t tokens, std::int64_t width) {
   const DeviceOperand gate = bench.Random(DataType::kBf16, tokens, width);
   const DeviceOperand up = bench.Random(DataType::kBf16, tokens, width);
@@ -238,6 +311,9 @@ void BenchExpertOps(DeviceBench& bench) {
                 {"uneven", UnevenIds(72, 32)},
                 {"uneven", UnevenIds(285, 32)},
                 {"even", EvenIds(2048, 32)}});
+  for (const std::int64_t tokens : {1, 8, 64}) {
+    BenchExpertMlp(bench, 8, tokens);
+  }
   bench.Heading("sampling");
   constexpr SamplingRow kGreedy{.temperature = 0.0F,
                                 .min_p = 0.0F,

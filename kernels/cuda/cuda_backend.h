@@ -70,6 +70,7 @@ class CudaBackend final : public Backend {
   void Project(const ProjectParams& params) override;
   void WriteKeys(const WriteKeysParams& params) override;
   void AttendLatent(const AttendLatentParams& params) override;
+  void GatedMlp(const GatedMlpParams& params) override;
 
  private:
   struct State;  // kernels/cuda/cuda_state.h

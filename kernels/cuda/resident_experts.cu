@@ -1,6 +1,7 @@
 // The launches of ResidentExperts and the kernel that prepares them; resident_experts.cuh has the
 // other.
 #include "common/view_parts.h"
+#include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/resident_experts.cuh"
 #include "kernels/cuda/resident_experts.h"
 #include "kernels/cuda/weight_map.h"
@@ -66,37 +67,30 @@ struct PrepareParams {
   QuantizedView quantized;
 };
 
-// Half a warp per row and block of 128 columns, as QuantizeFp8 does.
+// Half a warp per row and block of 128 columns.
 __device__ void QuantizeRows(const PrepareParams& p) {
-  constexpr int kLanes = 16;
-  constexpr int kWidth = kValuesPerScale / kLanes;
   const std::int64_t blocks = p.x.cols / kValuesPerScale;
-  const std::int64_t task = ((blockIdx.x - 1) * std::int64_t{kSortThreads} + threadIdx.x) / kLanes;
+  const std::int64_t task =
+      ((blockIdx.x - 1) * std::int64_t{kSortThreads} + threadIdx.x) / kQuantizeLanes;
   const bool has_task = task < p.x.rows * blocks;  // all lanes stay, to exchange maxima
   const std::int64_t row = has_task ? task / blocks : 0;
   const std::int64_t block = has_task ? task % blocks : 0;
-  const std::int64_t first = block * kValuesPerScale + threadIdx.x % kLanes * kWidth;
-  const auto values =
-      LoadPack<kWidth>(static_cast<const __nv_bfloat16*>(p.x.data) + row * p.x.row_stride + first);
-  float amax = 0.0F;
+  const std::int64_t first =
+      block * kValuesPerScale + threadIdx.x % kQuantizeLanes * kQuantizeWidth;
+  const auto loaded = LoadPack<kQuantizeWidth>(static_cast<const __nv_bfloat16*>(p.x.data) +
+                                               row * p.x.row_stride + first);
+  float values[kQuantizeWidth];
 #pragma unroll
-  for (const __nv_bfloat16 value : values.values) {
-    amax = fmaxf(amax, fabsf(ToFloat(value)));
+  for (int i = 0; i < kQuantizeWidth; ++i) {
+    values[i] = ToFloat(loaded.values[i]);
   }
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-    amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, offset));
-  }
+  float scale = 0.0F;
+  const auto codes = QuantizeBlock(values, p.quantized.format, scale);
   if (!has_task) {
     return;
   }
-  const float scale = BlockScale(amax, p.quantized.format);
-  if (threadIdx.x % kLanes == 0) {
+  if (threadIdx.x % kQuantizeLanes == 0) {
     p.quantized.scales.Row(row)[block] = scale;
-  }
-  Pack<Fp8E4m3, kWidth> codes;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    codes.values[i].bits = ToFp8(ToFloat(values.values[i]) / scale);
   }
   StorePack(p.quantized.values.Row(row) + first, codes);
 }
@@ -162,7 +156,7 @@ int Multiprocessors() {
 }
 
 void LaunchPrepare(const PrepareParams& params, bool quantizes, cudaStream_t stream) {
-  constexpr std::int64_t kTasks = kSortThreads / 16;
+  constexpr std::int64_t kTasks = kSortThreads / kQuantizeLanes;
   const std::int64_t tasks = params.x.rows * (params.x.cols / kValuesPerScale);
   const std::int64_t blocks = quantizes ? (tasks + kTasks - 1) / kTasks : 0;
   LaunchDependent(PrepareKernel,
@@ -266,9 +260,11 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params) {
          params.experts.cols < kWarpSize;
 }
 
-bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
+bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert,
+                          const QuantizedView& quantized_input) {
   return ResidentExpertsTakes(params) && IsFp8(shared_expert.gate) && IsFp8(shared_expert.up) &&
-         IsFp8(shared_expert.down) && shared_expert.gate.weight.rows == params.gate.rows;
+         IsFp8(shared_expert.down) && shared_expert.gate.weight.rows == params.gate.rows &&
+         IsAligned(quantized_input.values.data) && quantized_input.values.row_stride % 16 == 0;
 }
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {

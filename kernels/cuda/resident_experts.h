@@ -26,8 +26,9 @@ struct ResidentExpertsParams {
 // Whether ResidentExperts computes them: bfloat16 x and y with 16-byte aligned rows, fp8 weights,
 // D and I multiples of 128, room for the sort.
 bool ResidentExpertsTakes(const RoutedExpertsParams& params);
-// The same of a shared expert beside them.
-bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert);
+// The same of a shared expert beside them and an fp8 copy of x, whose rows are to be aligned, too.
+bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert,
+                          const QuantizedView& quantized_input);
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits);
 

@@ -56,6 +56,7 @@ std::vector<FusedOp> Overrides() {
       Op("WriteKeys", &Backend::WriteKeys, &FusedLayer::WriteKeys, {}),
       Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentSelected,
          {"Attention", "JoinParts"}),
+      Op("GatedMlp", &Backend::GatedMlp, &FusedLayer::GatedMlp, {"SmallProduct"}),
   };
 }
 // Fused ops that have no override yet.
@@ -63,7 +64,6 @@ std::vector<FusedOp> Defaults() {
   return {
       Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeys, {}),
       Op("AttendMasked", &Backend::AttendMasked, &FusedLayer::AttendMasked, {}),
-      Op("GatedMlp", &Backend::GatedMlp, &FusedLayer::GatedMlp, {}),
       Op("ExpertMlp", &Backend::ExpertMlp, &FusedLayer::ExpertMlp, {}),
   };
 }
