@@ -164,12 +164,18 @@ void DeviceBench::FlushCache() const {
 }
 
 DeviceTiming DeviceBench::Measure(const std::function<void()>& body) const {
+  return Measure([] {}, body);
+}
+
+DeviceTiming DeviceBench::Measure(const std::function<void()>& prepare,
+                                  const std::function<void()>& body) const {
   constexpr int kSamplesMin = 30;
   constexpr int kSamplesMax = 200;
   constexpr double kTotalUs = 100'000.0;
   const Event start;
   const Event stop;
   const auto sample = [&] {
+    prepare();
     FlushCache();
     DSA_CUDA_CHECK(cudaEventRecord(start.get(), backend_.stream()));
     body();

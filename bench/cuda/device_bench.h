@@ -66,6 +66,9 @@ class DeviceBench final {
 
   // Warms up, then takes 30 to 200 samples.
   DeviceTiming Measure(const std::function<void()>& body) const;
+  // Calls `prepare` before each sample, untimed.
+  DeviceTiming Measure(const std::function<void()>& prepare,
+                       const std::function<void()>& body) const;
 
   // Measures and prints the card's ceilings, which every row refers to; once, before the rows.
   void MeasureCeilings();
@@ -83,6 +86,9 @@ class DeviceBench final {
   // with each in [0, count) and `work` is one call's.  Nothing is flushed between the calls.
   void ChainRow(const std::string& op, const std::string& shape, const Work& work, int count,
                 const std::function<void(int)>& body) const;
+  // `prepare` is called before each sample, untimed.
+  void PreparedRow(const std::string& op, const std::string& shape, const Work& work,
+                   const std::function<void()>& prepare, const std::function<void()>& body) const;
 
  private:
   void PrintRow(const std::string& op, const std::string& shape, const Work& work,
@@ -102,6 +108,7 @@ void BenchRowOps(DeviceBench& bench);
 void BenchLinearOps(DeviceBench& bench);
 void BenchLinearChains(DeviceBench& bench);
 void BenchIndexerOps(DeviceBench& bench);
+void BenchSelectKeys(DeviceBench& bench);
 void BenchAttentionOps(DeviceBench& bench);
 void BenchExpertOps(DeviceBench& bench);
 

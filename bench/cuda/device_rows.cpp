@@ -68,6 +68,12 @@ void DeviceBench::ChainRow(const std::string& op, const std::string& shape, cons
            {.median = all.median / count, .p10 = all.p10 / count, .p90 = all.p90 / count});
 }
 
+void DeviceBench::PreparedRow(const std::string& op, const std::string& shape, const Work& work,
+                              const std::function<void()>& prepare,
+                              const std::function<void()>& body) const {
+  PrintRow(op, shape, work, Measure(prepare, body));
+}
+
 void DeviceBench::PrintRow(const std::string& op, const std::string& shape, const Work& work,
                            const DeviceTiming& timing) const {
   const double copy_us = work.bytes / copy_bytes_per_us_;

@@ -18,8 +18,13 @@ struct Group {
   void (*run)(DeviceBench& bench);
 };
 constexpr Group kGroups[] = {
-    {"rows", BenchRowOps},        {"projections", BenchLinearOps},  {"chains", BenchLinearChains},
-    {"indexer", BenchIndexerOps}, {"attention", BenchAttentionOps}, {"experts", BenchExpertOps},
+    {"rows", BenchRowOps},
+    {"projections", BenchLinearOps},
+    {"chains", BenchLinearChains},
+    {"indexer", BenchIndexerOps},
+    {"select_keys", BenchSelectKeys},
+    {"attention", BenchAttentionOps},
+    {"experts", BenchExpertOps},
 };
 
 int Main(std::span<char* const> names) {

@@ -45,7 +45,8 @@ Status CheckDriver() {
 std::int64_t OpScratchBytes(const ScratchLimits& limits) {
   return std::max({cuda::GateScratchBytes(limits), cuda::RoutedExpertsScratchBytes(limits),
                    cuda::LatentAttentionScratchBytes(limits),
-                   cuda::MaskedAttentionScratchBytes(limits)});
+                   cuda::MaskedAttentionScratchBytes(limits),
+                   cuda::SelectKeysScratchBytes(limits)});
 }
 
 }  // namespace

@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
   void AddNorm(const AddNormParams& params) override;
   void Project(const ProjectParams& params) override;
   void WriteKeys(const WriteKeysParams& params) override;
+  void SelectKeys(const SelectKeysParams& params) override;
   void AttendLatent(const AttendLatentParams& params) override;
   void GatedMlp(const GatedMlpParams& params) override;
 

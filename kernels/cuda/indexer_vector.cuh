@@ -106,9 +106,10 @@ __device__ void RotateByHadamard(IndexerPart& part, int lane) {
   }
 }
 
-// The values in fp8; returns their power-of-two scale.
-__device__ inline float QuantizeIndexerPart(const IndexerPart& part, int lane,
-                                            std::uint8_t* vector) {
+using IndexerCodes = Pack<std::uint8_t, kIndexerWidth>;  // a lane's values in e4m3
+
+// Returns the vector's power-of-two scale.
+__device__ inline float QuantizeIndexerPart(const IndexerPart& part, IndexerCodes& codes) {
   float amax = 0.0F;
 #pragma unroll
   for (const float value : part) {
@@ -116,12 +117,17 @@ __device__ inline float QuantizeIndexerPart(const IndexerPart& part, int lane,
   }
   const float scale = BlockScale(WarpMax(amax), ScaleFormat::kPowerOfTwo);
   const float reciprocal = 1.0F / scale;  // a power of two as well: the same quotients
-  Pack<std::uint8_t, kIndexerWidth> pack;
 #pragma unroll
   for (int i = 0; i < kIndexerWidth; ++i) {
-    pack.values[i] = ToFp8(part[i] * reciprocal);
+    codes.values[i] = ToFp8(part[i] * reciprocal);
   }
-  StorePack(vector + lane * kIndexerWidth, pack);
+  return scale;
+}
+__device__ inline float QuantizeIndexerPart(const IndexerPart& part, int lane,
+                                            std::uint8_t* vector) {
+  IndexerCodes codes;
+  const float scale = QuantizeIndexerPart(part, codes);
+  StorePack(vector + lane * kIndexerWidth, codes);
   return scale;
 }
 

@@ -47,6 +47,7 @@ std::int64_t GateScratchBytes(const ScratchLimits& limits);
 std::int64_t RoutedExpertsScratchBytes(const ScratchLimits& limits);
 std::int64_t LatentAttentionScratchBytes(const ScratchLimits& limits);
 std::int64_t MaskedAttentionScratchBytes(const ScratchLimits& limits);
+std::int64_t SelectKeysScratchBytes(const ScratchLimits& limits);
 // Beside the arena: what must stay as the last op left it.
 inline constexpr std::int64_t kAttentionCounterBytes = std::int64_t{2} * kMultiprocessors * 4;
 

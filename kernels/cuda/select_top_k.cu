@@ -14,6 +14,9 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/row_selection.cuh"
+#include "kernels/cuda/score_order.cuh"
+#include "kernels/cuda/warp_sums.cuh"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/select_top_k.h"
 
@@ -25,7 +28,6 @@ constexpr int kWarps = kThreads / cuda::kWarpSize;
 constexpr int kWidth = 4;  // scores of a load
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
-static_assert(kWarps == cuda::kWarpSize, "a warp adds up one count of every warp");
 static_assert(kDigits == 2 * kThreads, "a thread has two digits");
 
 struct Shared {
@@ -35,41 +37,6 @@ struct Shared {
   unsigned prefix;  // of the K-th largest key, as far as it is known
   int missing;      // keys still to be selected of those with this prefix
 };
-
-// Larger score, larger key; equal scores, equal keys.  No score but a NaN has a key near 0.
-__device__ unsigned KeyOf(float score) {
-  constexpr unsigned kMinusZero = 0x80000000U;
-  const unsigned stored = __float_as_uint(score);
-  const unsigned bits = stored == kMinusZero ? 0U : stored;
-  const auto sign = static_cast<unsigned>(static_cast<int>(bits) >> 31);
-  return bits ^ (sign | 0x80000000U);
-}
-
-__device__ unsigned InclusiveWarpSum(unsigned value, int lane) {
-  for (int offset = 1; offset < cuda::kWarpSize; offset *= 2) {
-    const unsigned lower = __shfl_up_sync(cuda::kAllLanes, value, offset);
-    value += lane >= offset ? lower : 0U;
-  }
-  return value;
-}
-
-// Sums of one value a warp, over the warps before the caller's and over all.  Every thread calls
-// it, two calls in a row with different arrays: then one barrier a call is enough.
-struct WarpSums {
-  unsigned before;
-  unsigned all;
-};
-__device__ WarpSums SumOverWarps(unsigned warp_value, unsigned* sums) {
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
-  if (lane == 0) {
-    sums[warp] = warp_value;
-  }
-  __syncthreads();
-  const unsigned inclusive = InclusiveWarpSum(sums[lane], lane);
-  return {.before = __shfl_sync(cuda::kAllLanes, inclusive, warp) - warp_value,
-          .all = __shfl_sync(cuda::kAllLanes, inclusive, kWarps - 1)};
-}
 
 // Four scores from position i on, beyond the last visible one the NaN whose key is 0: it is counted
 // below every score, where the K-th largest is not looked for.
@@ -95,7 +62,7 @@ __device__ bool CountDigits(Shared& shared, const float* scores, int visible, in
   const auto count = [&](const cuda::Pack<float, kWidth>& pack, int i) {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const unsigned key = KeyOf(pack.values[j]);
+      const unsigned key = cuda::ScoreKey(pack.values[j]);
       has_nan = has_nan || (isnan(pack.values[j]) && i + j < visible);
       if ((key & high_mask) == prefix) {
         atomicAdd(&shared.histogram[(key >> shift) & (kDigits - 1)], 1);
@@ -127,10 +94,12 @@ __device__ void AppendDigit(Shared& shared, int shift) {
   const int missing = shared.missing;
   shared.histogram[upper] = 0;
   shared.histogram[upper - 1] = 0;
-  const auto inclusive = InclusiveWarpSum(static_cast<unsigned>(count), lane);
+  const auto inclusive = cuda::InclusiveWarpSum(static_cast<unsigned>(count), lane);
   const unsigned warp_count = __shfl_sync(cuda::kAllLanes, inclusive, cuda::kWarpSize - 1);
   const int above =
-      static_cast<int>(SumOverWarps(warp_count, shared.warp_sums).before + inclusive) - count;
+      static_cast<int>(cuda::SumOverWarps<kWarps>(warp_count, shared.warp_sums).before +
+                       inclusive) -
+      count;
   if (above < missing && missing <= above + count) {
     const bool is_upper = missing <= above + upper_count;
     shared.prefix |= static_cast<unsigned>(is_upper ? upper : upper - 1) << shift;
@@ -139,59 +108,10 @@ __device__ void AppendDigit(Shared& shared, int shift) {
   __syncthreads();
 }
 
-// The wanted outputs of a row.  The mask is addressed as words of 32 positions: what a warp reads
-// at a time.
-struct RowOutput {
-  const std::int32_t* table;  // the blocks of the row's sequence
-  std::int32_t* slots;        // null: not wanted, as the others
-  std::int32_t* positions;
-  std::uint32_t* mask;
-
-  __device__ void Select(int place, int position) const {
-    if (slots != nullptr) {
-      slots[place] =
-          table[position / kTokensPerBlock] * kTokensPerBlock + position % kTokensPerBlock;
-    }
-    if (positions != nullptr) {
-      positions[place] = position;
-    }
-  }
-  __device__ void LeaveOut(int place) const {
-    if (slots != nullptr) {
-      slots[place] = -1;
-    }
-    if (positions != nullptr) {
-      positions[place] = -1;
-    }
-  }
-};
-
-__device__ RowOutput OutputOf(const SelectTopKParams& p, std::int64_t row) {
-  return {
-      .table = p.rows.block_tables.Row(p.rows.sequences.data[row]),
-      .slots = p.slots.data == nullptr ? nullptr : p.slots.Row(row),
-      .positions = p.positions.data == nullptr ? nullptr : p.positions.Row(row),
-      .mask = p.mask.data == nullptr ? nullptr : reinterpret_cast<std::uint32_t*>(p.mask.Row(row))};
-}
-
-// The first `count` of k places, and their bits among `mask_words`.
-__device__ void SelectFirst(const RowOutput& output, int count, int k, int mask_words) {
-  for (int i = static_cast<int>(threadIdx.x); i < k; i += kThreads) {
-    if (i < count) {
-      output.Select(i, i);
-    } else {
-      output.LeaveOut(i);
-    }
-  }
-  for (int word = static_cast<int>(threadIdx.x); word < mask_words; word += kThreads) {
-    const int bits = min(max(count - word * cuda::kWarpSize, 0), cuda::kWarpSize);
-    output.mask[word] = bits == cuda::kWarpSize ? ~0U : (1U << bits) - 1U;
-  }
-}
-
 // Selects the keys above shared.prefix and the first shared.missing equal to it.
 template <int kPacks>
-__device__ void Compact(Shared& shared, const float* scores, int visible, const RowOutput& output) {
+__device__ void Compact(Shared& shared, const float* scores, int visible,
+                        const cuda::RowSelection& output) {
   constexpr int kLoads = kPacks * kWidth;
   constexpr int kWarpKeys = cuda::kWarpSize * kLoads;
   static_assert(kWarps * kWarpKeys < 0x10000, "the counts of a turn fit half a word");
@@ -210,14 +130,16 @@ __device__ void Compact(Shared& shared, const float* scores, int visible, const 
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
       const int i = first + load * cuda::kWarpSize;
-      keys[load] = i < visible ? KeyOf(scores[i]) : 0U;  // 0 is the key of a NaN, never selected
+      keys[load] =
+          i < visible ? cuda::ScoreKey(scores[i]) : 0U;  // 0 is the key of a NaN, never selected
     }
     unsigned counts = 0;  // both in one word
 #pragma unroll
     for (const unsigned key : keys) {
       counts += (key > threshold ? 0x10000U : 0U) + (key == threshold ? 1U : 0U);
     }
-    const WarpSums turn = SumOverWarps(__reduce_add_sync(cuda::kAllLanes, counts), sums);
+    const cuda::WarpSums turn =
+        cuda::SumOverWarps<kWarps>(__reduce_add_sync(cuda::kAllLanes, counts), sums);
     int warp_above = above + static_cast<int>(turn.before >> 16);
     int warp_equal = equal + static_cast<int>(turn.before & 0xFFFFU);
 #pragma unroll
@@ -233,7 +155,7 @@ __device__ void Compact(Shared& shared, const float* scores, int visible, const 
           keys[load] > threshold || (keys[load] == threshold && ties < ties_wanted);
       const int position = first + load * cuda::kWarpSize;
       if (is_selected) {
-        output.Select(keys_above + min(ties, ties_wanted), position);
+        output.List(keys_above + min(ties, ties_wanted), position);
       }
       if (output.mask != nullptr) {
         const unsigned bits = __ballot_sync(cuda::kAllLanes, is_selected);
@@ -262,8 +184,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
   const int visible = p.rows.positions.data[row] + 1;
   const int count = min(k, visible);
   const float* scores = p.scores.Row(row);
-  const RowOutput output = OutputOf(p, row);
-  const int mask_words = p.mask.data == nullptr ? 0 : 2 * static_cast<int>(p.mask.cols);
+  const cuda::RowSelection output(p, row);
   for (int digit = static_cast<int>(threadIdx.x); digit < kDigits; digit += kThreads) {
     shared.histogram[digit] = 0;
   }
@@ -283,11 +204,11 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
     }
   }
   if (visible <= k || has_nan) {
-    SelectFirst(output, count, k, mask_words);
+    output.SelectFirst<kThreads>(count, k);
     return;
   }
   // Words without a selected key are not written again.
-  for (int word = static_cast<int>(threadIdx.x); word < mask_words; word += kThreads) {
+  for (int word = static_cast<int>(threadIdx.x); word < output.mask_words; word += kThreads) {
     output.mask[word] = 0U;
   }
   AppendDigit(shared, kShifts[0]);

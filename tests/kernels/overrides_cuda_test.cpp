@@ -54,6 +54,7 @@ std::vector<FusedOp> Overrides() {
       Op("Project", &Backend::Project, &FusedLayer::Project,
          {"SmallProduct", "NarrowProduct", "LinearKernel", "of a library"}),
       Op("WriteKeys", &Backend::WriteKeys, &FusedLayer::WriteKeys, {}),
+      Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeys, {}),
       Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentSelected,
          {"Attention", "JoinParts"}),
       Op("GatedMlp", &Backend::GatedMlp, &FusedLayer::GatedMlp, {"SmallProduct"}),
@@ -62,7 +63,6 @@ std::vector<FusedOp> Overrides() {
 // Fused ops that have no override yet.
 std::vector<FusedOp> Defaults() {
   return {
-      Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeys, {}),
       Op("AttendMasked", &Backend::AttendMasked, &FusedLayer::AttendMasked, {}),
       Op("ExpertMlp", &Backend::ExpertMlp, &FusedLayer::ExpertMlp, {}),
   };

@@ -128,6 +128,15 @@ __device__ inline void CopyAsync16(unsigned target, const void* source) {
 __device__ inline void CopyAsync4(unsigned target, const void* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(source) : "memory");
 }
+// `bytes` in one piece, a multiple of 16, both sides aligned to 16; they count on `barrier`.
+__device__ inline void CopyBulk(unsigned target, const void* source, unsigned bytes,
+                                unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 // One arrival, once all copies that this thread has begun by CopyAsync have landed.
 __device__ inline void CopyAsyncArrive(unsigned barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
@@ -158,6 +167,10 @@ __device__ inline unsigned ClusterRank() {
 // releasing arrival takes 0.6 us here.
 __device__ inline void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+// What this thread wrote before can be read by those who have waited.
+__device__ inline void ClusterArriveRelease() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ inline void ClusterWait() {
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");

@@ -1,0 +1,25 @@
+// SelectTopK of rows whose scores IndexScores has counted: the second half of SelectKeys.
+#pragma once
+
+#include "kernels/ops/select_top_k.h"
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+namespace dsa::cuda {
+
+inline constexpr std::int64_t kIndexSelectionMax = 2048;  // k
+
+// Whether rows of scores can be read 16 bytes at a time.
+bool HasAlignedScores(const Matrix<const float>& scores);
+
+// The blocks that share a row: the best measured.  The result does not depend on it.
+int IndexSelectionCluster(std::int64_t rows, std::int64_t visible_max);
+
+// `work` as IndexScores left it for the same rows, k and scores; `cluster` 1, 2, 4, 8 or 16.
+// Requires k <= kIndexSelectionMax and HasAlignedScores.
+void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, int cluster,
+                    cudaStream_t stream);
+
+}  // namespace dsa::cuda
