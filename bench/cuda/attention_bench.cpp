@@ -1,5 +1,5 @@
-// AbsorbQuery, LatentAttention and ExpandValue in a decode step, and LatentAttention and
-// MaskedAttention of a chunk of prefill, over an fp8 cache of normal latents.
+// AbsorbQuery, LatentAttention and ExpandValue in a decode step, and LatentAttention of a chunk of
+// prefill, over an fp8 cache of normal latents.
 #include "bench/cuda/device_bench.h"
 #include "common/prng.h"
 #include "common/view_parts.h"
@@ -8,7 +8,6 @@
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
-#include "kernels/ops/masked_attention.h"
 
 #include <cmath>
 #include <vector>
@@ -169,41 +168,6 @@ void BenchDecode(const DeviceBench& bench, std::int64_t tokens, std::int64_t hea
       rows, heads, tokens * context / kTokensPerBlock);
 }
 
-void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t context,
-                 std::int64_t heads) {
-  std::vector<std::int32_t> positions;
-  for (std::int64_t i = context - tokens; i < context; ++i) {
-    positions.push_back(static_cast<std::int32_t>(i));
-  }
-  const AttentionRows rows =
-      MakeRows(bench, positions, std::vector<std::int32_t>(positions.size(), 0), 1, context);
-  const std::int64_t blocks = context / kTokensPerBlock;
-  const DeviceBuffer cache = bench.RandomLatents(blocks);
-  const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
-  const DeviceOperand w_uk = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
-  const DeviceOperand w_uv = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
-  const DeviceOperand o = bench.Random(DataType::kBf16, tokens, heads * kNope);
-  const double pairs = static_cast<double>(tokens) *
-                       (static_cast<double>(context) - static_cast<double>(tokens) / 2.0);
-  bench.Row("masked_attention", fmt::format("T={} of {} H={}", tokens, context, heads),
-            {.bytes = static_cast<double>(context) * LatentBlock::kTokenBytes,
-             .flops = static_cast<double>(heads) *
-                      (pairs * 2.0 * (2 * kNope + 64) +
-                       static_cast<double>(context) * 4.0 * kNope * kLatentValues)},
-            [&] {
-              bench.backend().MaskedAttention({.q = HeadsOf(q.view, heads),
-                                               .w_uk = HeadWeight(w_uk, heads),
-                                               .w_uv = HeadWeight(w_uv, heads),
-                                               .cache = {.data = cache.As<std::uint8_t>(),
-                                                         .blocks = blocks,
-                                                         .format = KvFormat::kFp8},
-                                               .rows = rows.view,
-                                               .selection = rows.selection,
-                                               .softmax_scale = 0.05,
-                                               .o = HeadsOf(o.view, heads)});
-            });
-}
-
 }  // namespace
 
 void BenchAttentionOps(DeviceBench& bench) {
@@ -227,8 +191,6 @@ void BenchAttentionOps(DeviceBench& bench) {
   BenchLatent(bench, "T=1024 H=128, one chunk",
               MakeRows(bench, chunk, std::vector<std::int32_t>(chunk.size(), 0), 1, kContext), 128,
               kContext / kTokensPerBlock);
-  BenchMasked(bench, 1024, 1024, 128);
-  BenchMasked(bench, 1024, 8192, 128);
 }
 
 }  // namespace dsa::bench

@@ -110,6 +110,7 @@ void BenchLinearChains(DeviceBench& bench);
 void BenchIndexerOps(DeviceBench& bench);
 void BenchSelectKeys(DeviceBench& bench);
 void BenchAttentionOps(DeviceBench& bench);
+void BenchMaskedOps(DeviceBench& bench);
 void BenchExpertOps(DeviceBench& bench);
 
 // A block-scaled product with random operands, ready to be called.

@@ -24,6 +24,7 @@ constexpr Group kGroups[] = {
     {"indexer", BenchIndexerOps},
     {"select_keys", BenchSelectKeys},
     {"attention", BenchAttentionOps},
+    {"masked", BenchMaskedOps},
     {"experts", BenchExpertOps},
 };
 

@@ -5,10 +5,11 @@
 //   2. for some heads at a time: their keys and values        (barrier over the grid before and
 //   3. the window's rows attend to them                         after)
 //
-// bfloat16 over a cache of fp8 or bfloat16 runs on the tensor cores (masked_attention_tensor.cuh),
+// bfloat16 over a cache of fp8 or bfloat16 runs on the tensor cores, heads of 128 keys and values
+// by warpgroups (masked_attention_warpgroup.cu), others by warps (masked_attention_tensor.cuh);
 // anything else in float32 without them (masked_attention_plain.cuh).  Keys are visited in
-// ascending order, 64 at a time from position 0 on: a row's bits depend on its query, its keys and
-// its selection alone.
+// ascending order, as many at a time as the kernel's tile has, from position 0 on: a row's bits
+// depend on its query, its keys and its selection alone.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/masked_attention.h"
@@ -87,6 +88,11 @@ cuda::MaskedScratch TakeScratch(cuda::ScratchArena& arena, const ScratchShape& s
   scratch.runs = arena.Take<cuda::AttentionRun>(shape.tokens);
   scratch.windows = arena.Take<cuda::AttentionWindow>(shape.tokens);
   scratch.window_count = arena.Take<int>(1);
+  const std::int64_t key_tiles = shape.keys / cuda::kWarpgroupTile;
+  const std::int64_t row_tiles = shape.tokens / cuda::kWarpgroupTile + key_tiles + 1;
+  scratch.tiles = arena.Take<cuda::AttentionTile>(row_tiles);
+  scratch.tile_masks = arena.Take<cuda::TileMask>(row_tiles * key_tiles);
+  scratch.next_item = arena.Take<int>(1);
   scratch.latents = arena.Take<std::uint8_t>(shape.keys * kLatentValues * shape.latent_bytes);
   scratch.ropes = arena.Take<std::uint8_t>(shape.keys * kLatentRopeValues * shape.latent_bytes);
   const std::int64_t heads =
@@ -103,9 +109,10 @@ cuda::MaskedScratch TakeScratch(cuda::ScratchArena& arena, const ScratchShape& s
 }
 
 // As many as a row may see, and as many again as a step has tokens: short runs share a window.
+// Whole tiles of any of the kernels.
 std::int64_t WindowKeys(const ScratchLimits& limits) {
   const std::int64_t keys = limits.masked_context_max + limits.tokens_max + cuda::kMaskBits;
-  return (keys + cuda::kMaskBits - 1) / cuda::kMaskBits * cuda::kMaskBits;
+  return (keys + cuda::kWarpgroupTile - 1) / cuda::kWarpgroupTile * cuda::kWarpgroupTile;
 }
 
 // As many blocks as fit at once.
@@ -186,9 +193,16 @@ void CudaBackend::MaskedAttention(const MaskedAttentionParams& params) {
                                                     .element_bytes = SizeOf(params.q.type),
                                                     .latent_bytes = is_tensor ? 2 : 4});
   arena.CheckFits("MaskedAttention");
-  scratch.rows_of_tile = cuda::MaskedTile<128>::kRows;
+  const bool is_warpgroup = cuda::MaskedWarpgroupTakes(params);
+  static_assert(cuda::MaskedTile<128>::kRows == cuda::kWarpgroupTile);
+  scratch.rows_of_tile = cuda::kWarpgroupTile;
+  scratch.keys_of_tile = is_warpgroup ? cuda::kWarpgroupTile : cuda::kMaskBits;
   cuda::PlanRunsKernel<<<1, cuda::kPlanThreads, 0, state_->stream>>>(params.rows, scratch);
   DSA_CUDA_CHECK(cudaGetLastError());
+  if (is_warpgroup) {
+    cuda::MaskedWarpgroup(params, scratch, state_->stream);
+    return;
+  }
   if (is_tensor) {
     extents.value <= 128 ? LaunchTensor<128>(params, scratch, state_->stream)
                          : LaunchTensor<kTensorValuesMax>(params, scratch, state_->stream);

@@ -55,7 +55,8 @@ __global__ __launch_bounds__(kPlanThreads) inline void PlanRunsKernel(PagedRows 
   AttentionWindow window = {};
   for (int i = 0; i < runs; ++i) {
     AttentionRun& current = scratch.runs[i];
-    const int keys = (current.keys + kMaskBits - 1) / kMaskBits * kMaskBits;
+    const int keys =
+        (current.keys + scratch.keys_of_tile - 1) / scratch.keys_of_tile * scratch.keys_of_tile;
     if (keys > scratch.keys_max) {
       __trap();  // a row sees more keys than scratch was reserved for
     }
@@ -72,24 +73,6 @@ __global__ __launch_bounds__(kPlanThreads) inline void PlanRunsKernel(PagedRows 
   }
   scratch.windows[windows++] = window;
   *scratch.window_count = windows;
-}
-
-// The run of a window that holds key `key` of its scratch, or tile `tile` of its rows.
-__device__ inline const AttentionRun& RunOfKey(const MaskedScratch& scratch,
-                                               const AttentionWindow& window, int key) {
-  int run = window.first_run;
-  while (run + 1 < window.first_run + window.runs && scratch.runs[run + 1].first_key <= key) {
-    ++run;
-  }
-  return scratch.runs[run];
-}
-__device__ inline const AttentionRun& RunOfTile(const MaskedScratch& scratch,
-                                                const AttentionWindow& window, int tile) {
-  int run = window.first_run;
-  while (run + 1 < window.first_run + window.runs && scratch.runs[run + 1].first_tile <= tile) {
-    ++run;
-  }
-  return scratch.runs[run];
 }
 
 // Latents and RoPE keys of the window in dense rows; keys that nobody sees are 0.  A warp per key.

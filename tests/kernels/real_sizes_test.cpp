@@ -1,10 +1,12 @@
 // The operators at DeepSeek-V3.2's sizes, against the CPU backend on the same operands.  For GPU
 // machines: the CPU takes seconds for what takes the device microseconds.
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/gate.h"
 #include "kernels/ops/latent_attention.h"
+#include "kernels/ops/masked_attention.h"
 #include "kernels/ops/routed_experts.h"
 #include "kernels/ops/sample.h"
 #include "tests/kernels/paged_cache.h"
@@ -270,6 +272,67 @@ TEST_CASE("LatentAttention at full size", "[kernels][real_sizes]") {
   const std::vector<float> last(actual.end() - heads * 512, actual.end());
   CHECK(testing::RelativeError(last, expected) < 4e-3);
   CHECK(run(testing::TestBackend(), false) == actual);
+}
+
+// Keys and values of more heads than scratch holds at a time.
+TEST_CASE("MaskedAttention of many heads", "[kernels][masked_attention][real_sizes]") {
+  constexpr std::int64_t kTokens = 150;
+  constexpr std::int64_t kContext = 1000;
+  constexpr std::int64_t kHeads = 72;
+  ScratchLimits limits = testing::kTestLimits;
+  limits.heads = kHeads;
+  auto made = CudaBackend::Make(0);
+  REQUIRE(made.ok());
+  const std::unique_ptr<CudaBackend> cuda = std::move(made).value();
+  REQUIRE(cuda->ReserveScratch(limits).ok());
+  const testing::PagedLayout layout = testing::ShuffledBlocks(1, (kContext + 63) / 64, 19);
+  auto cache_values = testing::EmptyLatents(KvFormat::kFp8, layout.blocks);
+  testing::RowList rows;
+  for (std::int64_t position = 0; position < kContext; ++position) {
+    testing::EncodeLatent(KvFormat::kFp8, cache_values, layout.Slot(0, position),
+                          testing::RandomFloat(576, 1.0F, static_cast<std::uint32_t>(position)));
+    if (position >= kContext - kTokens) {
+      rows.positions.push_back(static_cast<std::int32_t>(position));
+      rows.sequences.push_back(0);
+    }
+  }
+  std::mt19937_64 engine(20);
+  std::vector<std::uint64_t> bits(static_cast<std::size_t>(kTokens * layout.blocks_each));
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const auto words = static_cast<std::size_t>(layout.blocks_each);
+    const std::int64_t seen =
+        rows.positions[i / words] + 1 - static_cast<std::int64_t>(i % words * 64);
+    bits[i] = seen >= 64 ? engine() : seen <= 0 ? 0 : engine() & ((std::uint64_t{1} << seen) - 1);
+  }
+  const auto q_values = RandomBf16(kTokens * kHeads * 192, 1.0F, 21);
+  const auto uk_values = RandomBf16(kHeads * 128 * 512, 0.05F, 22);
+  const auto uv_values = RandomBf16(kHeads * 128 * 512, 0.05F, 23);
+  const auto run = [&](Backend& backend) {
+    const DeviceTensor q(backend, DataType::kBf16, testing::Dense(kTokens, kHeads * 192), q_values);
+    const DeviceTensor w_uk(backend, DataType::kBf16, testing::Dense(kHeads * 128, 512), uk_values);
+    const DeviceTensor w_uv(backend, DataType::kBf16, testing::Dense(kHeads * 128, 512), uv_values);
+    const testing::DeviceRows device_rows(backend, rows, layout);
+    const DeviceArray<std::uint64_t> mask(backend, bits);
+    const DeviceArray<std::uint8_t> cache(backend, cache_values);
+    const auto o =
+        DeviceTensor::Poisoned(backend, DataType::kBf16, testing::Dense(kTokens, kHeads * 128));
+    backend.MaskedAttention(
+        {.q = q.Heads(kHeads),
+         .w_uk = HeadWeight(w_uk, kHeads, 128),
+         .w_uv = HeadWeight(w_uv, kHeads, 128),
+         .cache = {.data = cache.data(), .blocks = layout.blocks, .format = KvFormat::kFp8},
+         .rows = device_rows.View(),
+         .selection = {.slots = {},
+                       .counts = {},
+                       .mask = mask.AsConstMatrix(kTokens, layout.blocks_each),
+                       .positions = {}},
+         .softmax_scale = 0.06,
+         .o = o.Heads(kHeads)});
+    return o.Download();
+  };
+  const auto actual = run(*cuda);
+  CHECK(testing::RelativeError(actual, ToDoubles(run(Reference()))) < 4e-3);
+  CHECK(run(*cuda) == actual);
 }
 
 TEST_CASE("Sample at full size", "[kernels][real_sizes]") {

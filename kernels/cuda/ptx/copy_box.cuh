@@ -1,0 +1,46 @@
+// Boxes of a tensor map to shared memory, by the copy engine: their bytes count on a barrier.  The
+// map says what a box is; `at` names its first element, the contiguous axis first.
+#pragma once
+
+#include <cuda.h>
+
+namespace dsa::cuda::ptx {
+
+struct At2 {
+  int x, y;
+};
+struct At3 {
+  int x, y, z;
+};
+struct At5 {
+  int x, y, z, u, v;
+};
+
+__device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At2 at) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4}], [%2];" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y)
+      : "memory");
+}
+__device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At3 at) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z)
+      : "memory");
+}
+__device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At5 at) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v)
+      : "memory");
+}
+// Between writes of memory by threads, shared or global, and its reading by the copy engine: by the
+// writer before it tells, and by the reader after it was told.
+__device__ inline void CopyEngineFence() {
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+}  // namespace dsa::cuda::ptx
