@@ -97,7 +97,7 @@ Result<std::string> AddressOfProcess(int process) {
   const std::string path = fmt::format("/proc/{}", process);
   std::ifstream file(path + "/cmdline", std::ios::binary);
   const std::string words{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  const Result<std::string> address = AddressOfCommandLine(words, path + "/cwd");
+  Result<std::string> address = AddressOfCommandLine(words, path + "/cwd");
   if (!address.ok()) {
     return InvalidArgument(fmt::format("process {}: {}", process, address.error().message));
   }

@@ -55,7 +55,7 @@ class Conversation final {
     question.set_content(text);
     v1::Message answer;
     answer.set_role(v1::ROLE_ASSISTANT);
-    const grpc::Status status = whole_ ? Wait(answer) : Stream(answer);
+    grpc::Status status = whole_ ? Wait(answer) : Stream(answer);
     if (status.ok()) {
       *request_.add_messages() = std::move(answer);
     } else {
