@@ -7,9 +7,8 @@
 #pragma once
 
 #include "kernels/forwarding_backend.h"
+#include "kernels/written_values.h"
 
-#include <cstddef>
-#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -17,22 +16,13 @@
 
 namespace dsa {
 
-// Some memory that an op writes: `count` values one behind the other.
-struct WrittenValues {
-  enum class Kind : std::uint8_t { kF32, kBf16, kFp8E4m3, kBytes };
-
-  const char* name;  // one for all pieces of an output
-  void* data;
-  std::int64_t count;
-  Kind kind;  // kBytes must be equal, the others near
-};
-
 // One output of a fused op, over all calls so far.
 struct OverrideDifference {
   std::string op;  // "AttendLatent"
   std::string output;
   double relative_error;  // ||override - default|| / ||default||; infinite where bytes differ or a
                           // value is finite on one side only
+  double unequal = 0.0;   // the largest share of bytes that differ where they must be equal
 };
 
 class OverrideCheck final : public ForwardingBackend {
@@ -54,21 +44,17 @@ class OverrideCheck final : public ForwardingBackend {
   std::vector<OverrideDifference> Faults(double tolerance) const;
 
  private:
-  using Bytes = std::vector<std::vector<std::byte>>;
-
   template <typename Params>
   void Compare(std::string_view op, void (Backend::*method)(const Params&), const Params& params,
                void (*run_default)(OverrideCheck&, const Params&));
-  Bytes ReadBack(const std::vector<WrittenValues>& written);
-  void Restore(const std::vector<WrittenValues>& written, const Bytes& bytes);
-  std::vector<WrittenValues> Written(const AddNormParams& params);
-  std::vector<WrittenValues> Written(const ProjectParams& params);
-  std::vector<WrittenValues> Written(const WriteKeysParams& params);
-  std::vector<WrittenValues> Written(const SelectKeysParams& params);
-  std::vector<WrittenValues> Written(const AttendLatentParams& params);
-  std::vector<WrittenValues> Written(const AttendMaskedParams& params);
-  std::vector<WrittenValues> Written(const GatedMlpParams& params);
-  std::vector<WrittenValues> Written(const ExpertMlpParams& params);
+  WrittenList Written(const AddNormParams& params);
+  WrittenList Written(const ProjectParams& params);
+  WrittenList Written(const WriteKeysParams& params);
+  WrittenList Written(const SelectKeysParams& params);
+  WrittenList Written(const AttendLatentParams& params);
+  WrittenList Written(const AttendMaskedParams& params);
+  WrittenList Written(const GatedMlpParams& params);
+  WrittenList Written(const ExpertMlpParams& params);
 
   std::map<std::string, OverrideDifference> differences_;  // by "op output"
 };

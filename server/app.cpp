@@ -7,6 +7,7 @@
 #include "server/connections.h"
 #include "server/devices.h"
 #include "server/load_progress_bar.h"
+#include "server/self_test.h"
 #include "server/sizing.h"
 #include "server/version.h"
 #include "server/warm_up.h"
@@ -144,6 +145,7 @@ Status App::LoadModel() {
   LogMemory(sizes.memory);
   LoadProgressBar progress;
   DSA_ASSIGN_OR_RETURN(weights_, source_.Load(*backend_, progress));
+  DSA_RETURN_IF_ERROR(SelfTest(sizes));
   DSA_ASSIGN_OR_RETURN(
       executor_, ModelExecutor::Create(*backend_, {.config = model, .weights = weights_.weights},
                                        sizes.executor));
@@ -164,6 +166,19 @@ Status App::LoadModel() {
        {"cache_bytes", executor_->arena().bytes()}});
   LogText();
   return {};
+}
+
+// Of a device that is not the CPU, whose ops are what others are held to.  While memory is free.
+Status App::SelfTest(const ServerSizes& sizes) const {
+  if (own_backend_ == nullptr || config_.device == "cpu") {
+    return {};
+  }
+  return RunSelfTest({.config = source_.config(), .weights = weights_.weights},
+                     {.make_device = [this] { return MakeBackend(config_.device, 0); },
+                      .kv_format = sizes.executor.kv_format,
+                      .masked_mha_until = config_.masked_mha_until,
+                      .step_tokens_max = config_.max_num_batched_tokens,
+                      .threads = static_cast<int>(ChooseCpuThreads(config_.threads).count)});
 }
 
 Status App::WarmUp() {

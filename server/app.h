@@ -1,7 +1,7 @@
 // The composition root: makes every part of the server in order, and takes it down in order.
 //
-//   configuration -> address free -> device -> checkpoint -> tokenizer -> weights -> caches ->
-//   engine -> one real prefill and decode -> listening
+//   configuration -> address free -> device -> checkpoint -> tokenizer -> weights -> self-test of
+//   the device -> caches -> engine -> one real prefill and decode -> listening
 //
 // Nothing listens before all of that has happened.  Main thread.
 #pragma once
@@ -18,6 +18,7 @@
 #include "server/engine/text_decoder.h"
 #include "server/model_files.h"
 #include "server/model_source.h"
+#include "server/sizing.h"
 #include "server/watchdog.h"
 
 #include <memory>
@@ -53,6 +54,7 @@ class App final {
   Status LoadText();
   void LogText() const;
   Status LoadModel();
+  Status SelfTest(const ServerSizes& sizes) const;
   Status WarmUp();
   Status Listen();
   void OnDeviceFailure(const std::string& reason);

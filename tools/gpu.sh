@@ -9,6 +9,7 @@
 #     start                        what the binary says of itself and of the device
 #     tests                        every operator against its equation
 #     weights                      loaded and random weights, byte for byte the CPU's
+#     self_test                    what runs before READY: it passes, and names planted faults
 #     demo                         the three answers of `make demo`, served on the GPU
 #     logits                       CUDA against the CPU: random models in float32, the small model
 #     needles                      40 facts each in texts of 1K to 16K tokens, through the server;
@@ -20,7 +21,7 @@
 #     bench                        time every operator, dsa_cuda_bench
 #     step                         the decode step of the slice, and of its operators: below
 #     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
-#   Without a stage: start tests weights demo logits needles launches speed faults.
+#   Without a stage: start tests weights self_test demo logits needles launches speed faults.
 #
 # The slice is what one of 32 GPUs holds of DeepSeek-V3.2 with its experts spread over all:
 # configs/models/deepseek-v32-ep32, random weights, 41 GB.
@@ -108,7 +109,7 @@ stage() {
     start) start ;;
     tests) ./kernels_cuda_tests ;;
     demo) tools/demo.sh ./dsa cuda ;;
-    weights | logits | needles | launches | speed) ./dsa_gpu_checks "[$1]" ;;
+    weights | self_test | logits | needles | launches | speed) ./dsa_gpu_checks "[$1]" ;;
     faults) ./dsa_gpu_checks "[faults]" ;;
     sanitize) sanitize ;;
     bench) ./dsa_cuda_bench ;;
@@ -132,7 +133,7 @@ run() {
     fi
     shift
   done
-  ((${#stages[@]})) || stages=(start tests weights demo logits needles launches speed faults)
+  ((${#stages[@]})) || stages=(start tests weights self_test demo logits needles launches speed faults)
   log=$(realpath "$log")
   cd "$(dirname "$0")"
   [[ -e models ]] || ln -s ../../models models
