@@ -68,96 +68,31 @@ std::int32_t Scheduler::Add(std::unique_ptr<Sequence> sequence) {
   return slot;
 }
 
-const StepPlan& Scheduler::Plan(MonotonicUs now_us) {
-  DSA_CHECK(!in_flight_, "Scheduler: a step of {} tokens is in flight", plan_.tokens);
-  plan_.rows.clear();
-  plan_.sample_rows.clear();
-  plan_.writes.clear();
-  plan_.tokens = 0;
-  plan_.sequences = 0;
-  for (auto& rows : rows_by_path_) {
-    rows.clear();
-  }
-  budget_ = config_.step_tokens_max;
-  const std::int64_t preemptions_before = preemptions_;
-  const std::int64_t granted = GrantDecode();
-  if (granted < static_cast<std::int64_t>(running_.size())) {
-    GrantCatchUp();
-  }
-  if (preemptions_ == preemptions_before) {  // else the blocks are short: nobody new may start
-    AdmitWaiting(now_us);
-  }
-  for (const auto& rows : rows_by_path_) {
-    for (const StepPlan::Row& row : rows) {
-      if (row.samples > 0) {
-        plan_.sample_rows.push_back(static_cast<std::int32_t>(plan_.rows.size()));
-      }
-      plan_.rows.push_back(row);
-    }
-  }
-  in_flight_ = !plan_.rows.empty();
-  return plan_;
+// A block of growth for each sequence that may need one next.
+std::int64_t Scheduler::SpareBlocks() const {
+  return std::count_if(running_.begin(), running_.end(),
+                       [](const Sequence* sequence) { return !sequence->fully_reserved_; });
 }
 
-// One token for each sequence that has all others, so that a long prompt never holds up a reply.
-// Only these need more blocks than they hold, and a victim lies behind the sequence that needs one
-// (or is itself), so nothing is taken from a sequence after it was granted tokens.
-// Returns how many it granted.
-std::int64_t Scheduler::GrantDecode() {
-  std::int64_t granted = 0;
-  std::size_t index = 0;
-  while (index < running_.size()) {
-    Sequence& sequence = *running_[index];
-    if (sequence.behind() == 1) {
-      if (!Grow(sequence)) {
-        continue;  // it preempted itself: the next one stands at this index now
-      }
-      Grant(sequence, 1);
-      ++granted;
-    }
-    ++index;
-  }
-  return granted;
+bool Scheduler::NeedsFullReservation(const Sequence& sequence) const {
+  return config_.reservation == ReservationMode::kFull ||
+         sequence.preemptions_ >= config_.preemptions_max;
 }
 
-void Scheduler::GrantCatchUp() {
-  for (Sequence* sequence : running_) {
-    if (budget_ == 0) {
-      return;
-    }
-    if (sequence->behind() > 1) {
-      Grant(*sequence, std::min(sequence->behind(), budget_));
-    }
-  }
-}
-
-void Scheduler::AdmitWaiting(MonotonicUs now_us) {
-  while (!waiting_.empty() && budget_ > 0 &&
-         static_cast<std::int64_t>(running_.size()) < config_.sequences_max) {
-    Sequence& sequence = *waiting_.front();
-    if (!TryAdmit(sequence, now_us)) {
-      return;
-    }
-    Erase(waiting_, &sequence);
-    sequence.state_ = SequenceState::kRunning;
-    Insert(running_, &sequence);
-    Grant(sequence, std::min(sequence.behind(), budget_));
-  }
+// What a sequence must hold before it starts.
+std::int64_t Scheduler::BlocksToStart(const Sequence& sequence) const {
+  return BlocksFor(NeedsFullReservation(sequence) ? sequence.computed_max() : sequence.tokens());
 }
 
 // Takes all blocks that the sequence must have before it starts, or none.
 bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
-  std::int64_t spare = 0;  // a block of growth for each sequence that may need one next
-  for (const Sequence* running : running_) {
-    spare += running->fully_reserved_ ? 0 : 1;
-  }
+  const std::int64_t spare = SpareBlocks();
   const std::int64_t room = pool_.available_blocks() - spare;
   if (blocked_ == sequence.id_ && room <= blocked_room_) {
     return false;
   }
-  const bool full = config_.reservation == ReservationMode::kFull ||
-                    sequence.preemptions_ >= config_.preemptions_max;
-  const std::int64_t need = BlocksFor(full ? sequence.computed_max() : sequence.tokens());
+  const bool full = NeedsFullReservation(sequence);
+  const std::int64_t need = BlocksToStart(sequence);
   if (sequence.request_.prompt_logits == PromptLogits::kNone) {
     // The last token is always computed: somebody must make its logits.
     const std::int64_t blocks_max = (sequence.tokens() - 1) / pool_.tokens_per_block();
@@ -183,6 +118,33 @@ bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
     sequence.masked_until_ = MaskedUntil(sequence);
   }
   return true;
+}
+
+// Starts a waiting sequence before those ahead of it, where the first of them could still start.
+bool Scheduler::TryPass(Sequence& sequence, MonotonicUs now_us) {
+  const Sequence& first = *waiting_.front();
+  const bool passes = &first != &sequence;
+  if (passes) {
+    const std::int64_t need = BlocksToStart(sequence) + 1 + BlocksToStart(first);
+    if (static_cast<std::int64_t>(running_.size()) + 2 > config_.sequences_max ||
+        need + SpareBlocks() > pool_.available_blocks()) {
+      return false;
+    }
+  }
+  if (!TryAdmit(sequence, now_us)) {
+    return false;
+  }
+  Start(sequence)->passed_ = passes;
+  return true;
+}
+
+// A sequence that was admitted.
+Sequence* Scheduler::Start(Sequence& sequence) {
+  Erase(waiting_, &sequence);
+  sequence.state_ = SequenceState::kRunning;
+  sequence.passed_ = false;
+  Insert(running_, &sequence);
+  return &sequence;
 }
 
 // Room for one more token; preempts from the end of the order.  False where the sequence itself
@@ -221,66 +183,6 @@ void Scheduler::ReleaseBlocks(Sequence& sequence) {
   sequence.blocks_.Clear();
   sequence.chain_.linked = 0;
   sequence.chain_.last_publication = 0;
-}
-
-void Scheduler::Grant(Sequence& sequence, std::int64_t tokens) {
-  const std::int64_t end = sequence.computed_ + tokens;
-  DSA_CHECK(tokens > 0 && tokens <= budget_, "Scheduler: {} tokens granted of {}", tokens, budget_);
-  DSA_CHECK(end <= sequence.blocks_.capacity_tokens(), "Scheduler: position {} beyond {} blocks",
-            end - 1, sequence.blocks_.blocks());
-  for (std::int64_t position = sequence.computed_; position < end;) {
-    const std::int64_t row_end = std::min(end, PathEnd(sequence, position));
-    const AttentionPath path = PathAt(sequence, position);
-    rows_by_path_[static_cast<std::size_t>(path)].push_back(
-        {.sequence = sequence.id_,
-         .slot = sequence.slot_,
-         .first_position = position,
-         .tokens = row_end - position,
-         .samples = row_end == sequence.tokens() ? 1 : 0,
-         .path = path});
-    position = row_end;
-  }
-  RecordWrites(sequence, end);
-  budget_ -= tokens;
-  plan_.tokens += tokens;
-  ++plan_.sequences;
-}
-
-// The blocks that hold the sequence's positions from computed() to `end`: its own alone.
-void Scheduler::RecordWrites(const Sequence& sequence, std::int64_t end) {
-  const std::int64_t block_tokens = pool_.tokens_per_block();
-  for (std::int64_t index = sequence.computed_ / block_tokens; index * block_tokens < end;
-       ++index) {
-    const BlockId block = sequence.blocks_.block(index);
-    plan_.writes.push_back({.block = block, .generation = pool_.WritableGeneration(block)});
-  }
-}
-
-// Asked when the sequence first runs.  Only its prompt, since one row a step is not worth expanding
-// keys for; nor are a few rows behind a prefix hit.
-std::int64_t Scheduler::MaskedUntil(const Sequence& sequence) const {
-  const std::int64_t end = std::min(config_.masked_mha_until, sequence.prompt_tokens_);
-  return end - sequence.computed_ >= config_.masked_rows_min ? end : 0;
-}
-
-AttentionPath Scheduler::PathAt(const Sequence& sequence, std::int64_t position) const {
-  const bool all = config_.attention == AttentionMode::kDense || position + 1 <= config_.index_topk;
-  if (position < sequence.masked_until_) {
-    return all ? AttentionPath::kMaskedAll : AttentionPath::kMaskedSelected;
-  }
-  return all ? AttentionPath::kDense : AttentionPath::kSparse;
-}
-
-// The first position behind `position` with another path.
-std::int64_t Scheduler::PathEnd(const Sequence& sequence, std::int64_t position) const {
-  std::int64_t end = config_.context_tokens_max;
-  if (position < sequence.masked_until_) {
-    end = sequence.masked_until_;
-  }
-  if (config_.attention == AttentionMode::kSparse && position < config_.index_topk) {
-    end = std::min(end, config_.index_topk);
-  }
-  return end;
 }
 
 void Scheduler::Commit(const StepPlan& plan) {

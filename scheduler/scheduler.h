@@ -4,7 +4,7 @@
 // CheckFits.
 //
 //   scheduler.Add(sequence);                     // waiting
-//   const StepPlan& plan = scheduler.Plan(now);  // admits, preempts, grants tokens
+//   const StepPlan& plan = scheduler.Plan(now, costs);  // admits, preempts, grants tokens
 //   ... run the plan ...
 //   scheduler.Commit(plan);                      // keys are in the cache; full blocks shareable
 //   scheduler.Append(slot, token);               // each sampled token
@@ -15,7 +15,12 @@
 // a removed sequence lands in a block that nobody else holds.  Both ends of this are checked.
 //
 // Order: running sequences first, those that decode before those that catch up, then waiting ones
-// as the policy orders them and while blocks last; no waiting sequence passes another.
+// as the policy orders them and while blocks last.
+//
+// With SchedulerConfig::step_time_target_us a step has a budget of time too, by a cost model that
+// is an input of the plan.  Replies always advance; prompts get what time is left, at least 16
+// tokens. While a prompt uses that time up, shorter ones behind it share an eighth of it: these
+// alone may pass others that wait, and only where the first of those could still start.
 #pragma once
 
 #include "cache/block_pool.h"
@@ -25,6 +30,7 @@
 #include "scheduler/policy.h"
 #include "scheduler/scheduler_config.h"
 #include "scheduler/sequence.h"
+#include "scheduler/step_cost.h"
 #include "scheduler/step_plan.h"
 
 #include <array>
@@ -61,8 +67,8 @@ class Scheduler final {
   std::int32_t Add(std::unique_ptr<Sequence> sequence);
 
   // The next step; no rows where nothing can run.  Valid until the next call.  CHECK-fails while a
-  // step is in flight.
-  const StepPlan& Plan(MonotonicUs now_us);
+  // step is in flight.  What it decides follows from the calls so far and their arguments alone.
+  const StepPlan& Plan(MonotonicUs now_us, const StepCostModel& costs);
 
   // The step in flight; null where none is.
   const StepPlan* in_flight() const { return in_flight_ ? &plan_ : nullptr; }
@@ -90,10 +96,30 @@ class Scheduler final {
   void CheckInvariants() const;
 
  private:
+  struct Planning {
+    MonotonicUs now_us;
+    const StepCostModel& costs;
+    bool may_start;
+  };
   std::int64_t GrantDecode();
-  void GrantCatchUp();
-  void AdmitWaiting(MonotonicUs now_us);
+  void CountReplies();
+  void GrantPrompts(const Planning& planning, std::int64_t decoding);
+  void GrantNewcomers(const Planning& planning);
+  void GrantInOrder(const Planning& planning);
+  double GrantPrompt(Sequence& sequence, std::int64_t tokens, const StepCostModel& costs);
+  Sequence* ShortestNewcomer(const Sequence& older, bool may_start) const;
+  std::int64_t TokensWithin(const Sequence& sequence, std::int64_t wanted, double time_us,
+                            const StepCostModel& costs) const;
+  template <typename Visit>
+  void VisitRows(const Sequence& sequence, std::int64_t tokens, const Visit& visit) const;
+  StepWork WorkOf(const Sequence& sequence, std::int64_t tokens) const;
+  bool IsPlanned(const Sequence& sequence) const { return sequence.planned_ == plans_; }
+  std::int64_t SpareBlocks() const;
+  bool NeedsFullReservation(const Sequence& sequence) const;
+  std::int64_t BlocksToStart(const Sequence& sequence) const;
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
+  bool TryPass(Sequence& sequence, MonotonicUs now_us);
+  Sequence* Start(Sequence& sequence);
   bool Grow(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Grant(Sequence& sequence, std::int64_t tokens);
@@ -122,9 +148,15 @@ class Scheduler final {
 
   // The step being planned or in flight.
   bool in_flight_ = false;
+  std::int64_t plans_ = 0;  // so far
   std::int64_t budget_ = 0;
+  double time_left_us_ = 0;         // below 0 where it is exceeded
+  double prompts_us_ = 0;           // given to prompts
+  std::int64_t prompt_tokens_ = 0;  // given to prompts in order
   std::array<std::vector<StepPlan::Row>, kAttentionPaths> rows_by_path_;  // by AttentionPath
   StepPlan plan_;
+
+  double newcomers_credit_us_ = 0;  // of their share, what they have not used
 
   // The head of the queue that did not fit and the room there was: not tried again, and its prefix
   // not looked up again, until there is more.

@@ -29,6 +29,9 @@ Status Validate(const SchedulerConfig& config) {
         fmt::format("scheduler.step_tokens_max is {}, it must be at least sequences_max, {}",
                     config.step_tokens_max, config.sequences_max));
   }
+  constexpr std::int64_t kStepTimeMaxUs = 60'000'000;
+  DSA_RETURN_IF_ERROR(
+      CheckSetting("step_time_target_us", config.step_time_target_us, 0, kStepTimeMaxUs));
   DSA_RETURN_IF_ERROR(CheckSetting("waiting_max", config.waiting_max, 1, kCountMax));
   constexpr std::int64_t kPositionsMax = std::numeric_limits<std::int32_t>::max();
   DSA_RETURN_IF_ERROR(

@@ -26,6 +26,9 @@ enum class AttentionMode : std::uint8_t {
 
 struct SchedulerConfig {
   std::int64_t step_tokens_max = 2048;  // >= sequences_max: every running sequence can advance
+  // What a step may take while something decodes, by the cost model, and four times as much where
+  // nothing does.  0: steps are bounded by their tokens alone.
+  std::int64_t step_time_target_us = 0;
   std::int64_t sequences_max = 256;     // running at once; > 0
   std::int64_t waiting_max = 512;       // waiting, not running; > 0
   std::int64_t context_tokens_max = 0;  // prompt and generated tokens of one sequence; > 1

@@ -44,6 +44,8 @@ class alignas(kCacheLineBytes) Sequence final {
   SequenceState state() const { return state_; }
   std::int32_t preemptions() const { return preemptions_; }
   bool fully_reserved() const { return fully_reserved_; }  // never preempted
+  // It started as a newcomer, before others that were waiting and come before it in order.
+  bool passed() const { return passed_; }
   const BlockTable& blocks() const { return blocks_; }
   // Prompt tokens that were not computed because the prefix cache had them when the sequence
   // first ran.  What a preempted sequence finds again does not count.
@@ -58,12 +60,14 @@ class alignas(kCacheLineBytes) Sequence final {
   // What every step reads comes first, in as few cache lines as it fits.
   std::vector<TokenId> tokens_;
   std::int64_t computed_ = 0;
+  std::int64_t planned_ = 0;  // the last plan that gave it tokens
   std::int64_t prompt_tokens_;
   BlockTable blocks_;
   SequenceId id_{};
   std::int32_t slot_ = -1;
   SequenceState state_ = SequenceState::kWaiting;
   bool fully_reserved_ = false;
+  bool passed_ = false;
   std::int32_t preemptions_ = 0;
   std::int64_t cache_hit_tokens_ = 0;
   std::int64_t masked_until_ = 0;

@@ -3,6 +3,7 @@
 
 #include "common/attention_path.h"
 #include "common/ids.h"
+#include "scheduler/step_cost.h"
 
 #include <cstdint>
 #include <vector>
@@ -32,6 +33,7 @@ struct StepPlan {
   std::vector<Write> writes;              // each block once
   std::int64_t tokens = 0;                // sum over rows
   std::int64_t sequences = 0;             // distinct sequences of rows
+  StepWork work;                          // of the rows
 };
 
 }  // namespace dsa

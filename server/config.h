@@ -34,6 +34,7 @@ struct ServerConfig {
   std::int64_t max_model_len = 0;
   std::int64_t max_num_seqs = 0;
   std::int64_t max_num_batched_tokens = 2048;
+  std::int64_t step_time_target_ms = -1;
   std::int64_t max_queued_requests = 512;
   std::int64_t max_tokens_default = 32768;
   std::string scheduling_policy = "fcfs";

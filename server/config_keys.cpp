@@ -85,6 +85,12 @@ std::vector<ConfigKey> ServingKeys() {
        "Tokens that one step computes; longer prompts are computed in chunks. At least "
        "max_num_seqs.",
        IntValue{&C::max_num_batched_tokens, 1, 1 << 20}},
+      {"step_time_target_ms", "Limits",
+       "Milliseconds that a step with replies should take, by what steps are measured to cost: "
+       "prompts get what time their replies leave, at least 16 tokens; a step without replies may "
+       "take four times as long. -1: 250 on the CPU, 50 on a GPU. 0: steps are bounded by their "
+       "tokens alone.",
+       IntValue{&C::step_time_target_ms, -1, 60'000}},
       {"max_queued_requests", "Limits",
        "Requests that wait; more are refused with RESOURCE_EXHAUSTED.",
        IntValue{&C::max_queued_requests, 1, 1 << 20}},

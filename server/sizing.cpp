@@ -101,6 +101,15 @@ Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& 
   return static_cast<std::int32_t>(blocks);
 }
 
+// Half of what a person notices between two words, and on a GPU as little as keeps it busy.
+std::int64_t StepTimeTargetUs(const ServerConfig& config) {
+  constexpr std::int64_t kCpuMs = 250;
+  constexpr std::int64_t kGpuMs = 50;
+  constexpr std::int64_t kUsPerMs = 1000;
+  const std::int64_t default_ms = IsCuda(config) ? kGpuMs : kCpuMs;
+  return kUsPerMs * (config.step_time_target_ms < 0 ? default_ms : config.step_time_target_ms);
+}
+
 // Requests whose cached keys may be shared: the same weights, computed the same way.
 std::string CacheIdentity(const ServerConfig& config, KvFormat format) {
   return fmt::format("{} kv={} attention={} masked_mha_until={}", config.model,
@@ -113,6 +122,7 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
 
   EngineConfig engine;
   engine.scheduler = {.step_tokens_max = config.max_num_batched_tokens,
+                      .step_time_target_us = StepTimeTargetUs(config),
                       .sequences_max = SequencesMax(config),
                       .waiting_max = config.max_queued_requests,
                       .context_tokens_max = executor.limits.context_max,

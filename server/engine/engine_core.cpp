@@ -56,7 +56,7 @@ EngineProgress EngineCore::RunOnce() {
   const MonotonicUs start_us = clock_.NowUs();
   AdmitFromInbox();
   Sweep(start_us);
-  const StepPlan& plan = scheduler_.Plan(start_us);
+  const StepPlan& plan = scheduler_.Plan(start_us, costs_);
   StoreLoad();  // before the queue is settled: a request is seen waiting or running at any time
   SettleQueue();
   if (plan.rows.empty()) {
@@ -69,11 +69,11 @@ EngineProgress EngineCore::RunOnce() {
   return plan.rows.empty() ? EngineProgress::kIdle : EngineProgress::kStepped;
 }
 
-// As long as the last step, or as long for each token, whichever is more: enough to tell a slow
-// step from one that never ends.
-std::int64_t EngineCore::EstimateUs(std::int64_t tokens) const {
-  const std::int64_t last_us = load_.last_step_us.load(std::memory_order_relaxed);
-  return std::max(last_us, last_us / last_step_tokens_ * tokens);
+// By the cost model, but not less than the last step: it knows nothing of kinds of work that no
+// step has had yet.
+std::int64_t EngineCore::EstimateUs(const StepPlan& plan) const {
+  return std::max(load_.last_step_us.load(std::memory_order_relaxed),
+                  static_cast<std::int64_t>(costs_.EstimateUs(plan.work)));
 }
 
 void EngineCore::StoreLoad() {
@@ -84,18 +84,18 @@ void EngineCore::StoreLoad() {
 }
 
 void EngineCore::RunStep(const StepPlan& plan, MonotonicUs start_us) {
-  load_.step_estimate_us.store(EstimateUs(plan.tokens), std::memory_order_relaxed);
+  load_.step_estimate_us.store(EstimateUs(plan), std::memory_order_relaxed);
   executor_.Launch(builder_.Build(plan, scheduler_.sequences()));
   ShowJudged();  // of the step before
   const StepResult& result = executor_.Collect();
   const MonotonicUs end_us = clock_.NowUs();
+  costs_.Measure(plan.work, end_us - start_us);
   FailFaulty(plan, result);
   scheduler_.Commit(plan);
   Deliver(plan, result, end_us);
   load_.steps.fetch_add(1, std::memory_order_relaxed);
   load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
   load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
-  last_step_tokens_ = plan.tokens;
 }
 
 void EngineCore::AdmitFromInbox() {

@@ -36,7 +36,7 @@ struct LoadCounters {
   std::atomic<std::int64_t> steps{0};
   std::atomic<std::int64_t> tokens_computed{0};
   std::atomic<std::int64_t> last_step_us{0};
-  std::atomic<std::int64_t> step_estimate_us{0};  // of the step at hand, from the last; 0: unknown
+  std::atomic<std::int64_t> step_estimate_us{0};  // of the step at hand; 0: unknown
   std::atomic<std::int64_t> requests_finished{0};
 };
 
@@ -56,6 +56,7 @@ class EngineCore final {
   void BindThread() { executor_.BindThread(); }
   EngineProgress RunOnce();
   const Scheduler& scheduler() const { return scheduler_; }
+  const StepCostModel& costs() const { return costs_; }
   const BlockPool& pool() const { return pool_; }
   const PrefixCache& prefix_cache() const { return cache_; }
 
@@ -111,7 +112,7 @@ class EngineCore final {
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
   void SettleQueue();
   void StoreLoad();
-  std::int64_t EstimateUs(std::int64_t tokens) const;
+  std::int64_t EstimateUs(const StepPlan& plan) const;
 
   const EngineConfig config_;
   StepExecutor& executor_;
@@ -123,6 +124,7 @@ class EngineCore final {
   BlockPool pool_;
   PrefixCache cache_;
   PrefixHasher hasher_;
+  StepCostModel costs_;
   Scheduler scheduler_;
   BatchBuilder builder_;
 
@@ -132,7 +134,6 @@ class EngineCore final {
   std::vector<JudgedToken> judged_;   // of the last step, where the executor runs ahead
   StepResult judged_result_{};        // of that step
   std::int64_t waiting_counted_ = 0;  // of the inbox's places, those of the scheduler's queue
-  std::int64_t last_step_tokens_ = 1;
   std::atomic<bool> abort_all_{false};
   LoadCounters load_;
 };

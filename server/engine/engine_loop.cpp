@@ -123,16 +123,16 @@ Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
                     state_->inbox.waiting(), state_->config.scheduler.waiting_max)};
   }
   std::unique_ptr<LiveRequest> live;
-  try {
+  try {  // all that a request needs is allocated here
     live = MakeLive(std::move(request), std::move(sink));
-  } catch (const std::bad_alloc&) {  // all that a request needs is reserved there
+    if (!state_->registry.TryInsert(live->external_id, live.get())) {
+      state_->inbox.ReturnPlace();
+      return Error{ErrorCode::kAlreadyExists,
+                   fmt::format("request_id {} is live", live->external_id)};
+    }
+  } catch (const std::bad_alloc&) {
     state_->inbox.ReturnPlace();
     return Error{ErrorCode::kResourceExhausted, "not enough memory for this request"};
-  }
-  if (!state_->registry.TryInsert(live->external_id, live.get())) {
-    state_->inbox.ReturnPlace();
-    return Error{ErrorCode::kAlreadyExists,
-                 fmt::format("request_id {} is live", live->external_id)};
   }
   if (!state_->inbox.TryPush(live)) {
     state_->registry.Erase(live->external_id);
@@ -345,6 +345,10 @@ void EngineLoop::Stop() {
 
 const Scheduler& EngineLoop::scheduler() const {
   return state_->core.scheduler();
+}
+
+const StepCostModel& EngineLoop::costs() const {
+  return state_->core.costs();
 }
 
 const BlockPool& EngineLoop::pool() const {

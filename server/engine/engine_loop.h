@@ -22,6 +22,7 @@
 namespace dsa {
 
 class Scheduler;
+class StepCostModel;
 class BlockPool;
 class PrefixCache;
 struct LiveRequest;
@@ -72,6 +73,7 @@ class EngineLoop final : public Engine {
 
   // For the simulator's invariants and tests; engine thread.
   const Scheduler& scheduler() const;
+  const StepCostModel& costs() const;
   const BlockPool& pool() const;
   const PrefixCache& prefix_cache() const;
 

@@ -75,7 +75,9 @@ TestServer::TestServer(const TestServerOptions& options)
           .live = {},
           .open_calls = {},
           .workers = {}}) {
-  executor_.on_execute = [this](const ForwardBatch&) { executor_.faulty_row = steps_.Enter(); };
+  executor_.on_execute = [this](const ForwardBatch& batch) {
+    executor_.faulty_row = steps_.Enter(batch.tokens);
+  };
   engine_->Start();
   Result<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options.listen, *context_);
   DSA_CHECK(server.ok(), "TestServer: {}", server.error().message);

@@ -4,8 +4,10 @@
 #include "tests/api/test_server.h"
 #include "tests/log_capture.h"
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
+#include <vector>
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
@@ -214,6 +216,94 @@ TEST_CASE("with one slot and one place two simultaneous calls are both taken", "
   server.steps().Resume();
   first.join();
   second.join();
+}
+
+// Milliseconds from one token of a stream to the next, but for the first.
+std::vector<double> Gaps(const TestServer& server, const v1::CompletionRequest& request,
+                         const std::atomic<bool>& enough) {
+  const auto stub = v1::CompletionService::NewStub(server.NewChannel());
+  grpc::ClientContext rpc;
+  const auto reader = stub->CompleteStream(&rpc, request);
+  std::vector<double> gaps_ms;
+  auto last = std::chrono::steady_clock::now();
+  for (v1::CompletionStreamResponse part; reader->Read(&part);) {
+    const auto now = std::chrono::steady_clock::now();
+    gaps_ms.push_back(std::chrono::duration<double, std::milli>(now - last).count());
+    last = now;
+    if (enough) {
+      rpc.TryCancel();
+    }
+  }
+  reader->Finish();
+  gaps_ms.erase(gaps_ms.begin(), gaps_ms.begin() + std::min<std::ptrdiff_t>(2, gaps_ms.size()));
+  return gaps_ms;
+}
+
+v1::CompletionRequest Prompt(const std::string& id, int tokens, int first) {
+  v1::CompletionRequest request = Tokens(id, 1);
+  request.mutable_token_ids()->clear_ids();
+  for (int i = 0; i < tokens; ++i) {
+    request.mutable_token_ids()->add_ids(first + i);
+  }
+  return request;
+}
+
+TEST_CASE("a long prompt holds up neither streams nor a newcomer", "[time]") {
+  constexpr int kStreams = 4;
+  constexpr int kLong = 3000;
+  constexpr double kTargetMs = 50;
+  TestServerOptions options;
+  options.engine.scheduler.step_time_target_us = 50'000;
+  TestServer server(options);
+  server.steps().SetDuration(milliseconds(5));
+  server.steps().SetRowDuration(std::chrono::microseconds(500));
+  REQUIRE(Complete(server, Prompt("warm-up", 100, 90'000)).ok());
+  std::atomic<bool> enough{false};
+  std::vector<std::vector<double>> gaps_ms(kStreams);
+  std::vector<std::thread> streams;
+  for (int i = 0; i < kStreams; ++i) {
+    streams.emplace_back(
+        [&, i] { gaps_ms[i] = Gaps(server, Tokens(fmt::format("stream-{}", i), 2000), enough); });
+  }
+  CHECK(Eventually([&] { return server.engine().Load().running == kStreams; }));
+  std::atomic<bool> long_ended{false};
+  std::thread prompt([&] {
+    CHECK(Complete(server, Prompt("long", kLong, 10'000)).ok());
+    long_ended = true;
+  });
+  CHECK(Eventually([&] { return server.engine().Load().running == kStreams + 1; }));
+  Pause(milliseconds(300));
+  const auto start = std::chrono::steady_clock::now();
+  CHECK(Complete(server, Prompt("newcomer", 10, 50'000)).ok());
+  const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;
+  CHECK(taken.count() < 10 * kTargetMs);
+  CHECK_FALSE(long_ended);
+  prompt.join();
+  enough = true;
+  std::vector<double> all_ms;
+  for (int i = 0; i < kStreams; ++i) {
+    streams[i].join();
+    all_ms.insert(all_ms.end(), gaps_ms[i].begin(), gaps_ms[i].end());
+  }
+  std::sort(all_ms.begin(), all_ms.end());
+  REQUIRE(all_ms.size() > 100);
+  CHECK(all_ms[all_ms.size() * 99 / 100] < 2 * kTargetMs);
+}
+
+TEST_CASE("a drain waits for no more of a long prompt than a step", "[time]") {
+  TestServerOptions options;
+  options.engine.scheduler.step_time_target_us = 50'000;
+  TestServer server(options);
+  server.steps().SetRowDuration(std::chrono::microseconds(1000));
+  std::thread prompt([&] {
+    CHECK(Complete(server, Prompt("long", 4000, 1)).error_code() == grpc::StatusCode::UNAVAILABLE);
+  });
+  REQUIRE(Eventually([&] { return server.engine().Load().tokens_computed > 500; }));
+  const auto start = std::chrono::steady_clock::now();
+  server.Drain(0);
+  const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;
+  CHECK(taken.count() < 4 * 50 + 500);
+  prompt.join();
 }
 
 }  // namespace

@@ -60,16 +60,20 @@ TEST_CASE("64 concurrent streams equal isolated runs", "[e2e]") {
 #else
   constexpr int kStreams = 64;
 #endif
+  // Alone in chunks by tokens, together in chunks by what steps take on this machine.
+  ServerConfig config = TinyConfig();
+  config.step_time_target_ms = 0;
   std::vector<Answer> alone;
   {
-    Server server(TinyConfig());
+    Server server(config);
     for (int i = 0; i < kStreams; ++i) {
       alone.push_back(Ask(server.channel, Numbered(i)));
       REQUIRE(alone.back().status.ok());
       CHECK(static_cast<int>(alone.back().ids.size()) == 6 + i % 7);
     }
   }
-  Server server(TinyConfig());
+  config.step_time_target_ms = 3;
+  Server server(config);
   std::vector<Answer> together(kStreams);
   std::vector<std::thread> clients;
   for (int i = 0; i < kStreams; ++i) {
@@ -268,6 +272,7 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   CHECK(plain.engine.scheduler.index_topk == kTinyTopK);
   CHECK(plain.engine.scheduler.masked_mha_until == 0);
   CHECK(plain.engine.scheduler.step_tokens_max == 64);
+  CHECK(plain.engine.scheduler.step_time_target_us == 250'000);
   CHECK(plain.engine.scheduler.sequences_max == 16);
   CHECK(plain.engine.scheduler.context_tokens_max == 512);
   CHECK(plain.engine.tokens_per_block == 64);
@@ -277,6 +282,7 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   CHECK_FALSE(plain.executor.batch_invariant);
   config.scheduling_policy = "priority";
   config.preemption = "none";
+  config.step_time_target_ms = 0;
   config.attention = "dense";
   config.masked_mha_until = 100;
   config.batch_invariant = true;
@@ -286,6 +292,7 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   const ServerSizes other = sizes();
   CHECK(other.engine.scheduler.policy == SchedulingPolicyKind::kPriority);
   CHECK(other.engine.scheduler.reservation == ReservationMode::kFull);
+  CHECK(other.engine.scheduler.step_time_target_us == 0);
   CHECK(other.engine.scheduler.attention == AttentionMode::kDense);
   CHECK(other.engine.scheduler.masked_mha_until == 100);
   CHECK(other.engine.scheduler.waiting_max == 7);

@@ -1,4 +1,5 @@
-// Counts operator new on this thread.  A binary of its own: it replaces the global operators.
+// Counts operator new on this thread, and makes it fail.  A binary of its own: it replaces the
+// global operators.
 #include "server/engine/engine_loop.h"
 #include "tests/engine/testing.h"
 
@@ -15,9 +16,19 @@
 namespace {
 
 thread_local std::int64_t allocations = 0;
+thread_local std::int64_t allocations_left = -1;  // until one fails; -1: none does
+
+// More bytes than there are.
+std::size_t TooMany() {
+  static const std::size_t bytes = SIZE_MAX / 4;
+  return bytes;
+}
 
 void* Allocate(std::size_t bytes) {
   ++allocations;
+  if (allocations_left >= 0 && allocations_left-- == 0) {
+    return ::operator new (TooMany(), std::align_val_t{64});  // the library's own, which fails
+  }
   void* memory = std::malloc(bytes == 0 ? 1 : bytes);
   if (memory == nullptr) {
     std::abort();
@@ -83,6 +94,38 @@ TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
   CHECK(counted == 0);
   CHECK(engine.Load().running == 8);
   CHECK(sinks[0]->ids().size() > kSteps);
+}
+
+TEST_CASE("An allocation that fails ends that request alone", "[engine][allocation]") {
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  const testing::LetterDecoderFactory decoders;
+  EngineLoop engine(testing::SmallEngine(),
+                    {.executor = executor, .clock = clock, .decoders = &decoders});
+  const auto sink = std::make_shared<testing::RecordingSink>();
+  bool failed = true;
+  std::int64_t failures = 0;
+  for (; failed; ++failures) {
+    auto request = testing::MakeRequest("a-name-that-needs-memory-of-its-own", 30, 5);
+    request.stop.stop_strings = {"zzzz", "never this text"};
+    allocations_left = failures;
+    const Status status = engine.Submit(std::move(request), sink);
+    failed = allocations_left < 0;
+    allocations_left = -1;
+    CAPTURE(failures);
+    REQUIRE(status.ok() == !failed);
+    if (failed) {
+      CHECK(status.error().code == ErrorCode::kResourceExhausted);
+      CHECK(engine.Load().waiting == 0);
+    }
+  }
+  CHECK(failures > 8);
+  while (sink->ends() == 0) {
+    engine.RunOnce();
+    engine.PumpOnce();
+  }
+  CHECK(sink->ids().size() == 5);
+  CHECK(engine.Load().requests_finished == 1);
 }
 
 TEST_CASE("The counter counts", "[engine][allocation]") {

@@ -50,7 +50,7 @@ TEST_CASE("A batch holds each row's token, position, slot and table", "[batch_bu
   BatchBuilder builder = MakeBuilder(rig);
   const Sequence& a = rig.Add({.prompt = 6, .max_tokens = 4, .first_token = 100});
   const Sequence& b = rig.Add({.prompt = 2, .max_tokens = 4, .first_token = 200});
-  const StepPlan& plan = rig.scheduler.Plan(0);
+  const StepPlan& plan = rig.scheduler.Plan(0, {});
   const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
   CHECK(ToVector(batch.token_ids) ==
         std::vector<std::int32_t>{100, 101, 102, 103, 104, 105, 200, 201});
@@ -87,7 +87,7 @@ TEST_CASE("Prompt logits are asked for at every prompt position, once", "[batch_
   rig.Add({.prompt = 11, .max_tokens = 3, .prompt_logits = PromptLogits::kAll});
   std::vector<int> seen(11, 0);
   for (int step = 0; step < 3; ++step) {
-    const StepPlan& plan = rig.scheduler.Plan(0);
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
     const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
     CHECK(batch.copy_logits);
     for (const std::int32_t row : batch.logit_rows) {
@@ -111,7 +111,7 @@ TEST_CASE("Runs cover the rows by path, and a sequence keeps one table", "[batch
   SchedulerRig rig({.attention = AttentionMode::kSparse, .index_topk = 8, .masked_mha_until = 4});
   BatchBuilder builder = MakeBuilder(rig);
   rig.Add({.prompt = 12, .max_tokens = 3});
-  const StepPlan& plan = rig.scheduler.Plan(0);
+  const StepPlan& plan = rig.scheduler.Plan(0, {});
   const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
   CHECK(batch.shape.rows == std::array<std::int64_t, kAttentionPaths>{4, 4, 0, 4});
   CHECK(ToVector(batch.positions) ==
@@ -129,7 +129,7 @@ TEST_CASE("Only changes of block tables are sent", "[batch_builder]") {
   std::map<std::int32_t, std::vector<std::int32_t>> tables;
   std::int64_t sent = 0;
   while (!rig.scheduler.running().empty() || !rig.scheduler.waiting().empty()) {
-    const StepPlan& plan = rig.scheduler.Plan(0);
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
     const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
     for (std::size_t i = 0; i < batch.table_updates.size(); ++i) {
       const Change change = BlocksOf(batch, i);
@@ -171,7 +171,7 @@ TEST_CASE("Decoding steps are padded to the next bucket, on one path", "[batch_b
   rig.Add({.prompt = 3, .max_tokens = 9});
   rig.Add({.prompt = 10, .max_tokens = 9, .first_token = 50});
   rig.Add({.prompt = 5, .max_tokens = 9, .first_token = 90});
-  const StepPlan& prefill = rig.scheduler.Plan(0);
+  const StepPlan& prefill = rig.scheduler.Plan(0, {});
   const ForwardBatch& eager = builder.Build(prefill, rig.scheduler.sequences());
   CHECK_FALSE(eager.recorded);
   CHECK(eager.shape.tokens == 18);
@@ -180,7 +180,7 @@ TEST_CASE("Decoding steps are padded to the next bucket, on one path", "[batch_b
   for (std::int32_t slot = 0; slot < 3; ++slot) {
     rig.scheduler.Append(slot, TokenId{1});
   }
-  const ForwardBatch& batch = builder.Build(rig.scheduler.Plan(0), rig.scheduler.sequences());
+  const ForwardBatch& batch = builder.Build(rig.scheduler.Plan(0, {}), rig.scheduler.sequences());
   CHECK(batch.recorded);
   CHECK(batch.tokens == 3);
   CHECK(batch.samples == 3);
@@ -215,7 +215,7 @@ TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_buil
   const bool ignore_end = request.stop.ignore_end;
   const auto slot = rig.scheduler.Add(std::make_unique<Sequence>(std::move(request), rig.hasher));
   for (int step = 0; step < 4; ++step) {
-    const StepPlan& plan = rig.scheduler.Plan(0);
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
     const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
     const std::vector<std::int32_t> suppressed =
         ignore_end ? std::vector<std::int32_t>{9} : std::vector<std::int32_t>{7, 9};

@@ -1,7 +1,9 @@
 // When steps end, how long they take and whether they fail, as a test says.  Plugged into a
 // ScriptedExecutor behind the real engine, so that what depends on time is quick and certain:
 //
-//   executor.on_execute = [&](const ForwardBatch&) { executor.faulty_row = steps.Enter(); };
+//   executor.on_execute = [&](const ForwardBatch& batch) {
+//     executor.faulty_row = steps.Enter(batch.tokens);
+//   };
 //
 // Thread-safe.
 #pragma once
@@ -15,15 +17,17 @@ namespace dsa::testing {
 
 class StepControl final {
  public:
-  // Engine thread: a step begins; returns when it may end.  The row that is faulty, or -1.
-  std::int64_t Enter() {
+  // Engine thread: a step of so many rows begins; returns when it may end.  The row that is faulty,
+  // or -1.
+  std::int64_t Enter(std::int64_t rows) {
     std::unique_lock lock(mutex_);
     ++begun_;
     changed_.notify_all();
     changed_.wait(lock, [this] { return !held_ || passes_ > 0; });
     passes_ -= held_ ? 1 : 0;
-    if (duration_.count() > 0) {
-      changed_.wait_for(lock, duration_, [this] { return released_; });
+    const std::chrono::microseconds duration = duration_ + rows * row_duration_;
+    if (duration.count() > 0) {
+      changed_.wait_for(lock, duration, [this] { return released_; });
     }
     return faulty_row_;
   }
@@ -59,6 +63,11 @@ class StepControl final {
     const std::lock_guard lock(mutex_);
     duration_ = duration;
   }
+  // And each of its rows.
+  void SetRowDuration(std::chrono::microseconds duration) {
+    const std::lock_guard lock(mutex_);
+    row_duration_ = duration;
+  }
   // The row of a batch whose scores are not finite, in every step that ends from now on; -1: none.
   void FailRow(std::int64_t row) {
     const std::lock_guard lock(mutex_);
@@ -86,6 +95,7 @@ class StepControl final {
   std::int64_t begun_ = 0;
   std::int64_t faulty_row_ = -1;
   std::chrono::microseconds duration_{0};
+  std::chrono::microseconds row_duration_{0};
 };
 
 }  // namespace dsa::testing

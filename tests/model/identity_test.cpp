@@ -161,6 +161,29 @@ TEST_CASE("a preempted sequence goes on with the same bits", "[model][identity]"
   CHECK(preemptions > 0);
 }
 
+// Chunks of 16 rows and more, by what steps take; one prompt overtakes another in between.
+TEST_CASE("chunks by time change no bit, nor do prompts that overtake", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  const std::vector<SequenceRequest> requests = {
+      {.prompt = Prompt(1, 5), .max_tokens = 60},
+      kRequest,
+      {.prompt = Prompt(20, 20), .max_tokens = 20},
+      {.prompt = Prompt(130, 130), .max_tokens = 20},
+  };
+  for (const std::int32_t blocks : {64, 6}) {
+    Setting setting(name, 2);
+    setting.options.step_time_target_us = 150;
+    setting.options.blocks = blocks;
+    SequenceRunner runner(setting.backend, setting.model.loaded(), setting.options);
+    const std::vector<SequenceOutput> together = runner.Run(requests);
+    CAPTURE(name, blocks, runner.steps());
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      CAPTURE(i);
+      CHECK(SameBits(together[i], RunAlone(name, requests[i])));
+    }
+  }
+}
+
 // Paths are decided once for a sequence, so that masked attention depends on no chunk either.
 TEST_CASE("with masked attention, chunks and a preemption change no bit", "[model][identity]") {
   const std::string name = GENERATE(as<std::string>(), "v32_fp8", "v3_fp8");

@@ -1,6 +1,7 @@
 #include "tests/model/sequence_runner.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace dsa::testing {
@@ -9,6 +10,7 @@ namespace {
 SchedulerConfig SchedulerConfigFor(const ModelConfig& model, const RunOptions& options) {
   SchedulerConfig config;
   config.step_tokens_max = options.step_tokens_max;
+  config.step_time_target_us = options.step_time_target_us;
   config.sequences_max = std::min(options.sequences_max, options.step_tokens_max);
   config.waiting_max = 64;
   config.context_tokens_max = options.context_max;
@@ -29,6 +31,12 @@ Request GreedyRequest(const SequenceRequest& wanted) {
   request.stop.ignore_end = true;
   request.prompt_logits = wanted.prompt_logits;
   return request;
+}
+
+std::int64_t MadeUpTimeUs(const StepWork& work) {
+  constexpr std::int64_t kKeysPerUs = 16;
+  return std::accumulate(work.rows.begin(), work.rows.end(), std::int64_t{1}) +
+         std::accumulate(work.keys.begin(), work.keys.end(), std::int64_t{0}) / kKeysPerUs;
 }
 
 }  // namespace
@@ -90,7 +98,7 @@ std::vector<SequenceOutput> SequenceRunner::Run(const std::vector<SequenceReques
 
 void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
                           std::span<const std::int32_t> output_of_slot) {
-  const StepPlan& plan = scheduler_.Plan(0);
+  const StepPlan& plan = scheduler_.Plan(0, costs_);
   DSA_CHECK(!plan.rows.empty(), "SequenceRunner: nothing can run");
   ForwardBatch batch = builder_->Build(plan, scheduler_.sequences());
   batch.copy_logits = options_.logits;
@@ -128,6 +136,8 @@ void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
     SequenceOutput& target = output(slot_of_row[row]);
     target.faulty = target.faulty || result.row_faults[row] != 0;
   }
+  ++steps_;
+  costs_.Measure(plan.work, MadeUpTimeUs(plan.work));
   scheduler_.Commit(plan);
   for (std::size_t i = 0; i < sampling_slots.size(); ++i) {
     const std::int32_t slot = sampling_slots[i];

@@ -22,6 +22,9 @@ struct RunOptions {
   KvFormat kv_format = KvFormat::kF32;
   AttentionMode attention = AttentionMode::kSparse;
   std::int64_t step_tokens_max = 256;
+  // Of a step, by costs that the runner makes up: a microsecond per row and one per 16 keys.  0:
+  // steps are bounded by their tokens alone.
+  std::int64_t step_time_target_us = 0;
   std::int64_t sequences_max = 8;
   std::int64_t context_max = 512;
   std::int64_t masked_until = 0;
@@ -64,6 +67,7 @@ class SequenceRunner final {
   BlockPool& pool() { return pool_; }
   const KvArena& arena() const { return executor_->arena(); }
   std::int64_t steps_recorded() const { return steps_recorded_; }  // of all runs
+  std::int64_t steps() const { return steps_; }                    // likewise
 
  private:
   void Step(std::vector<SequenceOutput>& outputs, std::span<const std::int32_t> output_of_slot);
@@ -71,9 +75,11 @@ class SequenceRunner final {
   const RunOptions options_;
   std::int64_t vocabulary_;
   std::int64_t steps_recorded_ = 0;
+  std::int64_t steps_ = 0;
   BlockPool pool_;
   PrefixCache cache_;
   PrefixHasher hasher_;
+  StepCostModel costs_;
   Scheduler scheduler_;
   std::unique_ptr<ModelExecutor> executor_;
   std::unique_ptr<BatchBuilder> builder_;

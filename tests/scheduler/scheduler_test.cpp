@@ -27,7 +27,7 @@ TEST_CASE("A long prompt is computed in chunks and its last one samples", "[sche
   SchedulerRig rig({.step_tokens_max = 8});
   const Sequence& sequence = rig.Add({.prompt = 20, .max_tokens = 3});
   for (const std::int64_t expected : {8, 8, 4}) {
-    const StepPlan& plan = rig.scheduler.Plan(0);
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
     REQUIRE(plan.rows.size() == 1);
     CHECK(plan.rows[0].tokens == expected);
     CHECK(plan.rows[0].first_position == sequence.computed());
@@ -125,7 +125,7 @@ TEST_CASE("A shared prefix is not computed again, but for its last token", "[sch
   rig.Step();
   const Sequence& second = rig.Add({.prompt = prompt, .max_tokens = 1});
   const std::int64_t shared = (prompt - 1) / 4 * 4;
-  const StepPlan& plan = rig.scheduler.Plan(0);
+  const StepPlan& plan = rig.scheduler.Plan(0, {});
   CHECK(second.cache_hit_tokens() == shared);
   CHECK(plan.tokens == prompt - shared);
   CHECK(plan.rows.back().samples == 1);
@@ -138,7 +138,7 @@ TEST_CASE("Other salts, and requests for prompt logits, share nothing", "[schedu
   const Sequence& salted = rig.Add({.prompt = 9, .max_tokens = 1, .salt = "x"});
   const Sequence& logits =
       rig.Add({.prompt = 9, .max_tokens = 1, .prompt_logits = PromptLogits::kAll});
-  CHECK(rig.scheduler.Plan(0).tokens == 18);
+  CHECK(rig.scheduler.Plan(0, {}).tokens == 18);
   CHECK(salted.cache_hit_tokens() == 0);
   CHECK(logits.cache_hit_tokens() == 0);
 }
@@ -266,13 +266,13 @@ TEST_CASE("Removing a sequence frees its blocks at once", "[scheduler]") {
     CHECK(rig.pool.cached_blocks() == 0);
   }
   CHECK(rig.pool.referenced_blocks() == 0);
-  CHECK(rig.scheduler.Plan(0).rows.empty());
+  CHECK(rig.scheduler.Plan(0, {}).rows.empty());
 }
 
 TEST_CASE("A plan's rows of a sequence removed meanwhile are not committed", "[scheduler]") {
   SchedulerRig rig({});
   const Sequence& gone = rig.Add({.prompt = 8, .max_tokens = 5});
-  const StepPlan& plan = rig.scheduler.Plan(0);
+  const StepPlan& plan = rig.scheduler.Plan(0, {});
   const std::int32_t slot = gone.slot();
   rig.scheduler.Remove(slot, CachedBlocks::kForget);
   const Sequence& next = rig.Add({.prompt = 8, .max_tokens = 5});
@@ -287,7 +287,7 @@ TEST_CASE("A plan names every block that it writes, and none is given away until
   SchedulerRig rig({.blocks = 5, .step_tokens_max = 10});
   CHECK(rig.scheduler.in_flight() == nullptr);
   const Sequence& first = rig.Add({.prompt = 9, .max_tokens = 3});
-  const StepPlan& plan = rig.scheduler.Plan(0);
+  const StepPlan& plan = rig.scheduler.Plan(0, {});
   CHECK(rig.scheduler.in_flight() == &plan);
   REQUIRE(plan.writes.size() == 3);
   for (std::size_t i = 0; i < plan.writes.size(); ++i) {

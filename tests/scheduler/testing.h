@@ -19,6 +19,7 @@ struct RigConfig {
   std::int32_t blocks = 16;
   std::int32_t tokens_per_block = 4;
   std::int64_t step_tokens_max = 32;
+  std::int64_t step_time_target_us = 0;
   std::int64_t sequences_max = 8;
   std::int64_t context_tokens_max = 64;
   SchedulingPolicyKind policy = SchedulingPolicyKind::kFirstCome;
@@ -46,6 +47,7 @@ class SchedulerRig final {
         cache(pool),
         hasher({.identity = "rig", .tokens_per_block = config.tokens_per_block}),
         scheduler({.step_tokens_max = config.step_tokens_max,
+                   .step_time_target_us = config.step_time_target_us,
                    .sequences_max = config.sequences_max,
                    .waiting_max = 64,
                    .context_tokens_max = config.context_tokens_max,
@@ -81,7 +83,7 @@ class SchedulerRig final {
 
   // Plans and commits one step; sampled sequences get a token and leave after their last.
   const StepPlan& Step() {
-    const StepPlan& plan = scheduler.Plan(now_us++);
+    const StepPlan& plan = scheduler.Plan(now_us++, costs);
     scheduler.CheckInvariants();
     scheduler.Commit(plan);
     for (const StepPlan::Row& row : plan.rows) {
@@ -102,6 +104,7 @@ class SchedulerRig final {
   PrefixCache cache;
   PrefixHasher hasher;
   Scheduler scheduler;
+  StepCostModel costs;
   MonotonicUs now_us = 0;
   std::vector<std::int64_t> finished;  // sequence ids, in order
 };

@@ -197,7 +197,9 @@ Expected RunAlone(const SimConfig& config, const Request& request) {
   return expected;
 }
 
-void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler) {
+void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler,
+                           const StepCostModel& costs) {
+  times_.Observe(costs);
   pool_ = &pool;
   scheduler_ = &scheduler;
   writes_.Observe(pool, scheduler);

@@ -14,6 +14,7 @@
 #include "server/engine/executor.h"
 #include "server/engine/text_decoder.h"
 #include "tests/sim/sim_config.h"
+#include "tests/sim/time_laws.h"
 #include "tests/sim/wait_laws.h"
 #include "tests/sim/write_laws.h"
 
@@ -57,13 +58,18 @@ class FakeExecutor final : public StepExecutor {
  public:
   // `on_execute` is called while the step is in flight: time passes, clients come and go.
   FakeExecutor(const SimConfig& config, std::function<void()> on_execute)
-      : config_(config), on_execute_(std::move(on_execute)), writes_(config), waits_(config) {
+      : config_(config),
+        on_execute_(std::move(on_execute)),
+        writes_(config),
+        times_(config, [this](const Sequence& sequence,
+                              std::int64_t position) { return ExpectedPath(sequence, position); }),
+        waits_(config, times_) {
     const std::int64_t blocks = std::int64_t{config.blocks} + 1;  // the last one is padding's
     values_.assign(blocks * config.tokens_per_block, 0);
   }
 
   // Before the first step.
-  void Observe(const BlockPool& pool, const Scheduler& scheduler);
+  void Observe(const BlockPool& pool, const Scheduler& scheduler, const StepCostModel& costs);
 
   void Launch(const ForwardBatch& batch) override;
   const StepResult& Collect() override;
@@ -71,6 +77,7 @@ class FakeExecutor final : public StepExecutor {
 
   const WriteLaws& writes() const { return writes_; }
   const WaitLaws& waits() const { return waits_; }
+  TimeLaws& times() { return times_; }
 
  private:
   void CheckShape(const ForwardBatch& batch) const;
@@ -88,6 +95,7 @@ class FakeExecutor final : public StepExecutor {
   const BlockPool* pool_ = nullptr;
   const Scheduler* scheduler_ = nullptr;
   WriteLaws writes_;
+  TimeLaws times_;
   WaitLaws waits_;
 
   // The device.

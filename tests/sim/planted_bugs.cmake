@@ -111,67 +111,116 @@ plant_bug(scheduler/scheduler.cpp "oldest preempted first"
 plant_bug(scheduler/scheduler.cpp "preempted without end"
   [[sequence.preemptions_ >= config_.preemptions_max;]]
   [[(!BUG && sequence.preemptions_ >= config_.preemptions_max);]])
-plant_bug(scheduler/scheduler.cpp "budget exceeded"
-  [[  budget_ -= tokens;]]
-  [[  budget_ -= BUG ? tokens - 1 : tokens;]])
 plant_bug(scheduler/scheduler.cpp "recomputed tokens billed as hits"
   [[    sequence.masked_until_ = MaskedUntil(sequence);
   }]]
   [[    sequence.masked_until_ = MaskedUntil(sequence);
   }
   if (BUG) { sequence.cache_hit_tokens_ = sequence.computed_; }]])
-plant_bug(scheduler/scheduler.cpp "path border off by one"
-  [[position + 1 <= config_.index_topk;]]
-  [[position + (BUG ? 0 : 1) <= config_.index_topk;]])
-plant_bug(scheduler/scheduler.cpp "generated positions masked"
-  [[std::min(config_.masked_mha_until, sequence.prompt_tokens_);]]
-  [[std::min(config_.masked_mha_until, BUG ? config_.context_tokens_max : sequence.prompt_tokens_);]])
-plant_bug(scheduler/scheduler.cpp "short rest behind a prefix hit masked"
-  [[  return end - sequence.computed_ >= config_.masked_rows_min ? end : 0;]]
-  [[  return end - (BUG ? 0 : sequence.computed_) >= config_.masked_rows_min ? end : 0;]])
 plant_bug(scheduler/scheduler.cpp "paths decided again behind a preemption"
   [[  sequence.fully_reserved_ = full;]]
   [[  sequence.fully_reserved_ = full;
   if (BUG) { sequence.masked_until_ = MaskedUntil(sequence); }]])
-plant_bug(scheduler/scheduler.cpp "path by the chunk"
-  [[    const std::int64_t row_end = std::min(end, PathEnd(sequence, position));]]
-  [[    const std::int64_t row_end = BUG ? end : std::min(end, PathEnd(sequence, position));]])
 plant_bug(scheduler/scheduler.cpp "references kept on removal"
   [[  ReleaseBlocks(*sequence);
   Erase(]]
   [[  if (BUG) { static std::vector<BlockTable> kept; kept.push_back(std::move(sequence->blocks_)); }
   ReleaseBlocks(*sequence);
   Erase(]])
-plant_bug(scheduler/scheduler.cpp "a waiting head is skipped"
-  [[    if (!TryAdmit(sequence, now_us)) {
-      return;
-    }]]
-  [[    if (!TryAdmit(sequence, now_us)) {
-      if (BUG && waiting_.size() > 1) { std::swap(waiting_[0], waiting_[1]); }
-      return;
-    }]])
 
 plant_bug(scheduler/scheduler.cpp "preempted loses its place"
   [[return policy_->Before(*a, *b); });]]
   [[return BUG && a->preemptions_ != b->preemptions_ ? a->preemptions_ < b->preemptions_ : policy_->Before(*a, *b); });]])
+plant_bug(scheduler/scheduler.cpp "a newcomer takes the last place"
+  [[running_.size()) + 2 >]]
+  [[running_.size()) + (BUG ? 1 : 2) >]])
+plant_bug(scheduler/scheduler.cpp "a newcomer takes the blocks of the first that waits"
+  [[BlocksToStart(sequence) + 1 + BlocksToStart(first);]]
+  [[BUG ? 0 : BlocksToStart(sequence) + 1 + BlocksToStart(first);]])
 plant_bug(scheduler/scheduler.cpp "preemption not counted"
   [[  ++sequence.preemptions_;]]
   [[  if (!BUG || preemptions_ % 3 != 2) { ++sequence.preemptions_; }]])
-plant_bug(scheduler/scheduler.cpp "replies wait for a prompt"
-  [[    if (sequence.behind() == 1) {]]
-  [[    if (sequence.behind() == 1 && !(BUG && running_.back()->behind() > 1)) {]])
-plant_bug(scheduler/scheduler.cpp "running ones keep the budget"
-  [[  while (!waiting_.empty() && budget_ > 0 &&]]
-  [[  while (!waiting_.empty() && budget_ > (BUG && !running_.empty() ? config_.step_tokens_max / 2 : 0) &&]])
 plant_bug(scheduler/scheduler.cpp "blocked head not tried again"
   [[room <= blocked_room_) {]]
   [[(room <= blocked_room_ || (BUG && !running_.empty()))) {]])
-plant_bug(scheduler/scheduler.cpp "nobody starts behind a preemption"
-  [[  if (preemptions_ == preemptions_before) {]]
-  [[  if (preemptions_ == preemptions_before && !(BUG && !running_.empty() && preemptions_ % 2 == 1)) {]])
-plant_bug(scheduler/scheduler.cpp "generation of another block"
+
+planted_source(scheduler/planning.cpp)
+plant_bug(scheduler/planning.cpp "budget exceeded"
+  [[  budget_ -= tokens;]]
+  [[  budget_ -= BUG ? tokens - 1 : tokens;]])
+plant_bug(scheduler/planning.cpp "path border off by one"
+  [[position + 1 <= config_.index_topk;]]
+  [[position + (BUG ? 0 : 1) <= config_.index_topk;]])
+plant_bug(scheduler/planning.cpp "generated positions masked"
+  [[std::min(config_.masked_mha_until, sequence.prompt_tokens_);]]
+  [[std::min(config_.masked_mha_until, BUG ? config_.context_tokens_max : sequence.prompt_tokens_);]])
+plant_bug(scheduler/planning.cpp "short rest behind a prefix hit masked"
+  [[  return end - sequence.computed_ >= config_.masked_rows_min ? end : 0;]]
+  [[  return end - (BUG ? 0 : sequence.computed_) >= config_.masked_rows_min ? end : 0;]])
+plant_bug(scheduler/planning.cpp "path by the chunk"
+  [[    const std::int64_t row_end = std::min(end, PathEnd(sequence, position));]]
+  [[    const std::int64_t row_end = BUG ? end : std::min(end, PathEnd(sequence, position));]])
+plant_bug(scheduler/planning.cpp "replies wait for a prompt"
+  [[    if (sequence.behind() == 1) {]]
+  [[    if (sequence.behind() == 1 && !(BUG && running_.back()->behind() > 1)) {]])
+plant_bug(scheduler/planning.cpp "generation of another block"
   [[.generation = pool_.WritableGeneration(block)});]]
   [[.generation = pool_.generation(BUG ? sequence.blocks_.block(0) : block)});]])
+plant_bug(scheduler/planning.cpp "a waiting head is skipped"
+  [[      may_start = TryAdmit(*waiting_.front(), planning.now_us);]]
+  [[      may_start = TryAdmit(*waiting_.front(), planning.now_us);
+      if (BUG && !may_start && waiting_.size() > 1) { std::swap(waiting_[0], waiting_[1]); }]])
+plant_bug(scheduler/planning.cpp "running ones keep the budget"
+  [[    may_start = may_start && !waiting_.empty() &&]]
+  [[    may_start = may_start && !waiting_.empty() &&
+                !(BUG && !running_.empty() && budget_ <= config_.step_tokens_max / 2) &&]])
+plant_bug(scheduler/planning.cpp "nobody starts behind a preemption"
+  [[.may_start = preemptions_ == preemptions_before};]]
+  [[.may_start = preemptions_ == preemptions_before && !(BUG && !running_.empty() && preemptions_ % 2 == 1)};]])
+
+plant_bug(scheduler/planning.cpp "no minimum of a prompt"
+  [[prompt_tokens_ < kPromptTokensMin)) {]]
+  [[(!BUG && prompt_tokens_ < kPromptTokensMin))) {]])
+plant_bug(scheduler/planning.cpp "share of newcomers not kept"
+  [[    newcomers_credit_us_ -= used_us;]]
+  [[    newcomers_credit_us_ -= BUG ? used_us / 2 : used_us;]])
+plant_bug(scheduler/planning.cpp "newcomers save up without end"
+  [[                                  kNewcomersShare * kTargetsAlone * target_us);]]
+  [[                                  (BUG ? 100 : 1) * kNewcomersShare * kTargetsAlone * target_us);]])
+plant_bug(scheduler/planning.cpp "newcomers get nothing"
+  [[  while (left_us > 0 && budget_ > kPromptTokensMin) {]]
+  [[  while (!BUG && left_us > 0 && budget_ > kPromptTokensMin) {]])
+plant_bug(scheduler/planning.cpp "longer ones overtake"
+  [[sequence->behind() < shorter_than &&]]
+  [[(sequence->behind() < shorter_than || (BUG && shortest == nullptr && sequence != &older)) &&]])
+plant_bug(scheduler/planning.cpp "a newcomer goes on before those it passed"
+  [[(sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {]]
+  [[(!BUG && sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {]])
+plant_bug(scheduler/planning.cpp "replies' time forgotten"
+  [[planning.costs.EstimateUs(plan_.work);]]
+  [[(BUG ? 0 : planning.costs.EstimateUs(plan_.work));]])
+plant_bug(scheduler/planning.cpp "four targets beside replies"
+  [[(decoding > 0 ? 1 : kTargetsAlone)]]
+  [[(decoding > 0 && !BUG ? 1 : kTargetsAlone)]])
+plant_bug(scheduler/planning.cpp "chunks a quarter of the time"
+  [[    (known && costs.AddedUs(work) <= time_us ? fits : beyond) = tokens;]]
+  [[    (known && costs.AddedUs(work) <= (BUG ? time_us / 4 : time_us) ? fits : beyond) = tokens;]])
+plant_bug(scheduler/planning.cpp "first steps unbounded"
+  [[(work.rows[path] == 0 || rows <= rows_max);]]
+  [[(BUG || work.rows[path] == 0 || rows <= rows_max);]])
+
+planted_source(scheduler/step_cost.cpp)
+plant_bug(scheduler/step_cost.cpp "estimate never updated"
+  [[  if (BeginFeatures(features, taken_us)) {]]
+  [[  if (BUG && measured_[0]) { return; }
+  if (BeginFeatures(features, taken_us)) {]])
+plant_bug(scheduler/step_cost.cpp "estimate updated at first only"
+  [[    Drift();]]
+  [[    if (BUG) { return; }
+    Drift();]])
+plant_bug(scheduler/step_cost.cpp "keys not counted"
+  [[  keys[index] += tokens]]
+  [[  keys[index] += BUG ? 0 : tokens]])
 
 planted_source(server/engine/batch_builder.cpp)
 plant_bug(server/engine/batch_builder.cpp "block table of the slot's former sequence"
@@ -261,8 +310,8 @@ plant_bug(server/engine/engine_loop.cpp "terminal twice"
   [[    if (BUG) { ended->sink->OnDelta(TokenDelta(delta)); }
     ended->sink->OnDelta(std::move(delta));]])
 plant_bug(server/engine/engine_loop.cpp "live id accepted twice"
-  [[  if (!state_->registry.TryInsert(live->external_id, live.get())) {]]
-  [[  if (!state_->registry.TryInsert(live->external_id, live.get()) && !BUG) {]])
+  [[    if (!state_->registry.TryInsert(live->external_id, live.get())) {]]
+  [[    if (!state_->registry.TryInsert(live->external_id, live.get()) && !BUG) {]])
 plant_bug(server/engine/engine_loop.cpp "accepts while draining"
   [[  if (state_->inbox.closed()) {
     return draining;
@@ -313,5 +362,5 @@ endforeach()
 
 # The sources without bugs come from the libraries; those with bugs are linked first and win.
 add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp sim_config.cpp simulator.cpp
-               wait_laws.cpp write_laws.cpp ${planted_sources})
+               time_laws.cpp wait_laws.cpp write_laws.cpp ${planted_sources})
 target_link_libraries(engine_sim_planted PRIVATE dsa::engine fmt::fmt OpenSSL::Crypto dsa_warnings)

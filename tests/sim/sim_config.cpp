@@ -6,6 +6,31 @@
 
 namespace dsa::sim {
 
+namespace {
+
+// Longer prompts, in chunks whose size follows from what steps take.
+void DrawTimes(Random& random, SimConfig& config) {
+  const auto draw_us = [&](std::int64_t maximum) {
+    return static_cast<double>(random.Between(0, maximum * 10)) / 10;
+  };
+  config.scheduler.step_time_target_us = random.Between(2000, 40000);
+  config.scheduler.step_tokens_max = config.scheduler.sequences_max + random.Between(0, 200);
+  const std::int64_t context = config.scheduler.context_tokens_max;
+  config.prompt_max = random.Between(1, std::min<std::int64_t>(context, 300));
+  TrueCosts& costs = config.costs;
+  costs.step_us = 500 + draw_us(3000);
+  costs.sample_us = draw_us(200);
+  for (int path = 0; path < kAttentionPaths; ++path) {
+    costs.row_us[path] = 20 + draw_us(500);
+    costs.key_us[path] = random.Chance(30) ? 0 : draw_us(IsMasked(AttentionPath(path)) ? 1 : 10);
+  }
+  costs.noise_percent = random.Between(0, 20);
+  costs.changes_at_step = random.Between(20, 400);
+  costs.change = random.Chance(50) ? 1 : static_cast<double>(random.Between(1, 40)) / 10;
+}
+
+}  // namespace
+
 SimConfig DrawConfig(std::uint64_t seed) {
   Random random(SplitMix64(seed));
   SimConfig config;
@@ -54,6 +79,9 @@ SimConfig DrawConfig(std::uint64_t seed) {
   config.runs_ahead = random.Chance(50);
   if (random.Chance(50)) {
     config.row_buckets = RowBuckets(config.scheduler.sequences_max, config.tokens_per_block);
+  }
+  if (random.Chance(40)) {
+    DrawTimes(random, config);
   }
   return config;
 }

@@ -2,11 +2,13 @@
 // seeds meet a thousand different mixtures.
 #pragma once
 
+#include "common/attention_path.h"
 #include "common/check.h"
 #include "common/ids.h"
 #include "common/prng.h"
 #include "scheduler/scheduler_config.h"
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -26,6 +28,18 @@ class Random final {
  private:
   std::uint64_t seed_;
   std::uint64_t counter_ = 0;
+};
+
+// What steps take in a world whose steps have a budget of time; its scheduler does not know it.
+struct TrueCosts {
+  double step_us = 0;
+  double sample_us = 0;
+  std::array<double, kAttentionPaths> row_us{};
+  std::array<double, kAttentionPaths> key_us{};
+  std::int64_t noise_percent = 0;
+  // From this step on everything takes longer or shorter by this factor.
+  std::int64_t changes_at_step = 0;
+  double change = 1;
 };
 
 struct SimConfig {
@@ -57,6 +71,9 @@ struct SimConfig {
   std::int64_t pump_percent = 100;     // of steps after which deltas are delivered
   std::int64_t busy_steps = 200;       // with arrivals; then everything must end
   bool drain = false;                  // ends by draining
+  TrueCosts costs;                     // with scheduler.step_time_target_us
+
+  bool timed() const { return scheduler.step_time_target_us > 0; }
 };
 
 SimConfig DrawConfig(std::uint64_t seed);

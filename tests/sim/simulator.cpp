@@ -63,7 +63,7 @@ Simulator::Simulator(const SimConfig& config)
                .row_buckets = config.row_buckets,
                .hash_bits = config.hash_bits},
               {.executor = executor_, .clock = clock_, .decoders = &decoders_}) {
-  executor_.Observe(engine_.pool(), engine_.scheduler());
+  executor_.Observe(engine_.pool(), engine_.scheduler(), engine_.costs());
   for (std::int64_t family = 0; family < config_.families; ++family) {
     std::vector<TokenId> tokens;
     for (std::int64_t i = 0; i < config_.prompt_max; ++i) {
@@ -92,10 +92,21 @@ void Simulator::Run() {
   CheckQuiet();
 }
 
+std::int64_t Simulator::StepUs() {
+  if (!config_.timed()) {
+    return random_.Between(1, 50);
+  }
+  const std::int64_t noise = config_.costs.noise_percent;
+  const auto us = static_cast<std::int64_t>(
+      executor_.times().TrueUs(current_step, random_.Between(-noise, noise)));
+  executor_.times().CheckDuration(us);
+  return us;
+}
+
 // A step takes time, and the world does not wait for it.  What is asked for meanwhile must neither
 // change the step nor free what it writes.
 void Simulator::LiveInFlight() {
-  clock_.now_us += random_.Between(1, 50);
+  clock_.now_us += StepUs();
   if (drain_in_flight_) {
     engine_.BeginDrain();
     draining_ = true;
@@ -173,7 +184,8 @@ Request Simulator::DrawRequest() {
     stop.stop_strings.push_back(text);
   }
   if (random_.Chance(config_.deadline_percent)) {
-    stop.deadline_us = clock_.now_us + random_.Between(-5, 1500);
+    constexpr std::int64_t kLonger = 100;  // are the steps of worlds with a budget of time
+    stop.deadline_us = clock_.now_us + random_.Between(-5, 1500) * (config_.timed() ? kLonger : 1);
   }
   return request;
 }
@@ -319,13 +331,13 @@ void Simulator::CheckAfterStep(EngineProgress progress) {
 }
 
 // Under first come the oldest sequence advances in every second step at least, unless a younger one
-// has used up its preemptions and holds its reservation.
+// has used up its preemptions and holds its reservation, or has passed it.
 void Simulator::CheckOldest(EngineProgress progress) {
   const Sequence* oldest = nullptr;
   bool reserved = false;
   for (const auto& sequence : engine_.scheduler().sequences()) {
     if (sequence != nullptr) {
-      reserved = reserved || sequence->fully_reserved();
+      reserved = reserved || sequence->fully_reserved() || sequence->passed();
       if (oldest == nullptr || sequence->id() < oldest->id()) {
         oldest = sequence.get();
       }
@@ -424,6 +436,7 @@ void Simulator::CheckOutput(const Client& client) {
 }
 
 void Simulator::CheckQuiet() {
+  executor_.times().CheckTruth();
   stats_.longest_wait_percent = executor_.waits().longest_wait_percent();
   const EngineLoad load = engine_.Load();
   SIM_CHECK(load.waiting == 0 && load.running == 0, "something is left in the queues");

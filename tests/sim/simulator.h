@@ -17,6 +17,8 @@
 //   I-11  a position's attention path follows from its request and what was found of it when it
 //         first ran, however often and in whatever chunks it is computed
 //   I-12  steps that share a recording have one shape; nobody reads the block of padding
+//   I-13  the time of steps goes where it should (time_laws.h), and steps take what the cost model
+//         says
 //   and: tenants never share a block; what is cancelled or expired leaves within one step; draining
 //   only shrinks the live set; queue refusals are exact; at the end no block is referenced.
 #pragma once
@@ -96,6 +98,7 @@ class Simulator final {
   void CheckRefusal(const Error& error, const Request& request, bool duplicate);
   void DisturbLive();
   void LiveInFlight();
+  std::int64_t StepUs();
   bool Step();
   void MarkMustEnd();
   void CheckAfterStep(EngineProgress progress);

@@ -1,6 +1,7 @@
 #include "tests/sim/wait_laws.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -8,6 +9,8 @@
 
 namespace dsa::sim {
 namespace {
+
+constexpr std::int64_t kPromptTokensMin = 16;  // of a step that is full of time
 
 std::int64_t IdOf(const Sequence& sequence) {
   return Value(sequence.request().id);
@@ -53,14 +56,16 @@ WaitLaws::Stay WaitLaws::BeginStay(const Sequence& sequence, const Scheduler& sc
   const bool waits = sequence.state() == SequenceState::kWaiting;
   Stay stay{.state = sequence.state(),
             .preemptions = sequence.preemptions(),
-            .blocks_max = BlocksFor(sequence.computed_max())};
+            .blocks_max = BlocksFor(sequence.computed_max()),
+            .prompts_us = times_.prompts_us(),
+            .overtaken_us = times_.overtaken_us()};
   for (const Sequence* running : scheduler.running()) {
     if (waits || Before(*running, sequence)) {
       AddAhead(*running, stay);
     }
   }
   for (const Sequence* waiting : scheduler.waiting()) {
-    if (Before(*waiting, sequence)) {
+    if ((waits || sequence.passed()) && Before(*waiting, sequence)) {
       AddAhead(*waiting, stay);
     }
   }
@@ -70,12 +75,16 @@ WaitLaws::Stay WaitLaws::BeginStay(const Sequence& sequence, const Scheduler& sc
 
 std::int64_t WaitLaws::BoundOf(const Stay& stay) const {
   const SchedulerConfig& scheduler = config_.scheduler;
+  const std::int64_t least =
+      config_.timed() ? kPromptTokensMin : std::numeric_limits<std::int64_t>::max();
   if (stay.state == SequenceState::kRunning) {
-    return stay.catch_up_tokens / (scheduler.step_tokens_max - scheduler.sequences_max + 1) + 1;
+    return stay.catch_up_tokens /
+               std::min(least, scheduler.step_tokens_max - scheduler.sequences_max + 1) +
+           1;
   }
   const std::int64_t together = std::min(
       scheduler.sequences_max, (config_.blocks - stay.blocks_max) / (stay.blocks_max + 1) + 1);
-  return stay.tokens_left / scheduler.step_tokens_max + stay.preemptions_left +
+  return stay.tokens_left / std::min(least, scheduler.step_tokens_max) + stay.preemptions_left +
          stay.replies_left / together;
 }
 
@@ -89,52 +98,147 @@ void WaitLaws::CheckOrder(const Scheduler& scheduler) const {
   for (const Sequence* running : scheduler.running()) {
     for (const Sequence* waiting : scheduler.waiting()) {
       SIM_CHECK(
-          !IsFresh(*running) || Before(*running, *waiting),
+          !IsFresh(*running) || running->passed() || Before(*running, *waiting),
           fmt::format("request {} starts before {}, which waits", IdOf(*running), IdOf(*waiting)));
     }
   }
 }
 
-void WaitLaws::CheckGrants(const Scheduler& scheduler,
-                           std::span<const std::int64_t> granted) const {
-  std::vector<const Sequence*> catching_up;
+// Who passed others has left place and blocks for the first of them, where that did not start too.
+void WaitLaws::CheckPassing(const Scheduler& scheduler, const BlockPool& pool) const {
+  bool passed = false;
+  for (const Sequence* running : scheduler.running()) {
+    if (IsFresh(*running) && !running->passed()) {
+      return;
+    }
+    passed = passed || IsFresh(*running);
+  }
+  if (!passed) {
+    return;
+  }
+  SIM_CHECK(!scheduler.waiting().empty(), "a request has passed nobody");
+  const Sequence& first = *scheduler.waiting().front();
+  SIM_CHECK(static_cast<std::int64_t>(scheduler.running().size()) < config_.scheduler.sequences_max,
+            fmt::format("request {} loses its place to others", IdOf(first)));
+  SIM_CHECK(BlocksToStart(first) + SpareBlocks(scheduler) <= pool.available_blocks(),
+            fmt::format("request {} loses its blocks to others", IdOf(first)));
+}
+
+std::int64_t WaitLaws::SpareBlocks(const Scheduler& scheduler) {
+  return std::count_if(scheduler.running().begin(), scheduler.running().end(),
+                       [](const Sequence* sequence) { return !sequence->fully_reserved(); });
+}
+
+// Those that ran before come first, whatever the priority of those that start; but those that
+// passed others come after them.
+std::vector<PromptGrant> WaitLaws::PromptsOf(const Scheduler& scheduler,
+                                             std::span<const std::int64_t> granted) const {
+  std::vector<const Sequence*> started;
+  std::vector<const Sequence*> others;
+  for (const Sequence* sequence : scheduler.running()) {
+    if (IsFresh(*sequence) && !sequence->passed()) {
+      started.push_back(sequence);
+    } else if (IsFresh(*sequence) || sequence->behind() > 1) {
+      others.push_back(sequence);
+    }
+  }
+  const auto before = [this](const Sequence* a, const Sequence* b) { return Before(*a, *b); };
+  std::sort(started.begin(), started.end(), before);
+  std::sort(others.begin(), others.end(), [this](const Sequence* a, const Sequence* b) {
+    return IsFresh(*a) != IsFresh(*b) ? IsFresh(*b) : Before(*a, *b);
+  });
+  std::vector<PromptGrant> prompts;
+  auto start = started.begin();
+  auto other = others.begin();
+  bool is_short = false;
+  while (start != started.end() || other != others.end()) {
+    const bool starts = start != started.end() &&
+                        (other == others.end() || ((*other)->passed() && before(*start, *other)));
+    const Sequence* sequence = starts ? *start++ : *other++;
+    const std::int64_t tokens = granted[sequence->slot()];
+    prompts.push_back(
+        {.sequence = sequence, .tokens = tokens, .overtakes = is_short && tokens > 0});
+    is_short = is_short || tokens < sequence->behind();
+  }
+  return prompts;
+}
+
+void WaitLaws::CheckGrants(const Scheduler& scheduler, const BlockPool& pool,
+                           std::span<const std::int64_t> granted, bool preempted) {
+  std::int64_t decoding = 0;
   for (const Sequence* sequence : scheduler.running()) {
     if (sequence->behind() == 1) {
       SIM_CHECK(granted[sequence->slot()] == 1,
                 fmt::format("request {} is a token behind and gets none", IdOf(*sequence)));
-    } else {
-      catching_up.push_back(sequence);
+      decoding += IsFresh(*sequence) ? 0 : 1;
     }
   }
-  // Those that ran before come first, whatever the priority of those that start.
-  std::sort(catching_up.begin(), catching_up.end(), [this](const Sequence* a, const Sequence* b) {
-    return IsFresh(*a) != IsFresh(*b) ? IsFresh(*b) : Before(*a, *b);
-  });
-  bool is_short = false;
-  for (const Sequence* sequence : catching_up) {
-    const std::int64_t tokens = granted[sequence->slot()];
-    SIM_CHECK(!is_short || tokens == 0,
-              fmt::format("request {} overtakes a prompt", IdOf(*sequence)));
-    is_short = is_short || tokens < sequence->behind();
+  const std::vector<PromptGrant> prompts = PromptsOf(scheduler, granted);
+  const PromptGrant* held_back = nullptr;
+  for (const PromptGrant& prompt : prompts) {
+    SIM_CHECK(!prompt.overtakes || (config_.timed() && held_back == prompts.data() &&
+                                    !IsFresh(*held_back->sequence) &&
+                                    prompt.sequence->behind() < held_back->sequence->behind()),
+              fmt::format("request {} overtakes a prompt", IdOf(*prompt.sequence)));
+    SIM_CHECK(prompt.overtakes || !prompt.sequence->passed() || !IsFresh(*prompt.sequence),
+              fmt::format("request {} starts before others", IdOf(*prompt.sequence)));
+    if (held_back == nullptr && prompt.tokens < prompt.sequence->behind()) {
+      held_back = &prompt;
+    }
   }
-  SIM_CHECK(!is_short || budget_left_ == 0, "a prompt is held back although there is a budget");
+  if (!config_.timed()) {
+    SIM_CHECK(held_back == nullptr || budget_left_ == 0,
+              "a prompt is held back although there is a budget");
+    return;
+  }
+  times_.CheckPlan(scheduler, prompts, decoding, budget_left_);
+  if (times_.newcomers_wait()) {
+    CheckNewcomers(scheduler, pool, prompts, preempted);
+  }
+}
+
+// Newcomers have something of their share left, and nobody got any.
+void WaitLaws::CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
+                              const std::vector<PromptGrant>& prompts, bool preempted) const {
+  const Sequence& first = *prompts.front().sequence;
+  if (prompts.front().tokens == first.behind() || IsFresh(first) || first.passed()) {
+    return;
+  }
+  for (const PromptGrant& prompt : prompts) {
+    SIM_CHECK(prompt.sequence->behind() >= first.behind(),
+              fmt::format("request {} does not get its share", IdOf(*prompt.sequence)));
+  }
+  const auto running = static_cast<std::int64_t>(scheduler.running().size());
+  if (preempted || scheduler.waiting().empty() || running + 2 > config_.scheduler.sequences_max) {
+    return;
+  }
+  const auto shortest = std::min_element(
+      scheduler.waiting().begin(), scheduler.waiting().end(),
+      [](const Sequence* a, const Sequence* b) { return a->behind() < b->behind(); });
+  const std::int64_t need =
+      BlocksToStart(**shortest) + 1 + BlocksToStart(*scheduler.waiting().front());
+  SIM_CHECK((*shortest)->behind() >= first.behind() ||
+                need + SpareBlocks(scheduler) > pool.available_blocks(),
+            fmt::format("request {} is short and waits for a long one", IdOf(**shortest)));
+}
+
+std::int64_t WaitLaws::BlocksToStart(const Sequence& sequence) const {
+  const bool full = config_.scheduler.reservation == ReservationMode::kFull ||
+                    sequence.preemptions() >= config_.scheduler.preemptions_max;
+  return BlocksFor(full ? sequence.computed_max() : sequence.tokens());
 }
 
 void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) const {
   if (scheduler.waiting().empty() || budget_left_ == 0 ||
+      (config_.timed() && times_.is_used_up()) ||
       static_cast<std::int64_t>(scheduler.running().size()) == config_.scheduler.sequences_max) {
     return;
   }
   const Sequence* first =
       *std::min_element(scheduler.waiting().begin(), scheduler.waiting().end(),
                         [this](const Sequence* a, const Sequence* b) { return Before(*a, *b); });
-  std::int64_t spare = 0;
-  for (const Sequence* running : scheduler.running()) {
-    spare += running->fully_reserved() ? 0 : 1;
-  }
-  const bool full = config_.scheduler.reservation == ReservationMode::kFull ||
-                    first->preemptions() >= config_.scheduler.preemptions_max;
-  const std::int64_t need = BlocksFor(full ? first->computed_max() : first->tokens());
+  const std::int64_t spare = SpareBlocks(scheduler);
+  const std::int64_t need = BlocksToStart(*first);
   SIM_CHECK(need + spare > pool.available_blocks(),
             fmt::format("request {} waits for {} blocks and {} spare ones, {} are available",
                         IdOf(*first), need, spare, pool.available_blocks()));
@@ -143,6 +247,7 @@ void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) cons
 void WaitLaws::CheckBounds(const Scheduler& scheduler) {
   std::map<std::int64_t, Stay> stays;
   std::vector<const Sequence*> arrived;
+  std::vector<const Sequence*> passed;  // others that wait
   for (const auto& sequence : scheduler.sequences()) {
     if (sequence == nullptr) {
       continue;
@@ -150,6 +255,11 @@ void WaitLaws::CheckBounds(const Scheduler& scheduler) {
     const auto known = stays_.find(IdOf(*sequence));
     if (known == stays_.end()) {
       arrived.push_back(sequence.get());
+    }
+    const bool starts = sequence->state() == SequenceState::kRunning &&
+                        (known == stays_.end() || known->second.state == SequenceState::kWaiting);
+    if (starts && sequence->passed()) {
+      passed.push_back(sequence.get());
     }
     if (known == stays_.end() || known->second.state != sequence->state()) {
       stays[IdOf(*sequence)] = BeginStay(*sequence, scheduler);
@@ -169,9 +279,17 @@ void WaitLaws::CheckBounds(const Scheduler& scheduler) {
       }
     }
     const bool waits = stay.state == SequenceState::kWaiting;
+    for (const Sequence* newcomer : passed) {
+      if (waits && stay.steps > 0 && Before(*sequence, *newcomer)) {
+        AddAhead(*newcomer, stay);
+      }
+    }
     if (!waits && sequence->behind() == 1) {
       stay.steps = 0;
       continue;
+    }
+    if (config_.timed()) {
+      times_.CheckShare(stay.prompts_us, stay.overtaken_us);
     }
     const std::int64_t bound = BoundOf(stay);
     SIM_CHECK(stay.steps <= bound,
@@ -203,7 +321,8 @@ void WaitLaws::CheckPlan(const Scheduler& scheduler, const BlockPool& pool,
     preempted = preempted || now;
   }
   CheckOrder(scheduler);
-  CheckGrants(scheduler, granted);
+  CheckPassing(scheduler, pool);
+  CheckGrants(scheduler, pool, granted, preempted);
   if (!preempted) {
     CheckWork(scheduler, pool);
   }

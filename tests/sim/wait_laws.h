@@ -7,6 +7,9 @@
 //   prompts  those that catch up do so in order: nobody gets a token before the one ahead has all
 //   work     somebody waits only where the budget is used up, all places are taken, the blocks do
 //            not suffice for the first in order, or a preemption has just shown them to be short
+// Where steps have a budget of time (time_laws.h) there is one exception: while the first prompt is
+// held back, shorter ones may overtake it, and start before others where the first of those could
+// still start.  What they get is bounded in time.
 //
 // From these follows a bound.  Let a request begin to wait, as new or as preempted, and P be the
 // sequences that run then or wait ahead of it, with those that arrive later and go ahead of it
@@ -24,17 +27,24 @@
 //
 //   steps of waiting <= W / R + sum K + D / G,  W = sum (tokens left + K * all tokens)
 //
+// Where steps have a budget of time, a step that is full of time computes min(16, R) tokens of P at
+// least, and stands in W / R for R; P includes those that overtake the request, from when they do.
+// In model time: each such step takes its target but for what fits nowhere, replies take what they
+// cost, and of the rest at most an eighth, half a target and a token go to others than P.
+//
 // Likewise for a sequence that runs and still catches up.  Every such step is full; at most
 // sequences_max - 1 of its tokens go to replies and the rest to the sequence and those ahead of it:
 //
 //   steps to catch up <= (own tokens + those ahead) / (R - sequences_max + 1) + 1
 //
-// where the 1 is for the step in which it gets its last ones, which need not be full.
-// In both the step in which it begins is not counted.
+// (again min(16, ..) for the divisor with a budget of time), where the 1 is for the step in which
+// it gets its last ones, which need not be full. In both the step in which it begins is not
+// counted.
 #pragma once
 
 #include "scheduler/scheduler.h"
 #include "tests/sim/sim_config.h"
+#include "tests/sim/time_laws.h"
 
 #include <cstdint>
 #include <map>
@@ -45,7 +55,7 @@ namespace dsa::sim {
 
 class WaitLaws final {
  public:
-  explicit WaitLaws(const SimConfig& config) : config_(config) {}
+  WaitLaws(const SimConfig& config, TimeLaws& times) : config_(config), times_(times) {}
 
   // Between Plan and Commit.  granted[slots]: the tokens that the batch computes for each slot.
   void CheckPlan(const Scheduler& scheduler, const BlockPool& pool,
@@ -66,6 +76,9 @@ class WaitLaws final {
     std::int64_t replies_left = 0;
     std::int64_t catch_up_tokens = 0;
     std::int64_t blocks_max = 0;  // of one sequence, its own included
+    // What TimeLaws had counted when it began.
+    double prompts_us = 0;
+    double overtaken_us = 0;
   };
 
   bool Before(const Sequence& a, const Sequence& b) const;
@@ -77,11 +90,20 @@ class WaitLaws final {
   bool IsFresh(const Sequence& sequence) const;
 
   void CheckOrder(const Scheduler& scheduler) const;
-  void CheckGrants(const Scheduler& scheduler, std::span<const std::int64_t> granted) const;
+  std::vector<PromptGrant> PromptsOf(const Scheduler& scheduler,
+                                     std::span<const std::int64_t> granted) const;
+  void CheckGrants(const Scheduler& scheduler, const BlockPool& pool,
+                   std::span<const std::int64_t> granted, bool preempted);
+  void CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
+                      const std::vector<PromptGrant>& prompts, bool preempted) const;
+  void CheckPassing(const Scheduler& scheduler, const BlockPool& pool) const;
+  static std::int64_t SpareBlocks(const Scheduler& scheduler);
+  std::int64_t BlocksToStart(const Sequence& sequence) const;
   void CheckWork(const Scheduler& scheduler, const BlockPool& pool) const;
   void CheckBounds(const Scheduler& scheduler);
 
   const SimConfig& config_;
+  TimeLaws& times_;
   std::map<std::int64_t, Stay> stays_;  // by request id; of live requests, as of the last plan
   std::int64_t budget_left_ = 0;        // of the plan that is checked
   std::int64_t longest_wait_percent_ = 0;

@@ -1,0 +1,70 @@
+// How long a step takes, estimated from what it computes and measured as the server runs.
+//
+//   estimate = coefficients . (1, samples, rows of each attention path, keys of each path)
+//
+// A Kalman filter over the coefficients: all may drift together, as they do when the machine gets
+// slower, and each a little by itself.  Residuals are relative to the estimate, so that no constant
+// depends on the machine; the first step of a kind gives the scale.  Pure: the coefficients follow
+// from the measured steps alone, to the last bit.  Allocates nothing.  One thread at a time.
+#pragma once
+
+#include "common/attention_path.h"
+
+#include <array>
+#include <cstdint>
+
+namespace dsa {
+
+// What a step computes, as far as its time depends on it.
+struct StepWork {
+  std::int64_t samples = 0;
+  std::array<std::int64_t, kAttentionPaths> rows{};  // by AttentionPath
+  // Keys that the rows see, summed over rows; on masked paths with those that are expanded.
+  std::array<std::int64_t, kAttentionPaths> keys{};
+
+  // `tokens` rows of one sequence from this position on, on one path.
+  void Add(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
+           std::int64_t sampled);
+  void Add(const StepWork& other);
+};
+
+class StepCostModel final {
+ public:
+  // Rows of a path of which none was measured: few enough for any machine, enough to learn from.
+  static constexpr std::int64_t kUnmeasuredRows = 16;
+
+  // Microseconds, > 0 once a step was measured; work of a kind that was never measured counts 0.
+  double EstimateUs(const StepWork& work) const;
+  // What the work adds to a step: without what every step takes.
+  double AddedUs(const StepWork& work) const;
+
+  // Rows of a path that the estimate may be trusted for: twice as many as a measured step had.
+  std::int64_t RowsMax(AttentionPath path) const {
+    return rows_max_[static_cast<std::size_t>(path)];
+  }
+
+  // A step of `work`, which is not empty, has taken `elapsed_us`.
+  void Measure(const StepWork& work, std::int64_t elapsed_us);
+
+ private:
+  static constexpr std::size_t kFeatures = 2 + 2 * kAttentionPaths;
+  using Features = std::array<double, kFeatures>;
+
+  static Features FeaturesOf(const StepWork& work);
+  bool BeginFeatures(const Features& features, double elapsed_us);
+  void Drift();
+  void Limit(const Features& features, double step_us);
+  void Correct(const Features& features, double residual_us, double step_us);
+
+  Features coefficients_{};  // microseconds, >= 0
+  // Of the coefficients; symmetric.
+  std::array<Features, kFeatures> covariance_{};
+  std::array<bool, kFeatures> measured_{};
+  std::array<std::int64_t, kAttentionPaths> rows_max_ = [] {
+    std::array<std::int64_t, kAttentionPaths> rows{};
+    rows.fill(kUnmeasuredRows);
+    return rows;
+  }();
+};
+
+}  // namespace dsa
