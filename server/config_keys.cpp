@@ -54,7 +54,8 @@ std::vector<ConfigKey> ModelKeys() {
        IntValue{&C::masked_mha_until, 0, kTokensMax}},
       {"batch_invariant", "Computation",
        "true: how attention sums over a row's keys follows from their number alone, never from the "
-       "batch, at some cost in speed. The CPU always computes so; on CUDA nothing heeds it yet.",
+       "batch, at some cost in speed. The CPU always computes so; what else depends on the batch "
+       "on CUDA: docs/numerics.md.",
        SwitchValue{&C::batch_invariant}},
       {"kv_cache_dtype", "Cache",
        "Format of the paged caches. auto: fp8 for a quantized checkpoint, otherwise its own type.",
