@@ -9,20 +9,13 @@ namespace {
 
 using testing::RigConfig;
 using testing::SchedulerRig;
+using testing::TokensOf;
 
 constexpr std::int64_t kStepUs = 1000;
 constexpr std::int64_t kRowUs = 100;
 
 std::int64_t TakesUs(const StepPlan& plan) {
   return kStepUs + kRowUs * plan.tokens;
-}
-
-std::int64_t TokensOf(const StepPlan& plan, const Sequence& sequence) {
-  std::int64_t tokens = 0;
-  for (const StepPlan::Row& row : plan.rows) {
-    tokens += row.sequence == sequence.id() ? row.tokens : 0;
-  }
-  return tokens;
 }
 
 // Room for 70 rows in a step of the target.

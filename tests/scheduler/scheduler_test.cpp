@@ -14,14 +14,7 @@ namespace dsa {
 namespace {
 
 using testing::SchedulerRig;
-
-std::int64_t TokensOf(const StepPlan& plan, const Sequence& sequence) {
-  std::int64_t tokens = 0;
-  for (const StepPlan::Row& row : plan.rows) {
-    tokens += row.sequence == sequence.id() ? row.tokens : 0;
-  }
-  return tokens;
-}
+using testing::TokensOf;
 
 TEST_CASE("A long prompt is computed in chunks and its last one samples", "[scheduler]") {
   SchedulerRig rig({.step_tokens_max = 8});

@@ -109,4 +109,13 @@ class SchedulerRig final {
   std::vector<std::int64_t> finished;  // sequence ids, in order
 };
 
+// Of a sequence in a plan.
+inline std::int64_t TokensOf(const StepPlan& plan, const Sequence& sequence) {
+  std::int64_t tokens = 0;
+  for (const StepPlan::Row& row : plan.rows) {
+    tokens += row.sequence == sequence.id() ? row.tokens : 0;
+  }
+  return tokens;
+}
+
 }  // namespace dsa::testing
