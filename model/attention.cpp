@@ -57,7 +57,7 @@ void Transformer::WriteKeys(const LayerView& layer, const Step& step,
   const ModelConfig& config = parts_.config;
   const AttentionWeights& weights = layer.weights.attention;
   std::optional<StoreIndexerKeyParams> indexer_key;
-  if (layer.weights.indexer) {
+  if (layer.has_indexer()) {
     const IndexerWeights& indexer = *layer.weights.indexer;
     indexer_key = {.k = Values(Buffer::kIndexKey, step, kIndexHeadWidth),
                    .norm_weight = indexer.k_norm_weight,

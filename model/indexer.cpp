@@ -36,7 +36,7 @@ bool Transformer::Step::selects() const {
 Transformer::IndexerRows Transformer::RowsOfIndexer(const LayerView& layer,
                                                     const Step& step) const {
   IndexerRows rows;
-  if (!layer.weights.indexer) {
+  if (!layer.has_indexer()) {
     return rows;
   }
   const IndexerWeights& weights = *layer.weights.indexer;
@@ -78,7 +78,7 @@ KeySelection Transformer::SelectKeys(const LayerView& layer, const Step& step, R
   }
   const KeySelection selection = {
       .slots = AsConst(slots), .counts = AsConst(counts), .mask = AsConst(mask), .positions = {}};
-  if (!layer.weights.indexer) {
+  if (!layer.has_indexer()) {
     return selection;
   }
   const std::int64_t heads = parts_.config.index_heads;

@@ -42,7 +42,8 @@ LayerView Transformer::Layer(int layer) const {
   const LayerWeights& weights = parts_.weights.layers[static_cast<std::size_t>(layer)];
   return {.weights = weights,
           .latent = parts_.arena.Latent(layer),
-          .indexer = weights.indexer ? parts_.arena.Indexer(layer) : IndexerCacheView{}};
+          .indexer = parts_.config.has_indexer() && weights.indexer ? parts_.arena.Indexer(layer)
+                                                                    : IndexerCacheView{}};
 }
 
 AnyMatrix Transformer::Values(Buffer buffer, const Step& step, std::int64_t cols) const {

@@ -55,7 +55,11 @@ struct TransformerParts {
 struct LayerView {
   const LayerWeights& weights;
   LatentCacheView latent;
-  IndexerCacheView indexer;  // data null: the layer uses the selection of an earlier one
+  // data null: the layer uses the selection of an earlier one, or the model is served without any,
+  // whatever its weights have.
+  IndexerCacheView indexer;
+
+  bool has_indexer() const { return indexer.data != nullptr; }
 };
 
 class Transformer final {
