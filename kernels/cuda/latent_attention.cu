@@ -253,8 +253,8 @@ Kernel ChooseKernel(const LatentAttentionParams& params) {
 std::int64_t GroupsOf(Kernel kernel, std::int64_t heads) {
   switch (kernel) {
     case Kernel::kTensor: return cuda::TensorAttentionGroups(heads);
-    case Kernel::kManyHeads: return cuda::ManyHeadsGroups(heads);
-    case Kernel::kFewHeads: return cuda::FewHeadsGroups(heads);
+    case Kernel::kManyHeads: return cuda::HeadGroups(heads, cuda::kManyHeadsGroup);
+    case Kernel::kFewHeads: return cuda::HeadGroups(heads, cuda::kFewHeadsGroup);
     case Kernel::kPlain: break;
   }
   return (heads + kHeads - 1) / kHeads;

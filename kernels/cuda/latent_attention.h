@@ -37,8 +37,9 @@ void RunTensorAttention(const LatentAttentionParams& params, const AttentionPart
 // at once.
 inline constexpr int kManyHeadsGroup = 64;
 inline constexpr int kFewHeadsGroup = 16;
-int ManyHeadsGroups(std::int64_t heads);
-int FewHeadsGroups(std::int64_t heads);
+constexpr int HeadGroups(std::int64_t heads, int group_heads) {
+  return static_cast<int>((heads + group_heads - 1) / group_heads);
+}
 void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream);
 void RunFewHeads(const LatentAttentionParams& params, const AttentionParts& parts,

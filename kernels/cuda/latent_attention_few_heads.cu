@@ -13,7 +13,7 @@
 #include "kernels/cuda/latent_records.cuh"
 #include "kernels/cuda/latent_share.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
-#include "kernels/cuda/ptx/wgmma_latent.cuh"
+#include "kernels/cuda/ptx/wgmma_half.cuh"
 #include "kernels/cuda/siblings.cuh"
 
 namespace dsa::cuda {
@@ -300,9 +300,9 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
   for (int turn = 0; turn < turns; ++turn) {
     const std::uint64_t powers = ptx::SwizzledTile(plan.Rope(at.buffer));
     const std::uint64_t values =
-        ptx::SwizzledColumnTiles(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
-                                     group * kGroupTiles * Tiles::kTileBytes,
-                                 Tiles::kTileBytes);
+        ptx::SwizzledColumns(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
+                                 group * kGroupTiles * Tiles::kTileBytes,
+                             Tiles::kTileBytes);
     ptx::BarrierWait(plan.powers + at.buffer * 8, at.phase);
     const HeadValues factors(plan.factors + at.buffer * kHeads * 4, lane);
 #pragma unroll
@@ -387,11 +387,7 @@ __device__ void WritePart(const AttentionParts& parts, const Share& share, int t
     __stcg(own + v * kValueThreads,
            make_float4(vector[0] * low, vector[1] * high, vector[2] * low, vector[3] * high));
   }
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
-  if (thread == 0) {
-    MeetSiblings(parts.counters + share.item * 2, parts.splits);
-  }
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
+  MeetParts<kValueThreads>(parts, share, thread, kPartsWritten);
 }
 
 // This block's share of the columns, if it has one: kVectors of the vectors of every thread.
@@ -466,13 +462,9 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
     return;
   }
   WritePart(parts, share, thread, sums, inverse);
-  switch (parts.splits) {
-    case 2: JoinParts<2>(p, parts, plan, share, thread); break;
-    case 4: JoinParts<4>(p, parts, plan, share, thread); break;
-    case 8: JoinParts<8>(p, parts, plan, share, thread); break;
-    case 16: JoinParts<16>(p, parts, plan, share, thread); break;
-    default: JoinParts<32>(p, parts, plan, share, thread); break;
-  }
+  WithSplits(parts.splits, [&](auto splits) {
+    JoinParts<decltype(splits)::value>(p, parts, plan, share, thread);
+  });
   if (thread == 0) {
     LeaveSiblings(parts.counters + share.item * 2, parts.splits);
   }
@@ -510,20 +502,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-int FewHeadsGroups(std::int64_t heads) {
-  return static_cast<int>((heads + kHeads - 1) / kHeads);
-}
-
 void RunFewHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                  cudaStream_t stream) {
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      FewHeadsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes);
-  DSA_CUDA_CHECK(attribute);
-  const int groups = FewHeadsGroups(params.q_latent.heads);
-  const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
-  LaunchDependent(FewHeadsKernel,
-                  {.grid = blocks, .threads = kThreads, .shared_bytes = Plan::kBytes}, stream,
-                  params, parts, groups);
+  LaunchShares<FewHeadsKernel, kHeads, kThreads, Plan::kBytes>(params, parts, stream);
 }
 
 }  // namespace dsa::cuda

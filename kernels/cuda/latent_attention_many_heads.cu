@@ -22,7 +22,7 @@
 #include "kernels/cuda/latent_records.cuh"
 #include "kernels/cuda/latent_share.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
-#include "kernels/cuda/ptx/wgmma_latent.cuh"
+#include "kernels/cuda/ptx/wgmma_half.cuh"
 #include "kernels/cuda/siblings.cuh"
 
 namespace dsa::cuda {
@@ -194,7 +194,8 @@ class Scorer final {
       }
       const std::uint64_t key = keys + (step / 4 * Tiles::kTileBytes + step % 4 * 32) / 16;
       if (step < kRegisterSteps) {
-        ptx::WgmmaHalf32(scores, queries_[step], key, step > 0);
+        const unsigned(&query)[4] = queries_[step];
+        ptx::WgmmaHalf<32>::Run(scores, query[0], query[1], query[2], query[3], key, step > 0);
       } else {
         constexpr int kFirstTile = kRegisterSteps / 4;
         ptx::WgmmaHalf32(scores,
@@ -280,9 +281,9 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
   for (int turn = 0; turn < turns; ++turn) {
     const std::uint64_t powers = ptx::NarrowTile(plan.Rope(at.buffer));
     const std::uint64_t values =
-        ptx::SwizzledColumnTiles(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
-                                     group * kGroupTiles * Tiles::kTileBytes,
-                                 Tiles::kTileBytes);
+        ptx::SwizzledColumns(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
+                                 group * kGroupTiles * Tiles::kTileBytes,
+                             Tiles::kTileBytes);
     ptx::BarrierWait(plan.powers + at.buffer * 8, at.phase);
     const unsigned factors = plan.factors + (at.buffer * kHeads + row) * 4;
     const float lower = ptx::LoadShared(factors);
@@ -360,11 +361,7 @@ __device__ void WritePart(const AttentionParts& parts, const Share& share, int t
     __stcg(own + j * kValueThreads,
            make_float4(vector[0] * lower, vector[1] * lower, vector[2] * upper, vector[3] * upper));
   }
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
-  if (thread == 0) {
-    MeetSiblings(parts.counters + share.item * 2, parts.splits);
-  }
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
+  MeetParts<kValueThreads>(parts, share, thread, kPartsWritten);
 }
 
 // This block's share of the columns: 1 / kSplits of the vectors of every thread.
@@ -444,13 +441,9 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
     return;
   }
   WritePart(parts, share, thread, sums, lower, upper);
-  switch (parts.splits) {
-    case 2: JoinParts<2>(p, parts, plan, share, thread); break;
-    case 4: JoinParts<4>(p, parts, plan, share, thread); break;
-    case 8: JoinParts<8>(p, parts, plan, share, thread); break;
-    case 16: JoinParts<16>(p, parts, plan, share, thread); break;
-    default: JoinParts<32>(p, parts, plan, share, thread); break;
-  }
+  WithSplits(parts.splits, [&](auto splits) {
+    JoinParts<decltype(splits)::value>(p, parts, plan, share, thread);
+  });
   if (thread == 0) {
     LeaveSiblings(parts.counters + share.item * 2, parts.splits);
   }
@@ -491,20 +484,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-int ManyHeadsGroups(std::int64_t heads) {
-  return static_cast<int>((heads + kHeads - 1) / kHeads);
-}
-
 void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream) {
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      ManyHeadsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes);
-  DSA_CUDA_CHECK(attribute);
-  const int groups = ManyHeadsGroups(params.q_latent.heads);
-  const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
-  LaunchDependent(ManyHeadsKernel,
-                  {.grid = blocks, .threads = kThreads, .shared_bytes = Plan::kBytes}, stream,
-                  params, parts, groups);
+  LaunchShares<ManyHeadsKernel, kHeads, kThreads, Plan::kBytes>(params, parts, stream);
 }
 
 }  // namespace dsa::cuda

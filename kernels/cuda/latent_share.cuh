@@ -2,8 +2,12 @@
 // weights of its part beside its siblings'.
 #pragma once
 
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_records.cuh"
+#include "kernels/cuda/siblings.cuh"
+
+#include <type_traits>
 
 namespace dsa::cuda {
 
@@ -44,6 +48,30 @@ __device__ float* LogsOf(const AttentionParts& parts, const Share& share, int sp
          (share.item * parts.splits + split) * Share::kHeads;
 }
 
+// The block's part is written; waits until those of its siblings are there.  By kThreads threads,
+// which `barrier` joins.
+template <int kThreads, typename Share>
+__device__ void MeetParts(const AttentionParts& parts, const Share& share, int thread,
+                          int barrier) {
+  ptx::NamedBarrierSync(barrier, kThreads);
+  if (thread == 0) {
+    MeetSiblings(parts.counters + share.item * 2, parts.splits);
+  }
+  ptx::NamedBarrierSync(barrier, kThreads);
+}
+
+// Calls join(std::integral_constant<int, splits>): parts are joined in registers.
+template <typename Join>
+__device__ void WithSplits(int splits, const Join& join) {
+  switch (splits) {
+    case 2: join(std::integral_constant<int, 2>{}); break;
+    case 4: join(std::integral_constant<int, 4>{}); break;
+    case 8: join(std::integral_constant<int, 8>{}); break;
+    case 16: join(std::integral_constant<int, 16>{}); break;
+    default: join(std::integral_constant<int, kSplitsMax>{}); break;
+  }
+}
+
 // Weights of the parts, [splits, kHeads], and behind them 1 / their sum, [kHeads], to shared memory
 // at `weights`, by kThreads threads.  What they wrote is there after a barrier of theirs.
 template <int kThreads, typename Share>
@@ -81,6 +109,19 @@ __device__ void WeighParts(const AttentionParts& parts, const Share& share, unsi
   if (lane == 0) {
     ptx::StoreFloat(own + parts.splits * kHeads * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
   }
+}
+
+// A block for each share of the rows.
+template <auto kKernel, int kGroupHeads, int kThreads, int kSharedBytes>
+void LaunchShares(const LatentAttentionParams& params, const AttentionParts& parts,
+                  cudaStream_t stream) {
+  static const cudaError_t attribute =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  DSA_CUDA_CHECK(attribute);
+  const int groups = HeadGroups(params.q_latent.heads, kGroupHeads);
+  const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
+  LaunchDependent(kKernel, {.grid = blocks, .threads = kThreads, .shared_bytes = kSharedBytes},
+                  stream, params, parts, groups);
 }
 
 }  // namespace dsa::cuda

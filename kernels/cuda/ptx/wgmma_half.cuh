@@ -1,25 +1,16 @@
-// Warpgroup products of halves, A in registers and B in shared memory, by their names in PTX.
+// Warpgroup products of halves with float32 sums, K = 16, by their names in PTX.
 //
-//   d [64, kCols] (+)= a [64, 16] . b [kCols, 16]^T      d: kCols / 2 registers of each of 128
-//   threads, as in wgmma_fp8.cuh
-//
-// Lane 4 g + q of warp w holds of a, two columns each: a[0] (row 16 w + g, 2 q), a[1] (row + 8),
-// a[2] (2 q + 8), a[3] (row + 8, 2 q + 8).
+// Of `a` in registers lane 4 g + q of warp w holds two columns each, as mma.m16n8k16 has it: a0 row
+// 16 w + g, column 2 q; a1 row + 8; a2 column 2 q + 8; a3 both.
 #pragma once
 
-#include "kernels/cuda/ptx/wgmma_fp8.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
 
 #include <cstdint>
 
 namespace dsa::cuda::ptx {
 
-// A tile of K = 16 without swizzle: pieces of 8 rows x 16 bytes, `k_bytes` from one to the next
-// along K and `row_bytes` along the rows.
-__device__ inline std::uint64_t PlainTile(unsigned address, unsigned k_bytes, unsigned row_bytes) {
-  return std::uint64_t{(address & 0x3FFFFU) >> 4} | std::uint64_t{k_bytes >> 4} << 16 |
-         std::uint64_t{row_bytes >> 4} << 32;
-}
-
+// a in registers, b K-major.
 template <int kCols>
 struct WgmmaHalf;
 template <>
@@ -30,12 +21,10 @@ struct WgmmaHalf<16> {
         "{\n"
         ".reg .pred add;\n"
         "setp.ne.b32 add, %13, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {" DSA_WGMMA_NAMES_8
         "}, {%8, %9, %10, %11}, %12, add, 1, 1, 0;\n"
         "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7])
+        : DSA_WGMMA_D8(d, 0)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(add)));
   }
 };
@@ -47,13 +36,10 @@ struct WgmmaHalf<32> {
         "{\n"
         ".reg .pred add;\n"
         "setp.ne.b32 add, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" DSA_WGMMA_NAMES_16
         "}, {%16, %17, %18, %19}, %20, add, 1, 1, 0;\n"
         "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15])
+        : DSA_WGMMA_D16(d, 0)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(add)));
   }
 };
@@ -65,16 +51,10 @@ struct WgmmaHalf<64> {
         "{\n"
         ".reg .pred add;\n"
         "setp.ne.b32 add, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" DSA_WGMMA_NAMES_32
         "}, {%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
         "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : DSA_WGMMA_D32(d, 0)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(add)));
   }
 };
@@ -87,25 +67,64 @@ struct WgmmaHalf<128> {
         "{\n"
         ".reg .pred add;\n"
         "setp.ne.b32 add, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" DSA_WGMMA_NAMES_64
         "}, {%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
         "}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-          "+f"(d[63])
+        : DSA_WGMMA_D64(d, 0)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(add)));
   }
 };
+
+// Both in shared memory, K-major.
+__device__ inline void WgmmaHalf32(float (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" DSA_WGMMA_NAMES_16
+      "}, %16, %17, add, 1, 1, 0, 0;\n"
+      "}\n"
+      : DSA_WGMMA_D16(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+// a K-major, b MN-major.
+__device__ inline void WgmmaHalf128(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" DSA_WGMMA_NAMES_64
+      "}, %64, %65, add, 1, 1, 0, 1;\n"
+      "}\n"
+      : DSA_WGMMA_D64(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+// Both in shared memory, K-major.
+__device__ inline void WgmmaHalf16(float (&d)[8], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {" DSA_WGMMA_NAMES_8
+      "}, %8, %9, add, 1, 1, 0, 0;\n"
+      "}\n"
+      : DSA_WGMMA_D8(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+// a MN-major, b K-major.
+__device__ inline void WgmmaHalf16Turned(float (&d)[8], std::uint64_t a, std::uint64_t b,
+                                         bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {" DSA_WGMMA_NAMES_8
+      "}, %8, %9, add, 1, 1, 1, 0;\n"
+      "}\n"
+      : DSA_WGMMA_D8(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
 
 }  // namespace dsa::cuda::ptx
