@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/view.h"
+#include "common/view_parts.h"
 
 #include <cstdint>
 
@@ -23,6 +24,14 @@ struct PagedRows {
   std::int64_t visible_max = 0;             // no row sees more keys; 0: as many as B blocks hold
 };
 inline constexpr std::int64_t kRowGroupMax = 4;
+
+// Rows [first, first + count), whole groups.
+inline PagedRows RowsOf(const PagedRows& rows, std::int64_t first, std::int64_t count) {
+  PagedRows part = rows;
+  part.positions = RowsOf(rows.positions, first, count);
+  part.sequences = RowsOf(rows.sequences, first, count);
+  return part;
+}
 
 // Bits of a row's fault word.  A faulty row fails its request alone.
 enum RowFault : std::int32_t {

@@ -89,16 +89,6 @@ AttentionRows MakeRows(const DeviceBench& bench, const std::vector<std::int32_t>
   return made;
 }
 
-ConstAnyTensor3 HeadWeight(const DeviceOperand& w, std::int64_t heads) {
-  return {.data = w.view.data,
-          .type = w.view.type,
-          .rows = heads,
-          .heads = kNope,
-          .cols = kLatentValues,
-          .row_stride = kNope * kLatentValues,
-          .head_stride = kLatentValues};
-}
-
 void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_t heads) {
   const DeviceOperand q = bench.Random(DataType::kBf16, tokens, heads * (kNope + 64));
   const DeviceOperand w = bench.Random(DataType::kBf16, heads * kNope, kLatentValues);
@@ -111,12 +101,12 @@ void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_
   const std::string shape = fmt::format("T={} H={}", tokens, heads);
   bench.Row("absorb_query", shape, work, [&] {
     bench.backend().AbsorbQuery({.q_nope = ColumnsOf(HeadsOf(q.view, heads), 0, kNope),
-                                 .w_uk = HeadWeight(w, heads),
+                                 .w_uk = HeadWeight(w, heads, kNope),
                                  .q_latent = HeadsOf(latent.view, heads)});
   });
   bench.Row("expand_value", shape, work, [&] {
     bench.backend().ExpandValue({.o_latent = HeadsOf(latent.view, heads),
-                                 .w_uv = HeadWeight(w, heads),
+                                 .w_uv = HeadWeight(w, heads, kNope),
                                  .o = HeadsOf(o.view, heads)});
   });
 }

@@ -46,6 +46,9 @@ struct DeviceOperand {
   }
 };
 
+// Rows of `heads` projections of the latent, `width` outputs each: [heads, width, 512].
+ConstAnyTensor3 HeadWeight(const DeviceOperand& weight, std::int64_t heads, std::int64_t width);
+
 class DeviceBench final {
  public:
   explicit DeviceBench(CudaBackend& backend);

@@ -85,4 +85,14 @@ void DeviceBench::PrintRow(const std::string& op, const std::string& shape, cons
              copy_us > gemm_us ? "copy" : "fp8 product");
 }
 
+ConstAnyTensor3 HeadWeight(const DeviceOperand& weight, std::int64_t heads, std::int64_t width) {
+  return {.data = weight.view.data,
+          .type = weight.view.type,
+          .rows = heads,
+          .heads = width,
+          .cols = weight.view.cols,
+          .row_stride = width * weight.view.cols,
+          .head_stride = weight.view.cols};
+}
+
 }  // namespace dsa::bench

@@ -66,16 +66,6 @@ MaskedRows MakeMaskedRows(const DeviceBench& bench, std::int64_t tokens, std::in
   return made;
 }
 
-ConstAnyTensor3 WeightOf(const DeviceOperand& w, std::int64_t heads) {
-  return {.data = w.view.data,
-          .type = w.view.type,
-          .rows = heads,
-          .heads = kWidth,
-          .cols = kLatentValues,
-          .row_stride = kWidth * kLatentValues,
-          .head_stride = kLatentValues};
-}
-
 void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t context,
                  std::int64_t heads, Mask kind) {
   const MaskedRows rows = MakeMaskedRows(bench, tokens, context, kind);
@@ -99,8 +89,8 @@ void BenchMasked(const DeviceBench& bench, std::int64_t tokens, std::int64_t con
                           : static_cast<double>(heads) * pairs * 2.0 * (2 * kWidth + 64)},
             [&] {
               bench.backend().MaskedAttention({.q = HeadsOf(q.view, heads),
-                                               .w_uk = WeightOf(w_uk, heads),
-                                               .w_uv = WeightOf(w_uv, heads),
+                                               .w_uk = HeadWeight(w_uk, heads, kWidth),
+                                               .w_uv = HeadWeight(w_uv, heads, kWidth),
                                                .cache = {.data = cache.As<std::uint8_t>(),
                                                          .blocks = blocks,
                                                          .format = KvFormat::kFp8},

@@ -286,8 +286,7 @@ LatentAttentionParams RowsOf(const LatentAttentionParams& params, std::int64_t f
   part.q_latent = RowsOfAny(params.q_latent, first, count);
   part.q_rope = RowsOfAny(params.q_rope, first, count);
   part.o_latent = RowsOfAny(params.o_latent, first, count);
-  part.rows.positions = dsa::RowsOf(params.rows.positions, first, count);
-  part.rows.sequences = dsa::RowsOf(params.rows.sequences, first, count);
+  part.rows = dsa::RowsOf(params.rows, first, count);
   part.rows.group = 1;
   if (params.selection.slots.data != nullptr) {
     part.selection.slots = dsa::RowsOf(params.selection.slots, first, count);

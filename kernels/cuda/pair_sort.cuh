@@ -7,6 +7,7 @@
 
 #include "common/view.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/scratch_arena.h"
 
 #include <cstdint>
 
@@ -49,6 +50,13 @@ struct SortedPairs {
   std::int32_t* pairs;   // [pairs]  token * slots + slot
   std::int32_t* places;  // [pairs]  where a pair is among the sorted; -1: it is not here
 };
+inline SortedPairs TakeSortedPairs(ScratchArena& arena, std::int64_t tiles, std::int64_t pairs) {
+  return {.tiles = arena.Take<PairTile>(tiles),
+          .tiles_used = arena.Take<int>(1),
+          .tokens = arena.Take<std::int32_t>(pairs),
+          .pairs = arena.Take<std::int32_t>(pairs),
+          .places = arena.Take<std::int32_t>(pairs)};
+}
 
 // The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
 __device__ inline unsigned long long ExclusiveSum(unsigned long long value) {

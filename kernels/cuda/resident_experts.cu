@@ -44,11 +44,7 @@ Counters CountersAt(int* first, const PassShape& shape) {
 
 Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
   const std::int64_t pairs = shape.pairs();
-  return {.sorted = {.tiles = arena.Take<PairTile>(shape.Tiles()),
-                     .tiles_used = arena.Take<int>(1),
-                     .tokens = arena.Take<std::int32_t>(pairs),
-                     .pairs = arena.Take<std::int32_t>(pairs),
-                     .places = arena.Take<std::int32_t>(pairs)},
+  return {.sorted = TakeSortedPairs(arena, shape.Tiles(), pairs),
           .inputs = arena.Take<Fp8E4m3>(shape.tokens * shape.hidden),
           .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
           .inner = arena.Take<Fp8E4m3>(pairs * shape.width),

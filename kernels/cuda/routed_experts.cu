@@ -58,11 +58,7 @@ struct PassShape {
 
 Regions TakeRegions(cuda::ScratchArena& arena, const PassShape& shape) {
   const std::int64_t pairs = shape.pairs();
-  return {.sorted = {.tiles = arena.Take<cuda::PairTile>(shape.Tiles(kTileTokensMin)),
-                     .tiles_used = arena.Take<int>(1),
-                     .tokens = arena.Take<std::int32_t>(pairs),
-                     .pairs = arena.Take<std::int32_t>(pairs),
-                     .places = arena.Take<std::int32_t>(pairs)},
+  return {.sorted = cuda::TakeSortedPairs(arena, shape.Tiles(kTileTokensMin), pairs),
           .inputs = arena.Take<Fp8E4m3>(shape.tokens * shape.hidden),
           .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
           .gate = arena.Take<std::uint8_t>(pairs * shape.width * shape.element_bytes),

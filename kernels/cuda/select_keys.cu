@@ -120,8 +120,7 @@ SelectKeysParams TileOf(const SelectKeysParams& params, std::int64_t first, std:
   SelectKeysParams tile = params;
   tile.q = RowsOfAny(params.q, first, count);
   tile.head_weights = RowsOfAny(params.head_weights, first, count);
-  tile.rows.positions = RowsOf(params.rows.positions, first, count);
-  tile.rows.sequences = RowsOf(params.rows.sequences, first, count);
+  tile.rows = RowsOf(params.rows, first, count);
   tile.slots = RowsOf(params.slots, first, count);
   tile.mask = RowsOf(params.mask, first, count);
   tile.counts = RowsOf(params.counts, first, count);

@@ -10,16 +10,6 @@
 #include <algorithm>
 
 namespace dsa {
-namespace {
-
-PagedRows RowsOf(const PagedRows& rows, std::int64_t first, std::int64_t count) {
-  PagedRows part = rows;
-  part.positions = RowsOf(rows.positions, first, count);
-  part.sequences = RowsOf(rows.sequences, first, count);
-  return part;
-}
-
-}  // namespace
 
 void Backend::SelectKeys(const SelectKeysParams& params) {
   PrepareIndexerQuery({.q = params.q,

@@ -136,21 +136,6 @@ class NoQueryHadamard final : public FaultyIndexer {
   }
 };
 
-class OtherIndexRope final : public FaultyIndexer {
- public:
-  using FaultyIndexer::FaultyIndexer;
-  void StoreIndexerKey(const StoreIndexerKeyParams& params) override {
-    StoreIndexerKeyParams wrong = params;
-    wrong.layout = OtherLayout(params.layout);
-    inner_.StoreIndexerKey(wrong);
-  }
-  void PrepareIndexerQuery(const PrepareIndexerQueryParams& params) override {
-    PrepareIndexerQueryParams wrong = params;
-    wrong.layout = OtherLayout(params.layout);
-    inner_.PrepareIndexerQuery(wrong);
-  }
-};
-
 class ZeroedIndexKeys final : public FaultyIndexer {
  public:
   ZeroedIndexKeys(Backend& inner, const std::set<std::int32_t>& positions)
@@ -203,10 +188,6 @@ std::unique_ptr<Backend> WithRandomSelection(Backend& inner) {
 
 std::unique_ptr<Backend> WithShiftedSelection(Backend& inner) {
   return std::make_unique<ChangedScores>(inner, ShiftScores);
-}
-
-std::unique_ptr<Backend> WithOtherIndexRope(Backend& inner) {
-  return std::make_unique<OtherIndexRope>(inner);
 }
 
 std::unique_ptr<Backend> WithZeroedIndexKeys(Backend& inner,

@@ -108,21 +108,6 @@ class ShiftedSelection final : public ForwardingBackend {
   }
 };
 
-class OtherIndexRope final : public ForwardingBackend {
- public:
-  using ForwardingBackend::ForwardingBackend;
-  void StoreIndexerKey(const StoreIndexerKeyParams& params) override {
-    StoreIndexerKeyParams wrong = params;
-    wrong.layout = OtherLayout(params.layout);
-    inner_.StoreIndexerKey(wrong);
-  }
-  void PrepareIndexerQuery(const PrepareIndexerQueryParams& params) override {
-    PrepareIndexerQueryParams wrong = params;
-    wrong.layout = OtherLayout(params.layout);
-    inner_.PrepareIndexerQuery(wrong);
-  }
-};
-
 class ZeroedIndexKeys final : public ForwardingBackend {
  public:
   ZeroedIndexKeys(Backend& inner, const std::set<std::int32_t>& positions)
@@ -158,10 +143,6 @@ std::unique_ptr<Backend> WithRandomSelection(Backend& inner) {
 
 std::unique_ptr<Backend> WithShiftedSelection(Backend& inner) {
   return std::make_unique<ShiftedSelection>(inner);
-}
-
-std::unique_ptr<Backend> WithOtherIndexRope(Backend& inner) {
-  return std::make_unique<OtherIndexRope>(inner);
 }
 
 std::unique_ptr<Backend> WithZeroedIndexKeys(Backend& inner,
