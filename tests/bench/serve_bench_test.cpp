@@ -78,9 +78,11 @@ TEST_CASE("a load test counts every token once and no warm-up", "[bench][serve]"
   // Steps take 2 ms and more, and every sequence that runs gets a token in each.  On a busy machine
   // tokens may reach the client in one go, but no request ends before its steps have run.
   CHECK(summary["request_latency"]["min"].get<double>() > 20 * 2.0);
+  // The last token comes before the status.  By how much is the machine's affair: the numbers
+  // themselves are held to stamps made by hand in serve_metrics_test.cpp.
   CHECK(summary["inter_token_latency"]["avg"].get<double>() * 19 +
-            summary["time_to_first_token"]["avg"].get<double>() ==
-        Approx(summary["request_latency"]["avg"].get<double>()).epsilon(0.01));
+            summary["time_to_first_token"]["avg"].get<double>() <=
+        summary["request_latency"]["avg"].get<double>() + 0.001);
   CHECK(summary["time_to_first_token"]["min"].get<double>() > 1.5);
   const double seconds = summary["benchmark_duration"]["avg"];
   CHECK(summary["output_token_throughput"]["avg"].get<double>() == Approx(240 / seconds));
