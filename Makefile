@@ -8,6 +8,7 @@ help:
 	@echo 'make demo    build, serve a small model on the CPU, chat with it once over gRPC;'
 	@echo '             DEVICE=cuda: on a Hopper GPU'
 	@echo 'make test    everything that continuous integration runs'
+	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
 	@echo 'make build   the optimised binary, build/dsa'
 	@echo 'make setup   install the Debian packages that the build needs'
 	@echo 'make format  reformat the sources'
@@ -35,6 +36,12 @@ demo: build
 .PHONY: test
 test: setup-test
 	@tools/test.sh
+
+# Two hours.
+.PHONY: soak
+soak: setup-test
+	@tools/build.sh cpu dsa dsa_soak
+	@tools/soak.sh build/cpu/dsa build/cpu/tests/soak/dsa_soak 7200 10 build/soak
 
 .PHONY: format
 format: setup-test
