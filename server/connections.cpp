@@ -1,6 +1,6 @@
 #include "server/connections.h"
 
-#include "server/api/acceptor.h"
+#include "server/net/acceptor.h"
 
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 #include "proto/completion.grpc.pb.h"
 #include "proto/model.grpc.pb.h"
 #include "proto/token.grpc.pb.h"
-#include "server/api/call_info.h"
+#include "server/grpc/call_info.h"
 
 #include <chrono>
 #include <optional>

@@ -1,8 +1,8 @@
 #include "server/cli/client.h"
 
-#include "server/api/call_info.h"
-#include "server/api/library_logs.h"
 #include "server/cli/terminal_text.h"
+#include "server/grpc/call_info.h"
+#include "server/grpc/library_logs.h"
 
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>

@@ -1,6 +1,6 @@
-// Laws of server/api/acceptor.h, by itself and under gRPC: the cap is exact, whoever closes, and a
+// Laws of server/net/acceptor.h, by itself and under gRPC: the cap is exact, whoever closes, and a
 // shortage of descriptors passes.
-#include "server/api/acceptor.h"
+#include "server/net/acceptor.h"
 
 #include "common/check.h"
 #include "proto/admin.grpc.pb.h"

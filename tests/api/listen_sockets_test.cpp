@@ -1,5 +1,5 @@
 // An address that is taken is known before a model is loaded, and the question leaves no trace.
-#include "server/api/listen_sockets.h"
+#include "server/net/listen_sockets.h"
 
 #include <array>
 

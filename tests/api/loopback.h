@@ -1,7 +1,7 @@
 // A listening server over a fake engine, and a client beside it.
 #pragma once
 
-#include "server/api/grpc_server.h"
+#include "server/grpc/grpc_server.h"
 #include "tests/api/fake_engine.h"
 
 #include <future>

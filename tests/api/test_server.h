@@ -6,9 +6,9 @@
 #pragma once
 
 #include "common/clock.h"
-#include "server/api/grpc_server.h"
 #include "server/api/service_context.h"
 #include "server/engine/engine_loop.h"
+#include "server/grpc/grpc_server.h"
 #include "tests/engine/step_control.h"
 #include "tests/engine/testing.h"
 

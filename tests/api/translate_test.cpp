@@ -1,5 +1,5 @@
 // Laws of translation: every field is used or refused, every border holds.
-#include "server/api/translate.h"
+#include "server/grpc/v1/translate.h"
 
 #include "proto/admin.pb.h"
 #include "proto/model.pb.h"

@@ -7,9 +7,9 @@
 #include "proto/completion.pb.h"
 #include "proto/token.pb.h"
 #include "scheduler/request.h"
-#include "server/api/encode.h"
 #include "server/api/reply.h"
 #include "server/api/service_context.h"
+#include "server/grpc/v1/encode.h"
 #include "tokenizer/chat_template.h"
 
 #include <string>

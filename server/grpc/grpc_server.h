@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/status.h"
-#include "server/api/acceptor.h"
 #include "server/api/service_context.h"
+#include "server/net/acceptor.h"
 
 #include <cstdint>
 #include <memory>

@@ -1,7 +1,7 @@
-#include "server/api/health_service.h"
+#include "server/grpc/health_service.h"
 
 #include "proto/health.grpc.pb.h"
-#include "server/api/wire.h"
+#include "server/grpc/wire.h"
 
 #include <algorithm>
 #include <array>

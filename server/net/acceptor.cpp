@@ -1,4 +1,4 @@
-#include "server/api/acceptor.h"
+#include "server/net/acceptor.h"
 
 #include "common/clock.h"
 #include "common/log.h"

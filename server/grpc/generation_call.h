@@ -10,12 +10,12 @@
 // gRPC reactor, which owns itself: neither owns the other, and either may go first.
 #pragma once
 
-#include "server/api/encode.h"
 #include "server/api/open_calls.h"
 #include "server/api/reply.h"
 #include "server/api/service_context.h"
-#include "server/api/translate.h"
 #include "server/engine/token_sink.h"
+#include "server/grpc/v1/encode.h"
+#include "server/grpc/v1/translate.h"
 
 #include <atomic>
 #include <memory>

@@ -2,7 +2,7 @@
 // OnDone, where it deletes itself, as the callback API wants.
 #pragma once
 
-#include "server/api/generation_call.h"
+#include "server/grpc/generation_call.h"
 
 #include <grpcpp/support/server_callback.h>
 

@@ -4,7 +4,7 @@
 
 #include "common/status.h"
 #include "server/api/service_context.h"
-#include "server/api/wire.h"
+#include "server/grpc/wire.h"
 
 #include <functional>
 #include <string_view>

@@ -1,4 +1,4 @@
-#include "server/api/library_logs.h"
+#include "server/grpc/library_logs.h"
 
 #include "common/log.h"
 

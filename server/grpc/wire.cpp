@@ -1,4 +1,4 @@
-#include "server/api/wire.h"
+#include "server/grpc/wire.h"
 
 #include <vector>
 

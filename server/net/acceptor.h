@@ -10,7 +10,7 @@
 #pragma once
 
 #include "common/status.h"
-#include "server/api/listen_sockets.h"
+#include "server/net/listen_sockets.h"
 
 #include <cstdint>
 #include <functional>

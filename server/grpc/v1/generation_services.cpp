@@ -1,9 +1,9 @@
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
-#include "server/api/call_info.h"
-#include "server/api/reactors.h"
-#include "server/api/services.h"
-#include "server/api/wire.h"
+#include "server/grpc/call_info.h"
+#include "server/grpc/reactors.h"
+#include "server/grpc/v1/services.h"
+#include "server/grpc/wire.h"
 
 #include <new>
 

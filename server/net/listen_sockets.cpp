@@ -1,4 +1,4 @@
-#include "server/api/listen_sockets.h"
+#include "server/net/listen_sockets.h"
 
 #include <cerrno>
 #include <cstring>

@@ -1,6 +1,6 @@
-#include "server/api/reactors.h"
+#include "server/grpc/reactors.h"
 
-#include "server/api/wire.h"
+#include "server/grpc/wire.h"
 
 #include <memory>
 

@@ -1,8 +1,8 @@
-#include "server/api/generation_call.h"
+#include "server/grpc/generation_call.h"
 
 #include "common/log.h"
-#include "server/api/call_info.h"
-#include "server/api/wire.h"
+#include "server/grpc/call_info.h"
+#include "server/grpc/wire.h"
 
 #include <utility>
 

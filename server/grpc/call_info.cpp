@@ -1,4 +1,4 @@
-#include "server/api/call_info.h"
+#include "server/grpc/call_info.h"
 
 #include <array>
 

@@ -1,7 +1,7 @@
-#include "server/api/unary_call.h"
+#include "server/grpc/unary_call.h"
 
 #include "common/log.h"
-#include "server/api/call_info.h"
+#include "server/grpc/call_info.h"
 
 #include <atomic>
 #include <new>

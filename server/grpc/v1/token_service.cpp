@@ -1,8 +1,8 @@
 #include "proto/token.grpc.pb.h"
-#include "server/api/services.h"
-#include "server/api/translate.h"
-#include "server/api/translate_params.h"
-#include "server/api/unary_call.h"
+#include "server/grpc/unary_call.h"
+#include "server/grpc/v1/services.h"
+#include "server/grpc/v1/translate.h"
+#include "server/grpc/v1/translate_params.h"
 
 namespace dsa {
 namespace {

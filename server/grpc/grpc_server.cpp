@@ -1,9 +1,9 @@
-#include "server/api/grpc_server.h"
+#include "server/grpc/grpc_server.h"
 
-#include "server/api/health_service.h"
-#include "server/api/library_logs.h"
-#include "server/api/listen_sockets.h"
-#include "server/api/services.h"
+#include "server/grpc/health_service.h"
+#include "server/grpc/library_logs.h"
+#include "server/grpc/v1/services.h"
+#include "server/net/listen_sockets.h"
 
 #include <chrono>
 #include <mutex>

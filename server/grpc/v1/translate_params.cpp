@@ -1,7 +1,7 @@
-#include "server/api/translate_params.h"
+#include "server/grpc/v1/translate_params.h"
 
 #include "scheduler/validate.h"
-#include "server/api/translate.h"
+#include "server/grpc/v1/translate.h"
 
 #include <algorithm>
 #include <random>

@@ -1,4 +1,4 @@
-#include "server/api/encode.h"
+#include "server/grpc/v1/encode.h"
 
 #include <optional>
 

@@ -1,6 +1,6 @@
 #include "proto/admin.grpc.pb.h"
-#include "server/api/services.h"
-#include "server/api/unary_call.h"
+#include "server/grpc/unary_call.h"
+#include "server/grpc/v1/services.h"
 
 namespace dsa {
 namespace {

@@ -1,7 +1,7 @@
 #include "proto/model.grpc.pb.h"
-#include "server/api/services.h"
-#include "server/api/translate.h"
-#include "server/api/unary_call.h"
+#include "server/grpc/unary_call.h"
+#include "server/grpc/v1/services.h"
+#include "server/grpc/v1/translate.h"
 #include "tokenizer/chat_format.h"
 
 namespace dsa {
