@@ -1,6 +1,7 @@
 // dsa_soak ADDRESS PROCESS SECONDS CALLS_PER_S: mixed traffic for a long time against a server of
 // which PROCESS is the id; what the process holds must not grow, every call must end as it should,
 // and nothing may be left of them.  tools/soak.sh starts the server and this.
+#include "tests/api/test_server.h"
 #include "tests/soak/samples.h"
 #include "tests/soak/traffic.h"
 
@@ -128,7 +129,7 @@ int Run(const Soak& soak) {
   bool alive = true;
   double printed_s = 0;
   for (double next_s = interval_s; alive && next_s < soak.seconds; next_s += interval_s) {
-    std::this_thread::sleep_for(std::chrono::duration<double>(next_s - soak.Now()));
+    Pause(std::chrono::microseconds(static_cast<std::int64_t>(1e6 * (next_s - soak.Now()))));
     const auto sample = TakeSample(soak.process, soak.Now());
     alive = sample.has_value();
     if (alive) {
@@ -144,7 +145,7 @@ int Run(const Soak& soak) {
   }
   const bool idle =
       alive && Check(BecomesIdle(soak.address), "nothing waits, runs or holds a block");
-  std::this_thread::sleep_for(std::chrono::seconds(2));  // connections are being closed
+  Pause(std::chrono::seconds(2));  // connections are being closed
   const auto after = TakeSample(soak.process, soak.Now());
   if (!idle || !after) {
     Check(false, "the server is there at the end");

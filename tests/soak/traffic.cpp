@@ -6,6 +6,7 @@
 #include "proto/health.grpc.pb.h"
 #include "proto/token.grpc.pb.h"
 #include "tests/api/relay.h"
+#include "tests/api/test_server.h"
 
 #include <algorithm>
 #include <memory>
@@ -51,7 +52,7 @@ class LaterCancel final {
  public:
   LaterCancel(grpc::ClientContext& rpc, milliseconds delay)
       : thread_([&rpc, delay] {
-          std::this_thread::sleep_for(delay);
+          Pause(delay);
           rpc.TryCancel();
         }) {}
   ~LaterCancel() { thread_.join(); }
@@ -151,7 +152,7 @@ v1::ChatRequest Client::Conversation() {
 template <typename Reader, typename Part>
 grpc::Status ReadAll(Reader& reader, Part& part, milliseconds pause) {
   while (reader.Read(&part)) {
-    std::this_thread::sleep_for(pause);
+    Pause(pause);
   }
   return reader.Finish();
 }
@@ -294,7 +295,7 @@ std::string Client::Handshake() {
         whole};
     const std::string& text = texts[static_cast<std::size_t>(Draw(0, 3))];
     (void)send(connection, text.data(), text.size(), MSG_NOSIGNAL);
-    std::this_thread::sleep_for(milliseconds(Draw(0, 50)));
+    Pause(milliseconds(Draw(0, 50)));
   } else {
     outcome = "cannot connect";
   }
@@ -303,7 +304,11 @@ std::string Client::Handshake() {
 }
 
 std::string Client::Unread() {
-  const auto channel = Dial(address_);
+  grpc::ChannelArguments arguments;
+  arguments.SetInt("grpc.use_local_subchannel_pool", 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // the library reads no more than 64 KiB ahead
+  const auto channel =
+      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments);
   v1::CompletionRequest request = Completion(1);
   request.set_logprobs(true);
   request.set_top_logprobs(20);
@@ -312,7 +317,7 @@ std::string Client::Unread() {
   const auto reader = v1::CompletionService::NewStub(channel)->CompleteStream(&rpc, request);
   v1::CompletionStreamResponse part;
   (void)reader->Read(&part);
-  std::this_thread::sleep_for(std::chrono::seconds(45));
+  Pause(std::chrono::seconds(45));
   return Outcome(ReadAll(*reader, part, milliseconds(0)), {StatusCode::CANCELLED});
 }
 
@@ -375,7 +380,7 @@ void RunClient(const ClientOptions& options, Tally& tally) {
     if (std::chrono::steady_clock::now() + pause >= options.end) {
       return;
     }
-    std::this_thread::sleep_for(pause);
+    Pause(pause);
     const CallKind kind = options.kinds[static_cast<std::size_t>(
         client.Draw(0, static_cast<std::int64_t>(options.kinds.size()) - 1))];
     tally.Add(kind, client.Call(kind));
@@ -391,7 +396,7 @@ bool BecomesIdle(const std::string& address) {
         load.blocks_referenced() == 0) {
       return true;
     }
-    std::this_thread::sleep_for(milliseconds(100));
+    Pause(milliseconds(100));
   }
   return false;
 }
