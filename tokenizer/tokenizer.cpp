@@ -215,6 +215,9 @@ std::vector<TokenId> Tokenizer::EncodeWithAdded(std::string_view text,
 std::optional<std::vector<TokenId>> Tokenizer::EncodeAtMost(std::string_view text,
                                                             std::span<const TextRange> ranges,
                                                             std::size_t tokens_max) const {
+  if (text.size() / state_->longest_token_bytes > tokens_max) {
+    return std::nullopt;
+  }
   std::vector<TokenId> ids;
   EncodeScratch scratch(tokens_max);
   state_->Encode(text, ranges, scratch, ids);

@@ -44,8 +44,8 @@ class Tokenizer final {
   // Added tokens match everywhere.
   std::vector<TokenId> EncodeWithAdded(std::string_view text) const;
 
-  // As EncodeWithAdded; nullopt where there are more than `tokens_max` ids, which is found without
-  // encoding what lies far behind.
+  // As EncodeWithAdded; nullopt where there are more than `tokens_max` ids, which the text's size
+  // says or is found without encoding what lies far behind.
   std::optional<std::vector<TokenId>> EncodeAtMost(std::string_view text,
                                                    std::span<const TextRange> ranges,
                                                    std::size_t tokens_max) const;

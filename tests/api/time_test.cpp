@@ -290,6 +290,37 @@ TEST_CASE("a long prompt holds up neither streams nor a newcomer", "[time]") {
   CHECK(all_ms[all_ms.size() * 99 / 100] < 2 * kTargetMs);
 }
 
+// A measurement, run by name alone: bench/results says what it gave.
+TEST_CASE("cancel to free of 2,000 streams", "[.figures]") {
+  constexpr int kCalls = 2000;
+  constexpr milliseconds kStep{20};
+  TestServer server;
+  server.steps().SetDuration(kStep);
+  const auto stub = v1::CompletionService::NewStub(server.NewChannel());
+  std::vector<double> times_ms;
+  for (int i = 0; i < kCalls; ++i) {
+    grpc::ClientContext rpc;
+    const auto reader = stub->CompleteStream(&rpc, Tokens("", 4000));
+    REQUIRE(Eventually([&] { return server.engine().Load().running == 1; }));
+    Pause(std::chrono::microseconds(i * 7919 % 20'000));  // any moment of a step
+    const auto start = std::chrono::steady_clock::now();
+    rpc.TryCancel();
+    while (server.engine().Load().blocks_referenced > 0) {
+      Pause(std::chrono::microseconds(100));
+    }
+    times_ms.push_back(
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+            .count());
+    CHECK(reader->Finish().error_code() == grpc::StatusCode::CANCELLED);
+    REQUIRE(Eventually([&] { return server.engine().Load().running == 0; }));
+  }
+  std::sort(times_ms.begin(), times_ms.end());
+  fmt::print(
+      "steps of {} ms; cancel to free, ms: p50 {:.1f}, p99 {:.1f}, p99.9 {:.1f}, max {:.1f}\n",
+      kStep.count(), times_ms[kCalls / 2], times_ms[kCalls * 99 / 100],
+      times_ms[kCalls * 999 / 1000], times_ms.back());
+}
+
 TEST_CASE("a drain waits for no more of a long prompt than a step", "[time]") {
   TestServerOptions options;
   options.engine.scheduler.step_time_target_us = 50'000;

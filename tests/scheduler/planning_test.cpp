@@ -131,6 +131,53 @@ TEST_CASE("The shortest newcomer comes first, and none that is longer than the o
   CHECK(medium.computed() >= medium_before);
 }
 
+// Costs like those of the small model on two processors: eight replies take a tenth of the target.
+struct LongPromptBesideReplies {
+  double prompt_us = 0;   // of model time, from the prompt's first step to its last
+  double longest_us = 0;  // step
+};
+
+LongPromptBesideReplies RunLongPrompt(std::int64_t step_time_target_us) {
+  SchedulerRig rig({.blocks = 6000,
+                    .step_tokens_max = 2048,
+                    .step_time_target_us = step_time_target_us,
+                    .sequences_max = 64,
+                    .context_tokens_max = 20'000});
+  const auto take = [&] {
+    const StepPlan& plan = rig.Step();
+    double us = 2000 + 500.0 * static_cast<double>(plan.work.samples);
+    for (std::size_t path = 0; path < kAttentionPaths; ++path) {
+      us += 2000.0 * static_cast<double>(plan.work.rows[path]) +
+            0.3 * static_cast<double>(plan.work.keys[path]);
+    }
+    rig.costs.Measure(plan.work, static_cast<std::int64_t>(us));
+    return us;
+  };
+  for (int i = 0; i < 8; ++i) {
+    rig.Add({.prompt = 64, .max_tokens = 5000, .first_token = 100'000 + 100 * i});
+  }
+  for (int step = 0; step < 200; ++step) {
+    take();
+  }
+  const Sequence& prompt = rig.Add({.prompt = 16'384, .max_tokens = 2});
+  LongPromptBesideReplies result;
+  while (prompt.generated() == 0) {
+    const double us = take();
+    result.prompt_us += us;
+    result.longest_us = std::max(result.longest_us, us);
+  }
+  return result;
+}
+
+TEST_CASE("A long prompt pays for the replies beside it and for little else", "[planning]") {
+  const LongPromptBesideReplies bound = RunLongPrompt(250'000);
+  const LongPromptBesideReplies unbound = RunLongPrompt(0);
+  CHECK(unbound.longest_us > 4'000'000);
+  CHECK(bound.longest_us <= 500'000);
+  CHECK(bound.prompt_us > unbound.prompt_us);
+  CHECK(bound.prompt_us <= 1.15 * unbound.prompt_us);
+}
+
 TEST_CASE("Nobody passes where the first that waits would lose its place or its blocks",
           "[planning]") {
   RigConfig config = TimedConfig();

@@ -4,8 +4,35 @@
 #include "server/grpc/v1/translate.h"
 #include "server/grpc/v1/translate_params.h"
 
+#include <optional>
+#include <span>
+#include <utility>
+
+#include <fmt/core.h>
+
 namespace dsa {
 namespace {
+
+// Of one text: more than any context has, so that a client learns how much of it is too much, and
+// so few that large texts do not wait long for each other.
+constexpr std::size_t kTokensMax = std::size_t{1} << 20;
+
+// INVALID_ARGUMENT naming `field` where there are too many.
+Result<std::vector<TokenId>> EncodeField(const Tokenizer& tokenizer, std::string_view text,
+                                         std::span<const TextRange> ranges,
+                                         std::string_view field) {
+  std::optional<std::vector<TokenId>> ids = tokenizer.EncodeAtMost(text, ranges, kTokensMax);
+  if (!ids) {
+    return InvalidArgument(
+        fmt::format("{}: more than {} tokens, at most {}", field, kTokensMax, kTokensMax));
+  }
+  return *std::move(ids);
+}
+
+Result<std::vector<TokenId>> EncodeConversation(const RenderedPrompt& chat,
+                                                const ServiceContext& context) {
+  return EncodeField(*context.tokenizer, chat.text, chat.template_ranges, "conversation");
+}
 
 template <typename Response>
 void AddIds(const std::vector<TokenId>& ids, Response& response) {
@@ -18,10 +45,12 @@ Result<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
                                       const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
   DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  const TextRange all{.begin = 0, .end = request.text().size()};
+  DSA_ASSIGN_OR_RETURN(
+      const std::vector<TokenId> ids,
+      EncodeField(*tokenizer, request.text(), {&all, request.parse_special() ? 1U : 0U}, "text"));
   v1::TokenizeResponse response;
-  AddIds(request.parse_special() ? tokenizer->EncodeWithAdded(request.text())
-                                 : tokenizer->Encode(request.text()),
-         response);
+  AddIds(ids, response);
   return response;
 }
 
@@ -47,7 +76,7 @@ Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& reques
   if (request.has_conversation()) {
     DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
                          RenderConversation(request.conversation(), "conversation.", context));
-    const auto ids = context.tokenizer->EncodeWithAdded(chat.text, chat.template_ranges);
+    DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, EncodeConversation(chat, context));
     response.set_tokens(static_cast<std::int64_t>(ids.size()));
     return response;
   }
@@ -55,7 +84,9 @@ Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& reques
     return InvalidArgument("input: missing: text or conversation");
   }
   DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
-  response.set_tokens(static_cast<std::int64_t>(tokenizer->Encode(request.text()).size()));
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
+                       EncodeField(*tokenizer, request.text(), {}, "text"));
+  response.set_tokens(static_cast<std::int64_t>(ids.size()));
   return response;
 }
 
@@ -67,9 +98,10 @@ Result<v1::RenderResponse> Render(const v1::RenderRequest& request, const Servic
   }
   DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
                        RenderConversation(request.conversation(), "conversation.", context));
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, EncodeConversation(chat, context));
   v1::RenderResponse response;
   response.set_prompt(chat.text);
-  AddIds(context.tokenizer->EncodeWithAdded(chat.text, chat.template_ranges), response);
+  AddIds(ids, response);
   return response;
 }
 

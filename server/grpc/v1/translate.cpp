@@ -101,12 +101,10 @@ std::int64_t PromptTokensMax(const ServiceContext& context) {
 Result<std::vector<TokenId>> EncodePrompt(const Tokenizer& tokenizer, std::string_view text,
                                           std::span<const TextRange> ranges,
                                           std::int64_t tokens_max) {
-  const auto limit = static_cast<std::size_t>(tokens_max);
-  if (text.size() / tokenizer.longest_token_bytes() <= limit) {
-    std::optional<std::vector<TokenId>> ids = tokenizer.EncodeAtMost(text, ranges, limit);
-    if (ids) {
-      return *std::move(ids);
-    }
+  std::optional<std::vector<TokenId>> ids =
+      tokenizer.EncodeAtMost(text, ranges, static_cast<std::size_t>(tokens_max));
+  if (ids) {
+    return *std::move(ids);
   }
   return InvalidArgument(fmt::format(
       "prompt: more than {} tokens, at most {}: the context has {} and an answer needs 1",
