@@ -2,12 +2,18 @@
 
 #include "common/check.h"
 
+#include <algorithm>
+
 #include <immintrin.h>
 
 namespace dsa {
 namespace {
 
 constexpr int kPolls = 500;  // of some 40 ns
+
+// Shares per thread of a work.  Some CPUs are slower than others at times, since other processes or
+// a sibling use them too: whoever is done first takes more.
+constexpr std::int64_t kSharesPerThread = 2;
 
 // Returns once `value` is seen to differ from `old` (acquire).
 template <typename T>
@@ -32,7 +38,7 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
+  stopping_.store(true, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (std::thread& worker : workers_) {
@@ -50,22 +56,34 @@ void ThreadPool::Run(std::int64_t count, Function function, const void* context)
   count_ = count;
   function_ = function;
   context_ = context;
-  pending_.store(static_cast<std::int32_t>(workers_.size()), std::memory_order_relaxed);
+  shares_ = static_cast<std::int32_t>(std::min(count, kSharesPerThread * threads()));
+  pending_.store(shares_, std::memory_order_relaxed);
+  offered_.store(shares_, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
-  RunShare(0);
+  RunShares(0);
   for (std::int32_t left = pending_.load(std::memory_order_acquire); left != 0;
        left = pending_.load(std::memory_order_acquire)) {
     WaitWhileEqual(pending_, left);
   }
 }
 
-// Contiguous shares that differ by at most one index.
-void ThreadPool::RunShare(int thread) const {
-  const std::int64_t first = count_ * thread / threads();
-  const std::int64_t last = count_ * (thread + 1) / threads();
-  if (first < last) {
-    function_(context_, first, last, thread);
+// Takes shares until none is left: contiguous ranges that differ by at most one index.  The caller
+// offers the next only after these are finished, so a share taken late is one of a later work, and
+// as good.
+void ThreadPool::RunShares(int thread) {
+  std::int32_t left = offered_.load(std::memory_order_acquire);
+  while (left > 0) {
+    if (!offered_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
+                                        std::memory_order_acquire)) {
+      continue;
+    }
+    const std::int64_t share = shares_ - left;
+    function_(context_, count_ * share / shares_, count_ * (share + 1) / shares_, thread);
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pending_.notify_one();
+    }
+    left = offered_.load(std::memory_order_acquire);
   }
 }
 
@@ -73,14 +91,11 @@ void ThreadPool::WorkerLoop(int thread) {
   std::uint32_t seen = 0;
   while (true) {
     WaitWhileEqual(generation_, seen);
-    ++seen;  // one by one: a caller waits for every worker before it raises it again
-    if (stopping_) {
+    seen = generation_.load(std::memory_order_acquire);
+    if (stopping_.load(std::memory_order_relaxed)) {
       return;
     }
-    RunShare(thread);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      pending_.notify_one();
-    }
+    RunShares(thread);
   }
 }
 

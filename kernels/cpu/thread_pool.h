@@ -1,7 +1,9 @@
 // Workers that split an index range.  One caller at a time; the caller works too.
 //
 // Ops of a few microseconds follow one another, so both sides poll for some 20 us before they
-// sleep: waking a sleeping thread costs as much as a small op.
+// sleep: waking a sleeping thread costs as much as a small op.  A work is cut into two shares per
+// thread, and whoever is free takes the next: a slow CPU does less, and where other processes hold
+// the CPUs, the caller waits only for work that has begun.
 #pragma once
 
 #include <atomic>
@@ -38,19 +40,22 @@ class ThreadPool final {
 
   void Run(std::int64_t count, Function function, const void* context);
   void WorkerLoop(int thread);
-  void RunShare(int thread) const;
+  void RunShares(int thread);
 
   std::vector<std::thread> workers_;  // constant after construction
 
-  // The work at hand: written by the caller before it raises generation_ (release), read by workers
-  // after they saw that (acquire), and left alone until pending_ is 0.
+  // The work at hand: written by the caller before it offers shares, read by whoever has taken one.
   std::int64_t count_ = 0;
+  std::int32_t shares_ = 0;  // 1 .. count
   Function function_ = nullptr;
   const void* context_ = nullptr;
-  bool stopping_ = false;
 
+  std::atomic<std::int32_t> offered_{0};  // shares that none has taken (release; acquire)
+  std::atomic<std::int32_t> pending_{0};  // shares that are not finished (release; acquire)
+
+  // What sleeping workers wait for: raised after shares were offered (release; acquire).
   std::atomic<std::uint32_t> generation_{0};
-  std::atomic<std::int32_t> pending_{0};  // workers that have not finished (release; acquire)
+  std::atomic<bool> stopping_{false};  // before generation_ is raised (relaxed)
 };
 
 }  // namespace dsa
