@@ -1,6 +1,7 @@
 #include "kernels/cpu/cache_access.h"
 
 #include "common/check.h"
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
 
@@ -108,6 +109,12 @@ void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values) 
   }
   LoadRow(block + LatentBlock::Rope(token), DataType::kBf16, kLatentRopeValues,
           values + kLatentValues);
+}
+
+// Records of a format lie one after another.
+void PrefetchLatent(const LatentCacheView& cache, std::int64_t slot) {
+  const std::int64_t bytes = LatentTokenBytes(cache.format);
+  PrefetchBytes(cache.data + slot * bytes, bytes);
 }
 
 void WriteIndexerKey(const IndexerCacheView& cache, std::int64_t slot, const float* values) {

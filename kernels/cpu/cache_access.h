@@ -26,6 +26,8 @@ void CheckGroups(const char* op, const PagedRows& rows);
 // e4m3 with a power-of-two scale.
 void WriteLatent(const LatentCacheView& cache, std::int64_t slot, const float* values);
 void ReadLatent(const LatentCacheView& cache, std::int64_t slot, float* values);
+// Asks for a record that will be read soon.
+void PrefetchLatent(const LatentCacheView& cache, std::int64_t slot);
 
 // values [128].  The fp8 format rounds them to e4m3 with one power-of-two scale.
 void WriteIndexerKey(const IndexerCacheView& cache, std::int64_t slot, const float* values);

@@ -51,12 +51,16 @@ struct KeyRange {
 
 void ReadKeys(const LatentAttentionParams& params, const Share& share, const KeyRange& range,
               float* keys) {
+  constexpr std::int64_t kAhead = 3;  // keys
   const Matrix<const std::int32_t>& selected = params.selection.slots;
-  for (std::int64_t j = range.first; j < range.first + range.count; ++j) {
-    const std::int64_t slot = selected.data != nullptr
-                                  ? std::int64_t{selected.Row(share.row)[j]}
-                                  : cpu::SlotOf("LatentAttention", params.rows, share.row, j);
-    cpu::ReadLatent(params.cache, slot, keys);
+  const std::int64_t end = range.first + range.count;
+  for (std::int64_t j = range.first; j < end; ++j) {
+    const auto slot = [&](std::int64_t key) {
+      return selected.data != nullptr ? std::int64_t{selected.Row(share.row)[key]}
+                                      : cpu::SlotOf("LatentAttention", params.rows, share.row, key);
+    };
+    cpu::PrefetchLatent(params.cache, slot(std::min(j + kAhead, end - 1)));
+    cpu::ReadLatent(params.cache, slot(j), keys);
     keys += kLatentRecordValues;
   }
 }

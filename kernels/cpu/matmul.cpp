@@ -1,26 +1,28 @@
 //   y[t, n] = round(sum over k of (x[t, k] * x_scale) * (W[n, k] * w_scale))
 //
-// A tile of rows meets four outputs at a time, a block of 128 columns after the other.  Sums are of
-// doubles: weights become doubles in registers, inputs once per tile.
+// A tile of rows meets a few outputs at a time, a block of 128 columns after the other
+// (matmul_block.h).  Sums are of doubles: weights become doubles there, inputs once per tile.
 #include "kernels/cpu/matmul.h"
 
 #include "common/check.h"
+#include "kernels/cpu/matmul_block.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/wide.h"
 
 #include <algorithm>
 #include <bit>
-#include <type_traits>
 
 namespace dsa {
 namespace {
 
+using cpu::BlockTask;
 using cpu::kWideValues;
 
-constexpr std::int64_t kBlock = 128;   // columns and outputs that share a scale
-constexpr std::int64_t kRowTile = 32;  // rows of x that meet widened weights
-constexpr int kGroup = 4;              // outputs that are computed together
+constexpr std::int64_t kBlock = cpu::kScaleBlock;
+constexpr int kGroup = cpu::kOutputGroup;
+constexpr std::int64_t kRowTile = 32;       // rows of x that meet widened weights
+constexpr std::int64_t kAheadBytes = 8192;  // of weights that are asked for before they are read
 static_assert(kBlock % kGroup == 0, "the outputs of a group share a scale");
 static_assert(kBlock % kWideValues == 0);
 
@@ -47,8 +49,11 @@ void DecodeInputs(const MatmulProblem& problem, const InputTile& tile, float* ta
     LoadRow(Offset(x.data, x.type, row * x.row_stride), x.type, problem.inputs, values);
     std::fill(values + problem.inputs, values + stride, 0.0F);
     if (x.scales != nullptr) {
-      for (std::int64_t k = 0; k < problem.inputs; ++k) {
-        values[k] *= x.scales[row * x.scale_stride + k / kBlock];
+      for (std::int64_t first = 0; first < stride; first += kBlock) {
+        const F32x8 scale = F32x8::All(x.scales[row * x.scale_stride + first / kBlock]);
+        for (std::int64_t k = first; k < std::min(first + kBlock, stride); k += kLanes) {
+          Store8(values + k, Load8(values + k) * scale);
+        }
       }
     }
   }
@@ -75,151 +80,33 @@ void WidenInputs(const float* inputs, const float* scales, std::int64_t rows, st
                  double* target) {
   const std::int64_t stride = Padded(columns);
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t k = 0; k < stride; k += kDoubleLanes) {
-      const double scale = scales == nullptr || k >= columns ? 1.0 : double{scales[k / kBlock]};
-      Store4(target + r * stride + k, Load4(inputs + r * stride + k) * F64x4::All(scale));
+    for (std::int64_t first = 0; first < stride; first += kBlock) {
+      const F64x4 scale = F64x4::All(scales == nullptr ? 1.0 : double{scales[first / kBlock]});
+      for (std::int64_t k = first; k < std::min(first + kBlock, stride); k += kDoubleLanes) {
+        Store4(target + r * stride + k, Load4(inputs + r * stride + k) * scale);
+      }
     }
   }
 }
 
-// Where a group's weights come from: Read(n, k, body) calls body(i, weight) with columns k + 4 i ..
-// k + 4 i + 3 of output n, kWideValues columns in all.  Exact: fp8 scales are in the inputs, or
-// there are none.
-template <typename T>
-struct ExactWeights {
-  const T* const* rows;
-  template <typename Body>
-  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
-    cpu::Widen(rows[n] + k, body);
-  }
-};
-struct NormalWeights {
-  const Fp8E4m3* const* rows;
-  template <typename Body>
-  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
-    cpu::WidenNormal(rows[n] + k, body);
-  }
-};
-struct ScaledWeights {
-  const Fp8E4m3* const* rows;
-  F32x8 scale;
-  template <typename Body>
-  void Read(std::int64_t n, std::int64_t k, const Body& body) const {
-    cpu::WidenScaled(rows[n] + k, scale, body);
-  }
-};
-// One block of a tile: sums[r][n] += x[r] . w[n].
-struct BlockTask {
-  const double* inputs;  // [rows, input_stride]
-  std::int64_t input_stride;
-  std::int64_t rows;
-  std::int64_t columns;  // of this block, a multiple of kWideValues
-  double* sums;          // [rows, kGroup, kDoubleLanes]
+// A group of outputs.
+struct OutputGroup {
+  std::int64_t first;
+  std::int64_t count;
+  const float* scales;  // that weights are multiplied by here, or null
+  std::int64_t ahead;   // weights so many elements further are read soon; 0: none
 };
 
-template <int kRows>
-using SumTile = cpu::Tile<F64x4, kRows, kGroup>;
-
-// The sums of a tile of rows from `row` on, before and after.
-template <int kRows>
-void LoadSums(const BlockTask& task, std::int64_t row, SumTile<kRows>& tile) {
-  tile.ForEach([&](std::int64_t r, std::int64_t n, F64x4& sum) {
-    sum = Load4(task.sums + ((row + r) * kGroup + n) * kDoubleLanes);
-  });
-}
-template <int kRows>
-void StoreSums(const BlockTask& task, std::int64_t row, SumTile<kRows>& tile) {
-  tile.ForEach([&](std::int64_t r, std::int64_t n, F64x4 sum) {
-    Store4(task.sums + ((row + r) * kGroup + n) * kDoubleLanes, sum);
-  });
-}
-
-// All of a few rows, with the weights straight from registers.
-template <int kRows, typename Weights>
-void AddFewRows(const Weights& weights, const BlockTask& task) {
-  SumTile<kRows> tile;
-  LoadSums(task, 0, tile);
-  for (std::int64_t k = 0; k < task.columns; k += kWideValues) {
-#pragma GCC unroll 4
-    for (std::int64_t n = 0; n < kGroup; ++n) {
-      const double* x = task.inputs + k;
-      // Reads x again for every output: kept, it would take the registers of the weights.
-      asm("" : "+r"(x));
-      weights.Read(n, k, [&](std::int64_t i, F64x4 weight) {
-#pragma GCC unroll 4
-        for (std::int64_t r = 0; r < kRows; ++r) {
-          const F64x4 input = Load4(x + r * task.input_stride + i * kDoubleLanes);
-          tile.sums[r][n] = MultiplyAdd(input, weight, tile.sums[r][n]);
-        }
-      });
-    }
-  }
-  StoreSums(task, 0, tile);
-}
-
-// Rows that meet widened weights [kGroup, kBlock].
-void AddManyRows(const double* weights, const BlockTask& task) {
-  cpu::ForTiles<cpu::Shape<3, kGroup>, cpu::Shape<2, kGroup>, cpu::Shape<1, kGroup>>(
-      task.rows, kGroup, [&]<typename S>(S /*shape*/, std::int64_t row, std::int64_t /*output*/) {
-        if constexpr (S::kColumns == kGroup) {
-          const double* const inputs = task.inputs + row * task.input_stride;
-          SumTile<S::kRows> tile;
-          LoadSums(task, row, tile);
-          for (std::int64_t k = 0; k < task.columns; k += kDoubleLanes) {
-            tile.AddProducts(
-                [&](std::int64_t r) { return Load4(inputs + r * task.input_stride + k); },
-                [&](std::int64_t n) { return Load4(weights + n * kBlock + k); });
-          }
-          StoreSums(task, row, tile);
-        }
-      });
-}
-
-template <typename Weights>
-void AddBlock(const Weights& weights, const BlockTask& task) {
-  if (task.rows == 1) {
-    return AddFewRows<1>(weights, task);
-  }
-  if (task.rows == 2) {
-    return AddFewRows<2>(weights, task);
-  }
-  double widened[kGroup * kBlock];
-  for (std::int64_t n = 0; n < kGroup; ++n) {
-    for (std::int64_t k = 0; k < task.columns; k += kWideValues) {
-      double* const target = widened + n * kBlock + k;
-      weights.Read(
-          n, k, [&](std::int64_t i, F64x4 weight) { Store4(target + i * kDoubleLanes, weight); });
-    }
-  }
-  AddManyRows(widened, task);
-}
-
-// `rows` are those of kGroup outputs, from the block's first column on. `scale` is what their
-// values are multiplied by here.
-template <typename T>
-void AddWeights(const T* const* rows, float scale, const BlockTask& task) {
-  if constexpr (std::is_same_v<T, Fp8E4m3>) {
-    bool normal = scale == 1.0F;
-    for (std::int64_t n = 0; normal && n < kGroup; ++n) {
-      normal = cpu::AllNormal(rows[n], task.columns);
-    }
-    if (normal) {
-      AddBlock(NormalWeights{.rows = rows}, task);
-    } else {
-      AddBlock(ScaledWeights{.rows = rows, .scale = F32x8::All(scale)}, task);
-    }
-  } else {
-    AddBlock(ExactWeights<T>{.rows = rows}, task);
-  }
-}
-
-// values[n] is that of output + n.
-void StoreValues(const MatmulProblem& problem, std::int64_t row, std::int64_t output,
+// values[n] is that of the group's n-th output.
+void StoreValues(const MatmulProblem& problem, std::int64_t row, const OutputGroup& group,
                  const float* values) {
   const std::int64_t target_row = problem.y_indices == nullptr ? row : problem.y_indices[row];
-  const std::int64_t count = std::min<std::int64_t>(kGroup, problem.outputs - output);
-  void* target = Offset(problem.y, problem.y_type, target_row * problem.y_row_stride + output);
-  for (std::int64_t n = 0; n < count; ++n) {
+  void* target = Offset(problem.y, problem.y_type, target_row * problem.y_row_stride + group.first);
+  if (group.count == kLanes) {
+    StoreRow(values, kLanes, target, problem.y_type);
+    return;
+  }
+  for (std::int64_t n = 0; n < group.count; ++n) {
     if (problem.y_type == DataType::kF32) {
       static_cast<float*>(target)[n] = values[n];
     } else {
@@ -228,32 +115,35 @@ void StoreValues(const MatmulProblem& problem, std::int64_t row, std::int64_t ou
   }
 }
 
-// The sums of kGroup outputs, the first of which has its weights at `first`.
 template <typename T>
-void SumGroup(const MatmulProblem& problem, const T* first, std::int64_t outputs,
-              const float* scales, BlockTask task) {
+void SumGroup(const MatmulProblem& problem, const T* first, const OutputGroup& group,
+              cpu::CpuLevel level, BlockTask task) {
   const double* const inputs = task.inputs;
+  cpu::WeightBlock<T> weights{.rows = {}, .outputs = group.count, .scale = 1.0F, .ahead = 0};
   T padded[kGroup][kBlock];
   for (std::int64_t column = 0; column < problem.inputs; column += kBlock) {
     const std::int64_t width = std::min(kBlock, problem.inputs - column);
-    const T* rows[kGroup];
-    for (std::int64_t n = 0; n < kGroup; ++n) {  // beyond the last, the last again
-      rows[n] = first + std::min(n, outputs - 1) * problem.weight.row_stride + column;
+    for (std::int64_t n = 0; n < kGroup; ++n) {
+      const T*& row = weights.rows[n];
+      row = first + std::min(n, group.count - 1) * problem.weight.row_stride + column;
       if (width % kWideValues != 0) {
-        std::fill(std::copy_n(rows[n], width, padded[n]), std::end(padded[n]), T{});
-        rows[n] = padded[n];
+        std::fill(std::copy_n(row, width, padded[n]), std::end(padded[n]), T{});
+        row = padded[n];
       }
     }
+    if (group.scales != nullptr) {
+      weights.scale = group.scales[column / kBlock];
+    }
+    weights.ahead = width % kWideValues == 0 ? group.ahead : 0;
     task.inputs = inputs + column;
     task.columns = Padded(width);
-    AddWeights(rows, scales == nullptr ? 1.0F : scales[column / kBlock], task);
+    AddBlock(level, weights, task);
   }
 }
 
-// kGroup outputs of a tile.  `scales` are those that weights are multiplied by here, or null.
-void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t output,
-              const float* scales, const MatmulScratch& scratch) {
-  double sums[kRowTile * kGroup * kDoubleLanes];
+void RunGroup(const MatmulProblem& problem, const InputTile& tile, const OutputGroup& group,
+              cpu::CpuLevel level, const MatmulScratch& scratch) {
+  alignas(64) double sums[kRowTile * kGroup * kDoubleLanes];
   std::fill_n(sums, tile.rows * kGroup * kDoubleLanes, 0.0);
   const BlockTask task = {.inputs = scratch.wide_inputs.data(),
                           .input_stride = Padded(problem.inputs),
@@ -261,18 +151,29 @@ void RunGroup(const MatmulProblem& problem, const InputTile& tile, std::int64_t 
                           .columns = 0,
                           .sums = sums};
   const MatmulRows& weight = problem.weight;
-  VisitType(Offset(weight.data, weight.type, output * weight.row_stride), weight.type,
-            [&](const auto* first) {
-              SumGroup(problem, first, std::min<std::int64_t>(kGroup, problem.outputs - output),
-                       scales, task);
-            });
+  VisitType(Offset(weight.data, weight.type, group.first * weight.row_stride), weight.type,
+            [&](const auto* first) { SumGroup(problem, first, group, level, task); });
   for (std::int64_t r = 0; r < tile.rows; ++r) {
     float values[kGroup];
     for (std::int64_t n = 0; n < kGroup; ++n) {
       values[n] = static_cast<float>(ReduceSum(Load4(sums + (r * kGroup + n) * kDoubleLanes)));
     }
-    StoreValues(problem, tile.first_row + r, output, values);
+    StoreValues(problem, tile.first_row + r, group, values);
   }
+}
+
+// How many outputs ahead of those that are computed weights are asked for: whole groups.
+std::int64_t OutputsAhead(const MatmulRows& weight) {
+  return CeilDivide(kAheadBytes,
+                    kGroup * std::max<std::int64_t>(1, weight.row_stride) * SizeOf(weight.type)) *
+         kGroup;
+}
+
+// Asks for the weights of outputs first .. last - 1.
+void PrefetchOutputs(const MatmulRows& weight, std::int64_t first, std::int64_t last) {
+  const void* const begin = Offset(weight.data, weight.type, first * weight.row_stride);
+  const std::int64_t bytes = (last - first) * weight.row_stride * SizeOf(weight.type);
+  cpu::PrefetchBytes(begin, std::min(bytes, kAheadBytes));
 }
 
 }  // namespace
@@ -282,20 +183,23 @@ std::int64_t MatmulUnits(const MatmulProblem& problem) {
 }
 
 void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64_t last,
-                    const MatmulScratch& scratch) {
+                    const MatmulScratch& scratch, cpu::CpuLevel level) {
   DSA_CHECK(kRowTile * Padded(problem.inputs) <= scratch.inputs.size(),
             "matrix product: K={} exceeds the scratch, sized for {}", problem.inputs,
             scratch.inputs.size() / kRowTile);
   const std::int64_t groups = CeilDivide(problem.outputs, kGroup);
+  const std::int64_t outputs_ahead = OutputsAhead(problem.weight);
   InputTile tile{.first_row = -1, .rows = 0};
   const float* widened_with = nullptr;   // the scales of the weights that wide_inputs are for
   const float* weight_scales = nullptr;  // those that stay with the weights
   for (std::int64_t unit = first; unit < last; ++unit) {
     const std::int64_t first_row = unit / groups * kRowTile;
     const std::int64_t output = unit % groups * kGroup;
+    const std::int64_t outputs_end = std::min(problem.outputs, output + (last - unit) * kGroup);
     const float* const scales = ScalesOf(problem.weight, output);
     const bool new_tile = first_row != tile.first_row;
     if (new_tile) {
+      PrefetchOutputs(problem.weight, output, outputs_end);
       tile = {.first_row = first_row, .rows = std::min(kRowTile, problem.rows - first_row)};
       DecodeInputs(problem, tile, scratch.inputs.data());
     }
@@ -306,7 +210,13 @@ void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64
                   scratch.wide_inputs.data());
       widened_with = scales;
     }
-    RunGroup(problem, tile, output, weight_scales, scratch);
+    const bool more = output + outputs_ahead < outputs_end;
+    RunGroup(problem, tile,
+             {.first = output,
+              .count = std::min<std::int64_t>(kGroup, problem.outputs - output),
+              .scales = weight_scales,
+              .ahead = more ? outputs_ahead * problem.weight.row_stride : 0},
+             level, scratch);
   }
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common/view.h"
+#include "kernels/cpu/cpu_level.h"
 #include "kernels/cpu/scratch.h"
 
 #include <cstdint>
@@ -41,7 +42,7 @@ struct MatmulProblem {
 // A problem is cut into units, which threads compute in any order: a tile of rows by a few outputs.
 std::int64_t MatmulUnits(const MatmulProblem& problem);
 void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64_t last,
-                    const MatmulScratch& scratch);
+                    const MatmulScratch& scratch, cpu::CpuLevel level = cpu::MachineLevel());
 
 // Scratch of one thread for problems of up to `inputs_max` columns.
 MatmulScratch MakeMatmulScratch(std::int64_t inputs_max, ScratchMaker& maker);

@@ -1,6 +1,7 @@
 // Products of matrices as attention needs them, each in one summation order whatever the tiling.
 #pragma once
 
+#include "kernels/cpu/prefetch.h"
 #include "kernels/cpu/tiles.h"
 
 #include <algorithm>
@@ -98,6 +99,13 @@ void EinsumMatrix(const ProductProblem<float, B, float>& problem) {
         Tile<F32x8, S::kRows, S::kColumns> tile;
         tile.Clear();
         for (std::int64_t first = 0; first < problem.n; first += 16) {
+          if constexpr (S::kRows == 1) {  // half of the rows of the next tile, in turn
+#pragma GCC unroll 8
+            for (std::int64_t p = 0; p < S::kColumns; ++p) {
+              Prefetch(problem.b + first +
+                       (2 * (pair + S::kColumns + p) + first / 16 % 2) * problem.b_stride);
+            }
+          }
           for (std::int64_t k = first + 8; k >= first; k -= 8) {
             F32x8Pair eight[S::kColumns];
 #pragma GCC unroll 8
@@ -166,8 +174,17 @@ void AddWeightedSum(const WeightedSumProblem<B>& problem, Index index) {
             sum = kChunks == Chunks::kApart ? F32x8::Zero()
                                             : Load8(out + i * problem.out_stride + v * kLanes);
           });
+          // Chained terms are of weights, which one row reads once: the next tile's are asked for.
+          constexpr bool kAhead = kChunks == Chunks::kChained && S::kRows == 1;
+          [[maybe_unused]] const std::int64_t ahead =
+              vector + 2 * S::kColumns <= problem.width / kLanes
+                  ? S::kColumns * kLanes
+                  : kChunk * problem.b_stride - vector * kLanes;
           for (std::int64_t j = first; j < last; ++j) {
             const B* const term = b + index(j) * problem.b_stride;
+            if constexpr (kAhead) {
+              PrefetchBytes(term + ahead, S::kColumns * kLanes * std::int64_t{sizeof(B)});
+            }
             tile.AddProducts(
                 [&](std::int64_t i) { return F32x8::All(weights[i * problem.weight_stride + j]); },
                 [&](std::int64_t v) { return Load8(term + v * kLanes); });

@@ -153,27 +153,33 @@ TEST_CASE("A product's bits are those of its terms in order, for every shape",
   }
   ScratchMaker maker(ScratchMaker::Mode::kAllocate);
   const MatmulScratch scratch = MakeMatmulScratch(384, maker);
+  std::vector<cpu::CpuLevel> cpu_levels = {cpu::CpuLevel::kAvx2};
+  if (cpu::MachineLevel() == cpu::CpuLevel::kAvx512) {
+    cpu_levels.push_back(cpu::CpuLevel::kAvx512);
+  }
   for (std::int64_t rows = 1; rows <= kRowsMax; rows += rows < 10 ? 1 : 9) {
-    std::vector<float> y(expected.size(), -1.0F);
-    const MatmulProblem problem = {.x = x.View(),
-                                   .weight = weight.View(),
-                                   .y = y.data(),
-                                   .y_type = DataType::kF32,
-                                   .y_row_stride = outputs,
-                                   .rows = rows,
-                                   .inputs = inputs,
-                                   .outputs = outputs};
-    const std::int64_t units = MatmulUnits(problem);
-    const std::int64_t half = units / 2;  // as two threads do
-    RunMatmulUnits(problem, half, units, scratch);
-    RunMatmulUnits(problem, 0, half, scratch);
-    std::int64_t wrong = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) {
-      const bool written = static_cast<std::int64_t>(i) < rows * outputs;
-      wrong += Same(y[i], written ? expected[i] : -1.0F) ? 0 : 1;
+    for (const cpu::CpuLevel level : cpu_levels) {
+      std::vector<float> y(expected.size(), -1.0F);
+      const MatmulProblem problem = {.x = x.View(),
+                                     .weight = weight.View(),
+                                     .y = y.data(),
+                                     .y_type = DataType::kF32,
+                                     .y_row_stride = outputs,
+                                     .rows = rows,
+                                     .inputs = inputs,
+                                     .outputs = outputs};
+      const std::int64_t units = MatmulUnits(problem);
+      const std::int64_t half = units / 2;  // as two threads do
+      RunMatmulUnits(problem, half, units, scratch, level);
+      RunMatmulUnits(problem, 0, half, scratch, level);
+      std::int64_t wrong = 0;
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        const bool written = static_cast<std::int64_t>(i) < rows * outputs;
+        wrong += Same(y[i], written ? expected[i] : -1.0F) ? 0 : 1;
+      }
+      CAPTURE(rows, static_cast<int>(level));
+      CHECK(wrong == 0);
     }
-    CAPTURE(rows);
-    CHECK(wrong == 0);
   }
 }
 
