@@ -226,7 +226,7 @@ Status App::Listen() {
                                                .ready_us = clock_.NowUs()},
                                     .slow_client = {},
                                     .draining = false,
-                                    .live = {},
+                                    .request_ids = {},
                                     .open_calls = {},
                                     .workers = {}});
   DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config_.listen));

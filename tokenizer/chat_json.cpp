@@ -1,7 +1,7 @@
 // Conversations in the JSON shape of OpenAI's chat completions.
+#include "tokenizer/chat_json.h"
+
 #include "common/json.h"
-#include "tokenizer/chat_template.h"
-#include "tokenizer/python_json.h"
 
 #include <utility>
 
@@ -212,17 +212,9 @@ Result<ChatMessage> ReadMessage(const PythonValue& value, const std::string& pat
 
 }  // namespace
 
-Result<Chat> ChatFromJson(std::string_view json) {
-  DSA_ASSIGN_OR_RETURN(const PythonValue document, ParsePython(json, "chat"));
+Result<Chat> ReadConversation(const PythonValue& document) {
   DSA_ASSIGN_OR_RETURN(const Fields fields, Fields::From(document, ""));
-  DSA_RETURN_IF_ERROR(fields.CheckKeys({"messages", "thinking", "tools"}));
   Chat chat;
-  if (const PythonValue* thinking = fields.Find("thinking"); thinking != nullptr) {
-    if (thinking->kind != Kind::kBool) {
-      return fields.MakeError("thinking", "not true or false");
-    }
-    chat.thinking = thinking->text == "true";
-  }
   DSA_ASSIGN_OR_RETURN(chat.tools, ReadTools(fields));
   if (fields.Find("messages") == nullptr) {
     return fields.MakeError("messages", "missing");
@@ -233,6 +225,19 @@ Result<Chat> ChatFromJson(std::string_view json) {
                          ReadMessage((*items)[i], fmt::format("messages[{}]", i)));
     chat.messages.push_back(std::move(message));
   }
+  return chat;
+}
+
+Result<Chat> ChatFromJson(std::string_view json) {
+  DSA_ASSIGN_OR_RETURN(const PythonValue document, ParsePython(json, "chat"));
+  DSA_ASSIGN_OR_RETURN(const Fields fields, Fields::From(document, ""));
+  DSA_RETURN_IF_ERROR(fields.CheckKeys({"messages", "thinking", "tools"}));
+  const PythonValue* thinking = fields.Find("thinking");
+  if (thinking != nullptr && thinking->kind != Kind::kBool) {
+    return fields.MakeError("thinking", "not true or false");
+  }
+  DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(document));
+  chat.thinking = thinking != nullptr && thinking->text == "true";
   return chat;
 }
 

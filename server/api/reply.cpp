@@ -60,6 +60,19 @@ class ReplyContentReader final : public ContentReader {
 
 }  // namespace
 
+std::string_view ToString(ReplyFinish finish) {
+  switch (finish) {
+    case ReplyFinish::kStop: return "stop";
+    case ReplyFinish::kLength: return "length";
+    case ReplyFinish::kToolCalls: return "tool_calls";
+    case ReplyFinish::kCancelled: return "cancelled";
+    case ReplyFinish::kDeadline: return "deadline";
+    case ReplyFinish::kAborted: return "aborted";
+    case ReplyFinish::kError: return "error";
+  }
+  return "error";
+}
+
 std::int64_t ReplyPart::bytes() const {
   std::size_t bytes = reasoning.size() + content.size();
   for (const ToolCall& call : tool_calls) {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace dsa {
@@ -50,6 +51,18 @@ struct ReplyPart {
   // About what the part costs in memory.
   std::int64_t bytes() const;
 };
+
+enum class ReportLogprobs : std::uint8_t { kNo, kYes };
+
+// What every message of an answer repeats.
+struct ReplyHead {
+  std::string request_id;
+  std::uint64_t seed = 0;
+  ReportLogprobs logprobs = ReportLogprobs::kNo;
+};
+
+// In words, for logs: "stop", "tool_calls".
+std::string_view ToString(ReplyFinish finish);
 
 // Appends `next`, the part after `part`.
 void Merge(ReplyPart& part, ReplyPart&& next);

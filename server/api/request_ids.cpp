@@ -27,47 +27,22 @@ bool IsRequestId(std::string_view text) {
          std::all_of(text.begin(), text.end(), IsIdCharacter);
 }
 
+Status CheckRequestId(std::string_view text, std::string_view field) {
+  if (text.empty() || text.size() > kRequestIdBytesMax) {
+    return InvalidArgument(
+        fmt::format("{}: {} bytes, at most {}", field, text.size(), kRequestIdBytesMax));
+  }
+  if (!IsRequestId(text)) {
+    return InvalidArgument(fmt::format("{}: \"{}\" has characters other than A-Z a-z 0-9 . _ -",
+                                       field, Escape(text, kShownIdBytesMax)));
+  }
+  return {};
+}
+
 RequestIds::RequestIds() : nonce_(RandomNonce()) {}
 
-Result<std::string> RequestIds::Claim(std::string_view wanted, std::string_view field) {
-  if (wanted.size() > kRequestIdBytesMax) {
-    return InvalidArgument(
-        fmt::format("{}: {} bytes, at most {}", field, wanted.size(), kRequestIdBytesMax));
-  }
-  if (!std::all_of(wanted.begin(), wanted.end(), IsIdCharacter)) {
-    return InvalidArgument(fmt::format("{}: \"{}\" has characters other than A-Z a-z 0-9 . _ -",
-                                       field, Escape(wanted, kShownIdBytesMax)));
-  }
-  const std::lock_guard lock(mutex_);
-  std::string id(wanted);
-  if (id.empty()) {
-    id = MakeId();
-  }
-  if (!live_.insert(id).second) {
-    return Error{ErrorCode::kAlreadyExists,
-                 fmt::format("{}: \"{}\" names a request that is live", field, id)};
-  }
-  return id;
-}
-
-std::string RequestIds::ClaimProposed(std::string_view proposed) {
-  const std::lock_guard lock(mutex_);
-  std::string id(proposed);
-  if (!IsRequestId(proposed) || !live_.insert(id).second) {
-    do {
-      id = MakeId();
-    } while (!live_.insert(id).second);  // a client may have named one like ours
-  }
-  return id;
-}
-
-std::string RequestIds::MakeId() {
-  return fmt::format("{:016x}-{}", nonce_, ++made_);
-}
-
-void RequestIds::Release(const std::string& id) {
-  const std::lock_guard lock(mutex_);
-  live_.erase(id);
+std::string RequestIds::Make() {
+  return fmt::format("{:016x}-{}", nonce_, made_.fetch_add(1, std::memory_order_relaxed) + 1);
 }
 
 std::string Escape(std::string_view text, std::size_t bytes_max) {

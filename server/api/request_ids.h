@@ -1,12 +1,11 @@
-// The external ids of live requests: given by clients or made here, unique while live.
-// Thread-safe.
+// The external ids of requests: given by clients or made here.  That two live requests never have
+// the same one is the engine's to see to (Engine::Submit).  Thread-safe.
 #pragma once
 
 #include "common/status.h"
 
+#include <atomic>
 #include <cstdint>
-#include <mutex>
-#include <set>
 #include <string>
 #include <string_view>
 
@@ -14,31 +13,29 @@ namespace dsa {
 
 inline constexpr std::size_t kRequestIdBytesMax = 64;
 
+// The request's id: taken from the client where its message names none and it is free and of our
+// form, and echoed.
+inline constexpr const char* kRequestIdHeader = "x-request-id";
+
+// The most bytes of a client's string that a log line holds.
+inline constexpr std::size_t kLoggedBytesMax = 128;
+
 // 1 to kRequestIdBytesMax of A-Z a-z 0-9 . _ -, so that it may go into headers and logs as it is.
 bool IsRequestId(std::string_view text);
+
+// INVALID_ARGUMENT naming `field` for what is no request id.
+Status CheckRequestId(std::string_view text, std::string_view field);
 
 class RequestIds final {
  public:
   RequestIds();
 
-  // Claims `wanted`, or a fresh id where it is empty.  INVALID_ARGUMENT naming `field` for an id
-  // that is too long or has other characters than A-Z a-z 0-9 . _ -; ALREADY_EXISTS for a live one.
-  Result<std::string> Claim(std::string_view wanted, std::string_view field);
-
-  // Claims `proposed` where it is an id and free, otherwise a fresh one: for a name that a client
-  // or a proxy gave in passing, which binds nobody.
-  std::string ClaimProposed(std::string_view proposed);
-
-  // Gives a claimed id back.
-  void Release(const std::string& id);
+  // One that no other server makes, and this one never again.
+  std::string Make();
 
  private:
-  std::string MakeId();  // mutex_ held
-
   const std::uint64_t nonce_;  // of this process, so that ids of two servers differ
-  std::mutex mutex_;
-  std::set<std::string, std::less<>> live_;  // guarded by mutex_
-  std::uint64_t made_ = 0;                   // guarded by mutex_
+  std::atomic<std::uint64_t> made_{0};
 };
 
 // A client's text for a log line or a message: printable ASCII, the rest as \xNN, at most

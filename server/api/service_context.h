@@ -1,5 +1,5 @@
 // What every service knows: the engine, the model served, the server's limits.  Made by the
-// composition root before the first request, outlives the gRPC server.
+// composition root before the first request, outlives the servers.
 #pragma once
 
 #include "common/clock.h"
@@ -38,7 +38,7 @@ struct ServedModel {
   float min_p = 0.0F;
 };
 
-// What AdminService.GetServerInfo reports.
+// What the server says of itself.
 struct ServerDescription {
   std::string version;
   std::string device;
@@ -61,7 +61,7 @@ struct ServiceContext {
   ServerDescription server;
   SlowClientLimits slow_client;
   std::atomic<bool> draining{false};  // a hint: the engine decides
-  RequestIds live;
+  RequestIds request_ids;
   OpenCalls open_calls;
   TextWorkers workers;
 };

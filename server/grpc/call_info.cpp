@@ -51,12 +51,4 @@ std::string_view CodeName(grpc::StatusCode code) {
   return index < kNames.size() ? kNames[index] : "UNKNOWN";
 }
 
-Error NoMemoryError() {
-  return {ErrorCode::kResourceExhausted, "not enough memory for this request"};
-}
-
-Error DrainingError() {
-  return {ErrorCode::kUnavailable, "draining: the server is shutting down"};
-}
-
 }  // namespace dsa

@@ -55,16 +55,36 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
+// Of every protocol.
+std::vector<NamedService> MakeServices(ServiceContext& context) {
+  std::vector<NamedService> services;
+  services.push_back(MakeChatService(context));
+  services.push_back(MakeCompletionService(context));
+  services.push_back(MakeTokenService(context));
+  services.push_back(MakeModelService(context));
+  services.push_back(MakeAdminService(context));
+  return services;
+}
+
+std::vector<std::string> NamesOf(const std::vector<NamedService>& services) {
+  std::vector<std::string> names;
+  for (const NamedService& service : services) {
+    names.push_back(service.name);
+  }
+  return names;
+}
+
 }  // namespace
 
 using Entrance = grpc::experimental::ExternalConnectionAcceptor;
 
 struct GrpcServer::State {
-  explicit State(ServiceContext& served) : context(served) {}
+  State(ServiceContext& served, std::vector<NamedService> registered)
+      : context(served), services(std::move(registered)), health(NamesOf(services)) {}
 
   ServiceContext& context;
+  const std::vector<NamedService> services;
   HealthService health;
-  std::vector<std::unique_ptr<grpc::Service>> services;
   std::int64_t port = 0;
   std::unique_ptr<grpc::Server> server;
   std::unique_ptr<Entrance> entrance;  // as long as the acceptor
@@ -74,20 +94,15 @@ struct GrpcServer::State {
 Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
                                                       ServiceContext& context) {
   ConfigureLibraries();
-  auto state = std::make_unique<State>(context);
-  state->services.push_back(MakeChatService(context));
-  state->services.push_back(MakeCompletionService(context));
-  state->services.push_back(MakeTokenService(context));
-  state->services.push_back(MakeModelService(context));
-  state->services.push_back(MakeAdminService(context));
+  auto state = std::make_unique<State>(context, MakeServices(context));
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
   state->entrance = builder.experimental().AddExternalConnectionAcceptor(
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
       grpc::InsecureServerCredentials());
   builder.RegisterService(&state->health.service());
-  for (const auto& service : state->services) {
-    builder.RegisterService(service.get());
+  for (const NamedService& service : state->services) {
+    builder.RegisterService(service.service.get());
   }
   DSA_ASSIGN_OR_RETURN(ListenSockets listening, OpenListenSockets(config.host, config.port));
   state->port = listening.port;

@@ -4,7 +4,6 @@
 #include "server/grpc/wire.h"
 
 #include <algorithm>
-#include <array>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -23,15 +22,8 @@ using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 using State = HealthCheckResponse::ServingStatus;
 
-constexpr std::array<std::string_view, 7> kReadinessNames = {
-    "",
-    "readiness",
-    "dsa.v1.ChatService",
-    "dsa.v1.CompletionService",
-    "dsa.v1.TokenService",
-    "dsa.v1.ModelService",
-    "dsa.v1.AdminService",
-};
+constexpr std::string_view kServerName;
+constexpr std::string_view kReadinessName = "readiness";
 constexpr std::string_view kLivenessName = "liveness";
 
 // At once, on the thread that everybody's calls come through.
@@ -41,7 +33,7 @@ Status Parse(const grpc::ByteBuffer& request, HealthCheckRequest& message) {
     return InvalidArgument(fmt::format("HealthCheckRequest: {} bytes, at most {}", request.Length(),
                                        kRequestBytesMax));
   }
-  return ParseStrictly(request, message);
+  return ParseMessage(request, UnknownFields::kRefused, message);
 }
 
 grpc::ByteBuffer Encode(State state) {
@@ -55,6 +47,11 @@ grpc::ByteBuffer Encode(State state) {
 // The states, and who watches them.
 class HealthService::Board final {
  public:
+  explicit Board(std::vector<std::string> services) : ready_names_(std::move(services)) {
+    ready_names_.emplace_back(kServerName);
+    ready_names_.emplace_back(kReadinessName);
+  }
+
   // nullopt: no such name.
   std::optional<State> StateOf(std::string_view name) {
     const std::lock_guard lock(mutex_);
@@ -75,12 +72,13 @@ class HealthService::Board final {
     if (name == kLivenessName) {
       return HealthCheckResponse::SERVING;
     }
-    if (std::find(kReadinessNames.begin(), kReadinessNames.end(), name) == kReadinessNames.end()) {
+    if (std::find(ready_names_.begin(), ready_names_.end(), name) == ready_names_.end()) {
       return std::nullopt;
     }
     return draining_ || stalled_ ? HealthCheckResponse::NOT_SERVING : HealthCheckResponse::SERVING;
   }
 
+  std::vector<std::string> ready_names_;  // constant after construction
   std::mutex mutex_;
   // Guarded by mutex_, as is what the watches say of themselves:
   bool draining_ = false;
@@ -208,8 +206,9 @@ class HealthService::Service final : public Health::WithRawCallbackMethod_Check<
   const std::shared_ptr<Board> board_;
 };
 
-HealthService::HealthService()
-    : board_(std::make_shared<Board>()), service_(std::make_unique<Service>(board_)) {}
+HealthService::HealthService(std::vector<std::string> services)
+    : board_(std::make_shared<Board>(std::move(services))),
+      service_(std::make_unique<Service>(board_)) {}
 
 HealthService::~HealthService() = default;
 

@@ -1,11 +1,13 @@
 // grpc.health.v1.  Ours and not gRPC's own, under which an open Watch holds up a shutdown until its
 // limit: here watches hear the last state and are ended.  Health calls are not logged.
 //
-// Names: "" for the whole server, "readiness", the full names of our services, and "liveness",
-// which stays SERVING while the server drains or is stalled.
+// Names: "" for the whole server, "readiness", the full names of the services that are registered,
+// and "liveness", which stays SERVING while the server drains or is stalled.
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <grpcpp/impl/codegen/service_type.h>
 
@@ -13,7 +15,8 @@ namespace dsa {
 
 class HealthService final {
  public:
-  HealthService();  // everything is SERVING
+  // `services`: full names, such as "dsa.v1.ChatService".  Everything is SERVING.
+  explicit HealthService(std::vector<std::string> services);
   ~HealthService();
   HealthService(const HealthService&) = delete;
   HealthService& operator=(const HealthService&) = delete;

@@ -1,22 +1,68 @@
 #include "server/grpc/reactors.h"
 
+#include "server/grpc/call_info.h"
 #include "server/grpc/wire.h"
 
 #include <memory>
+#include <utility>
 
 namespace dsa {
 namespace {
 
-class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                            public GenerationTransport {
+// What both reactors say beside their messages, and how they encode those.
+class Messages final {
  public:
+  Messages(const GenerationMethod& method, const ServiceContext& context,
+           grpc::CallbackServerContext& rpc)
+      : method_(method), context_(context), rpc_(rpc) {}
+
+  grpc::ByteBuffer Encode(const ReplyPart& part, const ReplyHead& head) {
+    // With the first token only: a header before it would keep clients from retrying an error.
+    if (!headers_sent_) {
+      rpc_.AddInitialMetadata(kRequestIdHeader, head.request_id);
+      headers_sent_ = true;
+    }
+    return method_.encode(part, head, context_);
+  }
+
+  // Behind the last message.
+  grpc::Status End(const ReplyHead& head, const Status& status) {
+    if (!headers_sent_ && !head.request_id.empty()) {
+      rpc_.AddTrailingMetadata(kRequestIdHeader, head.request_id);
+    }
+    if (!status.ok() && status.error().code == ErrorCode::kResourceExhausted) {
+      rpc_.AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
+    }
+    return ToGrpc(status);
+  }
+
+  void Cancel() { rpc_.TryCancel(); }
+
+ private:
+  const GenerationMethod& method_;
+  const ServiceContext& context_;
+  grpc::CallbackServerContext& rpc_;
+  bool headers_sent_ = false;
+};
+
+class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public ReplyWriter {
+ public:
+  explicit StreamReactor(const Messages& messages) : messages_(messages) {}
   void Begin(std::shared_ptr<GenerationCall> call) { call_ = std::move(call); }
 
-  void Write(const grpc::ByteBuffer& bytes) override { StartWrite(&bytes); }
-  void WriteAndFinish(const grpc::ByteBuffer& bytes, const Status& status) override {
-    StartWriteAndFinish(&bytes, grpc::WriteOptions(), ToGrpc(status));
+  void Write(const ReplyPart& part, const ReplyHead& head) override {
+    buffer_ = messages_.Encode(part, head);
+    StartWrite(&buffer_);
   }
-  void Fail(const Error& error) override { Finish(ToGrpc(error)); }
+  void Finish(const ReplyPart* last, const ReplyHead& head, const Status& status) override {
+    if (last == nullptr) {
+      ServerWriteReactor::Finish(messages_.End(head, status));
+      return;
+    }
+    buffer_ = messages_.Encode(*last, head);
+    StartWriteAndFinish(&buffer_, grpc::WriteOptions(), messages_.End(head, status));
+  }
+  void Drop() override { messages_.Cancel(); }
 
   void OnWriteDone(bool ok) override { call_->OnWriteDone(ok); }
   void OnCancel() override { call_->OnCancel(); }
@@ -26,22 +72,29 @@ class StreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
 
  private:
+  Messages messages_;
+  grpc::ByteBuffer buffer_;               // of the write in flight
   std::shared_ptr<GenerationCall> call_;  // set before gRPC can call back
 };
 
-class WholeReactor final : public grpc::ServerUnaryReactor, public GenerationTransport {
+class WholeReactor final : public grpc::ServerUnaryReactor, public ReplyWriter {
  public:
-  explicit WholeReactor(grpc::ByteBuffer& response) : response_(response) {}
+  WholeReactor(const Messages& messages, grpc::ByteBuffer& response)
+      : messages_(messages), response_(response) {}
   void Begin(std::shared_ptr<GenerationCall> call) { call_ = std::move(call); }
 
-  void Write(const grpc::ByteBuffer& /*bytes*/) override {
+  void Write(const ReplyPart& /*part*/, const ReplyHead& /*head*/) override {
     DSA_CHECK(false, "a unary call has one message");
   }
-  void WriteAndFinish(const grpc::ByteBuffer& bytes, const Status& status) override {
-    response_ = bytes;
-    Finish(ToGrpc(status));
+  // Only with a message can a call end with OK: gRPC aborts the process where a unary call does
+  // without one.
+  void Finish(const ReplyPart* last, const ReplyHead& head, const Status& status) override {
+    if (last != nullptr) {
+      response_ = messages_.Encode(*last, head);
+    }
+    ServerUnaryReactor::Finish(messages_.End(head, status));
   }
-  void Fail(const Error& error) override { Finish(ToGrpc(error)); }
+  void Drop() override { messages_.Cancel(); }
 
   void OnCancel() override { call_->OnCancel(); }
   void OnDone() override {
@@ -50,9 +103,27 @@ class WholeReactor final : public grpc::ServerUnaryReactor, public GenerationTra
   }
 
  private:
+  Messages messages_;
   grpc::ByteBuffer& response_;
   std::shared_ptr<GenerationCall> call_;  // set before gRPC can call back
 };
+
+std::shared_ptr<GenerationCall> StartCall(const GenerationMethod& method, Delivery delivery,
+                                          ServiceContext& context, grpc::CallbackServerContext& rpc,
+                                          const grpc::ByteBuffer& request, ReplyWriter& writer) {
+  return GenerationCall::Start(
+      context,
+      {.method = method.name,
+       .fields = method.fields,
+       .request_id_header = ClientRequestId(rpc),
+       .deadline_us = DeadlineUs(rpc, context.clock)},
+      request.Length(),
+      [&method, &request, delivery](Ask& ask) {
+        ask.delivery = delivery;
+        return method.read(request, ask);
+      },
+      writer);
+}
 
 }  // namespace
 
@@ -60,16 +131,16 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(const GenerationMethod& 
                                                         ServiceContext& context,
                                                         grpc::CallbackServerContext& rpc,
                                                         const grpc::ByteBuffer& request) {
-  auto* reactor = new StreamReactor();
-  reactor->Begin(GenerationCall::Start(method, context, rpc, request, *reactor));
+  auto* reactor = new StreamReactor({method, context, rpc});
+  reactor->Begin(StartCall(method, Delivery::kStream, context, rpc, request, *reactor));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* StartWhole(const GenerationMethod& method, ServiceContext& context,
                                      grpc::CallbackServerContext& rpc,
                                      const grpc::ByteBuffer& request, grpc::ByteBuffer& response) {
-  auto* reactor = new WholeReactor(response);
-  reactor->Begin(GenerationCall::Start(method, context, rpc, request, *reactor));
+  auto* reactor = new WholeReactor({method, context, rpc}, response);
+  reactor->Begin(StartCall(method, Delivery::kWhole, context, rpc, request, *reactor));
   return reactor;
 }
 

@@ -2,11 +2,24 @@
 // OnDone, where it deletes itself, as the callback API wants.
 #pragma once
 
-#include "server/grpc/generation_call.h"
+#include "server/api/generation_call.h"
 
+#include <string_view>
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 namespace dsa {
+
+// What the methods that generate differ in.
+struct GenerationMethod {
+  std::string_view name;  // "ChatService/Chat"
+  const FieldNames* fields;
+  Status (*read)(const grpc::ByteBuffer& bytes, Ask& ask);
+  grpc::ByteBuffer (*encode)(const ReplyPart& part, const ReplyHead& head,
+                             const ServiceContext& context);
+};
 
 // The reactors of a chat or completion call.  Called by gRPC on one of its threads.
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(const GenerationMethod& method,

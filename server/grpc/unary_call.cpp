@@ -1,6 +1,7 @@
 #include "server/grpc/unary_call.h"
 
 #include "common/log.h"
+#include "server/api/errors.h"
 #include "server/grpc/call_info.h"
 
 #include <atomic>

@@ -37,7 +37,7 @@ grpc::ServerUnaryReactor* Answer(const UnaryCall& call,
   return AnswerUnary(
       call, [&context, handle](const grpc::ByteBuffer& bytes) -> Result<grpc::ByteBuffer> {
         RequestMessage request;
-        DSA_RETURN_IF_ERROR(ParseStrictly(bytes, request));
+        DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kRefused, request));
         DSA_ASSIGN_OR_RETURN(const ResponseMessage response, handle(request, context));
         return Serialize(response);
       });

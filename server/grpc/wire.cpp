@@ -46,7 +46,7 @@ Status CheckAllKnown(const Message& message, const std::string& path) {
 
 }  // namespace
 
-Status ParseStrictly(const grpc::ByteBuffer& bytes, Message& message) {
+Status ParseMessage(const grpc::ByteBuffer& bytes, UnknownFields unknown, Message& message) {
   grpc::ByteBuffer copy(bytes);  // shares the slices; the reader wants it writable
   grpc::ProtoBufferReader reader(&copy);
   google::protobuf::io::CodedInputStream stream(&reader);
@@ -57,7 +57,7 @@ Status ParseStrictly(const grpc::ByteBuffer& bytes, Message& message) {
     return InvalidArgument(
         fmt::format("{}: not a valid protobuf message, or it has text that is not UTF-8", name));
   }
-  return CheckAllKnown(message, name);
+  return unknown == UnknownFields::kIgnored ? Status() : CheckAllKnown(message, name);
 }
 
 grpc::ByteBuffer Serialize(const Message& message) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,6 +28,9 @@ class FakeEngine final : public Engine {
     if (refusal) {
       return *refusal;
     }
+    if (!live.insert(request.external_id).second) {
+      return Error{ErrorCode::kAlreadyExists, "live"};
+    }
     submitted_.push_back({std::move(request), std::move(sink)});
     changed_.notify_all();
     return {};
@@ -40,6 +44,7 @@ class FakeEngine final : public Engine {
       if (one.request.external_id == external_id) {
         TokenDelta last;
         last.finish = FinishReason::kAborted;
+        live.erase(external_id);
         one.sink->OnDelta(std::move(last));
         return true;
       }
@@ -69,6 +74,9 @@ class FakeEngine final : public Engine {
   }
 
   std::optional<Error> refusal;  // set before the call that it refuses
+  // Ids that Submit refuses: those submitted and not aborted, whatever a test lets become of them,
+  // and what a test says before the first call.
+  std::set<std::string> live;
 
  private:
   mutable std::mutex mutex_;

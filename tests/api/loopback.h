@@ -60,7 +60,7 @@ struct Loopback {
         .server = {.version = "9", .device = "cpu", .configuration_json = "{}", .ready_us = 0},
         .slow_client = {},
         .draining = false,
-        .live = {},
+        .request_ids = {},
         .open_calls = {},
         .workers = {}});
     if (tokenizer != nullptr) {

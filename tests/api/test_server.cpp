@@ -72,7 +72,7 @@ TestServer::TestServer(const TestServerOptions& options)
           .server = {.version = "9", .device = "cpu", .configuration_json = "{}", .ready_us = 0},
           .slow_client = options.slow_client,
           .draining = false,
-          .live = {},
+          .request_ids = {},
           .open_calls = {},
           .workers = {}}) {
   executor_.on_execute = [this](const ForwardBatch& batch) {

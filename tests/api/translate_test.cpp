@@ -3,6 +3,7 @@
 
 #include "proto/admin.pb.h"
 #include "proto/model.pb.h"
+#include "server/grpc/wire.h"
 #include "tests/api/fake_engine.h"
 
 #include <cmath>
@@ -44,10 +45,17 @@ struct World {
                          .server = {},
                          .slow_client = {},
                          .draining = false,
-                         .live = {},
+                         .request_ids = {},
                          .open_calls = {},
                          .workers = {}};
 };
+
+template <typename Message>
+Result<Generation> Translate(const Message& message, const ServiceContext& context) {
+  Ask ask;
+  DSA_RETURN_IF_ERROR(ToAsk(message, ask));
+  return Resolve(std::move(ask), kFieldNames, context);
+}
 
 v1::CompletionRequest Valid() {
   v1::CompletionRequest request;
@@ -394,25 +402,29 @@ TEST_CASE("a seed is the client's or drawn anew", "[api][translate]") {
   CHECK(first != second);
 }
 
-TEST_CASE("request ids are unique while they live", "[api]") {
+TEST_CASE("unknown fields are refused or ignored, as the protocol wants", "[api][wire]") {
+  std::string bytes = Valid().SerializeAsString();
+  bytes += std::string("\xf8\x07\x01", 3);  // field 127
+  const grpc::Slice slice(bytes);
+  const grpc::ByteBuffer buffer(&slice, 1);
+  v1::CompletionRequest request;
+  CHECK(ParseMessage(buffer, UnknownFields::kRefused, request).error().message ==
+        "CompletionRequest: no field has number 127");
+  REQUIRE(ParseMessage(buffer, UnknownFields::kIgnored, request).ok());
+  CHECK(request.token_ids().ids_size() == 3);
+}
+
+TEST_CASE("a request id has its form", "[api]") {
+  CHECK(CheckRequestId("a.B_9-", "request_id").ok());
+  CHECK(CheckRequestId(std::string(64, 'x'), "f").ok());
+  CHECK(CheckRequestId(std::string(65, 'x'), "f").error().message == "f: 65 bytes, at most 64");
+  CHECK(CheckRequestId("a\nb", "f").error().message.find("\\x0a") != std::string::npos);
   RequestIds ids;
-  CHECK(ids.Claim("a.B_9-", "request_id").ok());
-  CHECK(ids.Claim("a.B_9-", "request_id").error().code == ErrorCode::kAlreadyExists);
-  ids.Release("a.B_9-");
-  CHECK(ids.Claim("a.B_9-", "request_id").ok());
-  CHECK(ids.Claim(std::string(64, 'x'), "f").ok());
-  CHECK(ids.Claim(std::string(65, 'x'), "f").error().message == "f: 65 bytes, at most 64");
-  CHECK(ids.Claim("a\nb", "f").error().message.find("\\x0a") != std::string::npos);
-  CHECK(ids.Claim("", "f").value() != ids.Claim("", "f").value());
-  // A name given in passing binds nobody.
-  CHECK(ids.ClaimProposed("from-a-proxy") == "from-a-proxy");
-  CHECK(ids.ClaimProposed("from-a-proxy") != "from-a-proxy");
-  for (const std::string& odd :
-       {std::string(), std::string(65, 'x'), std::string("a b:{c}/d=\"e\"")}) {
-    const std::string made = ids.ClaimProposed(odd);
-    CHECK(IsRequestId(made));
-    CHECK(ids.Claim(made, "f").error().code == ErrorCode::kAlreadyExists);
-  }
+  RequestIds others;
+  const std::string made = ids.Make();
+  CHECK(IsRequestId(made));
+  CHECK(made != ids.Make());
+  CHECK(made != others.Make());
   CHECK(Escape("a\x1b[31m\xc3\xa4\"", 128) == "a\\x1b[31m\\xc3\\xa4\\x22");
   CHECK(Escape(std::string(1000, '\n'), 128).size() == 128);
 }

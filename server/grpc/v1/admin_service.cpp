@@ -73,8 +73,8 @@ class AdminService final
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeAdminService(ServiceContext& context) {
-  return std::make_unique<AdminService>(context);
+NamedService MakeAdminService(ServiceContext& context) {
+  return {v1::AdminService::service_full_name(), std::make_unique<AdminService>(context)};
 }
 
 }  // namespace dsa

@@ -133,17 +133,4 @@ v1::CompletionStreamResponse EncodeCompletionPart(const ReplyPart& part, const R
   return response;
 }
 
-std::string_view ToString(ReplyFinish finish) {
-  switch (finish) {
-    case ReplyFinish::kStop: return "stop";
-    case ReplyFinish::kLength: return "length";
-    case ReplyFinish::kToolCalls: return "tool_calls";
-    case ReplyFinish::kCancelled: return "cancelled";
-    case ReplyFinish::kDeadline: return "deadline";
-    case ReplyFinish::kAborted: return "aborted";
-    case ReplyFinish::kError: return "error";
-  }
-  return "error";
-}
-
 }  // namespace dsa

@@ -1,26 +1,19 @@
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
-#include "server/grpc/call_info.h"
 #include "server/grpc/reactors.h"
+#include "server/grpc/v1/encode.h"
 #include "server/grpc/v1/services.h"
+#include "server/grpc/v1/translate.h"
 #include "server/grpc/wire.h"
-
-#include <new>
 
 namespace dsa {
 namespace {
 
 template <typename Message>
-Result<Generation> ParseAs(const grpc::ByteBuffer& bytes, const ServiceContext& context,
-                           std::string& request_id) {
-  try {
-    Message message;
-    DSA_RETURN_IF_ERROR(ParseStrictly(bytes, message));
-    request_id = message.request_id();
-    return Translate(message, context);
-  } catch (const std::bad_alloc&) {
-    return NoMemoryError();
-  }
+Status ReadAs(const grpc::ByteBuffer& bytes, Ask& ask) {
+  Message message;
+  DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kRefused, message));
+  return ToAsk(message, ask);
 }
 
 template <auto kEncode>
@@ -30,20 +23,20 @@ grpc::ByteBuffer EncodeAs(const ReplyPart& part, const ReplyHead& head,
 }
 
 constexpr GenerationMethod kChat = {.name = "ChatService/Chat",
-                                    .delivery = Delivery::kWhole,
-                                    .parse = ParseAs<v1::ChatRequest>,
+                                    .fields = &kFieldNames,
+                                    .read = ReadAs<v1::ChatRequest>,
                                     .encode = EncodeAs<EncodeChat>};
 constexpr GenerationMethod kChatStream = {.name = "ChatService/ChatStream",
-                                          .delivery = Delivery::kStream,
-                                          .parse = ParseAs<v1::ChatRequest>,
+                                          .fields = &kFieldNames,
+                                          .read = ReadAs<v1::ChatRequest>,
                                           .encode = EncodeAs<EncodeChatPart>};
 constexpr GenerationMethod kComplete = {.name = "CompletionService/Complete",
-                                        .delivery = Delivery::kWhole,
-                                        .parse = ParseAs<v1::CompletionRequest>,
+                                        .fields = &kFieldNames,
+                                        .read = ReadAs<v1::CompletionRequest>,
                                         .encode = EncodeAs<EncodeCompletion>};
 constexpr GenerationMethod kCompleteStream = {.name = "CompletionService/CompleteStream",
-                                              .delivery = Delivery::kStream,
-                                              .parse = ParseAs<v1::CompletionRequest>,
+                                              .fields = &kFieldNames,
+                                              .read = ReadAs<v1::CompletionRequest>,
                                               .encode = EncodeAs<EncodeCompletionPart>};
 
 class ChatService final
@@ -87,12 +80,12 @@ class CompletionService final : public v1::CompletionService::WithRawCallbackMet
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeChatService(ServiceContext& context) {
-  return std::make_unique<ChatService>(context);
+NamedService MakeChatService(ServiceContext& context) {
+  return {v1::ChatService::service_full_name(), std::make_unique<ChatService>(context)};
 }
 
-std::unique_ptr<grpc::Service> MakeCompletionService(ServiceContext& context) {
-  return std::make_unique<CompletionService>(context);
+NamedService MakeCompletionService(ServiceContext& context) {
+  return {v1::CompletionService::service_full_name(), std::make_unique<CompletionService>(context)};
 }
 
 }  // namespace dsa

@@ -1,7 +1,7 @@
 #include "proto/model.grpc.pb.h"
+#include "server/api/prompt.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/v1/services.h"
-#include "server/grpc/v1/translate.h"
 #include "tokenizer/chat_format.h"
 
 namespace dsa {
@@ -37,7 +37,7 @@ Result<v1::ListModelsResponse> ListModels(const v1::ListModelsRequest& /*request
 }
 
 Result<v1::ModelInfo> GetModel(const v1::GetModelRequest& request, const ServiceContext& context) {
-  DSA_RETURN_IF_ERROR(CheckModel(request.id(), context));
+  DSA_RETURN_IF_ERROR(CheckModel(request.id(), "model", context));
   return Describe(context.model);
 }
 
@@ -65,8 +65,8 @@ class ModelService final
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeModelService(ServiceContext& context) {
-  return std::make_unique<ModelService>(context);
+NamedService MakeModelService(ServiceContext& context) {
+  return {v1::ModelService::service_full_name(), std::make_unique<ModelService>(context)};
 }
 
 }  // namespace dsa

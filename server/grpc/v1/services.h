@@ -2,19 +2,15 @@
 #pragma once
 
 #include "server/api/service_context.h"
-
-#include <memory>
-#include <vector>
-
-#include <grpcpp/impl/codegen/service_type.h>
+#include "server/grpc/named_service.h"
 
 namespace dsa {
 
 // `context` outlives them.
-std::unique_ptr<grpc::Service> MakeChatService(ServiceContext& context);
-std::unique_ptr<grpc::Service> MakeCompletionService(ServiceContext& context);
-std::unique_ptr<grpc::Service> MakeTokenService(ServiceContext& context);
-std::unique_ptr<grpc::Service> MakeModelService(ServiceContext& context);
-std::unique_ptr<grpc::Service> MakeAdminService(ServiceContext& context);
+NamedService MakeChatService(ServiceContext& context);
+NamedService MakeCompletionService(ServiceContext& context);
+NamedService MakeTokenService(ServiceContext& context);
+NamedService MakeModelService(ServiceContext& context);
+NamedService MakeAdminService(ServiceContext& context);
 
 }  // namespace dsa

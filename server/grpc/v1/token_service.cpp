@@ -2,36 +2,19 @@
 #include "server/grpc/unary_call.h"
 #include "server/grpc/v1/services.h"
 #include "server/grpc/v1/translate.h"
-#include "server/grpc/v1/translate_params.h"
-
-#include <optional>
-#include <span>
-#include <utility>
-
-#include <fmt/core.h>
 
 namespace dsa {
 namespace {
 
-// Of one text: more than any context has, so that a client learns how much of it is too much, and
-// so few that large texts do not wait long for each other.
-constexpr std::size_t kTokensMax = std::size_t{1} << 20;
-
-// INVALID_ARGUMENT naming `field` where there are too many.
-Result<std::vector<TokenId>> EncodeField(const Tokenizer& tokenizer, std::string_view text,
-                                         std::span<const TextRange> ranges,
-                                         std::string_view field) {
-  std::optional<std::vector<TokenId>> ids = tokenizer.EncodeAtMost(text, ranges, kTokensMax);
-  if (!ids) {
-    return InvalidArgument(
-        fmt::format("{}: more than {} tokens, at most {}", field, kTokensMax, kTokensMax));
-  }
-  return *std::move(ids);
+Result<RenderedPrompt> RenderConversation(const v1::Conversation& message,
+                                          const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(const Chat chat, ToChat(message, kConversationNames));
+  return RenderPrompt(chat, kConversationNames, context);
 }
 
 Result<std::vector<TokenId>> EncodeConversation(const RenderedPrompt& chat,
                                                 const ServiceContext& context) {
-  return EncodeField(*context.tokenizer, chat.text, chat.template_ranges, "conversation");
+  return EncodeWithin(chat.text, chat.template_ranges, "conversation", context);
 }
 
 template <typename Response>
@@ -43,12 +26,11 @@ void AddIds(const std::vector<TokenId>& ids, Response& response) {
 
 Result<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
                                       const ServiceContext& context) {
-  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
-  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), "model", context));
   const TextRange all{.begin = 0, .end = request.text().size()};
   DSA_ASSIGN_OR_RETURN(
       const std::vector<TokenId> ids,
-      EncodeField(*tokenizer, request.text(), {&all, request.parse_special() ? 1U : 0U}, "text"));
+      EncodeWithin(request.text(), {&all, request.parse_special() ? 1U : 0U}, "text", context));
   v1::TokenizeResponse response;
   AddIds(ids, response);
   return response;
@@ -56,9 +38,12 @@ Result<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
 
 Result<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
                                           const ServiceContext& context) {
-  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), "model", context));
   DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
-  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ToTokenIds(request.ids(), "ids", context));
+  DSA_ASSIGN_OR_RETURN(
+      const std::vector<TokenId> ids,
+      ToTokenIds({request.ids().data(), static_cast<std::size_t>(request.ids_size())}, "ids",
+                 context));
   v1::DetokenizeResponse response;
   IncrementalDecoder decoder(*tokenizer);
   for (const TokenId id : ids) {
@@ -71,11 +56,11 @@ Result<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
 Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& request,
                                             const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(CheckNoRefusedFields(request));
-  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), "model", context));
   v1::CountTokensResponse response;
   if (request.has_conversation()) {
     DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
-                         RenderConversation(request.conversation(), "conversation.", context));
+                         RenderConversation(request.conversation(), context));
     DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, EncodeConversation(chat, context));
     response.set_tokens(static_cast<std::int64_t>(ids.size()));
     return response;
@@ -83,21 +68,20 @@ Result<v1::CountTokensResponse> CountTokens(const v1::CountTokensRequest& reques
   if (!request.has_text()) {
     return InvalidArgument("input: missing: text or conversation");
   }
-  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
   DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
-                       EncodeField(*tokenizer, request.text(), {}, "text"));
+                       EncodeWithin(request.text(), {}, "text", context));
   response.set_tokens(static_cast<std::int64_t>(ids.size()));
   return response;
 }
 
 Result<v1::RenderResponse> Render(const v1::RenderRequest& request, const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(CheckNoRefusedFields(request));
-  DSA_RETURN_IF_ERROR(CheckModel(request.model(), context));
+  DSA_RETURN_IF_ERROR(CheckModel(request.model(), "model", context));
   if (!request.has_conversation()) {
     return InvalidArgument("conversation: missing");
   }
   DSA_ASSIGN_OR_RETURN(const RenderedPrompt chat,
-                       RenderConversation(request.conversation(), "conversation.", context));
+                       RenderConversation(request.conversation(), context));
   DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, EncodeConversation(chat, context));
   v1::RenderResponse response;
   response.set_prompt(chat.text);
@@ -143,8 +127,8 @@ class TokenService final : public RawTokenService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeTokenService(ServiceContext& context) {
-  return std::make_unique<TokenService>(context);
+NamedService MakeTokenService(ServiceContext& context) {
+  return {v1::TokenService::service_full_name(), std::make_unique<TokenService>(context)};
 }
 
 }  // namespace dsa

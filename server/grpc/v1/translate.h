@@ -1,49 +1,55 @@
-// From messages of dsa.v1 to what the engine understands.  Every field is either used or refused;
-// a test walks the descriptors for that.  Errors name the field as the client wrote it.
+// From messages of dsa.v1 to what no protocol knows.  Every field is either used or refused; a test
+// walks the descriptors for that.  Errors name the field as the client wrote it.
 #pragma once
 
 #include "common/status.h"
 #include "proto/chat.pb.h"
 #include "proto/completion.pb.h"
 #include "proto/token.pb.h"
-#include "scheduler/request.h"
-#include "server/api/reply.h"
-#include "server/api/service_context.h"
-#include "server/grpc/v1/encode.h"
+#include "server/api/ask.h"
+#include "server/api/prompt.h"
 #include "tokenizer/chat_template.h"
 
-#include <string>
 #include <string_view>
 #include <vector>
 
+#include <google/protobuf/message.h>
+
 namespace dsa {
 
-// A request ready for Engine::Submit but for its ids, arrival and deadline.
-struct Generation {
-  Request request;
-  ReplyFormat format;
-  ReportLogprobs logprobs = ReportLogprobs::kNo;
-};
+// The fields of an Ask in ChatRequest and CompletionRequest.
+inline constexpr FieldNames kFieldNames = {.request_id = "request_id",
+                                           .model = "model",
+                                           .prompt = "prompt",
+                                           .token_ids = "token_ids.ids",
+                                           .add_bos = "add_bos",
+                                           .chat = {.prefix = "", .tool = ".function_json"},
+                                           .temperature = "sampling.temperature",
+                                           .top_p = "sampling.top_p",
+                                           .min_p = "sampling.min_p",
+                                           .top_k = "sampling.top_k",
+                                           .max_tokens = "stop.max_tokens",
+                                           .min_tokens = "stop.min_tokens",
+                                           .stop = "stop.stop",
+                                           .stop_token_ids = "stop.stop_token_ids",
+                                           .logprobs = "logprobs",
+                                           .top_logprobs = "top_logprobs",
+                                           .cache_salt = "cache_salt",
+                                           .priority = "priority"};
+// Of a Conversation that is a field itself.
+inline constexpr ChatFieldNames kConversationNames = {.prefix = "conversation.",
+                                                      .tool = ".function_json"};
 
-// NOT_FOUND unless `model` is empty or the one served.
-Status CheckModel(std::string_view model, const ServiceContext& context);
+// `ask` gets the request's id also where the rest is refused: INVALID_ARGUMENT or UNIMPLEMENTED.
+Status ToAsk(const v1::ChatRequest& message, Ask& ask);
+Status ToAsk(const v1::CompletionRequest& message, Ask& ask);
 
-// INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND, or FAILED_PRECONDITION where the model has no chat
-// format or no tokenizer.  Renders and encodes the prompt.
-Result<Generation> Translate(const v1::ChatRequest& message, const ServiceContext& context);
-Result<Generation> Translate(const v1::CompletionRequest& message, const ServiceContext& context);
+// INVALID_ARGUMENT for an unknown role, named as `names` has it.
+Result<Chat> ToChat(const v1::Conversation& message, const ChatFieldNames& names);
 
-// FAILED_PRECONDITION without a tokenizer or a chat format.  `path` opens the names of fields in
-// errors: "" or "conversation.".
-Result<RenderedPrompt> RenderConversation(const v1::Conversation& message, std::string_view path,
-                                          const ServiceContext& context);
-
-// FAILED_PRECONDITION without a tokenizer.
-Result<const Tokenizer*> NeedTokenizer(const ServiceContext& context);
-
-// INVALID_ARGUMENT naming `field`, the index and the id unless all lie in [0, vocabulary).
-Result<std::vector<TokenId>> ToTokenIds(const google::protobuf::RepeatedField<std::int64_t>& ids,
-                                        std::string_view field, const ServiceContext& context);
+// UNIMPLEMENTED naming the field where a field of RefusedFields() is set in `message`, or in a
+// message in it, to a value that would change anything.
+Status CheckNoRefusedFields(const google::protobuf::Message& message);
 
 // Full names of the fields that are refused where they are set, such as
 // "dsa.v1.SamplingParams.logit_bias".

@@ -1,10 +1,12 @@
-#include "server/grpc/generation_call.h"
+#include "server/api/generation_call.h"
 
 #include "common/log.h"
-#include "server/grpc/call_info.h"
-#include "server/grpc/wire.h"
+#include "server/api/errors.h"
 
+#include <new>
 #include <utility>
+
+#include <fmt/core.h>
 
 namespace dsa {
 namespace {
@@ -18,31 +20,25 @@ constexpr std::int64_t kDeadlineRoundingShare = 100;
 
 }  // namespace
 
-GenerationCall::GenerationCall(const GenerationMethod& method, ServiceContext& context,
-                               grpc::CallbackServerContext& rpc, GenerationTransport& transport)
-    : method_(method),
-      context_(context),
+GenerationCall::GenerationCall(ServiceContext& context, CallFacts facts, ReplyWriter& writer)
+    : context_(context),
+      facts_(std::move(facts)),
       arrival_us_(context.clock.NowUs()),
-      deadline_us_(DeadlineUs(rpc, context.clock)),
-      header_id_(ClientRequestId(rpc)),
-      rpc_(&rpc),
-      transport_(&transport) {
-  if (IsRequestId(header_id_)) {
-    head_.request_id = header_id_;
+      writer_(&writer) {
+  if (IsRequestId(facts_.request_id_header)) {
+    head_.request_id = facts_.request_id_header;
   }
 }
 
 GenerationCall::~GenerationCall() = default;
 
-std::shared_ptr<GenerationCall> GenerationCall::Start(const GenerationMethod& method,
-                                                      ServiceContext& context,
-                                                      grpc::CallbackServerContext& rpc,
-                                                      const grpc::ByteBuffer& request,
-                                                      GenerationTransport& transport) {
-  auto call = std::make_shared<GenerationCall>(method, context, rpc, transport);
+std::shared_ptr<GenerationCall> GenerationCall::Start(ServiceContext& context, CallFacts facts,
+                                                      std::size_t bytes, ReadAsk read,
+                                                      ReplyWriter& writer) {
+  auto call = std::make_shared<GenerationCall>(context, std::move(facts), writer);
   context.open_calls.Add(call.get());
-  const Status taken = context.workers.Do(request.Length(), [call, &request] {
-    const Status status = call->Submit(request, call);
+  const Status taken = context.workers.Do(bytes, [call, read = std::move(read)] {
+    const Status status = call->Submit(read, call);
     if (!status.ok()) {
       call->Refuse(status.error());
     }
@@ -53,8 +49,7 @@ std::shared_ptr<GenerationCall> GenerationCall::Start(const GenerationMethod& me
   return call;
 }
 
-Status GenerationCall::Submit(const grpc::ByteBuffer& request,
-                              const std::shared_ptr<GenerationCall>& self) {
+Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<GenerationCall>& self) {
   if (context_.draining.load(std::memory_order_relaxed)) {
     return DrainingError();
   }
@@ -62,34 +57,61 @@ Status GenerationCall::Submit(const grpc::ByteBuffer& request,
   if (departure != Departure::kNone) {
     return FinalStatus(departure);  // while it waited to be read
   }
-  std::string wanted;
-  Result<Generation> parsed = method_.parse(request, context_, wanted);
-  if (IsRequestId(wanted)) {
-    head_.request_id = wanted;
-  }
-  DSA_ASSIGN_OR_RETURN(Generation generation, std::move(parsed));
-  DSA_RETURN_IF_ERROR(ClaimId(wanted));
-  Request& submitted = generation.request;
-  head_.seed = submitted.sampling.seed;
+  std::string wanted_id;
+  DSA_ASSIGN_OR_RETURN(Generation generation, Prepare(read, wanted_id));
+  Request& request = generation.request;
+  head_.seed = request.sampling.seed;
   head_.logprobs = generation.logprobs;
   format_ = generation.format;
   assembler_.emplace(format_);
-  submitted.id = context_.engine.NextRequestId();
-  submitted.external_id = head_.request_id;
-  submitted.arrival_us = arrival_us_;
-  submitted.stop.deadline_us = deadline_us_;
-  usage_.prompt_tokens = static_cast<std::int64_t>(submitted.prompt.size());
-  return context_.engine.Submit(std::move(submitted), self);
+  request.id = context_.engine.NextRequestId();
+  request.arrival_us = arrival_us_;
+  request.stop.deadline_us = facts_.deadline_us;
+  usage_.prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
+  return SubmitUnder(wanted_id, std::move(request), self);
 }
 
-Status GenerationCall::ClaimId(const std::string& wanted) {
-  if (!wanted.empty()) {
-    DSA_ASSIGN_OR_RETURN(head_.request_id, context_.live.Claim(wanted, "request_id"));
-  } else {
-    head_.request_id = context_.live.ClaimProposed(header_id_);
+Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wanted_id) {
+  try {
+    Ask ask;
+    const Status status = read(ask);
+    wanted_id = ask.request_id;
+    if (IsRequestId(wanted_id)) {
+      head_.request_id = wanted_id;
+    }
+    DSA_RETURN_IF_ERROR(status);
+    delivery_ = ask.delivery;
+    DSA_ASSIGN_OR_RETURN(Generation generation, Resolve(std::move(ask), *facts_.fields, context_));
+    if (!wanted_id.empty()) {
+      DSA_RETURN_IF_ERROR(CheckRequestId(wanted_id, facts_.fields->request_id));
+    }
+    return generation;
+  } catch (const std::bad_alloc&) {
+    return NoMemoryError();
   }
-  claimed_ = true;
-  return {};
+}
+
+// An id in the message binds the engine; one in the header, which a proxy may have set for several
+// requests, is taken where it is free.
+Status GenerationCall::SubmitUnder(const std::string& wanted_id, Request&& request,
+                                   const std::shared_ptr<GenerationCall>& self) {
+  if (wanted_id.empty() && IsRequestId(facts_.request_id_header)) {
+    Request proposed = request;
+    proposed.external_id = facts_.request_id_header;
+    const Status status = context_.engine.Submit(std::move(proposed), self);
+    if (status.ok() || status.error().code != ErrorCode::kAlreadyExists) {
+      return status;
+    }
+  }
+  head_.request_id = wanted_id.empty() ? context_.request_ids.Make() : wanted_id;
+  request.external_id = head_.request_id;
+  const Status status = context_.engine.Submit(std::move(request), self);
+  if (!status.ok() && status.error().code == ErrorCode::kAlreadyExists) {
+    return Error{ErrorCode::kAlreadyExists,
+                 fmt::format("{}: \"{}\" names a request that is live", facts_.fields->request_id,
+                             head_.request_id)};
+  }
+  return status;
 }
 
 std::unique_ptr<TextDecoder> GenerationCall::MakeDecoder() const {
@@ -103,7 +125,7 @@ std::unique_ptr<ContentReader> GenerationCall::MakeContentReader() const {
 void GenerationCall::Refuse(const Error& error) {
   const std::lock_guard lock(mutex_);
   Close(error);
-  transport_->Fail(error);
+  writer_->Finish(nullptr, head_, error);
 }
 
 void GenerationCall::OnDelta(TokenDelta&& delta) {
@@ -111,7 +133,7 @@ void GenerationCall::OnDelta(TokenDelta&& delta) {
   const std::lock_guard lock(mutex_);
   usage_ = part.usage;
   finish_ = part.finish;
-  if (transport_ == nullptr || closed_) {
+  if (writer_ == nullptr || closed_) {
     return;
   }
   // A part that only repeats the usage is worth no message, unless it is the last.
@@ -136,9 +158,9 @@ void GenerationCall::OnWriteDone(bool ok) {
 void GenerationCall::OnCancel() {
   const MonotonicUs now_us = context_.clock.NowUs();
   const bool late =
-      deadline_us_ &&
-      now_us + kDeadlineRoundingUs + (*deadline_us_ - arrival_us_) / kDeadlineRoundingShare >=
-          *deadline_us_;
+      facts_.deadline_us &&
+      now_us + kDeadlineRoundingUs + (*facts_.deadline_us - arrival_us_) / kDeadlineRoundingShare >=
+          *facts_.deadline_us;
   Depart(late ? Departure::kDeadline : Departure::kCancelled);
   if (!late) {
     Cancel();
@@ -157,8 +179,7 @@ void GenerationCall::OnDone() {
     }
   }
   Log(outcome_);
-  transport_ = nullptr;
-  rpc_ = nullptr;
+  writer_ = nullptr;
   pending_ = {};
 }
 
@@ -175,7 +196,7 @@ void GenerationCall::Depart(Departure departure) {
 // A write in flight ends when the client reads or its connection dies (keepalive), which a client
 // that is alive and does not read never lets happen.
 void GenerationCall::DropIfSlow() {
-  if (transport_ == nullptr || departure_.load(std::memory_order_relaxed) != Departure::kNone) {
+  if (writer_ == nullptr || departure_.load(std::memory_order_relaxed) != Departure::kNone) {
     return;
   }
   const SlowClientLimits& limits = context_.slow_client;
@@ -186,12 +207,12 @@ void GenerationCall::DropIfSlow() {
   if (stalled || behind) {
     Depart(Departure::kTooSlow);
     Cancel();
-    rpc_->TryCancel();  // without it the write in flight, and with it the call, would stay
+    writer_->Drop();  // without it the write in flight, and with it the call, would stay
   }
 }
 
 void GenerationCall::Advance() {
-  if (transport_ == nullptr || closed_ || write_in_flight_ || !has_pending_) {
+  if (writer_ == nullptr || closed_ || write_in_flight_ || !has_pending_) {
     return;
   }
   if (pending_.finish) {
@@ -199,18 +220,15 @@ void GenerationCall::Advance() {
     return;
   }
   const bool gone = departure_.load(std::memory_order_relaxed) != Departure::kNone;
-  if (method_.delivery == Delivery::kWhole || gone) {
+  if (delivery_ == Delivery::kWhole || gone) {
     return;
   }
-  if (!pending_.empty()) {
-    SendHeaders();
-  }
-  buffer_ = method_.encode(pending_, head_, context_);
-  pending_ = {};
+  const ReplyPart part = std::exchange(pending_, {});
   has_pending_ = false;
+  begun_ = true;
   write_in_flight_ = true;
   write_started_us_ = context_.clock.NowUs();
-  transport_->Write(buffer_);
+  writer_->Write(part, head_);
 }
 
 // The engine's last delta has come and nothing is being written.
@@ -219,28 +237,12 @@ void GenerationCall::End() {
   const Departure departure = departure_.load(std::memory_order_relaxed);
   const Status status = FinalStatus(departure);
   // A stream that has begun gets its last message whatever the status.
-  const bool begun = method_.delivery == Delivery::kStream && (headers_sent_ || !pending_.empty());
+  const bool begun = delivery_ == Delivery::kStream && (begun_ || !pending_.empty());
   const bool sends = departure == Departure::kNone && (status.ok() || begun);
-  if (sends) {
-    SendHeaders();
-    buffer_ = method_.encode(pending_, head_, context_);
-  }
-  pending_ = {};
+  const ReplyPart part = std::exchange(pending_, {});
   has_pending_ = false;
   Close(status);
-  if (sends) {
-    transport_->WriteAndFinish(buffer_, status);
-  } else {
-    transport_->Fail(status.error());
-  }
-}
-
-// With the first token only: a header before it would keep clients from retrying an error.
-void GenerationCall::SendHeaders() {
-  if (!headers_sent_) {
-    rpc_->AddInitialMetadata(kRequestIdHeader, head_.request_id);
-    headers_sent_ = true;
-  }
+  writer_->Finish(sends ? &part : nullptr, head_, status);
 }
 
 // Never OK where the client has left.
@@ -266,31 +268,20 @@ Status GenerationCall::FinalStatus(Departure departure) const {
   return pending_.error.value_or(Error{ErrorCode::kInternal, "the model failed"});
 }
 
-// The status is decided and the id free: who sees the end may use it again.
 void GenerationCall::Close(const Status& status) {
   closed_ = true;
   outcome_ = status;
   write_started_us_ = context_.clock.NowUs();
-  if (!headers_sent_ && !head_.request_id.empty()) {
-    rpc_->AddTrailingMetadata(kRequestIdHeader, head_.request_id);
-  }
-  if (!status.ok() && status.error().code == ErrorCode::kResourceExhausted) {
-    rpc_->AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
-  }
-  if (claimed_) {
-    context_.live.Release(head_.request_id);
-  }
 }
 
 void GenerationCall::Log(const Status& outcome) const {
-  const grpc::Status status = ToGrpc(outcome);
   const double total_ms = static_cast<double>(context_.clock.NowUs() - arrival_us_) / kUsPerMs;
   dsa::Log(LogLevel::kInfo, "request",
            {{"id", head_.request_id},
-            {"client_id", Escape(header_id_, kLoggedBytesMax)},
-            {"method", method_.name},
-            {"code", CodeName(status.error_code())},
-            {"error", Escape(status.error_message(), kLoggedBytesMax)},
+            {"client_id", Escape(facts_.request_id_header, kLoggedBytesMax)},
+            {"method", facts_.method},
+            {"code", outcome.ok() ? "OK" : ToString(outcome.error().code)},
+            {"error", outcome.ok() ? "" : Escape(outcome.error().message, kLoggedBytesMax)},
             {"finish", finish_ ? ToString(*finish_) : std::string_view("none")},
             {"prompt_tokens", usage_.prompt_tokens},
             {"cache_hit_tokens", usage_.cache_hit_tokens},

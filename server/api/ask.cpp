@@ -1,0 +1,200 @@
+#include "server/api/ask.h"
+
+#include "scheduler/validate.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+constexpr float kTemperatureMax = 2.0F;
+constexpr std::size_t kCacheSaltBytesMax = 256;
+constexpr std::int64_t kPriorityMax = 1000;
+
+enum class LowEnd : std::uint8_t { kIncluded, kExcluded };
+
+struct FloatRange {
+  float low;
+  LowEnd low_end;
+  float high;
+};
+
+// NaN lies in no range.
+Status CheckFloat(std::string_view field, float value, const FloatRange& range) {
+  const bool above = range.low_end == LowEnd::kIncluded ? value >= range.low : value > range.low;
+  if (above && value <= range.high) {
+    return {};
+  }
+  return InvalidArgument(fmt::format("{}: {} is not in {}{}, {}]", field, value,
+                                     range.low_end == LowEnd::kIncluded ? '[' : '(', range.low,
+                                     range.high));
+}
+
+Status CheckInt(std::string_view field, std::int64_t value, std::int64_t low, std::int64_t high) {
+  if (value >= low && value <= high) {
+    return {};
+  }
+  return InvalidArgument(fmt::format("{}: {} is not in [{}, {}]", field, value, low, high));
+}
+
+std::uint64_t DrawSeed() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+Result<std::vector<TokenId>> EncodeText(const TextPrompt& prompt, const FieldNames& names,
+                                        const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(NeedTokenizer(context));
+  std::vector<TokenId> ids;
+  if (prompt.add_bos.value_or(context.model.add_bos)) {
+    if (!context.model.bos) {
+      return InvalidArgument(
+          fmt::format("{}: the model has no begin-of-sentence id", names.add_bos));
+    }
+    ids.push_back(*context.model.bos);
+  }
+  const TextRange all{.begin = 0, .end = prompt.text.size()};
+  DSA_ASSIGN_OR_RETURN(
+      const std::vector<TokenId> text,
+      EncodePrompt(prompt.text, {&all, prompt.parse_special ? 1U : 0U}, names.prompt, context));
+  ids.insert(ids.end(), text.begin(), text.end());
+  return ids;
+}
+
+Result<std::vector<TokenId>> ResolvePrompt(const Ask& ask, const FieldNames& names,
+                                           const ServiceContext& context) {
+  if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
+    DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(*chat, names.chat, context));
+    return EncodePrompt(rendered.text, rendered.template_ranges, names.prompt, context);
+  }
+  std::vector<TokenId> prompt;
+  if (const TextPrompt* text = std::get_if<TextPrompt>(&ask.prompt)) {
+    DSA_ASSIGN_OR_RETURN(prompt, EncodeText(*text, names, context));
+  } else {
+    DSA_ASSIGN_OR_RETURN(prompt,
+                         ToTokenIds(std::get<IdPrompt>(ask.prompt), names.token_ids, context));
+  }
+  if (prompt.empty()) {
+    return InvalidArgument(fmt::format("{}: empty: at least one token", names.prompt));
+  }
+  return prompt;
+}
+
+Result<SamplingParams> ResolveSampling(const Ask& ask, const FieldNames& names,
+                                       const ServedModel& model) {
+  const float temperature = ask.temperature.value_or(model.temperature);
+  const float top_p = ask.top_p.value_or(model.top_p);
+  const float min_p = ask.min_p.value_or(model.min_p);
+  const std::int64_t top_k = ask.top_k.value_or(model.top_k);
+  DSA_RETURN_IF_ERROR(
+      CheckFloat(names.temperature, temperature, {0.0F, LowEnd::kIncluded, kTemperatureMax}));
+  DSA_RETURN_IF_ERROR(CheckFloat(names.top_p, top_p, {0.0F, LowEnd::kExcluded, 1.0F}));
+  DSA_RETURN_IF_ERROR(CheckFloat(names.min_p, min_p, {0.0F, LowEnd::kIncluded, 1.0F}));
+  DSA_RETURN_IF_ERROR(CheckInt(names.top_k, top_k, 0, model.vocabulary));
+  return SamplingParams{.temperature = temperature,
+                        .top_p = top_p,
+                        .min_p = min_p,
+                        .top_k = static_cast<std::int32_t>(top_k),
+                        .seed = ask.seed ? *ask.seed : DrawSeed(),
+                        .top_logprobs = std::nullopt};
+}
+
+Status CheckStopStrings(const std::vector<std::string>& strings, std::string_view field) {
+  const auto count = static_cast<std::int64_t>(strings.size());
+  if (count > kStopStringsMax) {
+    return InvalidArgument(
+        fmt::format("{}: {} strings, at most {}", field, count, kStopStringsMax));
+  }
+  std::int64_t total = 0;
+  for (std::size_t i = 0; i < strings.size(); ++i) {
+    const auto bytes = static_cast<std::int64_t>(strings[i].size());
+    if (bytes < 1 || bytes > kStopStringBytesMax) {
+      return InvalidArgument(
+          fmt::format("{}[{}]: {} bytes is not in [1, {}]", field, i, bytes, kStopStringBytesMax));
+    }
+    total += bytes;
+  }
+  if (total > kStopStringBytesTotalMax) {
+    return InvalidArgument(
+        fmt::format("{}: {} bytes together, at most {}", field, total, kStopStringBytesTotalMax));
+  }
+  return {};
+}
+
+// `prompt_tokens` > 0 and what the context leaves decide max_tokens.
+Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const FieldNames& names,
+                                   const ServiceContext& context) {
+  const std::int64_t context_length = context.model.context_length;
+  const std::int64_t left = context_length - prompt_tokens;
+  if (left < 1) {
+    return InvalidArgument(
+        fmt::format("{}: {} tokens, at most {}: the context has {} and an answer needs 1",
+                    names.prompt, prompt_tokens, context_length - 1, context_length));
+  }
+  StopConditions stop;
+  stop.max_tokens = ask.max_tokens.value_or(std::min(left, context.model.max_tokens_default));
+  if (stop.max_tokens < 1 || stop.max_tokens > left) {
+    return InvalidArgument(
+        fmt::format("{}: {} is not in [1, {}]: the context has {} and the prompt {}",
+                    names.max_tokens, stop.max_tokens, left, context_length, prompt_tokens));
+  }
+  stop.min_tokens = ask.min_tokens.value_or(0);
+  DSA_RETURN_IF_ERROR(CheckInt(names.min_tokens, stop.min_tokens, 0, stop.max_tokens));
+  stop.ignore_end = ask.ignore_eos;
+  const auto stop_ids = static_cast<std::int64_t>(ask.stop_token_ids.size());
+  if (stop_ids > kStopIdsMax) {
+    return InvalidArgument(
+        fmt::format("{}: {} ids, at most {}", names.stop_token_ids, stop_ids, kStopIdsMax));
+  }
+  DSA_ASSIGN_OR_RETURN(stop.stop_ids,
+                       ToTokenIds(ask.stop_token_ids, names.stop_token_ids, context));
+  DSA_RETURN_IF_ERROR(CheckStopStrings(ask.stop, names.stop));
+  stop.stop_strings = std::move(ask.stop);
+  return stop;
+}
+
+// What neither draws a token nor ends a reply.
+Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
+  if (ask.top_logprobs) {
+    DSA_RETURN_IF_ERROR(CheckInt(names.top_logprobs, *ask.top_logprobs, 0, kTopLogprobsLimit));
+    if (!ask.logprobs) {
+      return InvalidArgument(
+          fmt::format("{}: {} needs {}", names.top_logprobs, *ask.top_logprobs, names.logprobs));
+    }
+  }
+  if (ask.logprobs) {
+    request.sampling.top_logprobs = static_cast<std::int32_t>(ask.top_logprobs.value_or(0));
+  }
+  if (ask.cache_salt.size() > kCacheSaltBytesMax) {
+    return InvalidArgument(fmt::format("{}: {} bytes, at most {}", names.cache_salt,
+                                       ask.cache_salt.size(), kCacheSaltBytesMax));
+  }
+  request.cache_salt = std::move(ask.cache_salt);
+  DSA_RETURN_IF_ERROR(CheckInt(names.priority, ask.priority, -kPriorityMax, kPriorityMax));
+  request.priority = static_cast<std::int32_t>(ask.priority);
+  return {};
+}
+
+}  // namespace
+
+Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckModel(ask.model, names.model, context));
+  Generation generation;
+  Request& request = generation.request;
+  DSA_ASSIGN_OR_RETURN(request.prompt, ResolvePrompt(ask, names, context));
+  DSA_ASSIGN_OR_RETURN(request.sampling, ResolveSampling(ask, names, context.model));
+  const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
+  DSA_ASSIGN_OR_RETURN(request.stop, ResolveStop(ask, prompt_tokens, names, context));
+  DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
+  generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
+  if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
+    generation.format = {.chat = context.model.chat_format, .thinking = chat->thinking};
+  }
+  return generation;
+}
+
+}  // namespace dsa

@@ -1,0 +1,96 @@
+#include "server/grpc/v1/translate.h"
+
+#include <algorithm>
+#include <string>
+
+#include <fmt/core.h>
+#include <google/protobuf/descriptor.h>
+
+namespace dsa {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+
+bool IsRefused(const FieldDescriptor& field) {
+  const auto& refused = RefusedFields();
+  return std::find(refused.begin(), refused.end(), field.full_name()) != refused.end();
+}
+
+// Whether what a refused field says is what happens without it.
+bool ChangesNothing(const Message& message, const FieldDescriptor& field) {
+  const Reflection& reflection = *message.GetReflection();
+  if (field.is_map()) {  // of floats that are added
+    for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
+      const Message& entry = reflection.GetRepeatedMessage(message, &field, i);
+      const FieldDescriptor* value = entry.GetDescriptor()->map_value();
+      if (entry.GetReflection()->GetFloat(entry, value) != 0.0F) {
+        return false;
+      }
+    }
+    return true;
+  }
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_FLOAT: {
+      const bool factor = field.name() == "repetition_penalty";
+      return reflection.GetFloat(message, &field) == (factor ? 1.0F : 0.0F);
+    }
+    case FieldDescriptor::CPPTYPE_INT64: return reflection.GetInt64(message, &field) == 1;  // n
+    case FieldDescriptor::CPPTYPE_MESSAGE: {
+      const auto* format = google::protobuf::DynamicCastToGenerated<v1::ResponseFormat>(
+          &reflection.GetMessage(message, &field));
+      return format != nullptr && format->type() == "text" && format->json_schema().empty();
+    }
+    default: return false;
+  }
+}
+
+Status CheckNoRefusedFields(const Message& message, const std::string& path) {
+  const Reflection& reflection = *message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);  // those that are set
+  for (const FieldDescriptor* field : fields) {
+    const std::string name = path + field->name();
+    if (IsRefused(*field) && ChangesNothing(message, *field)) {
+      continue;
+    }
+    if (IsRefused(*field)) {
+      return Error{ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", name)};
+    }
+    if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || field->is_map()) {
+      continue;
+    }
+    if (!field->is_repeated()) {
+      DSA_RETURN_IF_ERROR(CheckNoRefusedFields(reflection.GetMessage(message, field), name + "."));
+      continue;
+    }
+    for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
+      DSA_RETURN_IF_ERROR(CheckNoRefusedFields(reflection.GetRepeatedMessage(message, field, i),
+                                               fmt::format("{}[{}].", name, i)));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+const std::vector<std::string_view>& RefusedFields() {
+  static const std::vector<std::string_view> fields = {
+      "dsa.v1.SamplingParams.frequency_penalty",
+      "dsa.v1.SamplingParams.presence_penalty",
+      "dsa.v1.SamplingParams.repetition_penalty",
+      "dsa.v1.SamplingParams.logit_bias",
+      "dsa.v1.SamplingParams.n",
+      "dsa.v1.Message.prefix",
+      "dsa.v1.ChatRequest.response_format",
+      "dsa.v1.CompletionRequest.response_format",
+  };
+  return fields;
+}
+
+Status CheckNoRefusedFields(const Message& message) {
+  return CheckNoRefusedFields(message, "");
+}
+
+}  // namespace dsa

@@ -1,0 +1,191 @@
+// A call between an engine and a protocol, without any protocol.
+#include "server/api/generation_call.h"
+
+#include "tests/api/fake_engine.h"
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+using testing::Delta;
+using testing::LastDelta;
+
+constexpr FieldNames kNames = {.request_id = "the_id",
+                               .model = "the_model",
+                               .prompt = "the_prompt",
+                               .token_ids = "the_ids",
+                               .add_bos = "",
+                               .chat = {},
+                               .temperature = "how_hot",
+                               .top_p = "",
+                               .min_p = "",
+                               .top_k = "",
+                               .max_tokens = "how_long",
+                               .min_tokens = "",
+                               .stop = "",
+                               .stop_token_ids = "",
+                               .logprobs = "",
+                               .top_logprobs = "",
+                               .cache_salt = "",
+                               .priority = ""};
+
+class RecordingWriter final : public ReplyWriter {
+ public:
+  void Write(const ReplyPart& part, const ReplyHead& head) override {
+    parts.push_back(part);
+    request_id = head.request_id;
+  }
+  void Finish(const ReplyPart* last, const ReplyHead& head, const Status& end) override {
+    if (last != nullptr) {
+      parts.push_back(*last);
+    }
+    request_id = head.request_id;
+    status = end;
+    ++finishes;
+  }
+  void Drop() override { ++drops; }
+
+  std::vector<ReplyPart> parts;
+  std::string request_id;
+  Status status;
+  int finishes = 0;
+  int drops = 0;
+};
+
+struct World {
+  World() {
+    context.model.id = "m";
+    context.model.context_length = 16;
+    context.model.vocabulary = 100;
+    context.model.max_tokens_default = 8;
+  }
+
+  std::shared_ptr<GenerationCall> Start(const Ask& ask, const std::string& header = "") {
+    return GenerationCall::Start(
+        context,
+        {.method = "Test/Call",
+         .fields = &kNames,
+         .request_id_header = header,
+         .deadline_us = std::nullopt},
+        10,
+        [ask](Ask& target) {
+          target = ask;
+          target.delivery = Delivery::kStream;
+          return Status();
+        },
+        writer);
+  }
+
+  testing::FakeEngine engine;
+  SteadyClock clock;
+  ServiceContext context{.engine = engine,
+                         .clock = clock,
+                         .tokenizer = nullptr,
+                         .model = {},
+                         .server = {},
+                         .slow_client = {},
+                         .draining = false,
+                         .request_ids = {},
+                         .open_calls = {},
+                         .workers = {}};
+  RecordingWriter writer;
+};
+
+Ask Ids() {
+  Ask ask;
+  ask.prompt = IdPrompt{1, 2};
+  return ask;
+}
+
+TEST_CASE("a call has one write in flight and one end", "[api][call]") {
+  World world;
+  const auto call = world.Start(Ids());
+  const auto submitted = world.engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(Delta("a", {1}));
+  submitted->sink->OnDelta(Delta("b", {2}));
+  submitted->sink->OnDelta(Delta("c", {3}));
+  REQUIRE(world.writer.parts.size() == 1);
+  call->OnWriteDone(true);
+  REQUIRE(world.writer.parts.size() == 2);
+  CHECK(world.writer.parts[1].content == "bc");
+  submitted->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(world.writer.finishes == 0);  // the write is still in flight
+  call->OnWriteDone(true);
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.ok());
+  CHECK(IsRequestId(world.writer.request_id));
+  CHECK(world.writer.request_id == submitted->request.external_id);
+  call->OnDone();
+}
+
+TEST_CASE("an id in the message binds, one in the header is taken where it is free",
+          "[api][call]") {
+  World world;
+  world.engine.live = {"taken"};
+  Ask ask = Ids();
+  ask.request_id = "taken";
+  world.Start(ask)->OnDone();
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.error().code == ErrorCode::kAlreadyExists);
+  CHECK(world.writer.status.error().message == "the_id: \"taken\" names a request that is live");
+  ask.request_id = "no id";
+  world.Start(ask)->OnDone();
+  CHECK(world.writer.status.error().message.rfind("the_id: \"no id\" has characters", 0) == 0);
+  CHECK(world.engine.submitted() == 0);
+
+  const auto id_for_header = [&](const std::string& header) {
+    world.Start(Ids(), header)->OnDone();
+    return world.engine.Wait(world.engine.submitted() - 1)->request.external_id;
+  };
+  CHECK(id_for_header("free") == "free");
+  const std::string other = id_for_header("taken");
+  CHECK(IsRequestId(other));
+  CHECK(other != "taken");
+  CHECK(IsRequestId(id_for_header("no id")));
+  ask.request_id = "mine";
+  world.Start(ask, "free")->OnDone();
+  CHECK(world.engine.Wait(3)->request.external_id == "mine");
+}
+
+TEST_CASE("errors name fields as the protocol does", "[api][call]") {
+  World world;
+  const auto message = [&](const Ask& ask) {
+    world.Start(ask)->OnDone();
+    return world.writer.status.ok() ? "" : world.writer.status.error().message;
+  };
+  Ask ask = Ids();
+  ask.temperature = 3.0F;
+  CHECK(message(ask) == "how_hot: 3 is not in [0, 2]");
+  ask = Ids();
+  ask.max_tokens = 15;
+  CHECK(message(ask).rfind("how_long: 15 is not in [1, 14]", 0) == 0);
+  ask = Ids();
+  ask.model = "x";
+  CHECK(message(ask).rfind("the_model: \"x\" is not served", 0) == 0);
+  ask.model = "";
+  ask.prompt = IdPrompt{1, 100};
+  CHECK(message(ask) == "the_ids[1]: 100 is not in [0, 100)");
+  ask.prompt = IdPrompt{};
+  CHECK(message(ask) == "the_prompt: empty: at least one token");
+}
+
+TEST_CASE("a client that has left gets nothing more", "[api][call]") {
+  World world;
+  const auto call = world.Start(Ids());
+  const auto submitted = world.engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(Delta("a", {1}));
+  call->OnWriteDone(false);
+  CHECK(submitted->sink->cancelled());
+  submitted->sink->OnDelta(Delta("b", {2}));
+  submitted->sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  CHECK(world.writer.parts.size() == 1);
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.error().code == ErrorCode::kCancelled);
+  call->OnDone();
+}
+
+}  // namespace
+}  // namespace dsa
