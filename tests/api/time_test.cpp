@@ -159,7 +159,7 @@ TEST_CASE("every deadline that passes is one true line", "[time]") {
     server.steps().Hold();
     std::vector<std::thread> clients;
     const auto ask = [&](const std::string& id) {
-      const grpc::Status status = Complete(server, Tokens(id, 50), milliseconds(600));
+      const grpc::Status status = Complete(server, Tokens(id, 50), milliseconds(3000));
       late += status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ? 1 : 0;
     };
     clients.emplace_back(ask, "runs");
