@@ -71,17 +71,30 @@ Status ReadIndex(const std::string& text, const std::string& source, CheckpointF
   return json.CheckAllRead();
 }
 
+bool LiesIn(const fs::path& folder, const fs::path& path) {
+  return std::mismatch(folder.begin(), folder.end(), path.begin(), path.end()).first ==
+         folder.end();
+}
+
+// A checkpoint in the cache of Hugging Face's hub is a folder MODEL/snapshots/REVISION of links to
+// files in MODEL/blobs.  Empty for any other folder.
+fs::path BlobsOf(const fs::path& folder) {
+  const fs::path snapshots = folder.parent_path();
+  return snapshots.filename() == "snapshots" ? snapshots.parent_path() / "blobs" : fs::path();
+}
+
 // Refuses a shard that leads out of the folder, and a .safetensors file that no index names.
 Status CheckFolder(const std::string& folder, const CheckpointFiles& files) {
   std::error_code error;
   const fs::path root = fs::canonical(folder, error);
+  const fs::path blobs = BlobsOf(root);
   for (const std::string& shard : files.shards) {
     const std::string path = fmt::format("{}/{}", folder, shard);
     const fs::path real = fs::canonical(path, error);
     if (error) {
       return Error{ErrorCode::kNotFound, fmt::format("{}: {}", path, error.message())};
     }
-    if (std::mismatch(root.begin(), root.end(), real.begin(), real.end()).first != root.end()) {
+    if (!LiesIn(root, real) && (blobs.empty() || !LiesIn(blobs, real))) {
       return InvalidArgument(fmt::format(
           "{}: a link that leads out of the folder to {}; shards must lie in the folder, "
           "copy them there (cp -rL FOLDER COPY follows links)",

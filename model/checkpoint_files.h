@@ -22,7 +22,8 @@ struct CheckpointFiles {
 };
 
 // The shards that the index names, or the single file.  Each is a plain file name and lies inside
-// the folder after its links are followed.  A .safetensors file that the index does not name is
+// the folder after its links are followed, or in the blobs of the Hugging Face cache whose snapshot
+// the folder is.  A .safetensors file that the index does not name is
 // refused: it would be silently left out.
 Result<CheckpointFiles> FindCheckpointFiles(const std::string& folder);
 

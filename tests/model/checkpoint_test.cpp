@@ -217,6 +217,36 @@ TEST_CASE("A link may not lead out of the folder", "[model][checkpoint]") {
   CHECK(Checkpoint::Open(outside / "link").ok());
 }
 
+TEST_CASE("A snapshot of a Hugging Face cache may link to its own blobs", "[model][checkpoint]") {
+  const TemporaryFolder cache;
+  const fs::path model = fs::path(cache.path()) / "models--deepseek-ai--small";
+  const fs::path snapshot = model / "snapshots" / "0123abcd";
+  MustWrite(SmallOptions(), snapshot.string());
+  const auto link_first_shard_to = [&](const fs::path& blobs) {
+    fs::create_directories(blobs);
+    fs::rename(fs::canonical(snapshot / kFirst), blobs / "5f17");
+    fs::remove(snapshot / kFirst);
+    fs::create_symlink(fs::relative(blobs / "5f17", snapshot), snapshot / kFirst);
+  };
+  link_first_shard_to(model / "blobs");
+  CHECK(Checkpoint::Open(snapshot.string()).ok());
+  const auto leads_out = [](const fs::path& folder) {
+    const auto opened = Checkpoint::Open(folder.string());
+    return !opened.ok() &&
+           opened.error().message.find("leads out of the folder") != std::string::npos;
+  };
+  // The same in a folder that is no snapshot.
+  fs::rename(model / "snapshots", model / "copies");
+  CHECK(leads_out(model / "copies" / "0123abcd"));
+  fs::rename(model / "copies", model / "snapshots");
+  for (const fs::path& other : {fs::path(cache.path()) / "models--other" / "blobs",
+                                model / "blobs-of-others", model / "snapshots" / "blobs"}) {
+    CAPTURE(other.string());
+    link_first_shard_to(other);
+    CHECK(leads_out(snapshot));
+  }
+}
+
 TEST_CASE("Each tensor is needed once, with its shape and type", "[model][checkpoint]") {
   const TemporaryFolder folder;
   RandomCheckpointOptions options = SmallOptions();
