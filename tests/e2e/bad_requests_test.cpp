@@ -1,6 +1,7 @@
 // What is refused harms nobody: bad requests beside a stream of the real model.
 #include "tests/api/loopback.h"
 #include "tests/e2e/tiny_server.h"
+#include "tests/sanitized.h"
 
 #include <functional>
 #include <limits>
@@ -18,7 +19,7 @@ using testing::Server;
 using testing::TinyConfig;
 
 constexpr const char* kComplete = "/dsa.v1.CompletionService/Complete";
-constexpr int kTokens = 200;
+constexpr int kTokens = testing::kSanitized ? 80 : 200;
 
 v1::CompletionRequest Long() {
   v1::CompletionRequest request = Numbered(3);

@@ -5,6 +5,7 @@
 #include "proto/health.grpc.pb.h"
 #include "tests/e2e/process.h"
 #include "tests/e2e/tiny_model.h"
+#include "tests/sanitized.h"
 
 #include <chrono>
 #include <csignal>
@@ -146,7 +147,7 @@ TEST_CASE("serve is SERVING soon after exec, and its output is empty", "[e2e]") 
 
 TEST_CASE("SIGTERM drains: health says so, the stream completes, exit 0, the port is free",
           "[e2e]") {
-  constexpr int kTokens = 300;
+  constexpr int kTokens = testing::kSanitized ? 100 : 300;
   std::string address;
   {
     Served served("127.0.0.1:0");
@@ -297,7 +298,7 @@ TEST_CASE("a log that nobody reads, or can read any more, holds up neither reque
 }
 
 TEST_CASE("SIGHUP drains, more than one too, unless it was ignored at the start", "[e2e]") {
-  constexpr int kTokens = 300;
+  constexpr int kTokens = testing::kSanitized ? 100 : 300;
   const bool ignored = GENERATE(false, true);
   CAPTURE(ignored);
   const auto before = signal(SIGHUP, ignored ? SIG_IGN : SIG_DFL);

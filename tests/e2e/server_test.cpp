@@ -7,6 +7,7 @@
 #include "server/sizing.h"
 #include "tests/e2e/tiny_server.h"
 #include "tests/paths.h"
+#include "tests/sanitized.h"
 
 #include <atomic>
 #include <thread>
@@ -55,11 +56,7 @@ class LimitedBackend final : public ForwardingBackend {
 }  // namespace
 
 TEST_CASE("64 concurrent streams equal isolated runs", "[e2e]") {
-#ifdef __SANITIZE_ADDRESS__
-  constexpr int kStreams = 8;  // sanitized, 64 take minutes; the optimised build asks them all
-#else
-  constexpr int kStreams = 64;
-#endif
+  constexpr int kStreams = testing::kSanitized ? 8 : 64;
   // Alone in chunks by tokens, together in chunks by what steps take on this machine.
   ServerConfig config = TinyConfig();
   config.step_time_target_ms = 0;
@@ -153,7 +150,7 @@ TEST_CASE("a full queue refuses at once and the rest finish", "[e2e]") {
   for (int i = 0; i < kClients; ++i) {
     clients.emplace_back([&, i] {
       v1::CompletionRequest request = Numbered(i);
-      request.mutable_stop()->set_max_tokens(60);
+      request.mutable_stop()->set_max_tokens(testing::kSanitized ? 20 : 60);
       const Answer answer = Ask(server.channel, request);
       fine += answer.status.ok() ? 1 : 0;
       refused += answer.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ? 1 : 0;
@@ -170,7 +167,7 @@ TEST_CASE("a full queue refuses at once and the rest finish", "[e2e]") {
 
 TEST_CASE("streams that lose their blocks to each other equal isolated runs", "[e2e]") {
   constexpr int kStreams = 6;
-  // 50 tokens and 50 more: each starts with one block and asks for a second 14 tokens later, which
+  // 50 tokens and more: each starts with one block and asks for a second 14 tokens later, which
   // three that run together do not all find in a pool of five.
   const auto request = [](int number) {
     v1::CompletionRequest numbered = Numbered(number);
@@ -178,7 +175,7 @@ TEST_CASE("streams that lose their blocks to each other equal isolated runs", "[
     for (int i = 0; i < 50; ++i) {
       numbered.mutable_token_ids()->add_ids((number * 131 + i * 17) % 500);
     }
-    numbered.mutable_stop()->set_max_tokens(50);
+    numbered.mutable_stop()->set_max_tokens(testing::kSanitized ? 24 : 50);
     return numbered;
   };
   ServerConfig config = TinyConfig();
@@ -192,12 +189,7 @@ TEST_CASE("streams that lose their blocks to each other equal isolated runs", "[
   }
   config.max_model_len = 256;
   config.kv_cache_memory_bytes = 5 * BytesPerBlock(3, 3, KvFormat::kFp8);
-#ifdef __SANITIZE_ADDRESS__
-  const std::vector<const char*> ways = {"recompute"};  // each takes most of a minute, sanitized
-#else
-  const std::vector<const char*> ways = {"recompute", "none"};
-#endif
-  for (const char* preemption : ways) {
+  for (const char* preemption : {"recompute", "none"}) {
     CAPTURE(preemption);
     config.preemption = preemption;
     Server server(config);
