@@ -48,11 +48,16 @@ void LogMemory(const ServerMemory& memory) {
 // All threads that serving takes: the backend's, ours, and gRPC's under load, which start when they
 // are needed and may not be missing then.
 std::int64_t ThreadsAtMost(const ServerConfig& config) {
-  constexpr std::int64_t kOurs = 8;  // engine, pump, acceptor, watchdog, log, texts
+  constexpr std::int64_t kOurs = 11;  // engine, pump, acceptors, watchdog, log, texts, HTTP
   constexpr std::int64_t kGrpcFixed = 8;
   constexpr std::int64_t kGrpcPerCpu = 4;
   return ChooseCpuThreads(config.threads).count + kOurs + kGrpcFixed +
          kGrpcPerCpu * CountUsableCpus().affinity;
+}
+
+Activity ActivityOf(const Acceptor& acceptor) {
+  const AcceptorProgress progress = acceptor.progress();
+  return {.done = progress.rounds, .waiting = progress.working, .estimate_us = 0};
 }
 
 }  // namespace
@@ -69,10 +74,15 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
   DSA_RETURN_IF_ERROR(Validate(config));
   DSA_RETURN_IF_ERROR(ProbeThreads(ThreadsAtMost(config)));
   const std::int64_t descriptors = RaiseDescriptorLimit();
+  const std::int64_t servers = config.http_listen.empty() ? 1 : 2;
   DSA_ASSIGN_OR_RETURN(const std::int64_t connections_max,
-                       ChooseConnectionsMax(config.max_connections, descriptors));
+                       ChooseConnectionsMax(config.max_connections, servers, descriptors));
   DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
   DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
+  if (!config.http_listen.empty()) {
+    DSA_ASSIGN_OR_RETURN(const ListenAddress http, ParseListen(config.http_listen, "http_listen"));
+    DSA_RETURN_IF_ERROR(ProbeListen(http.host, http.port));
+  }
   std::unique_ptr<Backend> own_backend;
   if (backend == nullptr) {
     DSA_ASSIGN_OR_RETURN(own_backend, MakeBackend(config.device, config.threads));
@@ -238,10 +248,28 @@ Status App::Listen() {
   listening.message_bytes_max = config_.max_message_bytes;
   listening.streams_max = config_.max_concurrent_streams;
   DSA_ASSIGN_OR_RETURN(server_, GrpcServer::Start(listening, *context_));
+  return config_.http_listen.empty() ? Status() : ListenHttp();
+}
+
+Status App::ListenHttp() {
+  DSA_ASSIGN_OR_RETURN(const ListenAddress address,
+                       ParseListen(config_.http_listen, "http_listen"));
+  HttpServerConfig listening;
+  listening.host = address.host;
+  listening.port = address.port;
+  listening.connections_max = connections_max_;
+  listening.message_bytes_max = config_.max_message_bytes;
+  listening.memory_bytes_max = grpc_bytes_max_;
+  listening.strict = config_.http_strict;
+  DSA_ASSIGN_OR_RETURN(http_, HttpServer::Start(listening, *context_));
   return {};
 }
 
 void App::LogReady() const {
+  if (http_ != nullptr) {
+    Log(LogLevel::kInfo, "HTTP",
+        {{"host", ParseListen(config_.http_listen).value().host}, {"http_port", http_->port()}});
+  }
   Log(LogLevel::kInfo, "ready",
       {{"host", ParseListen(config_.listen).value().host},
        {"port", server_->port()},
@@ -255,9 +283,9 @@ void App::OnDeviceFailure(const std::string& reason) {
   constexpr std::int64_t kLastWritesUs = 2 * kUsPerSecond;
   Log(LogLevel::kError, "the device failed: every request ends, and so does the process",
       {{"reason", reason}});
-  server_->BeginDrain();
+  BeginDrain();
   engine_->FailAll(ErrorCode::kUnavailable, "the device failed");
-  server_->Stop(kLastWritesUs);
+  StopServers(kLastWritesUs);
   FlushLog();
 }
 
@@ -275,12 +303,7 @@ Status App::Watch() {
        .read = [this, of_loop] { return of_loop(engine_->EngineActivity()); },
        .vital = true},
       {.name = "acceptor",
-       .read =
-           [this] {
-             const AcceptorProgress progress = server_->acceptor().progress();
-             return Activity{
-                 .done = progress.rounds, .waiting = progress.working, .estimate_us = 0};
-           },
+       .read = [this] { return ActivityOf(server_->acceptor()); },
        .vital = false},
       {.name = "log",
        .read =
@@ -291,20 +314,44 @@ Status App::Watch() {
            },
        .vital = false},
   };
+  if (http_ != nullptr) {
+    parts.push_back({.name = "HTTP acceptor",
+                     .read = [this] { return ActivityOf(http_->acceptor()); },
+                     .vital = false});
+  }
   Watchdog::Options options;
   options.limit = std::chrono::seconds(config_.stall_timeout_s);
-  options.on_change = [this](bool stalled) { server_->SetStalled(stalled); };
+  options.on_change = [this](bool stalled) {
+    server_->SetStalled(stalled);
+    if (http_ != nullptr) {
+      http_->SetStalled(stalled);
+    }
+  };
   options.on_lost = EndStalledProcess;
   DSA_ASSIGN_OR_RETURN(watchdog_, Watchdog::Start(std::move(parts), std::move(options)));
   return {};
 }
 
+void App::BeginDrain() {
+  server_->BeginDrain();
+  if (http_ != nullptr) {
+    http_->BeginDrain();
+  }
+}
+
+void App::StopServers(std::int64_t limit_us) {
+  server_->Stop(limit_us);
+  if (http_ != nullptr) {
+    http_->Stop(limit_us);
+  }
+}
+
 void App::Drain() {
   // What the last answers need to leave the machine after the engine has ended them.
   constexpr std::int64_t kLastWritesUs = 2 * kUsPerSecond;
-  server_->BeginDrain();
+  BeginDrain();
   engine_->Drain(config_.shutdown_timeout_s * kUsPerSecond);
-  server_->Stop(kLastWritesUs);
+  StopServers(kLastWritesUs);
   engine_->Stop();
 }
 

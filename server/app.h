@@ -16,6 +16,7 @@
 #include "server/engine/model_executor.h"
 #include "server/engine/text_decoder.h"
 #include "server/grpc/grpc_server.h"
+#include "server/http/http_server.h"
 #include "server/model_files.h"
 #include "server/model_source.h"
 #include "server/sizing.h"
@@ -38,6 +39,7 @@ class App final {
   App& operator=(const App&) = delete;
 
   std::int64_t port() const { return server_->port(); }
+  std::int64_t http_port() const { return http_ == nullptr ? 0 : http_->port(); }
   Engine& engine() { return *engine_; }
 
   // The line of the log that says where it listens, for what waits for it.
@@ -57,6 +59,9 @@ class App final {
   Status SelfTest(const ServerSizes& sizes) const;
   Status WarmUp();
   Status Listen();
+  Status ListenHttp();
+  void BeginDrain();
+  void StopServers(std::int64_t limit_us);
   void OnDeviceFailure(const std::string& reason);
   Status Watch();
   ServedModel DescribeModel() const;
@@ -78,6 +83,7 @@ class App final {
   std::unique_ptr<EngineLoop> engine_;
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<HttpServer> http_;  // null where it is not served
   std::unique_ptr<Watchdog> watchdog_;
 };
 

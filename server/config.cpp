@@ -67,13 +67,28 @@ bool IsLoopback(const std::string& host) {
          host.starts_with("unix:");
 }
 
+Status CheckListen(const std::string& listen, std::string_view key, const ServerConfig& config) {
+  DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(listen, key));
+  if (!IsLoopback(address.host) && !config.insecure) {
+    return InvalidArgument(
+        fmt::format("{}: \"{}\" reaches beyond this machine: say insecure too, since there is "
+                    "neither encryption nor authentication",
+                    key, listen));
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<ListenAddress> ParseListen(std::string_view text) {
+  return ParseListen(text, "listen");
+}
+
+Result<ListenAddress> ParseListen(std::string_view text, std::string_view key) {
   constexpr std::int64_t kPortMax = 65535;
   const auto refuse = [&] {
     return InvalidArgument(fmt::format(
-        "listen: \"{}\" is not HOST:PORT with a port in [0, {}], nor unix:/PATH", text, kPortMax));
+        "{}: \"{}\" is not HOST:PORT with a port in [0, {}], nor unix:/PATH", key, text, kPortMax));
   };
   if (text.starts_with("unix:/")) {
     return ListenAddress{.host = std::string(text), .port = 0};
@@ -171,12 +186,9 @@ Status Validate(const ServerConfig& config) {
   if (config.model.empty()) {
     return InvalidArgument("model: missing: the directory of a checkpoint");
   }
-  DSA_ASSIGN_OR_RETURN(const ListenAddress address, ParseListen(config.listen));
-  if (!IsLoopback(address.host) && !config.insecure) {
-    return InvalidArgument(
-        fmt::format("listen: \"{}\" reaches beyond this machine: say insecure too, since there is "
-                    "neither encryption nor authentication",
-                    config.listen));
+  DSA_RETURN_IF_ERROR(CheckListen(config.listen, "listen", config));
+  if (!config.http_listen.empty()) {
+    DSA_RETURN_IF_ERROR(CheckListen(config.http_listen, "http_listen", config));
   }
   if (config.max_num_batched_tokens < SequencesMax(config)) {
     return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",

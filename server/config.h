@@ -41,6 +41,8 @@ struct ServerConfig {
   std::string preemption = "recompute";
 
   std::string listen = "127.0.0.1:50051";
+  std::string http_listen;
+  bool http_strict = false;
   bool insecure = false;
   std::int64_t max_message_bytes = std::int64_t{16} << 20;
   std::int64_t max_connections = 0;
@@ -86,6 +88,8 @@ struct ListenAddress {
 };
 // "127.0.0.1:50051", "localhost:0", "[::1]:50051", "unix:/run/dsa.sock".
 Result<ListenAddress> ParseListen(std::string_view text);
+// As above; errors name `key`.
+Result<ListenAddress> ParseListen(std::string_view text, std::string_view key);
 
 // Every key, in the order of ServerConfig.
 const std::vector<ConfigKey>& ConfigKeys();

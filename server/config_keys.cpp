@@ -73,7 +73,7 @@ std::vector<ConfigKey> ModelKeys() {
   };
 }
 
-std::vector<ConfigKey> ServingKeys() {
+std::vector<ConfigKey> LimitKeys() {
   return {
       {"max_model_len", "Limits",
        "Tokens of prompt and answer together. 0: what the model was made for.",
@@ -105,18 +105,31 @@ std::vector<ConfigKey> ServingKeys() {
        "recompute: a sequence may lose its blocks to one before it and is computed again; none: a "
        "sequence starts only when the blocks for all it can become are free.",
        ChoiceValue{&C::preemption, {"recompute", "none"}}},
+  };
+}
+
+std::vector<ConfigKey> ServingKeys() {
+  return {
       {"listen", "Listening",
        "Address and port to listen on, or unix:/PATH. Port 0: one that is free; the log names it. "
        "An address other than loopback or a path only together with insecure.",
        TextValue{&C::listen}},
+      {"http_listen", "Listening",
+       "As listen, for OpenAI's API over HTTP (docs/http.md). Empty: not served.",
+       TextValue{&C::http_listen}},
+      {"http_strict", "Listening",
+       "Fields of an HTTP request that neither OpenAI's nor vLLM's documentation knows are "
+       "refused, not ignored.",
+       SwitchValue{&C::http_strict}},
       {"insecure", "Listening",
        "Listen beyond this machine although there is neither encryption nor authentication.",
        SwitchValue{&C::insecure}},
-      {"max_message_bytes", "Listening", "Bytes of a request; larger ones are RESOURCE_EXHAUSTED.",
+      {"max_message_bytes", "Listening",
+       "Bytes of a request; larger ones are RESOURCE_EXHAUSTED, and 413 over HTTP.",
        IntValue{&C::max_message_bytes, 1024, 256 * kMiB}},
       {"max_connections", "Listening",
-       "Open connections; one more is closed at once. 0: 1024, or what the limit of descriptors "
-       "leaves, two each.",
+       "Open connections, of gRPC and of HTTP each; one more is closed at once. 0: 1024, or what "
+       "the limit of descriptors leaves, two each.",
        IntValue{&C::max_connections, 0, 65536}},
       {"max_concurrent_streams", "Listening", "Open calls of one connection.",
        IntValue{&C::max_concurrent_streams, 1, 65536}},
@@ -141,8 +154,9 @@ std::vector<ConfigKey> ServingKeys() {
 const std::vector<ConfigKey>& ConfigKeys() {
   static const std::vector<ConfigKey> keys = [] {
     std::vector<ConfigKey> all = ModelKeys();
-    const std::vector<ConfigKey> serving = ServingKeys();
-    all.insert(all.end(), serving.begin(), serving.end());
+    for (const std::vector<ConfigKey>& more : {LimitKeys(), ServingKeys()}) {
+      all.insert(all.end(), more.begin(), more.end());
+    }
     return all;
   }();
   return keys;

@@ -16,16 +16,17 @@ constexpr std::int64_t kOtherDescriptors = 64;
 
 }  // namespace
 
-Result<std::int64_t> ChooseConnectionsMax(std::int64_t configured, std::int64_t descriptors) {
-  const std::int64_t fitting = (descriptors - kOtherDescriptors) / kDescriptorsPerConnection;
+Result<std::int64_t> ChooseConnectionsMax(std::int64_t configured, std::int64_t servers,
+                                          std::int64_t descriptors) {
+  const std::int64_t each = servers * kDescriptorsPerConnection;
+  const std::int64_t fitting = (descriptors - kOtherDescriptors) / each;
   const std::int64_t wanted = configured == 0 ? std::min(kConnectionsDefault, fitting) : configured;
   if (wanted < 1 || wanted > fitting) {
     const std::int64_t asked = std::max(configured, std::int64_t{1});
-    return Error{
-        ErrorCode::kFailedPrecondition,
-        fmt::format("max_connections: {} need {} descriptors, but the limit of open files "
-                    "is {} (ulimit -Hn)",
-                    asked, asked * kDescriptorsPerConnection + kOtherDescriptors, descriptors)};
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("max_connections: {} need {} descriptors, but the limit of open files "
+                             "is {} (ulimit -Hn)",
+                             asked, asked * each + kOtherDescriptors, descriptors)};
   }
   return wanted;
 }

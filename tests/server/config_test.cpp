@@ -62,7 +62,7 @@ TEST_CASE("configs/README.md documents every key as the code has it", "[config]"
     CHECK(readme.find(row) != std::string::npos);
     ++rows;
   }
-  CHECK(rows <= 32);
+  CHECK(rows <= 33);
   std::size_t found = 0;
   for (std::size_t at = 0; (at = readme.find("\n| `", at)) != std::string::npos; ++at) {
     ++found;
@@ -205,6 +205,18 @@ TEST_CASE("listening beyond this machine is asked for by name", "[config]") {
   CHECK(Validate(config).ok());
   config.max_num_seqs = 18;
   CHECK(Validate(config).error().message == "max_num_batched_tokens: 17 is below max_num_seqs: 18");
+}
+
+TEST_CASE("HTTP's address is held to the same", "[config]") {
+  ServerConfig config;
+  config.model = "/m";
+  config.http_listen = "0.0.0.0:8000";
+  CHECK(Validate(config).error().message.rfind("http_listen: \"0.0.0.0:8000\" reaches beyond", 0) ==
+        0);
+  config.http_listen = "8000";
+  CHECK(Validate(config).error().message.rfind("http_listen: \"8000\" is not HOST:PORT", 0) == 0);
+  config.http_listen = "unix:/run/dsa.http";
+  CHECK(Validate(config).ok());
 }
 
 }  // namespace dsa

@@ -173,6 +173,8 @@ TEST_CASE("each rule fires on text that breaks it", "[tidy]") {
   CHECK(includes("server/api/a.h", "#include \"server/engine/b.h\"\n") == 0);
   CHECK(includes("server/api/a.h", "#include \"server/grpc/b.h\"\n") == 1);
   CHECK(includes("server/api/a.h", "#include \"proto/chat.pb.h\"\n") == 1);
+  CHECK(includes("server/http/a.h", "#include \"server/grpc/b.h\"\n") == 1);
+  CHECK(includes("server/http/a.h", "#include \"proto/chat.pb.h\"\n") == 1);
   CHECK(includes("server/grpc/v1/a.h", "#include \"server/grpc/b.h\"\n") == 0);
   CHECK(includes("scheduler/a.h", "  #  include \"model/b.h\"\n") == 1);
 
@@ -181,6 +183,8 @@ TEST_CASE("each rule fires on text that breaks it", "[tidy]") {
   CHECK(CheckLibraries({"server/api/a.cpp", "#include <grpcpp/grpcpp.h>\n"}).size() == 1);
   CHECK(CheckLibraries({"server/api/a.h", "#include <google/protobuf/message.h>\n"}).size() == 1);
   CHECK(CheckLibraries({"server/a.cpp", "#include <grpc/grpc.h>\n"}).size() == 1);
+  CHECK(CheckLibraries({"server/http/a.cpp", "#include <grpc/grpc.h>\n"}).size() == 1);
+  CHECK(CheckLibraries({"server/http/a.cpp", "#include <boost/asio.hpp>\n"}).size() == 1);
   CHECK(CheckLibraries({"model/a.cpp", "#include <spdlog/spdlog.h>\n"}).size() == 1);
   CHECK(CheckLibraries({"model/a.h", "#include <nlohmann/json.hpp>\n"}).size() == 1);
   CHECK(CheckLibraries({"model/a.cpp", "#include <cuda_runtime_api.h>\n"}).size() == 1);

@@ -1,0 +1,468 @@
+#include "server/http/connection_loop.h"
+
+#include "server/http/response_head.h"
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <system_error>
+#include <thread>
+
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
+#include <fmt/format.h>
+#include <sys/socket.h>
+
+namespace dsa {
+namespace {
+
+namespace asio = boost::asio;
+using Protocol = asio::generic::stream_protocol;
+using ErrorOf = boost::system::error_code;
+
+constexpr std::size_t kReadBytes = std::size_t{16} << 10;
+// What a client may send ahead of its answer; more is left to its socket, and its end is then seen
+// by the next write only.
+constexpr std::size_t kAheadBytesMax = std::size_t{64} << 10;
+// How long and how much of what a client still sends is read behind a last answer: a socket that is
+// closed with bytes unread takes back what the client has not read yet.
+constexpr std::int64_t kLingerMs = 2'000;
+constexpr std::size_t kLingerBytesMax = std::size_t{4} << 20;
+
+constexpr int kTimeoutStatus = 408;
+constexpr int kUnavailableStatus = 503;
+
+class Session;
+
+// A thread's own.
+struct Sessions {
+  asio::io_context context{1};
+  std::set<Session*> all;
+};
+
+// One connection.  Its loop's thread.
+class Session final : public std::enable_shared_from_this<Session> {
+ public:
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  Session(ConnectionContext& context, Sessions& sessions, Protocol::socket socket)
+      : context_(context),
+        sessions_(sessions),
+        socket_(std::move(socket)),
+        timer_(sessions.context) {}
+
+  void Open() {
+    sessions_.all.insert(this);
+    BecomeIdle();
+  }
+  void CloseIfIdle() {
+    if (phase_ == Phase::kIdle) {
+      Close();
+    }
+  }
+  void Abandon() {
+    if (phase_ == Phase::kAnswering) {
+      CloseSocket();
+      SeeGone();
+    } else {
+      Close();
+    }
+  }
+
+  // Of the request that is being answered.
+  void Respond(const HttpResponse& response) {
+    const std::string length = fmt::format("Content-Length: {}\r\n", response.body.size());
+    Arm(context_.config.write_ms_max);
+    Write(MakeHead(response, length) + response.body, Last::kYes);
+  }
+  void Begin(const HttpResponse& head) {
+    // A client of HTTP/1.0 knows no chunks: the connection's end is the body's.
+    keep_alive_ = keep_alive_ && chunked_;
+    const std::string_view length = chunked_ ? "Transfer-Encoding: chunked\r\n" : "";
+    Write(MakeHead(head, length) + Chunk(head.body), Last::kNo);
+  }
+  void Send(std::string_view bytes) { Write(Chunk(bytes), Last::kNo); }
+  void End(std::string_view bytes) {
+    Write(Chunk(bytes) + (chunked_ ? std::string(kLastChunk) : ""), Last::kYes);
+  }
+  void Drop() { CloseSocket(); }
+
+  // Any thread: does `work` on the loop's, unless request `number` has been answered by then.
+  template <typename Work>
+  void Post(std::uint64_t number, Work work) {
+    asio::post(sessions_.context,
+               [self = shared_from_this(), number, work = std::move(work)]() mutable {
+                 if (self->phase_ == Phase::kAnswering && self->request_number_ == number) {
+                   work(*self);
+                 }
+               });
+  }
+
+ private:
+  enum class Phase : std::uint8_t { kIdle, kReading, kAnswering, kLingering, kClosed };
+  enum class Last : std::uint8_t { kNo, kYes };
+
+  std::string MakeHead(const HttpResponse& response, std::string_view length) {
+    keep_alive_ = keep_alive_ && !context_.draining.load(std::memory_order_relaxed);
+    return ResponseHead(response, length, keep_alive_);
+  }
+  std::string Chunk(std::string_view bytes) const {
+    return chunked_ ? AsChunk(bytes) : std::string(bytes);
+  }
+
+  void Arm(std::int64_t limit_ms) {
+    timer_.expires_after(std::chrono::milliseconds(limit_ms));
+    timer_.async_wait([self = shared_from_this(), armed = ++armed_](const ErrorOf& error) {
+      if (!error && armed == self->armed_) {
+        self->OnTimeout();
+      }
+    });
+  }
+  void Disarm() {
+    ++armed_;
+    timer_.cancel();
+  }
+  void OnTimeout() {
+    if (phase_ == Phase::kReading) {
+      Refuse({.status = kTimeoutStatus, .message = "the request did not come in time"});
+    } else if (phase_ == Phase::kAnswering) {
+      CloseSocket();
+    } else {
+      Close();
+    }
+  }
+
+  void BecomeIdle() {
+    phase_ = Phase::kIdle;
+    Arm(context_.config.idle_ms_max);
+    WaitReadable();
+  }
+
+  void WaitReadable() {
+    if (waiting_ || !socket_.is_open()) {
+      return;
+    }
+    waiting_ = true;
+    socket_.async_wait(Protocol::socket::wait_read,
+                       [self = shared_from_this()](const ErrorOf& error) {
+                         self->waiting_ = false;
+                         if (error) {
+                           self->SeeGone();
+                         } else {
+                           self->Read();
+                         }
+                       });
+  }
+
+  void Read() {
+    if (phase_ == Phase::kClosed || !socket_.is_open()) {
+      return;
+    }
+    std::array<char, kReadBytes> bytes;
+    ErrorOf error;
+    const std::size_t count = socket_.read_some(asio::buffer(bytes), error);
+    if (error == asio::error::would_block || error == asio::error::try_again) {
+      WaitReadable();
+      return;
+    }
+    if (error) {
+      if (error != asio::error::eof) {
+        CloseSocket();
+      }
+      SeeGone();
+      return;
+    }
+    if (phase_ == Phase::kLingering) {
+      lingered_bytes_ += count;
+      lingered_bytes_ > kLingerBytesMax ? Close() : WaitReadable();
+      return;
+    }
+    input_.append(bytes.data(), count);
+    if (phase_ != Phase::kAnswering) {
+      Parse();
+    }
+    if (phase_ != Phase::kAnswering || input_.size() < kAheadBytesMax) {
+      WaitReadable();
+    }
+  }
+
+  // The client has closed its side, or the connection is broken.
+  void SeeGone() {
+    if (phase_ != Phase::kAnswering) {
+      Close();
+      return;
+    }
+    keep_alive_ = false;
+    if (call_ != nullptr && !std::exchange(told_gone_, true)) {
+      call_->OnGone();
+    }
+  }
+
+  void Parse() {
+    if (!parser_) {
+      phase_ = Phase::kReading;
+      const TransportConfig& config = context_.config;
+      parser_.emplace(
+          RequestLimits{.header_bytes_max = static_cast<std::size_t>(config.header_bytes_max),
+                        .body_bytes_max = static_cast<std::size_t>(config.body_bytes_max)});
+      Arm(config.header_ms_max);
+    }
+    const bool had_header = parser_->header_done();
+    input_.erase(0, parser_->Feed(input_));
+    Count(static_cast<std::int64_t>(parser_->body_bytes() + input_.size()));
+    if (parser_->fault()) {
+      Refuse(HttpFault(*parser_->fault()));
+    } else if (context_.memory_bytes.load(std::memory_order_relaxed) >
+               context_.config.memory_bytes_max) {
+      Refuse({.status = kUnavailableStatus,
+              .message = fmt::format("more than {} bytes of requests are being read",
+                                     context_.config.memory_bytes_max)});
+    } else if (parser_->done()) {
+      Dispatch();
+    } else if (!had_header && parser_->header_done()) {
+      Arm(context_.config.body_ms_max);
+      if (parser_->wants_continue()) {
+        // Nothing else is being written, so that these few bytes always fit.
+        ErrorOf ignored;
+        socket_.write_some(asio::buffer(std::string_view("HTTP/1.1 100 Continue\r\n\r\n")),
+                           ignored);
+      }
+    }
+  }
+
+  void StartAnswer(bool keep_alive, bool chunked) {
+    Disarm();
+    phase_ = Phase::kAnswering;
+    keep_alive_ = keep_alive;
+    chunked_ = chunked;
+    told_gone_ = false;
+    ++request_number_;
+  }
+
+  void Dispatch();
+
+  void Refuse(const HttpFault& fault) {
+    StartAnswer(false, true);
+    parser_.reset();
+    Respond({.status = fault.status, .body = context_.fault_body(fault)});
+  }
+
+  void Write(std::string bytes, Last last) {
+    out_ = std::move(bytes);
+    asio::async_write(socket_, asio::buffer(out_),
+                      [self = shared_from_this(), last](const ErrorOf& error, std::size_t) {
+                        self->OnWritten(!error, last);
+                      });
+  }
+
+  void OnWritten(bool ok, Last last) {
+    if (!ok) {
+      CloseSocket();
+    }
+    if (last == Last::kNo) {
+      if (call_ != nullptr) {
+        call_->OnWritten(ok);
+      }
+      return;
+    }
+    Disarm();
+    out_ = {};
+    if (const std::shared_ptr<HttpCall> call = std::exchange(call_, nullptr)) {
+      call->OnDone();
+    }
+    Count(static_cast<std::int64_t>(input_.size()));
+    if (!socket_.is_open()) {
+      Close();
+    } else if (!keep_alive_) {
+      Linger();
+    } else if (input_.empty()) {
+      input_ = {};  // with its memory
+      BecomeIdle();
+    } else {
+      phase_ = Phase::kReading;
+      asio::post(sessions_.context, [self = shared_from_this()] { self->ReadAhead(); });
+    }
+  }
+
+  // What came before the last answer had left.
+  void ReadAhead() {
+    if (phase_ == Phase::kReading) {
+      Parse();
+      WaitReadable();
+    }
+  }
+
+  void Linger() {
+    phase_ = Phase::kLingering;
+    ErrorOf ignored;
+    socket_.shutdown(Protocol::socket::shutdown_send, ignored);
+    input_ = {};
+    Arm(kLingerMs);
+    WaitReadable();
+  }
+
+  void CloseSocket() {
+    ErrorOf ignored;
+    // Who watches a duplicate of the descriptor sees the shutdown, not the close.
+    socket_.shutdown(Protocol::socket::shutdown_both, ignored);
+    socket_.close(ignored);
+  }
+
+  void Close() {
+    if (phase_ == Phase::kClosed) {
+      return;
+    }
+    phase_ = Phase::kClosed;
+    Disarm();
+    CloseSocket();
+    parser_.reset();
+    Count(0);
+    sessions_.all.erase(this);
+    const std::lock_guard lock(context_.mutex);
+    --context_.open;
+    context_.left.notify_all();
+  }
+
+  void Count(std::int64_t bytes) {
+    context_.memory_bytes.fetch_add(bytes - counted_bytes_, std::memory_order_relaxed);
+    counted_bytes_ = bytes;
+  }
+
+  ConnectionContext& context_;
+  Sessions& sessions_;
+  Protocol::socket socket_;
+  asio::steady_timer timer_;
+  std::uint64_t armed_ = 0;  // the last time that the timer was armed
+
+  Phase phase_ = Phase::kIdle;
+  bool waiting_ = false;  // for bytes
+  bool keep_alive_ = true;
+  bool chunked_ = true;
+  bool told_gone_ = false;
+  std::uint64_t request_number_ = 0;
+  std::string input_;  // not parsed yet
+  std::optional<RequestParser> parser_;
+  std::shared_ptr<HttpCall> call_;  // of the request that is being answered
+  std::string out_;                 // being written
+  std::size_t lingered_bytes_ = 0;
+  std::int64_t counted_bytes_ = 0;
+};
+
+// One request's end of its session.
+class Exchange final : public HttpExchange {
+ public:
+  Exchange(std::shared_ptr<Session> session, std::uint64_t number)
+      : session_(std::move(session)), number_(number) {}
+
+  void Respond(HttpResponse response) override {
+    session_->Post(
+        number_, [response = std::move(response)](Session& session) { session.Respond(response); });
+  }
+  void Begin(HttpResponse head) override {
+    session_->Post(number_, [head = std::move(head)](Session& session) { session.Begin(head); });
+  }
+  void Send(std::string bytes) override {
+    session_->Post(number_, [bytes = std::move(bytes)](Session& session) { session.Send(bytes); });
+  }
+  void End(std::string bytes) override {
+    session_->Post(number_, [bytes = std::move(bytes)](Session& session) { session.End(bytes); });
+  }
+  void Drop() override {
+    session_->Post(number_, [](Session& session) { session.Drop(); });
+  }
+
+ private:
+  const std::shared_ptr<Session> session_;
+  const std::uint64_t number_;
+};
+
+void Session::Dispatch() {
+  StartAnswer(parser_->keep_alive(), !parser_->is_http_1_0());
+  HttpRequest request = parser_->Take();
+  parser_.reset();
+  call_ = context_.handler(std::move(request),
+                           std::make_shared<Exchange>(shared_from_this(), request_number_));
+  // Whoever holds the body now bounds how many there are.
+  Count(static_cast<std::int64_t>(input_.size()));
+}
+
+}  // namespace
+
+struct ConnectionLoop::State {
+  explicit State(ConnectionContext& shared) : context(shared) {}
+  void OnEach(void (Session::*work)());
+
+  ConnectionContext& context;
+  Sessions sessions;
+  asio::executor_work_guard<asio::io_context::executor_type> busy =
+      asio::make_work_guard(sessions.context);
+  std::thread thread;
+};
+
+ConnectionLoop::ConnectionLoop(ConnectionContext& context)
+    : state_(std::make_unique<State>(context)) {}
+
+ConnectionLoop::~ConnectionLoop() {
+  state_->sessions.context.stop();
+  if (state_->thread.joinable()) {
+    state_->thread.join();
+  }
+}
+
+Status ConnectionLoop::Start() {
+  try {
+    state_->thread = std::thread([&context = state_->sessions.context] { context.run(); });
+  } catch (const std::system_error& error) {
+    return Error{ErrorCode::kFailedPrecondition,
+                 fmt::format("HTTP's threads cannot be started: {}", error.what())};
+  }
+  return {};
+}
+
+void ConnectionLoop::Take(int descriptor) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof(address);
+  getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size);
+  Protocol::socket socket(state_->sessions.context);
+  ErrorOf error;
+  socket.assign(Protocol(address.ss_family, 0), descriptor, error);
+  if (error) {
+    Descriptor(descriptor).Close();
+    return;
+  }
+  socket.non_blocking(true, error);
+  {
+    const std::lock_guard lock(state_->context.mutex);
+    ++state_->context.open;
+  }
+  auto session = std::make_shared<Session>(state_->context, state_->sessions, std::move(socket));
+  asio::post(state_->sessions.context, [session] { session->Open(); });
+}
+
+void ConnectionLoop::CloseIdle() {
+  state_->OnEach(&Session::CloseIfIdle);
+}
+
+void ConnectionLoop::CloseAll() {
+  state_->OnEach(&Session::Abandon);
+}
+
+void ConnectionLoop::State::OnEach(void (Session::*work)()) {
+  asio::post(sessions.context, [this, work] {
+    const std::set<Session*> all = sessions.all;  // which the work changes
+    for (Session* session : all) {
+      (session->shared_from_this().get()->*work)();
+    }
+  });
+}
+
+}  // namespace dsa

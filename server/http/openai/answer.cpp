@@ -1,0 +1,225 @@
+#include "server/http/openai/answer.h"
+
+#include "common/json.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace dsa {
+namespace {
+
+std::int64_t SecondsSince1970() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+// JSON knows no infinity.
+double Finite(float logprob) {
+  constexpr double kLeast = -9999.0;
+  return std::max(static_cast<double>(logprob), kLeast);
+}
+
+Json FinishOf(const ReplyPart& part) {
+  if (!part.finish) {
+    return nullptr;
+  }
+  // An abort by the operator, which OpenAI has no word for, is vLLM's.
+  return *part.finish == ReplyFinish::kAborted ? "abort" : std::string(ToString(*part.finish));
+}
+
+Json UsageOf(const ReplyPart& part) {
+  const Usage& usage = part.usage;
+  return {{"prompt_tokens", usage.prompt_tokens},
+          {"completion_tokens", usage.completion_tokens},
+          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", usage.cache_hit_tokens}}},
+          {"completion_tokens_details", {{"reasoning_tokens", part.reasoning_tokens}}},
+          {"prompt_cache_hit_tokens", usage.cache_hit_tokens},
+          {"prompt_cache_miss_tokens", usage.prompt_tokens - usage.cache_hit_tokens}};
+}
+
+std::string_view BytesOf(TokenId id, const ServiceContext& context) {
+  return context.tokenizer == nullptr ? std::string_view() : context.tokenizer->Bytes(id);
+}
+
+Json ChatLogprob(TokenId id, float logprob, const ServiceContext& context) {
+  const std::string_view bytes = BytesOf(id, context);
+  Json numbers = Json::array();
+  for (const char byte : bytes) {
+    numbers.push_back(static_cast<unsigned char>(byte));
+  }
+  return {{"token", bytes}, {"logprob", Finite(logprob)}, {"bytes", std::move(numbers)}};
+}
+
+Json ChatLogprobs(const ReplyPart& part, const ServiceContext& context) {
+  Json content = Json::array();
+  for (const GeneratedToken& token : part.tokens) {
+    Json entry = ChatLogprob(token.id, token.logprob, context);
+    Json top = Json::array();
+    for (const TokenLogprob& candidate : token.top_logprobs) {
+      top.push_back(ChatLogprob(candidate.id, candidate.logprob, context));
+    }
+    entry["top_logprobs"] = std::move(top);
+    content.push_back(std::move(entry));
+  }
+  return {{"content", std::move(content)}};
+}
+
+std::int64_t Characters(std::string_view text) {
+  return std::count_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U;  // not inside of one
+  });
+}
+
+// As the older endpoint has them.  `offset` is the number of characters before, and after.
+Json CompletionLogprobs(const ReplyPart& part, const ServiceContext& context,
+                        std::int64_t& offset) {
+  Json tokens = Json::array();
+  Json logprobs = Json::array();
+  Json tops = Json::array();
+  Json offsets = Json::array();
+  std::string_view text = part.content;
+  for (const GeneratedToken& token : part.tokens) {
+    tokens.push_back(BytesOf(token.id, context));
+    logprobs.push_back(Finite(token.logprob));
+    offsets.push_back(offset);
+    Json top = Json::object();
+    for (const TokenLogprob& candidate : token.top_logprobs) {
+      top[std::string(BytesOf(candidate.id, context))] = Finite(candidate.logprob);
+    }
+    tops.push_back(std::move(top));
+    const auto bytes = std::min(static_cast<std::size_t>(token.text_bytes), text.size());
+    offset += Characters(text.substr(0, bytes));
+    text.remove_prefix(bytes);
+  }
+  return {{"tokens", std::move(tokens)},
+          {"token_logprobs", std::move(logprobs)},
+          {"top_logprobs", std::move(tops)},
+          {"text_offset", std::move(offsets)}};
+}
+
+// With an index in a stream, where a client puts the pieces together.
+Json ToolCallsOf(const ReplyPart& part, std::int64_t* index) {
+  Json calls = Json::array();
+  for (const ToolCall& call : part.tool_calls) {
+    Json entry = {{"id", call.id},
+                  {"type", "function"},
+                  {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
+    if (index != nullptr) {
+      entry["index"] = (*index)++;
+    }
+    calls.push_back(std::move(entry));
+  }
+  return calls;
+}
+
+Json MessageOf(const ReplyPart& reply) {
+  Json message = {{"role", "assistant"}, {"content", reply.content}};
+  if (reply.content.empty() && !reply.tool_calls.empty()) {
+    message["content"] = nullptr;
+  }
+  if (!reply.reasoning.empty()) {
+    message["reasoning_content"] = reply.reasoning;
+  }
+  if (!reply.tool_calls.empty()) {
+    message["tool_calls"] = ToolCallsOf(reply, nullptr);
+  }
+  return message;
+}
+
+struct Envelope {
+  std::string_view object;
+  Endpoint endpoint;
+  std::int64_t created;
+};
+
+Json Wrap(const Envelope& envelope, Json choices, const ReplyHead& head,
+          const ServiceContext& context) {
+  const char* prefix = envelope.endpoint == Endpoint::kChat ? "chatcmpl-" : "cmpl-";
+  return {{"id", prefix + head.request_id},
+          {"object", envelope.object},
+          {"created", envelope.created},
+          {"model", context.model.id},
+          {"choices", std::move(choices)}};
+}
+
+}  // namespace
+
+std::string AsEvent(const std::string& json) {
+  return "data: " + json + "\n\n";
+}
+
+AnswerEncoder::AnswerEncoder(Endpoint endpoint, const ServiceContext& context)
+    : endpoint_(endpoint), context_(context), created_(SecondsSince1970()) {}
+
+std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) {
+  Json choice = {{"index", 0}};
+  const bool logprobs = head.logprobs == ReportLogprobs::kYes;
+  if (endpoint_ == Endpoint::kChat) {
+    choice["message"] = MessageOf(reply);
+    choice["logprobs"] = logprobs ? ChatLogprobs(reply, context_) : Json(nullptr);
+  } else {
+    choice["text"] = reply.content;
+    choice["logprobs"] =
+        logprobs ? CompletionLogprobs(reply, context_, text_offset_) : Json(nullptr);
+  }
+  choice["finish_reason"] = FinishOf(reply);
+  const Envelope envelope = {
+      .object = endpoint_ == Endpoint::kChat ? "chat.completion" : "text_completion",
+      .endpoint = endpoint_,
+      .created = created_};
+  Json answer = Wrap(envelope, Json::array({std::move(choice)}), head, context_);
+  answer["usage"] = UsageOf(reply);
+  return Dump(answer);
+}
+
+std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
+  Json choice = {{"index", 0}};
+  const bool logprobs = head.logprobs == ReportLogprobs::kYes;
+  if (endpoint_ == Endpoint::kChat) {
+    Json delta = Json::object();
+    if (!begun_) {
+      delta["role"] = "assistant";
+    }
+    if (!part.reasoning.empty()) {
+      delta["reasoning_content"] = part.reasoning;
+    }
+    if (!part.content.empty() || !begun_) {
+      delta["content"] = part.content;
+    }
+    if (!part.tool_calls.empty()) {
+      delta["tool_calls"] = ToolCallsOf(part, &tool_calls_);
+    }
+    choice["delta"] = std::move(delta);
+    choice["logprobs"] = logprobs ? ChatLogprobs(part, context_) : Json(nullptr);
+  } else {
+    choice["text"] = part.content;
+    choice["logprobs"] =
+        logprobs ? CompletionLogprobs(part, context_, text_offset_) : Json(nullptr);
+  }
+  begun_ = true;
+  choice["finish_reason"] = FinishOf(part);
+  const Envelope envelope = {
+      .object = endpoint_ == Endpoint::kChat ? "chat.completion.chunk" : "text_completion",
+      .endpoint = endpoint_,
+      .created = created_};
+  return AsEvent(Dump(Wrap(envelope, Json::array({std::move(choice)}), head, context_)));
+}
+
+std::string AnswerEncoder::UsageEvent(const ReplyPart& last, const ReplyHead& head) const {
+  const Envelope envelope = {
+      .object = endpoint_ == Endpoint::kChat ? "chat.completion.chunk" : "text_completion",
+      .endpoint = endpoint_,
+      .created = created_};
+  Json answer = Wrap(envelope, Json::array(), head, context_);
+  answer["usage"] = UsageOf(last);
+  return AsEvent(Dump(answer));
+}
+
+}  // namespace dsa

@@ -1,0 +1,38 @@
+// Parts of an answer as OpenAI's JSON.
+#pragma once
+
+#include "server/api/reply.h"
+#include "server/api/service_context.h"
+#include "server/http/openai/generation_request.h"
+
+#include <cstdint>
+#include <string>
+
+namespace dsa {
+
+// Writes the messages of one answer, in order; remembers what a stream counts through.
+class AnswerEncoder final {
+ public:
+  AnswerEncoder(Endpoint endpoint, const ServiceContext& context);
+
+  // The one message of an answer that comes whole.
+  std::string Whole(const ReplyPart& reply, const ReplyHead& head);
+
+  // An event of a stream, "data: {...}\n\n"; with the finish where `part` has one.
+  std::string Event(const ReplyPart& part, const ReplyHead& head);
+  // Behind the last: the usage, with no choice.
+  std::string UsageEvent(const ReplyPart& last, const ReplyHead& head) const;
+
+ private:
+  const Endpoint endpoint_;
+  const ServiceContext& context_;
+  const std::int64_t created_;  // seconds since 1970
+  bool begun_ = false;
+  std::int64_t tool_calls_ = 0;   // so far
+  std::int64_t text_offset_ = 0;  // characters so far, of a completion with logprobs
+};
+
+std::string AsEvent(const std::string& json);
+inline constexpr std::string_view kLastEvent = "data: [DONE]\n\n";
+
+}  // namespace dsa

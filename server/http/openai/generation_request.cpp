@@ -1,0 +1,283 @@
+#include "server/http/openai/generation_request.h"
+
+#include "tokenizer/chat_json.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+using Kind = PythonValue::Kind;
+
+// A choice that several fields can make, and which must be one.
+class OneChoice final {
+ public:
+  Status Set(bool value, std::string_view field) {
+    if (value_ && *value_ != value) {
+      return InvalidArgument(fmt::format("{}: contradicts {}", field, field_));
+    }
+    value_ = value;
+    field_ = field;
+    return {};
+  }
+  bool value() const { return value_.value_or(false); }
+
+ private:
+  std::optional<bool> value_;
+  std::string_view field_;
+};
+
+Result<bool> BoolOf(const PythonValue& value, std::string_view field) {
+  if (value.kind != Kind::kBool) {
+    return NotA(field, value, "true or false");
+  }
+  return value.text == "true";
+}
+
+// DeepSeek's switch, the template's, and OpenAI's scale, of which this model knows the two ends.
+Result<bool> TakeThinking(RequestFields& fields) {
+  OneChoice thinking;
+  if (const PythonValue* value = fields.Take("thinking"); value != nullptr) {
+    const PythonValue* type = value->Find("type");
+    const bool known = type != nullptr && type->kind == Kind::kString && value->keys.size() == 1 &&
+                       (type->text == "enabled" || type->text == "disabled");
+    if (!known) {
+      return NotA("thinking", *value, "{\"type\": \"enabled\"} or {\"type\": \"disabled\"}");
+    }
+    DSA_RETURN_IF_ERROR(thinking.Set(type->text == "enabled", "thinking"));
+  }
+  if (const PythonValue* value = fields.Take("chat_template_kwargs"); value != nullptr) {
+    if (value->kind != Kind::kObject) {
+      return NotA("chat_template_kwargs", *value, "an object");
+    }
+    for (std::size_t i = 0; i < value->keys.size(); ++i) {
+      if (value->keys[i] != "thinking" && value->keys[i] != "enable_thinking") {
+        return InvalidArgument("chat_template_kwargs: only thinking and enable_thinking are known");
+      }
+      DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(value->items[i], "chat_template_kwargs.thinking"));
+      DSA_RETURN_IF_ERROR(thinking.Set(on, "chat_template_kwargs"));
+    }
+  }
+  if (const PythonValue* value = fields.Take("reasoning_effort"); value != nullptr) {
+    constexpr std::array<std::string_view, 6> kEfforts = {"none",   "minimal", "low",
+                                                          "medium", "high",    "xhigh"};
+    const auto* known = std::find(kEfforts.begin(), kEfforts.end(), value->text);
+    if (value->kind != Kind::kString || known == kEfforts.end()) {
+      return NotA("reasoning_effort", *value, "one of none, minimal, low, medium, high, xhigh");
+    }
+    DSA_RETURN_IF_ERROR(thinking.Set(value->text != "none", "reasoning_effort"));
+  }
+  return thinking.value();
+}
+
+// With "none" the model does not hear of the tools.
+Status TakeToolChoice(RequestFields& fields, Chat& chat) {
+  const PythonValue* value = fields.Take("tool_choice");
+  if (value == nullptr) {
+    return {};
+  }
+  if (value->kind == Kind::kString && value->text == "none") {
+    chat.tools.clear();
+    return {};
+  }
+  if (value->kind == Kind::kString && value->text == "auto") {
+    return {};
+  }
+  if (value->kind == Kind::kObject || value->text == "required") {
+    return Error{ErrorCode::kUnimplemented,
+                 "tool_choice: a call cannot be forced: only auto and none are supported"};
+  }
+  return NotA("tool_choice", *value, "auto or none");
+}
+
+Status TakeStop(RequestFields& fields, Ask& ask) {
+  const PythonValue* value = fields.Take("stop");
+  if (value == nullptr) {
+    return {};
+  }
+  if (value->kind == Kind::kString) {
+    ask.stop = {value->text};
+    return {};
+  }
+  if (value->kind != Kind::kArray) {
+    return NotA("stop", *value, "a string or an array of strings");
+  }
+  for (std::size_t i = 0; i < value->items.size(); ++i) {
+    if (value->items[i].kind != Kind::kString) {
+      return NotA(fmt::format("stop[{}]", i), value->items[i], "a string");
+    }
+    ask.stop.push_back(value->items[i].text);
+  }
+  return {};
+}
+
+Status TakeMaxTokens(RequestFields& fields, Ask& ask, FieldNames& names) {
+  DSA_ASSIGN_OR_RETURN(ask.max_tokens, fields.TakeInt("max_tokens"));
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> newer,
+                       fields.TakeInt("max_completion_tokens"));
+  if (newer && ask.max_tokens && *newer != *ask.max_tokens) {
+    return InvalidArgument("max_completion_tokens: contradicts max_tokens");
+  }
+  if (newer) {
+    ask.max_tokens = newer;
+    names.max_tokens = "max_completion_tokens";
+  }
+  return {};
+}
+
+Status TakeStream(RequestFields& fields, Ask& ask, AnswerForm& form) {
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> stream, fields.TakeBool("stream"));
+  ask.delivery = stream.value_or(false) ? Delivery::kStream : Delivery::kWhole;
+  const PythonValue* options = fields.Take("stream_options");
+  if (options == nullptr) {
+    return {};
+  }
+  if (options->kind != Kind::kObject) {
+    return NotA("stream_options", *options, "an object");
+  }
+  if (!stream.value_or(false)) {
+    return InvalidArgument("stream_options: only with stream");
+  }
+  for (std::size_t i = 0; i < options->keys.size(); ++i) {
+    DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(options->items[i], "stream_options"));
+    if (options->keys[i] == "include_usage") {
+      form.include_usage = on;
+    } else if (on) {
+      return Error{ErrorCode::kUnimplemented, "stream_options: only include_usage is supported"};
+    }
+  }
+  return {};
+}
+
+Status TakeSampling(RequestFields& fields, Ask& ask) {
+  DSA_ASSIGN_OR_RETURN(ask.temperature, fields.TakeFloat("temperature"));
+  DSA_ASSIGN_OR_RETURN(ask.top_p, fields.TakeFloat("top_p"));
+  DSA_ASSIGN_OR_RETURN(ask.min_p, fields.TakeFloat("min_p"));
+  DSA_ASSIGN_OR_RETURN(ask.top_k, fields.TakeInt("top_k"));
+  if (ask.top_k == -1) {
+    ask.top_k = 0;  // vLLM's way to say that all are kept
+  }
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> seed, fields.TakeInt("seed"));
+  if (seed) {
+    ask.seed = static_cast<std::uint64_t>(*seed);
+  }
+  return {};
+}
+
+// A number of candidates in a completion, a switch and a number in a chat.
+Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask) {
+  if (endpoint == Endpoint::kChat) {
+    DSA_ASSIGN_OR_RETURN(const std::optional<bool> logprobs, fields.TakeBool("logprobs"));
+    ask.logprobs = logprobs.value_or(false);
+    DSA_ASSIGN_OR_RETURN(ask.top_logprobs, fields.TakeInt("top_logprobs"));
+    return {};
+  }
+  DSA_ASSIGN_OR_RETURN(ask.top_logprobs, fields.TakeInt("logprobs"));
+  ask.logprobs = ask.top_logprobs.has_value();
+  return {};
+}
+
+Result<IdPrompt> IdsOf(const PythonValue& array, const std::string& path) {
+  IdPrompt ids;
+  ids.reserve(array.items.size());
+  for (std::size_t i = 0; i < array.items.size(); ++i) {
+    DSA_ASSIGN_OR_RETURN(const std::int64_t id,
+                         IntOf(array.items[i], fmt::format("{}[{}]", path, i)));
+    ids.push_back(id);
+  }
+  return ids;
+}
+
+// Text, ids, or an array of one of those.
+Status TakePrompt(RequestFields& fields, Ask& ask) {
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> add_special,
+                       fields.TakeBool("add_special_tokens"));
+  const PythonValue* value = fields.Take("prompt");
+  if (value == nullptr) {
+    return InvalidArgument("prompt: missing: a string or an array of token ids");
+  }
+  const bool lists =
+      value->kind == Kind::kArray && !value->items.empty() && value->items[0].kind != Kind::kNumber;
+  if (lists && value->items.size() > 1) {
+    return Error{ErrorCode::kUnimplemented,
+                 fmt::format("prompt: {} prompts, at most 1", value->items.size())};
+  }
+  const PythonValue& prompt = lists ? value->items[0] : *value;
+  if (prompt.kind == Kind::kString) {
+    // As the model's tokenizer reads a text: with its control tokens.
+    ask.prompt = TextPrompt{.text = prompt.text, .parse_special = true, .add_bos = add_special};
+    return {};
+  }
+  if (prompt.kind != Kind::kArray) {
+    return NotA("prompt", *value, "a string or an array of token ids");
+  }
+  DSA_ASSIGN_OR_RETURN(ask.prompt, IdsOf(prompt, lists ? "prompt[0]" : "prompt"));
+  return {};
+}
+
+Status TakeMessages(RequestFields& fields, Ask& ask) {
+  fields.Take("messages");
+  fields.Take("tools");
+  DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(fields.document()));
+  DSA_ASSIGN_OR_RETURN(chat.thinking, TakeThinking(fields));
+  DSA_RETURN_IF_ERROR(TakeToolChoice(fields, chat));
+  ask.prompt = std::move(chat);
+  return {};
+}
+
+}  // namespace
+
+FieldNames FieldNamesOf(Endpoint endpoint) {
+  const bool chat = endpoint == Endpoint::kChat;
+  return {.request_id = "request_id",
+          .model = "model",
+          .prompt = chat ? "messages" : "prompt",
+          .token_ids = "prompt",
+          .add_bos = "add_special_tokens",
+          .chat = {.prefix = "", .tool = ".function"},
+          .temperature = "temperature",
+          .top_p = "top_p",
+          .min_p = "min_p",
+          .top_k = "top_k",
+          .max_tokens = "max_tokens",
+          .min_tokens = "min_tokens",
+          .stop = "stop",
+          .stop_token_ids = "stop_token_ids",
+          .logprobs = "logprobs",
+          .top_logprobs = chat ? "top_logprobs" : "logprobs",
+          .cache_salt = "cache_salt",
+          .priority = "priority"};
+}
+
+Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unknown, Ask& ask,
+                      AnswerForm& form, FieldNames& names) {
+  DSA_ASSIGN_OR_RETURN(RequestFields fields, RequestFields::Parse(body));
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::string> request_id, fields.TakeText("request_id"));
+  ask.request_id = request_id.value_or("");
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::string> model, fields.TakeText("model"));
+  ask.model = model.value_or("");
+  DSA_RETURN_IF_ERROR(TakeStream(fields, ask, form));
+  DSA_RETURN_IF_ERROR(endpoint == Endpoint::kChat ? TakeMessages(fields, ask)
+                                                  : TakePrompt(fields, ask));
+  DSA_RETURN_IF_ERROR(TakeSampling(fields, ask));
+  DSA_RETURN_IF_ERROR(TakeMaxTokens(fields, ask, names));
+  DSA_ASSIGN_OR_RETURN(ask.min_tokens, fields.TakeInt("min_tokens"));
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> ignore_eos, fields.TakeBool("ignore_eos"));
+  ask.ignore_eos = ignore_eos.value_or(false);
+  DSA_RETURN_IF_ERROR(TakeStop(fields, ask));
+  DSA_ASSIGN_OR_RETURN(ask.stop_token_ids, fields.TakeInts("stop_token_ids"));
+  DSA_RETURN_IF_ERROR(TakeLogprobs(endpoint, fields, ask));
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::string> salt, fields.TakeText("cache_salt"));
+  ask.cache_salt = salt.value_or("");
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> priority, fields.TakeInt("priority"));
+  ask.priority = priority.value_or(0);
+  DSA_ASSIGN_OR_RETURN(form.ignored_keys, fields.CheckRest(unknown));
+  return {};
+}
+
+}  // namespace dsa

@@ -1,0 +1,29 @@
+// Bodies of /v1/chat/completions and /v1/completions as an Ask.
+#pragma once
+
+#include "common/status.h"
+#include "server/api/ask.h"
+#include "server/http/openai/request_fields.h"
+
+#include <cstdint>
+#include <string_view>
+
+namespace dsa {
+
+enum class Endpoint : std::uint8_t { kChat, kCompletion };
+
+// What a body says of its answer's form, and what of it nobody knew.
+struct AnswerForm {
+  bool include_usage = false;  // of a stream
+  std::int64_t ignored_keys = 0;
+};
+
+// What the endpoint calls the fields of an Ask.
+FieldNames FieldNamesOf(Endpoint endpoint);
+
+// `names.max_tokens` becomes the field that the client used.  INVALID_ARGUMENT, or UNIMPLEMENTED
+// for a field that is documented and not supported, unless its value changes nothing.
+Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unknown, Ask& ask,
+                      AnswerForm& form, FieldNames& names);
+
+}  // namespace dsa

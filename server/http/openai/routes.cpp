@@ -1,0 +1,230 @@
+#include "server/http/openai/routes.h"
+
+#include "common/json.h"
+#include "common/log.h"
+#include "server/api/errors.h"
+#include "server/api/prompt.h"
+#include "server/http/openai/completion_call.h"
+#include "server/http/openai/errors.h"
+#include "tokenizer/chat_json.h"
+
+#include <new>
+#include <string_view>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::string_view kModelsPath = "/v1/models";
+constexpr std::size_t kShownBytesMax = 128;
+
+HttpResponse JsonResponse(const Json& json) {
+  return {.body = json.dump(-1, ' ', false, Json::error_handler_t::replace)};
+}
+
+HttpResponse Answer(const Result<Json>& answer) {
+  return answer.ok() ? JsonResponse(answer.value()) : ErrorResponse(answer.error());
+}
+
+std::string_view PathOf(const HttpRequest& request) {
+  return std::string_view(request.target).substr(0, request.target.find('?'));
+}
+
+Json ModelCard(const ServiceContext& context) {
+  return {{"id", context.model.id},
+          {"object", "model"},
+          {"created", 0},
+          {"owned_by", "dsa"},
+          {"max_model_len", context.model.context_length}};
+}
+
+Result<Json> Models(std::string_view path, const ServiceContext& context) {
+  if (path == kModelsPath) {
+    return Json{{"object", "list"}, {"data", Json::array({ModelCard(context)})}};
+  }
+  DSA_RETURN_IF_ERROR(CheckModel(path.substr(kModelsPath.size() + 1), "model", context));
+  return ModelCard(context);
+}
+
+Result<std::string> TakeModel(RequestFields& fields, const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::string> model, fields.TakeText("model"));
+  DSA_RETURN_IF_ERROR(CheckModel(model.value_or(""), "model", context));
+  return model.value_or("");
+}
+
+Result<std::vector<TokenId>> TokenizeText(RequestFields& fields, const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::string> text, fields.TakeText("prompt"));
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> add_special,
+                       fields.TakeBool("add_special_tokens"));
+  if (!text) {
+    return InvalidArgument("prompt: missing: a string, or messages");
+  }
+  std::vector<TokenId> ids;
+  if (add_special.value_or(context.model.add_bos) && context.model.bos) {
+    ids.push_back(*context.model.bos);
+  }
+  const TextRange all{.begin = 0, .end = text->size()};
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> encoded,
+                       EncodeWithin(*text, {&all, 1}, "prompt", context));
+  ids.insert(ids.end(), encoded.begin(), encoded.end());
+  return ids;
+}
+
+Result<std::vector<TokenId>> TokenizeChat(RequestFields& fields, const ServiceContext& context) {
+  fields.Take("messages");
+  fields.Take("tools");
+  DSA_ASSIGN_OR_RETURN(const Chat chat, ReadConversation(fields.document()));
+  const ChatFieldNames names = FieldNamesOf(Endpoint::kChat).chat;
+  DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(chat, names, context));
+  return EncodeWithin(rendered.text, rendered.template_ranges, "messages", context);
+}
+
+Result<Json> Tokenize(const std::string& body, UnknownKeys unknown, const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(RequestFields fields, RequestFields::Parse(body));
+  DSA_RETURN_IF_ERROR(TakeModel(fields, context));
+  const bool chat = fields.Take("messages") != nullptr;
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
+                       chat ? TokenizeChat(fields, context) : TokenizeText(fields, context));
+  DSA_RETURN_IF_ERROR(fields.CheckRest(unknown));
+  Json tokens = Json::array();
+  for (const TokenId id : ids) {
+    tokens.push_back(Value(id));
+  }
+  return Json{{"count", ids.size()},
+              {"max_model_len", context.model.context_length},
+              {"tokens", std::move(tokens)}};
+}
+
+Result<Json> Detokenize(const std::string& body, UnknownKeys unknown,
+                        const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(RequestFields fields, RequestFields::Parse(body));
+  DSA_RETURN_IF_ERROR(TakeModel(fields, context));
+  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  DSA_ASSIGN_OR_RETURN(const std::vector<std::int64_t> numbers, fields.TakeInts("tokens"));
+  DSA_RETURN_IF_ERROR(fields.CheckRest(unknown));
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ToTokenIds(numbers, "tokens", context));
+  std::string text;
+  IncrementalDecoder decoder(*tokenizer);
+  for (const TokenId id : ids) {
+    decoder.Push(id, text);
+  }
+  decoder.Finish(text);
+  return Json{{"prompt", std::move(text)}};
+}
+
+struct Route {
+  std::string_view path;
+  std::string_view method;
+};
+
+// Nullptr for a path that there is none of.
+const Route* FindRoute(std::string_view path) {
+  static constexpr Route kRoutes[] = {
+      {"/health", "GET"},      {"/ready", "GET"},           {"/version", "GET"},
+      {kModelsPath, "GET"},    {"/tokenize", "POST"},       {"/v1/chat/completions", "POST"},
+      {"/detokenize", "POST"}, {"/v1/completions", "POST"},
+  };
+  const std::string_view known =
+      path.starts_with(kModelsPath) && path.substr(kModelsPath.size()).starts_with('/')
+          ? kModelsPath
+          : path;
+  for (const Route& route : kRoutes) {
+    if (route.path == known) {
+      return &route;
+    }
+  }
+  return nullptr;
+}
+
+HttpResponse Refusal(int status, std::string message) {
+  const HttpFault fault{.status = status, .message = std::move(message)};
+  return {.status = status, .body = FaultErrorBody(fault)};
+}
+
+// What a page in somebody's browser cannot send to this machine without being asked.
+bool IsJson(std::string_view content_type) {
+  const std::string_view type = content_type.substr(0, content_type.find_first_of("; "));
+  return type == "application/json";
+}
+
+// Nullopt where the request is one that a route answers.
+std::optional<HttpResponse> Check(const HttpRequest& request, const Route* route) {
+  constexpr int kNotFound = 404;
+  constexpr int kMethodNotAllowed = 405;
+  constexpr int kUnsupportedMediaType = 415;
+  if (route == nullptr) {
+    return Refusal(kNotFound,
+                   fmt::format("no such path: {}", Escape(PathOf(request), kShownBytesMax)));
+  }
+  if (request.method != route->method) {
+    HttpResponse refusal =
+        Refusal(kMethodNotAllowed, fmt::format("{}: only {}", route->path, route->method));
+    refusal.headers.push_back({"Allow", std::string(route->method)});
+    return refusal;
+  }
+  if (route->method == "POST" && !IsJson(request.content_type)) {
+    return Refusal(kUnsupportedMediaType,
+                   fmt::format("Content-Type: \"{}\" is not application/json",
+                               Escape(request.content_type, kShownBytesMax)));
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+HttpResponse Routes::Ready() const {
+  if (context_.draining.load(std::memory_order_relaxed)) {
+    return ErrorResponse(DrainingError());
+  }
+  if (stalled_.load(std::memory_order_relaxed)) {
+    return ErrorResponse({ErrorCode::kUnavailable, "stalled: nothing advances"});
+  }
+  return JsonResponse({{"status", "ready"}});
+}
+
+std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
+                                         std::shared_ptr<HttpExchange> exchange) {
+  const std::string_view path = PathOf(request);
+  if (std::optional<HttpResponse> refusal = Check(request, FindRoute(path))) {
+    exchange->Respond(*std::move(refusal));
+  } else if (path == "/v1/chat/completions") {
+    return CompletionCall::Start(Endpoint::kChat, unknown_, context_, std::move(request),
+                                 std::move(exchange));
+  } else if (path == "/v1/completions") {
+    return CompletionCall::Start(Endpoint::kCompletion, unknown_, context_, std::move(request),
+                                 std::move(exchange));
+  } else if (path == "/tokenize" || path == "/detokenize") {
+    AnswerText(std::move(request), std::move(exchange));
+  } else if (path == "/ready") {
+    exchange->Respond(Ready());
+  } else if (path == "/health") {
+    exchange->Respond(JsonResponse({{"status", "alive"}}));
+  } else if (path == "/version") {
+    exchange->Respond(JsonResponse({{"version", context_.server.version}}));
+  } else {
+    exchange->Respond(Answer(Models(path, context_)));
+  }
+  return nullptr;
+}
+
+// Here or, where there is much of it, by the text workers.
+void Routes::AnswerText(HttpRequest&& request, std::shared_ptr<HttpExchange> exchange) {
+  const bool tokenizes = PathOf(request) == "/tokenize";
+  const std::size_t bytes = request.body.size();
+  const auto shared = std::make_shared<HttpRequest>(std::move(request));
+  const Status taken = context_.workers.Do(bytes, [this, tokenizes, shared, exchange] {
+    try {
+      exchange->Respond(Answer(tokenizes ? Tokenize(shared->body, unknown_, context_)
+                                         : Detokenize(shared->body, unknown_, context_)));
+    } catch (const std::bad_alloc&) {
+      exchange->Respond(ErrorResponse(NoMemoryError()));
+    }
+  });
+  if (!taken.ok()) {
+    exchange->Respond(ErrorResponse(taken.error()));
+  }
+}
+
+}  // namespace dsa

@@ -1,0 +1,106 @@
+#include "server/http/request_parser.h"
+
+#include <utility>
+
+#include <boost/asio/buffer.hpp>
+#include <boost/beast/http/error.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+namespace http = boost::beast::http;
+
+HttpFault FaultOf(const boost::system::error_code& error, const RequestLimits& limits) {
+  constexpr int kBadRequest = 400;
+  constexpr int kTooLarge = 413;
+  constexpr int kHeaderTooLarge = 431;
+  if (error == http::error::header_limit) {
+    return {.status = kHeaderTooLarge,
+            .message = fmt::format("header: more than {} bytes", limits.header_bytes_max)};
+  }
+  if (error == http::error::body_limit || error == http::error::buffer_overflow) {
+    return {.status = kTooLarge,
+            .message = fmt::format("body: more than {} bytes", limits.body_bytes_max)};
+  }
+  return {.status = kBadRequest, .message = "not an HTTP request: " + error.message()};
+}
+
+}  // namespace
+
+struct RequestParser::State {
+  RequestLimits limits;
+  http::request_parser<http::string_body> parser;
+};
+
+RequestParser::RequestParser(const RequestLimits& limits) : state_(std::make_unique<State>()) {
+  state_->limits = limits;
+  state_->parser.header_limit(static_cast<std::uint32_t>(limits.header_bytes_max));
+  state_->parser.body_limit(limits.body_bytes_max);
+  state_->parser.eager(true);  // the body too
+}
+
+RequestParser::~RequestParser() = default;
+
+std::size_t RequestParser::Feed(std::string_view bytes) {
+  std::size_t taken = 0;
+  while (taken < bytes.size() && !done() && !fault_) {
+    boost::system::error_code error;
+    const std::string_view rest = bytes.substr(taken);
+    const std::size_t used =
+        state_->parser.put(boost::asio::buffer(rest.data(), rest.size()), error);
+    taken += used;
+    if (error == http::error::need_more) {
+      // A chunk's own header has no limit in the parser.
+      if (used == 0 && rest.size() > state_->limits.header_bytes_max) {
+        fault_ = FaultOf(http::make_error_code(http::error::header_limit), state_->limits);
+      } else if (used == 0) {
+        break;
+      }
+    } else if (error) {
+      fault_ = FaultOf(error, state_->limits);
+    } else if (used == 0) {
+      break;
+    }
+  }
+  return taken;
+}
+
+bool RequestParser::header_done() const {
+  return state_->parser.is_header_done();
+}
+
+bool RequestParser::done() const {
+  return state_->parser.is_done();
+}
+
+bool RequestParser::wants_continue() const {
+  const auto& message = state_->parser.get();
+  return boost::beast::iequals(message[http::field::expect], "100-continue") &&
+         message.version() >= 11;
+}
+
+bool RequestParser::keep_alive() const {
+  return state_->parser.keep_alive();
+}
+
+bool RequestParser::is_http_1_0() const {
+  return state_->parser.get().version() < 11;
+}
+
+std::size_t RequestParser::body_bytes() const {
+  return state_->parser.get().body().size();
+}
+
+HttpRequest RequestParser::Take() {
+  auto message = state_->parser.release();
+  return {.method = std::string(message.method_string()),
+          .target = std::string(message.target()),
+          .content_type = std::string(message[http::field::content_type]),
+          .request_id = std::string(message["X-Request-Id"]),
+          .body = std::move(message.body())};
+}
+
+}  // namespace dsa

@@ -1,0 +1,63 @@
+// One HTTP/1.1 request from bytes as they come.  Single thread.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace dsa {
+
+struct HttpRequest {
+  std::string method;  // "POST"
+  std::string target;  // "/v1/models?x=y", as it came
+  std::string content_type;
+  std::string request_id;  // X-Request-Id as it came, of any form
+  std::string body;
+};
+
+// Why what came is no request, or none that is served.
+struct HttpFault {
+  int status;
+  std::string message;
+};
+
+struct RequestLimits {
+  std::size_t header_bytes_max;
+  std::size_t body_bytes_max;
+};
+
+class RequestParser final {
+ public:
+  explicit RequestParser(const RequestLimits& limits);
+  ~RequestParser();
+  RequestParser(const RequestParser&) = delete;
+  RequestParser& operator=(const RequestParser&) = delete;
+
+  // Takes bytes from the front of `bytes`, all that came and was not taken; returns how many.
+  // Nothing more after done() or fault().
+  std::size_t Feed(std::string_view bytes);
+
+  bool header_done() const;
+  bool done() const;
+  const std::optional<HttpFault>& fault() const { return fault_; }
+
+  // Of the header, once it is done.
+  bool wants_continue() const;  // the client waits for "100 Continue"
+  bool keep_alive() const;
+  bool is_http_1_0() const;
+
+  // Of the body, so far.
+  std::size_t body_bytes() const;
+
+  // Once done.
+  HttpRequest Take();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+  std::optional<HttpFault> fault_;
+};
+
+}  // namespace dsa

@@ -1,0 +1,237 @@
+// What a client can do to the server: it costs a bounded amount and harms no other.
+#include "tests/http/raw_client.h"
+#include "tests/http/serving.h"
+
+#include <thread>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+using testing::BecomesTrue;
+using testing::Exchange;
+using testing::FreePort;
+using testing::Get;
+using testing::HttpServing;
+using testing::Post;
+using testing::RawClient;
+using testing::Reply;
+using testing::SteppedEngine;
+
+constexpr std::string_view kChat = "/v1/chat/completions";
+constexpr std::string_view kCompletions = "/v1/completions";
+
+std::string Completion(int max_tokens, bool stream) {
+  return Post(kCompletions, fmt::format(R"({{"prompt": [1, 2], "max_tokens": {}, "stream": {}}})",
+                                        max_tokens, stream));
+}
+
+TEST_CASE("a request may come a byte at a time, and none for ever", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), nullptr, FreePort());
+  RawClient client(serving.port());
+  for (const char byte : Completion(2, false)) {
+    REQUIRE(client.Send({&byte, 1}));
+  }
+  const std::optional<Reply> reply = client.Read();
+  REQUIRE(reply);
+  CHECK(reply->status == 200);
+
+  HttpServerConfig hasty = FreePort();
+  hasty.header_ms_max = 50;
+  HttpServing impatient(engine.loop(), nullptr, hasty);
+  RawClient slow(impatient.port());
+  slow.Send("POST /v1/comp");
+  const std::optional<Reply> refused = slow.Read();
+  REQUIRE(refused);
+  CHECK(refused->status == 408);
+  CHECK(slow.IsClosed());
+}
+
+TEST_CASE("a header of 1 MB and a body without end are refused early", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.message_bytes_max = 100'000;
+  HttpServing serving(engine.loop(), nullptr, config);
+  RawClient header(serving.port());
+  header.Send("GET /health HTTP/1.1\r\nX: " + std::string(1 << 20, 'x') + "\r\n\r\n");
+  const std::optional<Reply> too_large = header.Read();
+  REQUIRE(too_large);
+  CHECK(too_large->status == 431);
+  CHECK(header.IsClosed());
+
+  RawClient body(serving.port());
+  body.Send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+      "Transfer-Encoding: chunked\r\n\r\n");
+  const std::string chunk = "1000\r\n" + std::string(0x1000, ' ') + "\r\n";
+  for (int i = 0; i < 30; ++i) {
+    body.Send(chunk);
+  }
+  const std::optional<Reply> endless = body.Read();
+  REQUIRE(endless);
+  CHECK(endless->status == 413);
+
+  RawClient announced(serving.port());
+  announced.Send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+      "Expect: 100-continue\r\nContent-Length: 100001\r\n\r\n");
+  const std::optional<Reply> unsent = announced.Read();
+  REQUIRE(unsent);
+  CHECK(unsent->status == 413);
+}
+
+TEST_CASE("all requests together have a limit of memory", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.memory_bytes_max = 100'000;
+  HttpServing serving(engine.loop(), nullptr, config);
+  const std::string head =
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+      "Content-Length: 90000\r\n\r\n";
+  RawClient first(serving.port());
+  first.Send(head + std::string(80'000, ' '));
+  RawClient second(serving.port());
+  second.Send(head + std::string(80'000, ' '));
+  // Whichever crosses the limit is refused, and gives back what it held.
+  const std::optional<Reply> refused = second.Read();
+  REQUIRE(refused);
+  CHECK(refused->status == 503);
+  CHECK(Exchange(serving.port(), Get("/health")).status == 200);
+}
+
+TEST_CASE("who waits for 100 Continue gets it", "[http]") {
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), nullptr, FreePort());
+  RawClient client(serving.port());
+  const std::string request =
+      Post(kCompletions, R"({"prompt": [1], "max_tokens": 1})", "Expect: 100-continue\r\n");
+  const std::size_t body = request.find("\r\n\r\n") + 4;
+  client.Send(request.substr(0, body));
+  REQUIRE(client.Read().value_or(Reply{}).status == 100);
+  client.Send(request.substr(body));
+  CHECK(client.Read().value_or(Reply{}).status == 200);
+}
+
+TEST_CASE("requests sent ahead are answered in order", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), nullptr, FreePort());
+  RawClient client(serving.port());
+  constexpr int kRequests = 2000;  // more than a connection holds
+  std::thread sender([&] {
+    for (int i = 0; i < kRequests; ++i) {
+      const bool generates = i % 100 == 50;
+      client.Send(generates ? Completion(1 + i % 3, i % 200 == 50) : Get("/version"));
+    }
+  });
+  int answered = 0;
+  for (; answered < kRequests; ++answered) {
+    const std::optional<Reply> reply = client.Read();
+    if (!reply || reply->status != 200 ||
+        (reply->body.find("version") == std::string::npos) != (answered % 100 == 50)) {
+      break;
+    }
+  }
+  sender.join();
+  CHECK(answered == kRequests);
+}
+
+TEST_CASE("a client that leaves frees what it had", "[http][abuse]") {
+  constexpr int kTokens = 4000;
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), nullptr, FreePort());
+  for (const bool stream : {false, true}) {
+    engine.steps().Hold();
+    RawClient client(serving.port());
+    client.Send(Completion(kTokens, stream));
+    CHECK(BecomesTrue([&] { return engine.loop().Load().running == 1; }));
+    const std::int64_t before = engine.loop().Load().steps;
+    client.Close();
+    CHECK(BecomesTrue([&] {
+      engine.steps().LetPass(1);
+      return engine.loop().Load().running == 0;
+    }));
+    CHECK(engine.loop().Load().steps - before < kTokens / 2);
+    CHECK(engine.BecomesQuiet());
+    CHECK(BecomesTrue([&] { return serving.server().connections() == 0; }));
+    engine.steps().Resume();
+  }
+}
+
+TEST_CASE("a client that does not read is dropped, and others get their tokens", "[http][abuse]") {
+  // By what waits for it, or by how long its write has been waiting.
+  const auto limits = GENERATE(
+      values<SlowClientLimits>({{.pending_bytes_max = 2'000, .stalled_us_max = 60'000'000},
+                                {.pending_bytes_max = 1 << 30, .stalled_us_max = 200'000}}));
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), &testing::ChatTokenizer(), FreePort(), limits);
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 4; ++i) {
+    clients.push_back(std::make_unique<RawClient>(serving.port(), 4096));
+    // With log-probabilities a reply of 4000 tokens is more than sockets hold.
+    clients.back()->Send(Post(kChat, R"({"messages": [{"role": "user", "content": "x"}],
+                                         "max_tokens": 4000, "stream": true, "logprobs": true,
+                                         "top_logprobs": 20})"));
+  }
+  const Reply victim = Exchange(serving.port(), Completion(50, true));
+  CHECK(victim.status == 200);
+  CHECK(victim.body.find("[DONE]") != std::string::npos);
+  CHECK(engine.BecomesQuiet());
+  // Their connections end, read or not, and what came is no whole answer.
+  CHECK(BecomesTrue([&] { return serving.server().connections() <= 1; }));
+  for (const auto& client : clients) {
+    CHECK_FALSE(client->Read());
+  }
+}
+
+TEST_CASE("one connection too many is closed, and room comes again", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.connections_max = 3;
+  HttpServing serving(engine.loop(), nullptr, config);
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.push_back(std::make_unique<RawClient>(serving.port()));
+    clients.back()->Send(Get("/health"));
+    CHECK(clients.back()->Read().value_or(Reply{}).status == 200);
+  }
+  RawClient more(serving.port());
+  CHECK(more.IsClosed());
+  clients.pop_back();
+  CHECK(BecomesTrue([&] { return Exchange(serving.port(), Get("/health")).status == 200; }));
+}
+
+TEST_CASE("bursts of requests on many connections all end", "[http][abuse]") {
+  SteppedEngine engine(10'000);
+  HttpServing serving(engine.loop(), nullptr, FreePort());
+  constexpr int kThreads = 8;
+  constexpr int kEach = 60;
+  std::vector<int> answered(kThreads, 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kEach; ++i) {
+        RawClient client(serving.port());
+        client.Send(Completion(3, i % 2 == 0));
+        if (i % 7 == 6) {
+          client.Close();  // before its answer
+          ++answered[static_cast<std::size_t>(t)];
+        } else if (client.Read().value_or(Reply{}).status == 200) {
+          ++answered[static_cast<std::size_t>(t)];
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  CHECK(answered == std::vector<int>(kThreads, kEach));
+  CHECK(engine.BecomesQuiet());
+  CHECK(BecomesTrue([&] { return serving.server().connections() == 0; }));
+}
+
+}  // namespace
+}  // namespace dsa

@@ -1,0 +1,64 @@
+// Bodies with bytes changed, lost and doubled: read, or refused in one plain line.
+#include "common/prng.h"
+#include "server/http/openai/generation_request.h"
+
+#include <algorithm>
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+constexpr std::string_view kSeed =
+    R"({"model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content":)"
+    R"( [{"type": "text", "text": "é"}]}, {"role": "assistant", "content": null, "tool_calls": [)"
+    R"({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}, {"role":)"
+    R"( "tool", "tool_call_id": "1", "content": "x"}], "tools": [{"type": "function", "function":)"
+    R"( {"name": "f"}}], "tool_choice": "auto", "prompt": [[1, 2]], "temperature": 1e-1, "top_k":)"
+    R"( -1, "stop": ["a"], "stop_token_ids": [3], "logprobs": true, "top_logprobs": 2, "stream":)"
+    R"( true, "stream_options": {"include_usage": true}, "thinking": {"type": "enabled"},)"
+    R"( "chat_template_kwargs": {"thinking": true}, "n": 1, "logit_bias": {"5": 0}, "other": 0})";
+
+std::string Damaged(std::uint64_t round) {
+  std::string body(kSeed);
+  const std::uint64_t times = 1 + CounterBits(round, 0) % 3;
+  for (std::uint64_t i = 1; i <= times; ++i) {
+    const std::uint64_t bits = CounterBits(round, i);
+    const std::size_t at = (bits >> 16) % body.size();
+    switch (bits % 4) {
+      case 0: body[at] = static_cast<char>(bits >> 8); break;
+      case 1: body.erase(at, 1 + (bits >> 8) % 8); break;
+      case 2: body.insert(at, body.substr(at, 1 + (bits >> 8) % 8)); break;
+      default: body.resize(at + 1); break;
+    }
+  }
+  return body;
+}
+
+TEST_CASE("a damaged body is read or refused in one line", "[http][fuzz]") {
+  int refused = 0;
+  constexpr int kRounds = 4000;
+  for (std::uint64_t round = 0; round < kRounds; ++round) {
+    const std::string body = Damaged(round);
+    for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kCompletion}) {
+      Ask ask;
+      AnswerForm form;
+      FieldNames names = FieldNamesOf(endpoint);
+      const Status status = ReadGeneration(endpoint, body, UnknownKeys::kRefused, ask, form, names);
+      if (status.ok()) {
+        continue;
+      }
+      ++refused;
+      const std::string& message = status.error().message;
+      CAPTURE(body, message);
+      REQUIRE(message.size() < 1000);
+      REQUIRE(std::all_of(message.begin(), message.end(), [](char c) {
+        return static_cast<unsigned char>(c) >= 0x20 && c != 0x7f;
+      }));
+    }
+  }
+  CHECK(refused > kRounds / 2);
+}
+
+}  // namespace
+}  // namespace dsa
