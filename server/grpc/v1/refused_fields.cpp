@@ -46,7 +46,7 @@ bool ChangesNothing(const Message& message, const FieldDescriptor& field) {
   }
 }
 
-Status CheckNoRefusedFields(const Message& message, const std::string& path) {
+Status CheckMessageAt(const Message& message, const std::string& path) {
   const Reflection& reflection = *message.GetReflection();
   std::vector<const FieldDescriptor*> fields;
   reflection.ListFields(message, &fields);  // those that are set
@@ -62,12 +62,12 @@ Status CheckNoRefusedFields(const Message& message, const std::string& path) {
       continue;
     }
     if (!field->is_repeated()) {
-      DSA_RETURN_IF_ERROR(CheckNoRefusedFields(reflection.GetMessage(message, field), name + "."));
+      DSA_RETURN_IF_ERROR(CheckMessageAt(reflection.GetMessage(message, field), name + "."));
       continue;
     }
     for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
-      DSA_RETURN_IF_ERROR(CheckNoRefusedFields(reflection.GetRepeatedMessage(message, field, i),
-                                               fmt::format("{}[{}].", name, i)));
+      DSA_RETURN_IF_ERROR(CheckMessageAt(reflection.GetRepeatedMessage(message, field, i),
+                                         fmt::format("{}[{}].", name, i)));
     }
   }
   return {};
@@ -90,7 +90,7 @@ const std::vector<std::string_view>& RefusedFields() {
 }
 
 Status CheckNoRefusedFields(const Message& message) {
-  return CheckNoRefusedFields(message, "");
+  return CheckMessageAt(message, "");
 }
 
 }  // namespace dsa
