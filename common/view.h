@@ -29,14 +29,15 @@ struct Matrix {
   constexpr T* Row(std::int64_t row) const { return data + row * row_stride; }
 };
 
-// The element type of an AnyMatrix.
-enum class DataType : std::uint8_t { kF32, kBf16, kFp8E4m3 };
+// The element type of an AnyMatrix.  kF64 is that of sums that several ranks add up on the CPU.
+enum class DataType : std::uint8_t { kF32, kBf16, kFp8E4m3, kF64 };
 
 constexpr std::int64_t SizeOf(DataType type) {
   switch (type) {
     case DataType::kF32: return 4;
     case DataType::kBf16: return 2;
     case DataType::kFp8E4m3: return 1;
+    case DataType::kF64: return 8;
   }
   return 0;
 }

@@ -1,5 +1,8 @@
 #include "kernels/backend.h"
 
+#include "common/check.h"
+#include "kernels/comm/collectives.h"
+
 namespace dsa {
 
 template <MemoryKind kKind>
@@ -13,6 +16,14 @@ void BackendBuffer<kKind>::Reset() {
     backend_->FreeHost(data_);
   }
   backend_ = nullptr;
+}
+
+void Backend::AllReduce(const AllReduceParams& params) {
+  DSA_CHECK(false, "AllReduce of {} rows: this backend has no ranks", params.sum.rows);
+}
+
+void Backend::AllGather(const AllGatherParams& params) {
+  DSA_CHECK(false, "AllGather of {} rows: this backend has no ranks", params.whole.rows);
 }
 
 template class BackendBuffer<MemoryKind::kDevice>;

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "common/status.h"
+#include "common/view.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -33,8 +34,10 @@ struct ProjectParams;
 struct SelectKeysParams;
 struct WriteKeysParams;
 
-// Plain ops.
+// Plain ops, and those of several ranks (kernels/comm/collectives.h).
 struct AbsorbQueryParams;
+struct AllGatherParams;
+struct AllReduceParams;
 struct BlockScaledLinearParams;
 struct EmbedParams;
 struct ExpandValueParams;
@@ -121,6 +124,7 @@ struct ScratchLimits {
   std::int64_t linear_width_max;  // the largest K or N of any projection
   std::int64_t logit_rows_max;
   std::int64_t vocabulary;
+  DataType expert_sum_type = DataType::kF32;  // kF64: experts leave sums that are not rounded
 };
 
 class Backend {
@@ -203,6 +207,12 @@ class Backend {
   virtual void Gate(const GateParams& params) = 0;
   virtual void RoutedExperts(const RoutedExpertsParams& params) = 0;
   virtual void Sample(const SampleParams& params) = 0;
+
+  // Collectives; CHECK-fail on a backend that is no rank of a group.
+  virtual void AllReduce(const AllReduceParams& params);
+  virtual void AllGather(const AllGatherParams& params);
+  // Of a rank's part of a product that AllReduce rounds: f64 or f32.
+  virtual DataType PartialSumType() const { return DataType::kF32; }
 
   // Decides how the keys of attention's rows are split over the device: once per step, before its
   // first attention, for all layers.  By default a split may follow the whole batch; with

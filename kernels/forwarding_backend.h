@@ -85,6 +85,9 @@ class ForwardingBackend : public Backend {
   void Gate(const GateParams& params) override { inner_.Gate(params); }
   void RoutedExperts(const RoutedExpertsParams& params) override { inner_.RoutedExperts(params); }
   void Sample(const SampleParams& params) override { inner_.Sample(params); }
+  void AllReduce(const AllReduceParams& params) override { inner_.AllReduce(params); }
+  void AllGather(const AllGatherParams& params) override { inner_.AllGather(params); }
+  DataType PartialSumType() const override { return inner_.PartialSumType(); }
   void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
     inner_.PlanAttention(rows, heads, batch_invariant);
   }

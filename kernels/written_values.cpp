@@ -27,6 +27,7 @@ Kind KindOf(DataType type) {
     case DataType::kF32: return Kind::kF32;
     case DataType::kBf16: return Kind::kBf16;
     case DataType::kFp8E4m3: return Kind::kFp8E4m3;
+    case DataType::kF64: return Kind::kBytes;
   }
   return Kind::kBytes;
 }

@@ -288,6 +288,7 @@ std::string_view SafetensorsName(DataType type) {
     case DataType::kF32: return "F32";
     case DataType::kBf16: return "BF16";
     case DataType::kFp8E4m3: return "F8_E4M3";
+    case DataType::kF64: return "F64";
   }
   return "unknown";
 }

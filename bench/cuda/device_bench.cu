@@ -52,6 +52,7 @@ __global__ void FillKernel(void* data, DataType type, std::int64_t count) {
       case DataType::kFp8E4m3:
         static_cast<std::uint8_t*>(data)[i] = cuda::ToFp8(120.0F * value);
         break;
+      case DataType::kF64: static_cast<double*>(data)[i] = value; break;
     }
   }
 }

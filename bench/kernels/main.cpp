@@ -23,6 +23,7 @@ DeviceMatrix RandomMatrix(Backend& backend, DataType type, std::int64_t rows, st
       case DataType::kF32: reinterpret_cast<float*>(bytes.data())[i] = values[i]; break;
       case DataType::kBf16: reinterpret_cast<Bf16*>(bytes.data())[i] = ToBf16(values[i]); break;
       case DataType::kFp8E4m3: bytes[i] = ToFp8E4m3(200.0F * values[i]).bits; break;
+      case DataType::kF64: reinterpret_cast<double*>(bytes.data())[i] = values[i]; break;
     }
   }
   backend.CopyToDevice(matrix.buffer.data(), bytes.data(), bytes.size());

@@ -29,7 +29,8 @@ Result<void*> AllocateBytes(std::size_t bytes) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : pool_(threads) {}
+CpuBackend::CpuBackend(int threads) : CpuBackend(threads, {.group = nullptr, .rank = 0}) {}
+CpuBackend::CpuBackend(int threads, CpuSeat seat) : seat_(seat), pool_(threads) {}
 CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::Name() const {

@@ -18,11 +18,20 @@
 
 namespace dsa {
 
-struct CpuScratch;  // kernels/cpu/scratch.h
+struct CollectiveCall;  // kernels/comm/thread_group.h
+struct CpuScratch;      // kernels/cpu/scratch.h
+class ThreadGroup;
+
+// A place among ranks that are threads; of a model on one backend the group is null.
+struct CpuSeat {
+  ThreadGroup* group;  // outlives the backend
+  int rank;            // in [0, ranks of the group), no other backend's
+};
 
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads);  // > 0, the calling thread included
+  CpuBackend(int threads, CpuSeat seat);
   ~CpuBackend() override;
 
   std::string Name() const override;
@@ -69,6 +78,9 @@ class CpuBackend final : public Backend {
   void Gate(const GateParams& params) override;
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;
+  void AllReduce(const AllReduceParams& params) override;
+  void AllGather(const AllGatherParams& params) override;
+  DataType PartialSumType() const override { return DataType::kF64; }
 
  private:
   void Compute(const EmbedParams& params);
@@ -92,6 +104,9 @@ class CpuBackend final : public Backend {
   void Compute(const GateParams& params);
   void Compute(const RoutedExpertsParams& params);
   void Compute(const SampleParams& params);
+  void Compute(const AllReduceParams& params);
+  void Compute(const AllGatherParams& params);
+  bool Meet(const CollectiveCall& call, const void* params);
 
   // Calls `operation`, or keeps a copy of it where a graph is being recorded.
   template <typename Operation>
@@ -103,6 +118,7 @@ class CpuBackend final : public Backend {
   // CHECK-fails before ReserveScratch or where `rows` exceeds its tokens_max.
   const CpuScratch& ScratchFor(std::int64_t rows) const;
 
+  const CpuSeat seat_;
   ThreadPool pool_;
   std::unique_ptr<CpuScratch> scratch_;
   using Graph = std::vector<std::function<void()>>;

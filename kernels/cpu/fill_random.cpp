@@ -12,6 +12,7 @@ void Store(void* data, DataType type, std::int64_t index, float value) {
     case DataType::kF32: static_cast<float*>(data)[index] = value; return;
     case DataType::kBf16: static_cast<Bf16*>(data)[index] = ToBf16(value); return;
     case DataType::kFp8E4m3: static_cast<Fp8E4m3*>(data)[index] = ToFp8E4m3(value); return;
+    case DataType::kF64: return;  // of no weight
   }
 }
 

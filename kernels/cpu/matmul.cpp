@@ -97,11 +97,20 @@ struct OutputGroup {
   std::int64_t ahead;   // weights so many elements further are read soon; 0: none
 };
 
-// values[n] is that of the group's n-th output.
+// sums[n] is that of the group's n-th output: kept, or rounded to float32 and then to the type of
+// y.
 void StoreValues(const MatmulProblem& problem, std::int64_t row, const OutputGroup& group,
-                 const float* values) {
+                 const double* sums) {
   const std::int64_t target_row = problem.y_indices == nullptr ? row : problem.y_indices[row];
   void* target = Offset(problem.y, problem.y_type, target_row * problem.y_row_stride + group.first);
+  if (problem.y_type == DataType::kF64) {
+    std::copy_n(sums, group.count, static_cast<double*>(target));
+    return;
+  }
+  float values[kGroup];
+  for (std::int64_t n = 0; n < kGroup; ++n) {
+    values[n] = static_cast<float>(sums[n]);
+  }
   if (group.count == kLanes) {
     StoreRow(values, kLanes, target, problem.y_type);
     return;
@@ -154,9 +163,9 @@ void RunGroup(const MatmulProblem& problem, const InputTile& tile, const OutputG
   VisitType(Offset(weight.data, weight.type, group.first * weight.row_stride), weight.type,
             [&](const auto* first) { SumGroup(problem, first, group, level, task); });
   for (std::int64_t r = 0; r < tile.rows; ++r) {
-    float values[kGroup];
+    double values[kGroup];
     for (std::int64_t n = 0; n < kGroup; ++n) {
-      values[n] = static_cast<float>(ReduceSum(Load4(sums + (r * kGroup + n) * kDoubleLanes)));
+      values[n] = ReduceSum(Load4(sums + (r * kGroup + n) * kDoubleLanes));
     }
     StoreValues(problem, tile.first_row + r, group, values);
   }

@@ -30,7 +30,7 @@ struct MatmulRows {
 struct MatmulProblem {
   MatmulRows x;
   MatmulRows weight;  // indices are null
-  void* y;            // f32 or bf16
+  void* y;            // f32 or bf16; f64: a sum that is not rounded
   DataType y_type;
   std::int64_t y_row_stride;
   const std::int32_t* y_indices = nullptr;  // result row i is row y_indices[i] of y; null: row i

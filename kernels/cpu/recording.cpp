@@ -2,6 +2,7 @@
 // parameters.  Running the body again instead would read the host anew and so hide a body that a
 // device's graph could not follow.
 #include "common/check.h"
+#include "kernels/comm/collectives.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/block_scaled_linear.h"
@@ -184,6 +185,12 @@ void CpuBackend::RoutedExperts(const RoutedExpertsParams& params) {
   Queue([this, params] { Compute(params); });
 }
 void CpuBackend::Sample(const SampleParams& params) {
+  Queue([this, params] { Compute(params); });
+}
+void CpuBackend::AllReduce(const AllReduceParams& params) {
+  Queue([this, params] { Compute(params); });
+}
+void CpuBackend::AllGather(const AllGatherParams& params) {
   Queue([this, params] { Compute(params); });
 }
 

@@ -113,7 +113,7 @@ MatmulProblem OuterProblem(const RoutedExpertsParams& params, std::int64_t e,
                  .type = params.x.type,
                  .row_stride = weight.cols};
   }
-  problem.y_type = params.x.type;
+  problem.y_type = params.y.type;
   problem.y = scratch.contributions.data();
   problem.y_indices = scratch.pairs.data() + first;
   return problem;
@@ -179,6 +179,28 @@ void CombineRow(const RoutedExpertsParams& params, const RoutedExpertsExtents& e
   StoreRow(sums, hidden, RowOf(params.y, token), type);
 }
 
+// The same as a sum that is not rounded, nor are the contributions.
+void CombinePartialRow(const RoutedExpertsParams& params, const RoutedExpertsExtents& extents,
+                       std::int64_t token, const CpuScratch& scratch) {
+  const std::int64_t hidden = extents.hidden;
+  const auto* const contributions =
+      reinterpret_cast<const double*>(scratch.experts.contributions.data());
+  auto* const y = static_cast<double*>(RowOf(params.y, token));
+  for (std::int64_t d = 0; d < hidden; ++d) {
+    double sum = 0.0;
+    for (std::int64_t k = 0; k < extents.experts_per_token; ++k) {
+      if (PlaceOf(params, token, k) >= 0) {
+        const std::int64_t pair = token * extents.experts_per_token + k;
+        sum += double{params.weights.Row(token)[k]} * contributions[pair * hidden + d];
+      }
+    }
+    if (params.shared.data != nullptr) {
+      sum += static_cast<const double*>(RowOf(params.shared, token))[d];
+    }
+    y[d] = sum;
+  }
+}
+
 void QuantizeInputs(const RoutedExpertsParams& params, std::int64_t token,
                     const CpuScratch& scratch, float* values) {
   const std::int64_t hidden = params.gate.cols;
@@ -196,11 +218,12 @@ void CpuBackend::Compute(const RoutedExpertsParams& params) {
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   const ExpertScratch& experts = scratch.experts;
   const std::int64_t pairs = extents.tokens * extents.experts_per_token;
-  DSA_CHECK(pairs <= experts.pairs.size() && params.gate.experts < experts.offsets.size() &&
-                extents.width <= scratch.limits.expert_width &&
-                extents.hidden <= scratch.limits.hidden,
-            "RoutedExperts: {} pairs, E={}, I={}, D={} exceed the scratch", pairs,
-            params.gate.experts, extents.width, extents.hidden);
+  DSA_CHECK(
+      pairs <= experts.pairs.size() && params.gate.experts < experts.offsets.size() &&
+          extents.width <= scratch.limits.expert_width && extents.hidden <= scratch.limits.hidden &&
+          (params.y.type != DataType::kF64 || scratch.limits.expert_sum_type == DataType::kF64),
+      "RoutedExperts: {} pairs, E={}, I={}, D={} exceed the scratch", pairs, params.gate.experts,
+      extents.width, extents.hidden);
   GroupByExpert(params, extents, experts);
 
   // Quantized inputs.
@@ -239,7 +262,11 @@ void CpuBackend::Compute(const RoutedExpertsParams& params) {
   // Weighted sum.
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
     for (std::int64_t t = first; t < last; ++t) {
-      CombineRow(params, extents, t, scratch, scratch.Row(thread, extents.hidden));
+      if (params.y.type == DataType::kF64) {
+        CombinePartialRow(params, extents, t, scratch);
+      } else {
+        CombineRow(params, extents, t, scratch, scratch.Row(thread, extents.hidden));
+      }
     }
   });
 }

@@ -8,13 +8,15 @@
 
 namespace dsa {
 
-// Calls body(pointer) with `data` as a pointer to its element type.
+// Calls body(pointer) with `data` as a pointer to its element type; not for kF64, which no op but
+// the collectives reads.
 template <typename Body>
 void VisitType(const void* data, DataType type, const Body& body) {
   switch (type) {
     case DataType::kF32: body(static_cast<const float*>(data)); break;
     case DataType::kBf16: body(static_cast<const Bf16*>(data)); break;
     case DataType::kFp8E4m3: body(static_cast<const Fp8E4m3*>(data)); break;
+    case DataType::kF64: break;
   }
 }
 

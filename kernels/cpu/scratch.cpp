@@ -22,7 +22,8 @@ ExpertScratch MakeExpertScratch(const ScratchLimits& limits, ScratchMaker& maker
   scratch.up = maker.Array<float>(pairs * limits.expert_width);
   scratch.inner = maker.Array<std::byte>(pairs * limits.expert_width);
   scratch.inner_scales = maker.Array<float>(pairs * Fp8Blocks(limits.expert_width));
-  scratch.contributions = maker.Array<float>(pairs * limits.hidden);
+  const std::int64_t contribution_floats = limits.expert_sum_type == DataType::kF64 ? 2 : 1;
+  scratch.contributions = maker.Array<float>(pairs * limits.hidden * contribution_floats);
   scratch.gate_logits = maker.Array<float>(limits.tokens_max * limits.experts);
   return scratch;
 }

@@ -76,7 +76,7 @@ struct ExpertScratch {
   ScratchArray<float> up;              // [T * K, I]  in the activation type
   ScratchArray<std::byte> inner;       // [T * K, I]  SwiGLU output in fp8
   ScratchArray<float> inner_scales;    // [T * K, ceil(I / 128)]
-  ScratchArray<float> contributions;   // [T * K, D]  in the activation type
+  ScratchArray<float> contributions;   // [T * K, D]  in the activation type, or in f64
   ScratchArray<float> gate_logits;     // [T, E]
 };
 

@@ -49,7 +49,7 @@ void CudaBackend::AddNorm(const AddNormParams& params) {
   if (extents.tokens == 0) {
     return;
   }
-  if (extents.hidden > Row<float>::kColumnsMax) {
+  if (extents.hidden > Row<float>::kColumnsMax || params.partial.data != nullptr) {
     Backend::AddNorm(params);
     return;
   }

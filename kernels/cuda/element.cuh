@@ -138,7 +138,8 @@ void DispatchFloat(DataType type, const Body& body) {
   switch (type) {
     case DataType::kF32: body(float{}); return;
     case DataType::kBf16: body(__nv_bfloat16{}); return;
-    case DataType::kFp8E4m3: break;
+    case DataType::kFp8E4m3:
+    case DataType::kF64: break;
   }
   DSA_CHECK(false, "element type {} is not a float type", static_cast<int>(type));
 }

@@ -19,6 +19,7 @@ __device__ void Store(void* data, DataType type, std::int64_t index, float value
       static_cast<__nv_bfloat16*>(data)[index] = cuda::FromFloat<__nv_bfloat16>(value);
       return;
     case DataType::kFp8E4m3: static_cast<std::uint8_t*>(data)[index] = cuda::ToFp8(value); return;
+    case DataType::kF64: return;  // of no weight
   }
 }
 

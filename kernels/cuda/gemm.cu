@@ -31,6 +31,7 @@ cudaDataType_t CudaType(DataType type) {
     case DataType::kF32: return CUDA_R_32F;
     case DataType::kBf16: return CUDA_R_16BF;
     case DataType::kFp8E4m3: return CUDA_R_8F_E4M3;
+    case DataType::kF64: return CUDA_R_64F;
   }
   return CUDA_R_32F;
 }

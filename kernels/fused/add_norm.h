@@ -3,8 +3,7 @@
 //   residual = residual + x          (x alone where residual is null)
 //   y        = RmsNorm(residual)     before it is rounded, as in kernels/ops/rms_norm.h
 //
-// x is this rank's part of the branch: with several ranks, the one place where their sums are
-// added.
+// With several ranks, x is the sum of their parts: the one place where those are added.
 #pragma once
 
 #include "kernels/fused/activation.h"
@@ -12,11 +11,13 @@
 namespace dsa {
 
 struct AddNormParams {
-  ConstAnyMatrix x;            // [T, D]
+  AnyMatrix x;                 // [T, D]  written where `partial` is given, else only read
   AnyMatrix residual;          // [T, D]  read, then overwritten with the sum; data may be null
   Vector<const float> weight;  // [D]
   float eps;
   Activation y;  // [T, D]
+  // x = AllReduce(partial) first; data null: x is whole.
+  ConstAnyMatrix partial{};  // [T, D]  Backend::PartialSumType
 };
 
 }  // namespace dsa

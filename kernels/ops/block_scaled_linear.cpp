@@ -12,7 +12,7 @@ LinearExtents Validate(const BlockScaledLinearParams& params) {
   const auto [output_blocks, input_blocks] =
       shapes.Match("weight_scales", params.weight_scales, "N/128", "K/128");
   shapes.Match("y", params.y, "T", "N");
-  CheckActivation("BlockScaledLinear", "y", params.y.type);
+  CheckProduct("BlockScaledLinear", "y", params.y.type);
   DSA_CHECK(same_inputs > 0 && outputs > 0, "BlockScaledLinear: N={}, K={}", outputs, same_inputs);
   DSA_CHECK(input_blocks == Fp8Blocks(inputs), "BlockScaledLinear: {} scale columns for K={}",
             input_blocks, inputs);

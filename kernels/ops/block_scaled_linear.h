@@ -21,7 +21,7 @@ struct BlockScaledLinearParams {
   Matrix<const float> x_scales;       // [T, ceil(K / 128)]
   Matrix<const Fp8E4m3> weight;       // [N, K]
   Matrix<const float> weight_scales;  // [ceil(N / 128), ceil(K / 128)]
-  AnyMatrix y;                        // [T, N]  f32 or bf16
+  AnyMatrix y;                        // [T, N]  f32 or bf16; f64 as in Linear
 };
 LinearExtents Validate(const BlockScaledLinearParams& params);
 

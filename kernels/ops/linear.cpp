@@ -11,7 +11,7 @@ LinearExtents Validate(const LinearParams& params) {
   shapes.Match("y", params.y, "T", "N");
   CheckActivation("Linear", "x", params.x.type);
   CheckActivation("Linear", "weight", params.weight.type);
-  CheckActivation("Linear", "y", params.y.type);
+  CheckProduct("Linear", "y", params.y.type);
   DSA_CHECK(same_inputs > 0 && outputs > 0, "Linear: N={}, K={}", outputs, same_inputs);
   return {.tokens = tokens, .inputs = inputs, .outputs = outputs};
 }

@@ -16,7 +16,7 @@ namespace dsa {
 struct LinearParams {
   ConstAnyMatrix x;       // [T, K]  f32 or bf16
   ConstAnyMatrix weight;  // [N, K]  f32 or bf16
-  AnyMatrix y;            // [T, N]  f32 or bf16
+  AnyMatrix y;            // [T, N]  f32 or bf16; f64 (CPU): not rounded, this rank's part of it
 };
 
 struct LinearExtents {

@@ -26,10 +26,12 @@ RoutedExpertsExtents Validate(const RoutedExpertsParams& params) {
   shapes.Match("weights", params.weights, "T", "K");
   shapes.Match("y", params.y, "T", "D");
   CheckActivation("RoutedExperts", "x", params.x.type);
-  CheckSameType("RoutedExperts", "y", params.y.type, params.x.type);
+  if (params.y.type != DataType::kF64) {
+    CheckSameType("RoutedExperts", "y", params.y.type, params.x.type);
+  }
   if (params.shared.data != nullptr) {
     shapes.Match("shared", params.shared, "T", "D");
-    CheckSameType("RoutedExperts", "shared", params.shared.type, params.x.type);
+    CheckSameType("RoutedExperts", "shared", params.shared.type, params.y.type);
   }
   StackedWeight expected = params.gate;
   expected.cols = hidden;

@@ -8,6 +8,9 @@
 // of other ranks, so that the sums of several ranks add up to the whole, and -1 where there is
 // none. The sum is float32, in the order of k, the shared expert's output last.  fp8 experts
 // quantize x and the SwiGLU output by `scale_format` as QuantizeFp8 does.
+//
+// A rank that holds a part of every expert's width leaves its part of the sum: with a y of f64
+// (CPU) neither what Down_e gives nor the sum is rounded.
 #pragma once
 
 #include "common/view.h"
@@ -34,9 +37,9 @@ struct RoutedExpertsParams {
   std::int64_t first_expert = 0;       // the id of the first of the E experts
   Matrix<const std::int32_t> experts;  // [T, K]  of a token those that are here all differ
   Matrix<const float> weights;         // [T, K]
-  ConstAnyMatrix shared;               // [T, D]  type of x; data may be null
+  ConstAnyMatrix shared;               // [T, D]  type of y; data may be null
   ScaleFormat scale_format;
-  AnyMatrix y;  // [T, D]  type of x; may alias shared
+  AnyMatrix y;  // [T, D]  type of x, or f64; may alias shared
 };
 struct RoutedExpertsExtents {
   std::int64_t tokens;             // T, may be 0

@@ -15,6 +15,13 @@ inline void CheckActivation(std::string_view op, std::string_view tensor, DataTy
             "{}: {} has type {}, expected f32 (0) or bf16 (1)", op, tensor, static_cast<int>(type));
 }
 
+// The output of a product.  f64, on the CPU alone: a sum that is not rounded yet, this rank's part.
+inline void CheckProduct(std::string_view op, std::string_view tensor, DataType type) {
+  DSA_CHECK(type == DataType::kF32 || type == DataType::kBf16 || type == DataType::kF64,
+            "{}: {} has type {}, expected f32 (0), bf16 (1) or f64 (3)", op, tensor,
+            static_cast<int>(type));
+}
+
 inline void CheckSameType(std::string_view op, std::string_view tensor, DataType type,
                           DataType expected) {
   DSA_CHECK(type == expected, "{}: {} has type {}, expected {}", op, tensor, static_cast<int>(type),

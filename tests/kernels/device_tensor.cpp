@@ -14,6 +14,11 @@ void Encode(DataType type, float value, std::uint8_t* target) {
       break;
     }
     case DataType::kFp8E4m3: *target = ToFp8E4m3(value).bits; break;
+    case DataType::kF64: {
+      const double wide = value;
+      std::memcpy(target, &wide, sizeof(wide));
+      break;
+    }
   }
 }
 
@@ -28,6 +33,12 @@ float Decode(DataType type, const std::uint8_t* source) {
       break;
     }
     case DataType::kFp8E4m3: value = ToFloat(Fp8E4m3{*source}); break;
+    case DataType::kF64: {
+      double wide = 0.0;
+      std::memcpy(&wide, source, sizeof(wide));
+      value = static_cast<float>(wide);
+      break;
+    }
   }
   return value;
 }
@@ -128,6 +139,7 @@ std::string Name(DataType type) {
     case DataType::kF32: return "f32";
     case DataType::kBf16: return "bf16";
     case DataType::kFp8E4m3: return "fp8";
+    case DataType::kF64: return "f64";
   }
   return "?";
 }

@@ -147,6 +147,7 @@ std::vector<float> ReadQuery(const AnyTensor3& queries, std::int64_t row, std::i
       case DataType::kFp8E4m3:
         values.push_back(ToFloat(static_cast<const Fp8E4m3*>(queries.data)[i]));
         break;
+      case DataType::kF64: break;  // no query is
     }
   }
   return values;

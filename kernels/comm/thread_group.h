@@ -1,0 +1,78 @@
+// Ranks that are threads of one process and see each other's memory: what the collectives of the
+// CPU meet in.
+//
+//   rank 0   ── Meet ─┐         ┌─ reads every rank's operands ─ Leave ─┐        ┌──
+//   rank 1   ────── Meet ┐      ├─ reads every rank's operands ──── Leave ┐      ├──
+//   rank 2   ──────────── Meet ─┘                            ... ─── Leave ──────┘
+//
+// Nobody reads before all have come, nobody goes on before all have read.  Waits block.  One group
+// outlives the backends that are joined to it; each rank's calls come from one thread at a time.
+#pragma once
+
+#include "common/view.h"
+
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace dsa {
+
+// What every rank must agree on.
+struct CollectiveCall {
+  std::string_view op;  // a constant
+  std::int64_t rows;
+  std::int64_t cols;
+  DataType type;
+
+  friend bool operator==(const CollectiveCall&, const CollectiveCall&) = default;
+};
+
+class ThreadGroup final {
+ public:
+  explicit ThreadGroup(int ranks);  // > 0
+  ThreadGroup(const ThreadGroup&) = delete;
+  ThreadGroup& operator=(const ThreadGroup&) = delete;
+
+  int ranks() const { return static_cast<int>(params_.size()); }
+
+  // Waits until every rank has come to this call.  `params` are this rank's parameters, which
+  // others read until Leave.  False, at once and for good, where the group has failed: then nothing
+  // may be read, and nothing that a collective would have written is to be believed.  Ranks that
+  // come to different calls make the group fail.
+  bool Meet(int rank, const CollectiveCall& call, const void* params);
+  // The parameters of any rank; between Meet and Leave.
+  template <typename Params>
+  const Params& ParamsOf(int rank) const {
+    return *static_cast<const Params*>(params_[static_cast<std::size_t>(rank)]);
+  }
+  // Waits until every rank has left.  After a Meet that was true.
+  void Leave();
+
+  // Any thread.  Ends the group: whoever waits in Meet returns, and nobody waits there again.  The
+  // first reason stays.
+  void Fail(std::string_view reason);
+  // Why the group has failed; empty where it has not.  Any thread.
+  std::string failure() const;
+  // The ranks that have not come where others wait for them; none where nobody waits.  Any thread.
+  std::vector<int> Absent() const;
+
+ private:
+  void FailLocked(std::string_view reason);
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  // Guarded by mutex_; params_ are read without it between Meet and Leave, where nobody writes.
+  std::vector<const void*> params_;
+  std::vector<bool> arrived_;  // at the call at hand
+  CollectiveCall call_{};
+  int first_ = 0;           // the rank that came to it first
+  std::int64_t meets_ = 0;  // of all ranks and calls; a call is complete at a multiple of the ranks
+  std::int64_t leaves_ = 0;
+  bool failed_ = false;
+  std::string failure_;
+};
+
+}  // namespace dsa

@@ -1,0 +1,95 @@
+//   sum[t, d] = round(partial of rank 0 + partial of rank 1 + ...)
+//   whole     = part of rank 0 | part of rank 1 | ...
+//
+// Each rank computes a share of the columns once and writes it to all ranks, so that they cannot
+// differ.
+#include "kernels/comm/collectives.h"
+
+#include "common/check.h"
+#include "kernels/comm/thread_group.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kColumnsAtOnce = 256;
+
+// Columns [first, first + count) of row t, on every rank.
+void ReduceColumns(const ThreadGroup& group, std::int64_t t, std::int64_t first,
+                   std::int64_t count) {
+  double sums[kColumnsAtOnce];
+  float rounded[kColumnsAtOnce];
+  for (int rank = 0; rank < group.ranks(); ++rank) {
+    const ConstAnyMatrix& partial = group.ParamsOf<AllReduceParams>(rank).partial;
+    const auto* values = static_cast<const double*>(RowOf(partial, t)) + first;
+    for (std::int64_t d = 0; d < count; ++d) {
+      sums[d] = rank == 0 ? values[d] : sums[d] + values[d];
+    }
+  }
+  for (std::int64_t d = 0; d < count; ++d) {
+    rounded[d] = static_cast<float>(sums[d]);
+  }
+  for (int rank = 0; rank < group.ranks(); ++rank) {
+    const AnyMatrix& sum = group.ParamsOf<AllReduceParams>(rank).sum;
+    StoreRow(rounded, count, Offset(RowOf(sum, t), sum.type, first), sum.type);
+  }
+}
+
+}  // namespace
+
+bool CpuBackend::Meet(const CollectiveCall& call, const void* params) {
+  DSA_CHECK(seat_.group != nullptr, "CpuBackend: {} of a backend in no group, {} rows", call.op,
+            call.rows);
+  return seat_.group->Meet(seat_.rank, call, params);
+}
+
+void CpuBackend::Compute(const AllReduceParams& params) {
+  const auto [tokens, hidden] = Validate(params);
+  DSA_CHECK(params.partial.type == DataType::kF64, "AllReduce: partial has type {}, expected {}",
+            static_cast<int>(params.partial.type), static_cast<int>(DataType::kF64));
+  if (!Meet({.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type},
+            &params)) {
+    return;
+  }
+  const ThreadGroup& group = *seat_.group;
+  const std::int64_t begin = hidden * seat_.rank / group.ranks();
+  const std::int64_t end = hidden * (seat_.rank + 1) / group.ranks();
+  pool_.ParallelFor(tokens, [&](std::int64_t first, std::int64_t last, int /*thread*/) {
+    for (std::int64_t t = first; t < last; ++t) {
+      for (std::int64_t d = begin; d < end; d += kColumnsAtOnce) {
+        ReduceColumns(group, t, d, std::min(kColumnsAtOnce, end - d));
+      }
+    }
+  });
+  seat_.group->Leave();
+}
+
+void CpuBackend::Compute(const AllGatherParams& params) {
+  const auto [rows, cols] = Validate(params);
+  if (!Meet({.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type}, &params)) {
+    return;
+  }
+  const ThreadGroup& group = *seat_.group;
+  std::int64_t before = 0;  // columns of the ranks before this one
+  std::int64_t all = 0;
+  for (int rank = 0; rank < group.ranks(); ++rank) {
+    const std::int64_t part_cols = group.ParamsOf<AllGatherParams>(rank).part.cols;
+    before += rank < seat_.rank ? part_cols : 0;
+    all += part_cols;
+  }
+  DSA_CHECK(all == cols, "AllGather: {} ranks have {} columns of {}", group.ranks(), all, cols);
+  const auto row_bytes = static_cast<std::size_t>(params.part.cols * SizeOf(params.part.type));
+  for (int rank = 0; rank < group.ranks() && row_bytes > 0; ++rank) {
+    const AnyMatrix& whole = group.ParamsOf<AllGatherParams>(rank).whole;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      std::memcpy(Offset(RowOf(whole, r), whole.type, before), RowOf(params.part, r), row_bytes);
+    }
+  }
+  seat_.group->Leave();
+}
+
+}  // namespace dsa
