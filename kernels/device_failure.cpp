@@ -15,6 +15,11 @@ DeviceFailureHandler& Handler() {
   return handler;
 }
 
+ThreadFailureHandler& ThreadHandler() {
+  static thread_local ThreadFailureHandler handler;
+  return handler;
+}
+
 void EndNow(int /*signal*/) {
   _exit(kDeviceFailedExitCode);
 }
@@ -25,7 +30,14 @@ void SetDeviceFailureHandler(DeviceFailureHandler handler) {
   Handler() = std::move(handler);
 }
 
+void SetThreadFailureHandler(ThreadFailureHandler handler) {
+  ThreadHandler() = std::move(handler);
+}
+
 void DeviceFailed(std::string_view reason) {
+  if (ThreadHandler()) {
+    ThreadHandler()(reason);
+  }
   static std::atomic<bool> failed{false};
   if (!failed.exchange(true, std::memory_order_relaxed)) {
     std::signal(SIGALRM, EndNow);

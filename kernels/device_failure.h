@@ -20,6 +20,12 @@ using DeviceFailureHandler = std::function<void(const std::string& reason)>;
 // In place of the one before; empty: none.  Any thread, but not while a device is used by another.
 void SetDeviceFailureHandler(DeviceFailureHandler handler);
 
+// For the calling thread alone, before all else: called instead of everything below and never
+// returns, since another thread ends the process.  Empty: none.  For a thread that works for
+// another one, which must end the process itself.
+using ThreadFailureHandler = std::function<void(std::string_view reason)>;
+void SetThreadFailureHandler(ThreadFailureHandler handler);
+
 // Prints the reason, calls the handler and ends the process with kDeviceFailedExitCode.  A failure
 // within the handler, or on another thread meanwhile, ends it at once.
 [[noreturn]] void DeviceFailed(std::string_view reason);

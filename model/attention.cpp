@@ -27,7 +27,8 @@ void Transformer::Attention(const LayerView& layer, const Step& step) {
   const Activation normed = Normed(step);
   const Activation query_latent = WithFp8(Values(Buffer::kQueryLatent, step, config.q_latent),
                                           Buffer::kQueryLatentFp8, Buffer::kQueryLatentScales);
-  const AnyMatrix query = Values(Buffer::kQuery, step, rank_.heads * (config.nope + kRopeWidth));
+  const AnyMatrix query =
+      Values(Buffer::kQuery, step, rank_.heads.count * (config.nope + kRopeWidth));
   const IndexerRows indexer = RowsOfIndexer(layer, step);
 
   backend_.Project({.x = normed,
@@ -48,8 +49,7 @@ void Transformer::Attention(const LayerView& layer, const Step& step) {
     }
     first += rows;
   }
-  backend_.Project({.x = AttentionOutput(step),
-                    .projections = {{{weights.o, Values(Buffer::kBranch, step, config.hidden)}}}});
+  backend_.Project({.x = AttentionOutput(step), .projections = {{{weights.o, Branch(step)}}}});
 }
 
 void Transformer::WriteKeys(const LayerView& layer, const Step& step,
@@ -93,10 +93,10 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
     selection = SelectKeys(layer, step, rows, IsMasked(path));
   }
   const auto heads_of = [&](const AnyMatrix& all) {
-    return HeadsOf(RowsOfAny(all, rows.first, rows.count), rank_.heads);
+    return HeadsOf(RowsOfAny(all, rows.first, rows.count), rank_.heads.count);
   };
   const AttendParams attend = {
-      .q = heads_of(Values(Buffer::kQuery, step, rank_.heads * (config.nope + kRopeWidth))),
+      .q = heads_of(Values(Buffer::kQuery, step, rank_.heads.count * (config.nope + kRopeWidth))),
       .table = parts_.rope_table,
       .layout = RopeLayout::kInterleaved,
       .w_uk = weights.w_uk,
@@ -109,7 +109,7 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
   if (IsMasked(path)) {
     backend_.AttendMasked({.attend = attend});
   } else {
-    const std::int64_t width = rank_.heads * kLatentWidth;
+    const std::int64_t width = rank_.heads.count * kLatentWidth;
     backend_.AttendLatent({.attend = attend,
                            .q_latent = heads_of(Values(Buffer::kAbsorbedQuery, step, width)),
                            .o_latent = heads_of(Values(Buffer::kLatentOutput, step, width))});
@@ -121,7 +121,7 @@ AnyMatrix Transformer::KeyValue(const Step& step) const {
 }
 
 Activation Transformer::AttentionOutput(const Step& step) const {
-  return WithFp8(Values(Buffer::kAttentionOutput, step, rank_.heads * parts_.config.value),
+  return WithFp8(Values(Buffer::kAttentionOutput, step, rank_.heads.count * parts_.config.value),
                  Buffer::kAttentionOutputFp8, Buffer::kAttentionOutputScales);
 }
 

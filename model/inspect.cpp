@@ -146,7 +146,8 @@ class Report final {
     Line("files",
          fmt::format("{} with {} tensors, {}; {} not loaded", checkpoint_.shards(),
                      checkpoint_.tensors(), Amount(stored, "B"), Amount(stored - sum.bytes, "B")));
-    Line("device memory", fmt::format("{} for weights", Amount(WeightBytes(checkpoint_), "B")));
+    Line("device memory",
+         fmt::format("{} for weights", Amount(WeightBytes(checkpoint_, WholeModel(config_)), "B")));
   }
 
   void Size(std::string_view name, const PartSize& part) {

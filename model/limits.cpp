@@ -2,7 +2,6 @@
 
 #include "common/check.h"
 #include "kernels/kv_layout.h"
-#include "model/rank_shape.h"
 #include "model/step_buffers.h"
 
 #include <algorithm>
@@ -12,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kI32Bytes = 4;
 constexpr std::int64_t kF32Bytes = 4;
+constexpr std::int64_t kPartialBytesMax = 8;  // of a Backend::PartialSumType
 constexpr std::int64_t kMaskWordBytes = 8;
 constexpr std::int64_t kMaskWordBits = 64;
 
@@ -33,31 +33,31 @@ void CheckLimits(const StepLimits& limits) {
 }
 
 std::int64_t MlpWidth(const RankShape& rank) {
-  return std::max(rank.dense_width, rank.shared_width);
+  return std::max(rank.dense_width.count, rank.shared_width.count);
 }
 
 ScratchLimits PlanScratch(const ModelConfig& config, const RankShape& rank,
                           const StepLimits& limits) {
   const std::int64_t widest_projection =
-      std::max({config.hidden, config.q_latent, rank.heads * config.value,
-                rank.heads * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
-                config.index_heads * kIndexHeadWidth, rank.dense_width, rank.shared_width,
-                config.expert_width});
+      std::max({config.hidden, config.q_latent, rank.heads.count * config.value,
+                rank.heads.count * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
+                config.index_heads * kIndexHeadWidth, MlpWidth(rank), rank.expert_width.count});
   return {.tokens_max = limits.tokens_max,
           .context_max = limits.context_max,
           .masked_context_max = std::min(limits.masked_until, limits.context_max),
           .hidden = config.hidden,
-          .heads = rank.heads,
+          .heads = rank.heads.count,
           .nope = config.nope,
           .value = config.value,
           .index_heads = config.index_heads,
           .index_topk = config.index_topk,
-          .experts = rank.experts,
+          .experts = rank.experts.count,
           .experts_per_token = config.experts_per_token,
-          .expert_width = config.expert_width,
+          .expert_width = rank.expert_width.count,
           .linear_width_max = widest_projection,
           .logit_rows_max = limits.logit_rows_max,
-          .vocabulary = config.vocabulary};
+          .vocabulary = config.vocabulary,
+          .expert_sum_type = rank.ranks > 1 ? DataType::kF64 : DataType::kF32};
 }
 
 // Fills the plan's bytes, buffer by buffer.
@@ -87,11 +87,11 @@ class Planner final {
     Activation(Buffer::kBranch, config_.hidden);
     Activation(Buffer::kNormed, config_.hidden);
     Activation(Buffer::kQueryLatent, config_.q_latent);
-    Activation(Buffer::kQuery, rank_.heads * (config_.nope + kRopeWidth));
+    Activation(Buffer::kQuery, rank_.heads.count * (config_.nope + kRopeWidth));
     Activation(Buffer::kKeyValue, kLatentWidth + kRopeWidth);
-    Activation(Buffer::kAbsorbedQuery, rank_.heads * kLatentWidth);
-    Activation(Buffer::kLatentOutput, rank_.heads * kLatentWidth);
-    Activation(Buffer::kAttentionOutput, rank_.heads * config_.value);
+    Activation(Buffer::kAbsorbedQuery, rank_.heads.count * kLatentWidth);
+    Activation(Buffer::kLatentOutput, rank_.heads.count * kLatentWidth);
+    Activation(Buffer::kAttentionOutput, rank_.heads.count * config_.value);
     Activation(Buffer::kMlpGate, MlpWidth(rank_));
     Activation(Buffer::kMlpUp, MlpWidth(rank_));
     Set(Buffer::kExperts, limits_.tokens_max * config_.experts_per_token * kI32Bytes);
@@ -102,7 +102,8 @@ class Planner final {
   void Fp8Copies() {
     Fp8(Buffer::kNormedFp8, Buffer::kNormedScales, config_.hidden);
     Fp8(Buffer::kQueryLatentFp8, Buffer::kQueryLatentScales, config_.q_latent);
-    Fp8(Buffer::kAttentionOutputFp8, Buffer::kAttentionOutputScales, rank_.heads * config_.value);
+    Fp8(Buffer::kAttentionOutputFp8, Buffer::kAttentionOutputScales,
+        rank_.heads.count * config_.value);
     Fp8(Buffer::kMlpGateFp8, Buffer::kMlpGateScales, MlpWidth(rank_));
   }
 
@@ -121,6 +122,14 @@ class Planner final {
     plan_.mask_words = CeilDivide(plan_.scratch.masked_context_max, kMaskWordBits);
     Set(Buffer::kSelectionMask, limits_.tokens_max * plan_.mask_words * kMaskWordBytes);
     Set(Buffer::kSelectedCounts, limits_.tokens_max * kI32Bytes);
+  }
+
+  // What other ranks add to.
+  void Parts() {
+    const std::int64_t rows = limits_.logit_rows_max;
+    Set(Buffer::kBranchPart, limits_.tokens_max * config_.hidden * kPartialBytesMax);
+    Set(Buffer::kHeadPart, rows * config_.hidden * kPartialBytesMax);
+    Set(Buffer::kLogitsPart, rows * rank_.vocabulary.count * kF32Bytes);
   }
 
   void Head() {
@@ -164,9 +173,9 @@ std::int64_t WorkspacePlan::total_bytes() const {
   return total;
 }
 
-WorkspacePlan PlanWorkspace(const ModelConfig& config, const StepLimits& limits) {
+WorkspacePlan PlanWorkspace(const ModelConfig& config, const RankShape& rank,
+                            const StepLimits& limits) {
   CheckLimits(limits);
-  const RankShape rank = WholeModel(config);
   WorkspacePlan plan{};
   plan.scratch = PlanScratch(config, rank, limits);
   Planner planner(config, rank, limits, plan);
@@ -179,6 +188,9 @@ WorkspacePlan PlanWorkspace(const ModelConfig& config, const StepLimits& limits)
     planner.Indexer();
   }
   planner.Head();
+  if (rank.ranks > 1) {
+    planner.Parts();
+  }
   return plan;
 }
 

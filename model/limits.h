@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "model/model_config.h"
+#include "model/rank_shape.h"
 #include "model/step_shape.h"
 
 #include <array>
@@ -34,7 +35,8 @@ constexpr std::int64_t BlockTableColumns(std::int64_t context_max) {
 std::int64_t StepIdsMax(const StepLimits& limits);
 
 // Every buffer of a step, in device memory.  T, S, R: tokens, sequences and logit rows of
-// StepLimits; A: bytes of an activation.
+// StepLimits; A: bytes of an activation; P: of Backend::PartialSumType, where there are other
+// ranks.  H and the widths of MLPs are the rank's.
 enum class Buffer : std::uint8_t {
   kStepInputs,   // model/step_buffers.h, as the batch builder packed it
   kStepOutputs,  // model/step_buffers.h
@@ -42,6 +44,7 @@ enum class Buffer : std::uint8_t {
   // The layers.
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added
+  kBranchPart,       // P [T, D]  this rank's part of it
   kNormed,           // A [T, D]
   kQueryLatent,      // A [T, q_latent]
   kQuery,            // A [T, H, N + 64]
@@ -74,6 +77,8 @@ enum class Buffer : std::uint8_t {
   // The head.
   kHeadResidual,  // A [R, D]
   kHeadNormed,    // A [R, D]
+  kHeadPart,      // P [R, D]
+  kLogitsPart,    // f32 [R, rows of the vocabulary of the rank], where there are other ranks
   kLogits,        // f32 [R, vocabulary]
 };
 inline constexpr int kBuffers = static_cast<int>(Buffer::kLogits) + 1;
@@ -89,6 +94,7 @@ struct WorkspacePlan {
 inline constexpr std::int64_t kBufferAlignment = 256;
 
 // CHECK-fails on limits that are not as described above.
-WorkspacePlan PlanWorkspace(const ModelConfig& config, const StepLimits& limits);
+WorkspacePlan PlanWorkspace(const ModelConfig& config, const RankShape& rank,
+                            const StepLimits& limits);
 
 }  // namespace dsa

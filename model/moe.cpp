@@ -7,10 +7,12 @@
 namespace dsa {
 
 void Transformer::FeedForward(const LayerView& layer, const Step& step) {
-  if (layer.weights.dense) {
-    backend_.GatedMlp(Mlp(step, *layer.weights.dense, rank_.dense_width));
-  } else {
+  if (layer.weights.moe) {
     Moe(step, *layer.weights.moe);
+  } else if (rank_.dense_width.count > 0) {
+    backend_.GatedMlp(Mlp(step, *layer.weights.dense, rank_.dense_width.count));
+  } else {
+    ClearBranch(step);
   }
 }
 
@@ -24,7 +26,7 @@ GatedMlpParams Transformer::Mlp(const Step& step, const MlpWeights& weights,
           .inner = WithFp8(Values(Buffer::kMlpGate, step, width), Buffer::kMlpGateFp8,
                            Buffer::kMlpGateScales),
           .up_output = Values(Buffer::kMlpUp, step, width),
-          .y = Values(Buffer::kBranch, step, parts_.config.hidden)};
+          .y = Branch(step)};
 }
 
 // branch = sum of the chosen experts of normed, and the shared one
@@ -32,7 +34,16 @@ void Transformer::Moe(const Step& step, const MoeWeights& weights) {
   const ModelConfig& config = parts_.config;
   const Activations& activations = parts_.activations;
   const AnyMatrix normed = Normed(step).x;
-  const AnyMatrix branch = Values(Buffer::kBranch, step, config.hidden);
+  const AnyMatrix branch = Branch(step);
+  const std::int64_t shared_width = weights.shared ? rank_.shared_width.count : 0;
+  if (rank_.expert_width.count == 0) {  // nothing to route here
+    if (shared_width > 0) {
+      backend_.GatedMlp(Mlp(step, *weights.shared, shared_width));
+    } else {
+      ClearBranch(step);
+    }
+    return;
+  }
   const auto experts =
       activations.AsMatrix<std::int32_t>(Buffer::kExperts, step.tokens, config.experts_per_token);
   const auto expert_weights =
@@ -51,14 +62,14 @@ void Transformer::Moe(const Step& step, const MoeWeights& weights) {
                                        .gate = weights.expert_gate,
                                        .up = weights.expert_up,
                                        .down = weights.expert_down,
-                                       .first_expert = rank_.first_expert,
+                                       .first_expert = rank_.experts.first,
                                        .experts = AsConst(experts),
                                        .weights = AsConst(expert_weights),
                                        .shared = NullMatrix(branch.type),
                                        .scale_format = config.scale_format,
                                        .y = branch}};
-  if (weights.shared) {
-    params.shared = Mlp(step, *weights.shared, rank_.shared_width);
+  if (shared_width > 0) {
+    params.shared = Mlp(step, *weights.shared, shared_width);
     params.routed.shared = branch;
   }
   backend_.ExpertMlp(params);

@@ -28,7 +28,7 @@ class Filler final {
   void Fill(const PlacedTensor& tensor, std::uint64_t seed) const {
     const TensorSpec& spec = tensor.spec;
     const RandomMoments moments = MomentsOf(spec.name, spec.cols);
-    const std::int64_t size = spec.rows * spec.cols;
+    const std::int64_t size = spec.held_rows.count * spec.held_cols.count;
     std::visit(
         Overloaded{
             [&](const VectorTarget&) {
@@ -38,7 +38,8 @@ class Filler final {
             [&](const LinearTarget&) { FillWeight(tensor, seed, moments); },
             [&](const ExpertTarget&) { FillWeight(tensor, seed, moments); },
             [&](const LatentTarget&) {
-              const std::int64_t row = config_.heads * kLatentWidth;
+              const std::int64_t heads = spec.held_rows.count / (config_.nope + config_.value);
+              const std::int64_t row = heads * kLatentWidth;
               FillRun(tensor.values, config_.activation_type, row * config_.nope, seed, moments);
               FillRun(tensor.scales, config_.activation_type, row * config_.value, SplitMix64(seed),
                       moments);
@@ -61,15 +62,16 @@ class Filler final {
   // fp8 under one scale, a power of two as both scale formats have it.
   void FillWeight(const PlacedTensor& tensor, std::uint64_t seed,
                   const RandomMoments& moments) const {
-    const TensorSpec& spec = tensor.spec;
+    const std::int64_t rows = tensor.spec.held_rows.count;
+    const std::int64_t cols = tensor.spec.held_cols.count;
     RandomMoments values = moments;
     if (tensor.type == DataType::kFp8E4m3) {
       const double scale = std::exp2(std::round(std::log2(moments.deviation / kFp8Deviation)));
       values.deviation = moments.deviation / scale;
-      FillRun(tensor.scales, DataType::kF32, ScaleBlocks(spec.rows) * ScaleBlocks(spec.cols), seed,
+      FillRun(tensor.scales, DataType::kF32, ScaleBlocks(rows) * ScaleBlocks(cols), seed,
               {.mean = scale, .deviation = 0.0});
     }
-    FillRun(tensor.values, tensor.type, spec.rows * spec.cols, seed, values);
+    FillRun(tensor.values, tensor.type, rows * cols, seed, values);
   }
 
   const ModelConfig& config_;
@@ -96,20 +98,29 @@ RandomMoments MomentsOf(std::string_view tensor_name, std::int64_t cols) {
   return {.mean = 0.0, .deviation = gain / std::sqrt(static_cast<double>(cols))};
 }
 
-std::int64_t RandomWeightBytes(const ModelConfig& config) {
+std::int64_t RandomWeightBytes(const ModelConfig& config, const RankShape& rank) {
   ModelWeights weights;
-  return WeightLayout(config, weights, TypeBy(config)).bytes();
+  return WeightLayout(config, rank, weights, TypeBy(config)).bytes();
 }
 
 Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, std::uint64_t seed,
                                         Backend& backend) {
+  return MakeRandomWeights(config, WholeModel(config), seed, backend);
+}
+
+Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, const RankShape& rank,
+                                        std::uint64_t seed, Backend& backend) {
   DeviceWeights made;
-  const WeightLayout layout(config, made.weights, TypeBy(config));
+  const WeightLayout layout(config, rank, made.weights, TypeBy(config));
   DSA_ASSIGN_OR_RETURN(PlacedWeights placed, layout.Allocate(backend));
   const Filler filler(config, backend);
   std::uint64_t index = 0;
   for (const PlacedTensor& tensor : placed.tensors) {
-    filler.Fill(tensor, SplitMix64(seed * 0x10001U + index));
+    const TensorSpec& spec = tensor.spec;
+    const bool split =
+        spec.held_rows.count != spec.rows || (spec.cols > 0 && spec.held_cols.count != spec.cols);
+    const std::uint64_t part = split ? static_cast<std::uint64_t>(rank.rank) << 32U : 0;
+    filler.Fill(tensor, SplitMix64(seed * 0x10001U + index + part));
     ++index;
   }
   backend.Synchronize();

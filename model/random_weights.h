@@ -20,11 +20,15 @@ struct RandomMoments {
 RandomMoments MomentsOf(std::string_view tensor_name, std::int64_t cols);
 
 // Device bytes that MakeRandomWeights will allocate.
-std::int64_t RandomWeightBytes(const ModelConfig& config);
+std::int64_t RandomWeightBytes(const ModelConfig& config, const RankShape& rank);
 
 // Every tensor that the configuration needs, in the types that a checkpoint of it would have; the
 // same seed gives the same bits on every backend.  FAILED_PRECONDITION where memory is short.
 Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, std::uint64_t seed,
                                         Backend& backend);
+// Of one rank.  What every rank holds whole is the same on all of them; what is split is drawn by
+// each rank for itself, so another number of ranks is another model.
+Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, const RankShape& rank,
+                                        std::uint64_t seed, Backend& backend);
 
 }  // namespace dsa

@@ -1,37 +1,53 @@
 // What one rank holds of the model.  Ops and buffers have local extents; the one place where the
-// partial sums of ranks would be added is Backend::AddNorm, and the one where tokens would go to
-// other ranks' experts is Backend::ExpertMlp.  Today there is one rank.
+// partial sums of ranks are added is Backend::AddNorm, and the one where tokens would go to other
+// ranks' experts is Backend::ExpertMlp.
+//
+// Tensor parallelism: each rank has some heads of attention, some of the inner width of every MLP
+// and expert, and some of the vocabulary's rows of the head; the rest is whole on every rank, the
+// embedding, the indexer and both caches too.
 #pragma once
 
 #include "model/model_config.h"
 
 #include <cstdint>
+#include <vector>
 
 namespace dsa {
 
-struct RankShape {
-  std::int64_t rank;          // in [0, ranks)
-  std::int64_t ranks;         // > 0
-  std::int64_t heads;         // attention heads; index heads are on every rank
-  std::int64_t first_expert;  // routed experts [first_expert, first_expert + experts)
-  std::int64_t experts;
-  std::int64_t dense_width;  // inner width of the dense MLP, of the shared expert
-  std::int64_t shared_width;
-  std::int64_t first_layer;  // layers [first_layer, first_layer + layers)
-  std::int64_t layers;
+// [first, first + count) of rows, columns, heads.
+struct Part {
+  std::int64_t first;
+  std::int64_t count;
+
+  friend bool operator==(const Part&, const Part&) = default;
 };
 
+// The place of a rank among all.
+struct RankPlace {
+  std::int64_t rank = 0;   // in [0, ranks)
+  std::int64_t ranks = 1;  // of tensor parallelism, one of TensorParallelSizes
+};
+
+struct RankShape {
+  std::int64_t rank;
+  std::int64_t ranks;
+  Part heads;         // attention heads; index heads are on every rank
+  Part experts;       // routed experts
+  Part expert_width;  // inner width of each routed expert, of the dense MLP, of the shared expert:
+  Part dense_width;   // whole blocks of 128, as even as they go; a rank may have none
+  Part shared_width;
+  Part vocabulary;  // rows of the head
+  Part layers;
+};
+
+// CHECK-fails where the number of ranks is none of TensorParallelSizes.
+RankShape ShapeOf(const ModelConfig& config, const RankPlace& place);
+
 // One rank that holds everything.
-constexpr RankShape WholeModel(const ModelConfig& config) {
-  return {.rank = 0,
-          .ranks = 1,
-          .heads = config.heads,
-          .first_expert = 0,
-          .experts = config.experts,
-          .dense_width = config.dense_width,
-          .shared_width = config.shared_width,
-          .first_layer = 0,
-          .layers = config.layers};
-}
+RankShape WholeModel(const ModelConfig& config);
+
+// The numbers of ranks that the model can be split over, in ascending order: they divide the heads,
+// and of a quantized model no rank's heads begin inside a block of scales.
+std::vector<std::int64_t> TensorParallelSizes(const ModelConfig& config);
 
 }  // namespace dsa

@@ -111,17 +111,22 @@ class Ring final {
   bool stopped_ = false;      // guarded by mutex_
 };
 
-Status TakeAll(Backend& backend, std::size_t pieces, const StreamCalls& calls, Ring& ring) {
+Status TakeAll(std::span<Backend* const> backends, std::size_t pieces, const StreamCalls& calls,
+               Ring& ring) {
   // Copies in flight: half of the ring, the other half is the readers'.
   const std::size_t lag =
       std::clamp<std::size_t>(ring.slots() / 2, 1, static_cast<std::size_t>(kEvents));
   for (std::size_t piece = 0; piece < pieces; ++piece) {
     DSA_ASSIGN_OR_RETURN(const HostBuffer* buffer, ring.WaitFor(piece));
     calls.take(piece, *buffer);
-    backend.Mark(static_cast<int>(piece % lag));
+    for (Backend* const backend : backends) {
+      backend->Mark(static_cast<int>(piece % lag));
+    }
     if (piece + 1 >= lag) {
       const std::size_t copied = piece + 1 - lag;
-      backend.WaitFor(static_cast<int>(copied % lag));
+      for (Backend* const backend : backends) {
+        backend->WaitFor(static_cast<int>(copied % lag));
+      }
       ring.Release(copied);
     }
   }
@@ -130,7 +135,7 @@ Status TakeAll(Backend& backend, std::size_t pieces, const StreamCalls& calls, R
 
 }  // namespace
 
-Status StreamPieces(Backend& backend, std::span<const std::int64_t> piece_bytes,
+Status StreamPieces(std::span<Backend* const> backends, std::span<const std::int64_t> piece_bytes,
                     const StreamCalls& calls) {
   if (piece_bytes.empty()) {
     return {};
@@ -142,12 +147,14 @@ Status StreamPieces(Backend& backend, std::span<const std::int64_t> piece_bytes,
   const std::size_t readers = std::min({cpus, kReadersMax, piece_bytes.size()});
   std::vector<HostBuffer> buffers(std::min(2 * readers, piece_bytes.size()));
   for (HostBuffer& buffer : buffers) {
-    DSA_ASSIGN_OR_RETURN(buffer, backend.AllocateHost(static_cast<std::size_t>(largest)));
+    DSA_ASSIGN_OR_RETURN(buffer, backends.front()->AllocateHost(static_cast<std::size_t>(largest)));
   }
   Ring ring(piece_bytes, calls, std::move(buffers));
   ring.Start(readers);
-  Status status = TakeAll(backend, piece_bytes.size(), calls, ring);
-  backend.Synchronize();  // before the buffers go
+  Status status = TakeAll(backends, piece_bytes.size(), calls, ring);
+  for (Backend* const backend : backends) {
+    backend->Synchronize();  // before the buffers go
+  }
   return status;
 }
 

@@ -1,6 +1,7 @@
 #include "model/transformer.h"
 
 #include "common/check.h"
+#include "kernels/comm/collectives.h"
 #include "kernels/fused/add_norm.h"
 #include "kernels/fused/project.h"
 #include "kernels/ops/embed.h"
@@ -9,25 +10,29 @@
 namespace dsa {
 
 Transformer::Transformer(const TransformerParts& parts)
-    : parts_(parts), backend_(parts.backend), rank_(WholeModel(parts.config)) {
+    : parts_(parts), backend_(parts.backend), rank_(parts.rank) {
   const std::vector<LayerWeights>& layers = parts.weights.layers;
-  DSA_CHECK(static_cast<std::int64_t>(layers.size()) == rank_.layers && !layers.empty(),
-            "Transformer: weights of {} layers, a rank of {}", layers.size(), rank_.layers);
+  DSA_CHECK(static_cast<std::int64_t>(layers.size()) == rank_.layers.count && !layers.empty(),
+            "Transformer: weights of {} layers, a rank of {}", layers.size(), rank_.layers.count);
   DSA_CHECK(!parts.config.has_indexer() || layers.front().indexer,
             "Transformer: {} layers, no selection for the first", layers.size());
 }
 
 Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBatch& device) {
   const Step step{.shape = shape, .device = device, .tokens = shape.tokens};
-  backend_.PlanAttention(Paged(step, {.first = 0, .count = step.tokens}), rank_.heads,
+  backend_.PlanAttention(Paged(step, {.first = 0, .count = step.tokens}), rank_.heads.count,
                          parts_.batch_invariant);
   const AnyMatrix embedded = Values(Buffer::kResidual, step, parts_.config.hidden);
   backend_.Embed({.ids = device.token_ids, .table = parts_.weights.embedding, .x = embedded});
-  for (int index = 0; index < static_cast<int>(rank_.layers); ++index) {
+  for (int index = 0; index < static_cast<int>(rank_.layers.count); ++index) {
     const LayerView layer = Layer(index);
     // The first layer's residual is the embedding itself: nothing is added before its norm.
     if (index == 0) {
-      Norm(step, embedded, NullMatrix(embedded.type), layer.weights.attention_norm);
+      backend_.AddNorm({.x = embedded,
+                        .residual = NullMatrix(embedded.type),
+                        .weight = layer.weights.attention_norm,
+                        .eps = parts_.config.norm_eps,
+                        .y = Normed(step)});
     } else {
       AddBranchAndNorm(step, layer.weights.attention_norm);
     }
@@ -66,42 +71,69 @@ Activation Transformer::Normed(const Step& step) const {
                  Buffer::kNormedScales);
 }
 
-// residual += branch; normed = RmsNorm of the sum before it was rounded.
-void Transformer::AddBranchAndNorm(const Step& step, Vector<const float> norm_weight) {
+AnyMatrix Transformer::Partial(Buffer buffer, std::int64_t rows) const {
   const std::int64_t hidden = parts_.config.hidden;
-  Norm(step, Values(Buffer::kBranch, step, hidden), Values(Buffer::kResidual, step, hidden),
-       norm_weight);
+  return {.data = parts_.activations.Data(buffer),
+          .type = backend_.PartialSumType(),
+          .rows = rows,
+          .cols = hidden,
+          .row_stride = hidden};
 }
 
-void Transformer::Norm(const Step& step, const AnyMatrix& x, const AnyMatrix& residual,
-                       Vector<const float> norm_weight) {
-  backend_.AddNorm({.x = x,
-                    .residual = residual,
+AnyMatrix Transformer::Branch(const Step& step) const {
+  return rank_.ranks > 1 ? Partial(Buffer::kBranchPart, step.tokens)
+                         : Values(Buffer::kBranch, step, parts_.config.hidden);
+}
+
+// Of a rank that has nothing to add.
+void Transformer::ClearBranch(const Step& step) {
+  const AnyMatrix branch = Branch(step);
+  backend_.Zero(branch.data,
+                static_cast<std::size_t>(branch.rows * branch.cols * SizeOf(branch.type)));
+}
+
+// residual += branch, of all ranks together; normed = RmsNorm of the sum before it was rounded.
+void Transformer::AddBranchAndNorm(const Step& step, Vector<const float> norm_weight) {
+  const std::int64_t hidden = parts_.config.hidden;
+  const AnyMatrix whole = Values(Buffer::kBranch, step, hidden);
+  backend_.AddNorm({.x = whole,
+                    .residual = Values(Buffer::kResidual, step, hidden),
                     .weight = norm_weight,
                     .eps = parts_.config.norm_eps,
-                    .y = Normed(step)});
+                    .y = Normed(step),
+                    .partial = rank_.ranks > 1 ? Branch(step) : NullMatrix(whole.type)});
 }
 
 Matrix<const float> Transformer::Head(const Step& step) {
   const std::int64_t rows = step.shape.logit_rows;
   const std::int64_t hidden = parts_.config.hidden;
   const Activations& activations = parts_.activations;
-  const auto logits = activations.AsMatrix<float>(Buffer::kLogits, rows, parts_.config.vocabulary);
+  const bool is_whole = rank_.ranks == 1;
+  const auto logits = activations.AsMatrix<float>(is_whole ? Buffer::kLogits : Buffer::kLogitsPart,
+                                                  rows, rank_.vocabulary.count);
   const AnyMatrix residual = activations.AsActivation(Buffer::kHeadResidual, rows, hidden);
   const AnyMatrix normed = activations.AsActivation(Buffer::kHeadNormed, rows, hidden);
   backend_.GatherRows({.x = Values(Buffer::kResidual, step, hidden),
                        .rows = step.device.logit_rows,
                        .y = residual});
-  backend_.GatherRows(
-      {.x = Values(Buffer::kBranch, step, hidden), .rows = step.device.logit_rows, .y = normed});
+  const AnyMatrix branch = is_whole ? normed : Partial(Buffer::kHeadPart, rows);
+  backend_.GatherRows({.x = Branch(step), .rows = step.device.logit_rows, .y = branch});
   backend_.AddNorm({.x = normed,
                     .residual = residual,
                     .weight = parts_.weights.final_norm,
                     .eps = parts_.config.norm_eps,
-                    .y = {.x = normed}});
+                    .y = {.x = normed},
+                    .partial = is_whole ? NullMatrix(normed.type) : branch});
   const LinearWeight weight = {.weight = parts_.weights.head, .scales = {}};
   backend_.Project({.x = {.x = normed}, .projections = {{{weight, AsAny(logits)}}}});
-  return AsConst(logits);
+  return is_whole ? AsConst(logits) : GatherLogits(rows, logits);
+}
+
+Matrix<const float> Transformer::GatherLogits(std::int64_t rows, Matrix<float> logits) {
+  const auto whole =
+      parts_.activations.AsMatrix<float>(Buffer::kLogits, rows, parts_.config.vocabulary);
+  backend_.AllGather({.part = AsAny(logits), .whole = AsAny(whole)});
+  return AsConst(whole);
 }
 
 }  // namespace dsa

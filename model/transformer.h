@@ -48,6 +48,7 @@ struct TransformerParts {
   RopeTable rope_table;  // positions up to the longest context
   const KvArena& arena;
   const Activations& activations;
+  RankShape rank;        // what `weights` are of
   bool batch_invariant;  // Backend::PlanAttention
 };
 
@@ -93,10 +94,14 @@ class Transformer final {
 
   // transformer.cpp
   LayerView Layer(int layer) const;
-  void Norm(const Step& step, const AnyMatrix& x, const AnyMatrix& residual,
-            Vector<const float> norm_weight);
   void AddBranchAndNorm(const Step& step, Vector<const float> norm_weight);
   Matrix<const float> Head(const Step& step);
+  Matrix<const float> GatherLogits(std::int64_t rows, Matrix<float> logits);
+  // Where attention and feed-forward leave what is added to the residual: all of it or, with other
+  // ranks, this one's part, not rounded.
+  AnyMatrix Branch(const Step& step) const;
+  AnyMatrix Partial(Buffer buffer, std::int64_t rows) const;
+  void ClearBranch(const Step& step);
   // A buffer as activations of the step; and, where the model has fp8 weights, with its fp8 copy.
   AnyMatrix Values(Buffer buffer, const Step& step, std::int64_t cols) const;
   Activation WithFp8(const AnyMatrix& x, Buffer values, Buffer scales) const;

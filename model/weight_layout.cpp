@@ -1,6 +1,7 @@
 #include "model/weight_layout.h"
 
 #include "common/overloaded.h"
+#include "common/view_parts.h"
 
 #include <unordered_set>
 #include <utility>
@@ -16,10 +17,11 @@ std::int64_t Align(std::int64_t bytes) {
 }
 
 // A view of w_uk or w_uv, contiguous by head.
-ConstAnyTensor3 LatentView(const std::byte* data, std::int64_t width, const ModelConfig& config) {
+ConstAnyTensor3 LatentView(const std::byte* data, std::int64_t heads, std::int64_t width,
+                           DataType type) {
   return {.data = data,
-          .type = config.activation_type,
-          .rows = config.heads,
+          .type = type,
+          .rows = heads,
           .heads = width,
           .cols = kLatentWidth,
           .row_stride = width * kLatentWidth,
@@ -32,10 +34,10 @@ std::int64_t ScaleBlocks(std::int64_t extent) {
   return (extent + kWeightBlock - 1) / kWeightBlock;
 }
 
-WeightLayout::WeightLayout(const ModelConfig& config, ModelWeights& weights,
+WeightLayout::WeightLayout(const ModelConfig& config, const RankShape& rank, ModelWeights& weights,
                            const TensorType& type_of)
-    : config_(config), weights_(weights) {
-  ForEachTensor(config, weights,
+    : config_(config), rank_(rank), weights_(weights) {
+  ForEachTensor(config, rank_, weights,
                 [this, &type_of](const TensorSpec& spec) { Add(spec, type_of(spec)); });
   for (Group& group : groups_) {
     Place(group);
@@ -45,10 +47,11 @@ WeightLayout::WeightLayout(const ModelConfig& config, ModelWeights& weights,
 // Of a tensor that is kept as it is stored.
 WeightLayout::Placement WeightLayout::SizesOf(const Entry& entry) {
   const TensorSpec& spec = entry.spec;
-  return {.values = spec.rows * spec.cols * SizeOf(entry.type),
-          .scales = entry.type == DataType::kFp8E4m3
-                        ? ScaleBlocks(spec.rows) * ScaleBlocks(spec.cols) * 4
-                        : 0};
+  const std::int64_t rows = spec.held_rows.count;
+  const std::int64_t cols = spec.held_cols.count;
+  return {
+      .values = rows * cols * SizeOf(entry.type),
+      .scales = entry.type == DataType::kFp8E4m3 ? ScaleBlocks(rows) * ScaleBlocks(cols) * 4 : 0};
 }
 
 std::int64_t WeightLayout::bytes() const {
@@ -104,7 +107,7 @@ void WeightLayout::PlaceJoined(std::span<Entry* const> entries, Group& group) co
   for (Entry* const entry : entries) {
     const bool continues = previous != nullptr && previous->type == entry->type &&
                            previous->spec.cols == entry->spec.cols &&
-                           previous->spec.rows % kWeightBlock == 0;
+                           previous->spec.held_rows.count % kWeightBlock == 0;
     if (!continues) {
       group.bytes = Align(group.bytes);
     }
@@ -121,7 +124,8 @@ void WeightLayout::PlaceAlone(Entry& entry, Group& group) {
     entry.placement.scales = std::exchange(group.bytes, group.bytes + Align(sizes.scales));
   };
   const TensorSpec& spec = entry.spec;
-  const std::int64_t latent_row = config_.heads * kLatentWidth * SizeOf(config_.activation_type);
+  const std::int64_t latent_row =
+      rank_.heads.count * kLatentWidth * SizeOf(config_.activation_type);
   std::visit(
       Overloaded{
           [&](const VectorTarget&) { take_both({.values = spec.rows * 4, .scales = 0}); },
@@ -167,7 +171,7 @@ Result<PlacedWeights> WeightLayout::Allocate(Backend& backend) const {
     placed.buffers.push_back(std::move(buffer));
   }
   if (config_.tied_embeddings) {
-    weights_.head = weights_.embedding;
+    weights_.head = RowsOfAny(weights_.embedding, rank_.vocabulary.first, rank_.vocabulary.count);
   }
   return placed;
 }
@@ -175,29 +179,29 @@ Result<PlacedWeights> WeightLayout::Allocate(Backend& backend) const {
 // Points the views of a tensor at its memory.
 void WeightLayout::Bind(const PlacedTensor& tensor) const {
   const TensorSpec& spec = tensor.spec;
+  const std::int64_t rows = spec.held_rows.count;
+  const std::int64_t cols = spec.held_cols.count;
   const bool quantized = tensor.type == DataType::kFp8E4m3;
   const auto* scales = quantized ? reinterpret_cast<const float*>(tensor.scales) : nullptr;
-  const ConstAnyMatrix matrix = {.data = tensor.values,
-                                 .type = tensor.type,
-                                 .rows = spec.rows,
-                                 .cols = spec.cols,
-                                 .row_stride = spec.cols};
+  const ConstAnyMatrix matrix = {
+      .data = tensor.values, .type = tensor.type, .rows = rows, .cols = cols, .row_stride = cols};
   std::visit(Overloaded{
                  [&](const VectorTarget& target) {
                    *target.vector = {.data = reinterpret_cast<const float*>(tensor.values),
-                                     .size = spec.rows};
+                                     .size = rows};
                  },
                  [&](const MatrixTarget& target) { *target.matrix = matrix; },
                  [&](const LinearTarget& target) {
                    target.weight->weight = matrix;
                    target.weight->scales = {.data = scales,
-                                            .rows = quantized ? ScaleBlocks(spec.rows) : 0,
-                                            .cols = quantized ? ScaleBlocks(spec.cols) : 0,
-                                            .row_stride = quantized ? ScaleBlocks(spec.cols) : 0};
+                                            .rows = quantized ? ScaleBlocks(rows) : 0,
+                                            .cols = quantized ? ScaleBlocks(cols) : 0,
+                                            .row_stride = quantized ? ScaleBlocks(cols) : 0};
                  },
                  [&](const LatentTarget& target) {
-                   *target.w_uk = LatentView(tensor.values, config_.nope, config_);
-                   *target.w_uv = LatentView(tensor.scales, config_.value, config_);
+                   const DataType type = config_.activation_type;
+                   *target.w_uk = LatentView(tensor.values, rank_.heads.count, config_.nope, type);
+                   *target.w_uv = LatentView(tensor.scales, rank_.heads.count, config_.value, type);
                  },
                  [&](const ExpertTarget& target) {
                    if (target.expert == 0) {
@@ -205,8 +209,8 @@ void WeightLayout::Bind(const PlacedTensor& tensor) const {
                                       .type = tensor.type,
                                       .scales = scales,
                                       .experts = config_.experts,
-                                      .rows = spec.rows,
-                                      .cols = spec.cols};
+                                      .rows = rows,
+                                      .cols = cols};
                    }
                  },
              },

@@ -1,4 +1,4 @@
-// Where each tensor of a model lies in device memory: a buffer per layer and one for each run of
+// Where each tensor of a rank lies in device memory: a buffer per layer and one for each run of
 // tensors outside the layers.  Row-major values, as stored, so that any product can read them;
 // WeightsOfOneInput lie one behind the other.  Internal to model/.
 #pragma once
@@ -27,7 +27,7 @@ struct PlacedTensor {
   TensorSpec spec;
   DataType type;
   std::byte* values;  // w_uk for kv_b
-  std::byte* scales;  // of fp8, f32 [ScaleBlocks(rows), ScaleBlocks(cols)]; w_uv for kv_b
+  std::byte* scales;  // of fp8, f32 [blocks of held rows, of held columns]; w_uv for kv_b
 };
 
 struct PlacedWeights {
@@ -37,8 +37,10 @@ struct PlacedWeights {
 
 class WeightLayout final {
  public:
-  // Lays out what ForEachTensor lists; `weights` is made to fit and outlives the layout.
-  WeightLayout(const ModelConfig& config, ModelWeights& weights, const TensorType& type_of);
+  // Lays out what the rank holds of what ForEachTensor lists; `weights` is made to fit and outlives
+  // the layout.
+  WeightLayout(const ModelConfig& config, const RankShape& rank, ModelWeights& weights,
+               const TensorType& type_of);
 
   std::int64_t bytes() const;
 
@@ -70,6 +72,7 @@ class WeightLayout final {
   void Bind(const PlacedTensor& tensor) const;
 
   const ModelConfig& config_;
+  const RankShape rank_;
   ModelWeights& weights_;
   std::vector<Group> groups_;
   std::unordered_map<const StackedWeight*, Placement> stacks_;  // never iterated

@@ -3,6 +3,7 @@
 #include "common/log.h"
 #include "model/tensor_stream.h"
 #include "model/weight_layout.h"
+#include "model/weight_pieces.h"
 #include "model/weight_reader.h"
 
 #include <span>
@@ -11,54 +12,28 @@
 namespace dsa {
 namespace {
 
-using Action = WeightPiece::Action;
-
 TensorType StoredType(const Checkpoint& checkpoint) {
   return [&checkpoint](const TensorSpec& spec) { return checkpoint.At(spec.name).stored->type; };
 }
 
-// Copies what a piece has become to where its tensor lies.
-void Upload(Backend& backend, const ModelConfig& config, const WeightPiece& piece,
-            const HostBuffer& source) {
-  const PlacedTensor& tensor = *piece.tensor;
-  const auto filled = static_cast<std::size_t>(piece.filled);
-  switch (piece.action) {
-    case Action::kCopy: backend.Upload(tensor.values + piece.begin, source, 0, filled); return;
-    case Action::kCopyScales:
-      backend.Upload(tensor.scales + piece.begin, source, 0, filled);
-      return;
-    case Action::kVector: backend.Upload(tensor.values, source, 0, filled); return;
-    case Action::kLatent: {
-      const std::int64_t row_bytes = kLatentWidth * SizeOf(config.activation_type);
-      const auto key_bytes = static_cast<std::size_t>(piece.heads * config.nope * row_bytes);
-      backend.Upload(tensor.values + piece.first_head * config.nope * row_bytes, source, 0,
-                     key_bytes);
-      backend.Upload(tensor.scales + piece.first_head * config.value * row_bytes, source, key_bytes,
-                     filled - key_bytes);
-      return;
-    }
-  }
-}
-
-}  // namespace
-
-std::int64_t WeightBytes(const Checkpoint& checkpoint) {
-  ModelWeights weights;
-  return WeightLayout(checkpoint.config(), weights, StoredType(checkpoint)).bytes();
-}
-
-Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend,
-                                  LoadProgress& progress) {
-  const ModelConfig& config = checkpoint.config();
-  DeviceWeights loaded;
-  const WeightLayout layout(config, loaded.weights, StoredType(checkpoint));
-  DSA_ASSIGN_OR_RETURN(PlacedWeights placed, layout.Allocate(backend));
+// The pieces of every tensor.  `placed`: of each rank.
+std::vector<WeightPiece> SplitAll(const Checkpoint& checkpoint,
+                                  std::span<const PlacedWeights> placed) {
   std::vector<WeightPiece> pieces;
-  for (const PlacedTensor& tensor : placed.tensors) {
-    for (const WeightPiece& piece : SplitTensor(checkpoint, tensor)) {
-      pieces.push_back(piece);
+  std::vector<const PlacedTensor*> ranks(placed.size());
+  for (std::size_t i = 0; i < placed.front().tensors.size(); ++i) {
+    for (std::size_t rank = 0; rank < placed.size(); ++rank) {
+      ranks[rank] = &placed[rank].tensors[i];
+    }
+    for (WeightPiece& piece : SplitTensor(checkpoint, ranks)) {
+      pieces.push_back(std::move(piece));
     }
   }
+  return pieces;
+}
+
+Status LoadPieces(const Checkpoint& checkpoint, std::span<const WeightPiece> pieces,
+                  std::span<Backend* const> backends, LoadProgress& progress) {
   std::vector<std::int64_t> piece_bytes;
   std::int64_t bytes_total = 0;
   for (const WeightPiece& piece : pieces) {
@@ -72,17 +47,56 @@ Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend
                   std::span<std::byte> target) { return reader.Fill(pieces[i], target); },
       .take =
           [&](std::size_t i, const HostBuffer& source) {
-            Upload(backend, config, pieces[i], source);
+            for (const PieceCopy& copy : pieces[i].copies) {
+              backends[copy.rank]->Upload(copy.target, source,
+                                          static_cast<std::size_t>(copy.offset),
+                                          static_cast<std::size_t>(copy.bytes));
+            }
             bytes_done += pieces[i].end - pieces[i].begin;
             progress.OnBytes(bytes_done, bytes_total);
           }};
-  DSA_RETURN_IF_ERROR(StreamPieces(backend, piece_bytes, calls));
+  DSA_RETURN_IF_ERROR(StreamPieces(backends, piece_bytes, calls));
   DSA_RETURN_IF_ERROR(checkpoint.CheckUnchanged());
-  if (reader.odd_scales() > 0 && config.scale_format == ScaleFormat::kPowerOfTwo) {
+  if (reader.odd_scales() > 0 && checkpoint.config().scale_format == ScaleFormat::kPowerOfTwo) {
     Log(LogLevel::kWarning, "weight scales are not powers of two though scale_fmt is ue8m0",
         {{"scales", reader.odd_scales()}});
   }
-  loaded.buffers = std::move(placed.buffers);
+  return {};
+}
+
+}  // namespace
+
+std::int64_t WeightBytes(const Checkpoint& checkpoint, const RankShape& rank) {
+  ModelWeights weights;
+  return WeightLayout(checkpoint.config(), rank, weights, StoredType(checkpoint)).bytes();
+}
+
+Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend,
+                                  LoadProgress& progress) {
+  Backend* const only = &backend;
+  DSA_ASSIGN_OR_RETURN(std::vector<DeviceWeights> loaded,
+                       LoadRankWeights(checkpoint, {&only, 1}, progress));
+  return std::move(loaded.front());
+}
+
+Result<std::vector<DeviceWeights>> LoadRankWeights(const Checkpoint& checkpoint,
+                                                   std::span<Backend* const> backends,
+                                                   LoadProgress& progress) {
+  const ModelConfig& config = checkpoint.config();
+  const auto ranks = static_cast<std::int64_t>(backends.size());
+  std::vector<DeviceWeights> loaded(backends.size());
+  std::vector<PlacedWeights> placed;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    const auto index = static_cast<std::size_t>(rank);
+    const WeightLayout layout(config, ShapeOf(config, {.rank = rank, .ranks = ranks}),
+                              loaded[index].weights, StoredType(checkpoint));
+    DSA_ASSIGN_OR_RETURN(PlacedWeights of_rank, layout.Allocate(*backends[index]));
+    placed.push_back(std::move(of_rank));
+  }
+  DSA_RETURN_IF_ERROR(LoadPieces(checkpoint, SplitAll(checkpoint, placed), backends, progress));
+  for (std::size_t rank = 0; rank < placed.size(); ++rank) {
+    loaded[rank].buffers = std::move(placed[rank].buffers);
+  }
   return loaded;
 }
 

@@ -1,12 +1,14 @@
-// Reads a checkpoint's tensors into device memory.
+// Reads a checkpoint's tensors into the device memory of one rank or of all.
 #pragma once
 
 #include "kernels/backend.h"
 #include "model/checkpoint.h"
 #include "model/load_progress.h"
+#include "model/rank_shape.h"
 #include "model/weights.h"
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace dsa {
@@ -17,8 +19,8 @@ struct DeviceWeights {
   std::vector<DeviceBuffer> buffers;
 };
 
-// Device bytes that LoadWeights will allocate.
-std::int64_t WeightBytes(const Checkpoint& checkpoint);
+// Device bytes that LoadWeights will allocate for a rank.
+std::int64_t WeightBytes(const Checkpoint& checkpoint, const RankShape& rank);
 
 // Loads everything that ForEachTensor lists, on the backend's thread.  Values are kept as stored,
 // but for vectors, which become f32, and kv_b, which is de-quantized and split by head.
@@ -26,5 +28,11 @@ std::int64_t WeightBytes(const Checkpoint& checkpoint);
 // file that changed; FAILED_PRECONDITION where the device has not enough memory.
 Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend,
                                   LoadProgress& progress);
+
+// The same for all ranks of a model: backend i gets what rank i of their number holds.  Reads each
+// byte of the checkpoint once.  On a thread that may use all of the backends.
+Result<std::vector<DeviceWeights>> LoadRankWeights(const Checkpoint& checkpoint,
+                                                   std::span<Backend* const> backends,
+                                                   LoadProgress& progress);
 
 }  // namespace dsa

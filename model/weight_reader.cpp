@@ -1,23 +1,16 @@
 #include "model/weight_reader.h"
 
-#include "common/check.h"
-#include "common/overloaded.h"
 #include "model/scale_check.h"
-#include "model/tensor_stream.h"
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string>
-#include <variant>
 
 namespace dsa {
 namespace {
 
 using Action = WeightPiece::Action;
-
-std::string ScalesName(const TensorSpec& spec) {
-  return spec.name + "_scale_inv";
-}
 
 // The stored value, before scales.
 float ReadValue(const std::byte* data, DataType type, std::int64_t index) {
@@ -33,6 +26,7 @@ float ReadValue(const std::byte* data, DataType type, std::int64_t index) {
       return ToFloat(value);
     }
     case DataType::kFp8E4m3: return ToFloat(Fp8E4m3{static_cast<std::uint8_t>(data[index])});
+    case DataType::kF64: break;  // of no checkpoint
   }
   return 0.0F;
 }
@@ -46,76 +40,7 @@ void WriteValue(std::byte* data, DataType type, std::int64_t index, float value)
   std::memcpy(data + index * 2, &narrow, sizeof(narrow));
 }
 
-// Bytes that are only copied, in chunks.
-void AddChunks(const WeightPiece& whole, std::vector<WeightPiece>& pieces) {
-  for (std::int64_t begin = 0; begin < whole.end; begin += kStreamChunkBytes) {
-    WeightPiece piece = whole;
-    piece.begin = begin;
-    piece.end = std::min(begin + kStreamChunkBytes, whole.end);
-    piece.filled = piece.end - piece.begin;
-    pieces.push_back(piece);
-  }
-}
-
-// As many heads at a time as fit a chunk, as they are stored and as they become.
-void AddHeads(const WeightPiece& whole, const ModelConfig& config,
-              std::vector<WeightPiece>& pieces) {
-  const std::int64_t values = (config.nope + config.value) * kLatentWidth;  // of one head
-  const std::int64_t stored = values * SizeOf(whole.tensor->type);
-  const std::int64_t filled = values * SizeOf(config.activation_type);
-  const std::int64_t heads_max = kStreamChunkBytes / std::max(stored, filled);
-  DSA_CHECK(heads_max > 0, "kv_b: {} values of a head are more than a chunk of {} bytes", values,
-            kStreamChunkBytes);
-  for (std::int64_t head = 0; head < config.heads; head += heads_max) {
-    WeightPiece piece = whole;
-    piece.first_head = head;
-    piece.heads = std::min(heads_max, config.heads - head);
-    piece.begin = head * stored;
-    piece.end = piece.begin + piece.heads * stored;
-    piece.filled = piece.heads * filled;
-    pieces.push_back(piece);
-  }
-}
-
 }  // namespace
-
-std::vector<WeightPiece> SplitTensor(const Checkpoint& checkpoint, const PlacedTensor& tensor) {
-  std::vector<WeightPiece> pieces;
-  const CheckpointTensor stored = checkpoint.At(tensor.spec.name);
-  WeightPiece whole = {.action = Action::kCopy,
-                       .tensor = &tensor,
-                       .stored = stored,
-                       .begin = 0,
-                       .end = stored.stored->bytes,
-                       .first_head = 0,
-                       .heads = 0,
-                       .filled = stored.stored->bytes};
-  const auto add_kept = [&] {
-    AddChunks(whole, pieces);
-    if (tensor.type == DataType::kFp8E4m3) {
-      whole.action = Action::kCopyScales;
-      whole.stored = checkpoint.At(ScalesName(tensor.spec));
-      whole.end = whole.stored.stored->bytes;
-      AddChunks(whole, pieces);
-    }
-  };
-  std::visit(Overloaded{
-                 [&](const VectorTarget&) {
-                   whole.action = Action::kVector;
-                   whole.filled = tensor.spec.rows * 4;
-                   pieces.push_back(whole);
-                 },
-                 [&](const MatrixTarget&) { add_kept(); },
-                 [&](const LinearTarget&) { add_kept(); },
-                 [&](const ExpertTarget&) { add_kept(); },
-                 [&](const LatentTarget&) {
-                   whole.action = Action::kLatent;
-                   AddHeads(whole, checkpoint.config(), pieces);
-                 },
-             },
-             tensor.spec.target);
-  return pieces;
-}
 
 Status WeightReader::Fill(const WeightPiece& piece, std::span<std::byte> target) {
   switch (piece.action) {
@@ -124,8 +49,29 @@ Status WeightReader::Fill(const WeightPiece& piece, std::span<std::byte> target)
     case Action::kCopy:
     case Action::kCopyScales: break;
   }
-  DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, piece.begin, target.data(), target.size()));
+  if (piece.row_bytes.empty()) {
+    DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, piece.begin, target.data(), target.size()));
+  } else {
+    DSA_RETURN_IF_ERROR(FillColumns(piece, target));
+  }
   return piece.action == Action::kCopyScales ? CheckScales(piece.stored, target) : Status();
+}
+
+Status WeightReader::FillColumns(const WeightPiece& piece, std::span<std::byte> target) const {
+  std::vector<std::byte> bytes(target.size());
+  DSA_RETURN_IF_ERROR(checkpoint_.Read(piece.stored, piece.begin, bytes.data(), bytes.size()));
+  const std::int64_t stride =
+      std::accumulate(piece.row_bytes.begin(), piece.row_bytes.end(), std::int64_t{0});
+  const std::int64_t rows = piece.filled / stride;
+  std::byte* to = target.data();
+  std::int64_t column = 0;
+  for (const std::int64_t part : piece.row_bytes) {
+    for (std::int64_t row = 0; row < rows; ++row) {
+      to = std::copy_n(bytes.data() + row * stride + column, part, to);
+    }
+    column += part;
+  }
+  return {};
 }
 
 Status WeightReader::CheckScales(const CheckpointTensor& tensor, std::span<const std::byte> bytes) {

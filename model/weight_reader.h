@@ -1,34 +1,17 @@
-// Reads pieces of a checkpoint's tensors as they will lie on the device: kept, converted to f32, or
-// de-quantized and split by head.  Internal to model/.
+// Reads pieces of a checkpoint's tensors as they will lie on the devices of all ranks: kept,
+// converted to f32, de-quantized and split by head, or cut into the ranks' columns.  Internal to
+// model/.
 #pragma once
 
 #include "model/checkpoint.h"
-#include "model/weight_layout.h"
+#include "model/weight_pieces.h"
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 namespace dsa {
-
-// A part of one tensor that is read, converted and copied at once.
-struct WeightPiece {
-  enum class Action : std::uint8_t { kCopy, kCopyScales, kVector, kLatent };
-
-  Action action;
-  const PlacedTensor* tensor;
-  CheckpointTensor stored;  // the tensor's own, or its scales
-  std::int64_t begin;       // bytes of `stored`
-  std::int64_t end;
-  std::int64_t first_head;  // kLatent: the heads that these bytes are
-  std::int64_t heads;
-  std::int64_t filled;  // bytes that it becomes
-};
-
-// The pieces of a tensor, at most kStreamChunkBytes each, in order.
-std::vector<WeightPiece> SplitTensor(const Checkpoint& checkpoint, const PlacedTensor& tensor);
 
 // Any thread.
 class WeightReader final {
@@ -44,6 +27,7 @@ class WeightReader final {
 
  private:
   Status CheckScales(const CheckpointTensor& tensor, std::span<const std::byte> bytes);
+  Status FillColumns(const WeightPiece& piece, std::span<std::byte> target) const;
   Status FillVector(const WeightPiece& piece, std::span<std::byte> target) const;
   Status FillLatent(const WeightPiece& piece, std::span<std::byte> target);
 

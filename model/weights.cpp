@@ -14,7 +14,8 @@ using Visitor = std::function<void(const TensorSpec&)>;
 // The tensors of one layer, or of the model outside the layers.
 class TensorList final {
  public:
-  TensorList(const ModelConfig& config, const Visitor& visit) : config_(config), visit_(visit) {}
+  TensorList(const ModelConfig& config, const RankShape& rank, const Visitor& visit)
+      : config_(config), rank_(rank), visit_(visit) {}
 
   void Model(ModelWeights& weights) {
     layer_ = -1;
@@ -36,7 +37,7 @@ class TensorList final {
     }
     prefix_ = fmt::format("model.layers.{}.mlp.", layer);
     if (weights.dense) {
-      Mlp(*weights.dense, "", config_.dense_width, ModelPart::kDenseMlp);
+      Mlp(*weights.dense, "", ModelPart::kDenseMlp);
     } else {
       Moe(*weights.moe);
     }
@@ -48,20 +49,43 @@ class TensorList final {
     Norm("norm.weight", config_.hidden, weights.final_norm);
     if (!config_.tied_embeddings) {
       prefix_ = "";
-      Add(ModelPart::kHead, "lm_head.weight", config_.vocabulary, config_.hidden,
-          MatrixTarget{&weights.head});
+      AddRows(ModelPart::kHead, "lm_head.weight", config_.vocabulary, config_.hidden,
+              rank_.vocabulary, MatrixTarget{&weights.head});
     }
   }
 
  private:
+  // Whole on every rank.
   void Add(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
            TensorTarget target) {
+    AddRows(part, name, rows, cols, {.first = 0, .count = rows}, target);
+  }
+  // Of which the rank holds some rows, or some columns.
+  void AddRows(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
+               const Part& held, TensorTarget target) {
     visit_({.name = prefix_ + std::string(name),
             .part = part,
             .layer = layer_,
             .rows = rows,
             .cols = cols,
+            .held_rows = held,
+            .held_cols = {.first = 0, .count = cols},
             .target = target});
+  }
+  void AddColumns(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
+                  const Part& held, TensorTarget target) {
+    visit_({.name = prefix_ + std::string(name),
+            .part = part,
+            .layer = layer_,
+            .rows = rows,
+            .cols = cols,
+            .held_rows = {.first = 0, .count = rows},
+            .held_cols = held,
+            .target = target});
+  }
+  // Rows or columns of the rank's heads.
+  Part OfHeads(std::int64_t width) const {
+    return {.first = rank_.heads.first * width, .count = rank_.heads.count * width};
   }
 
   void Norm(std::string_view name, std::int64_t size, Vector<const float>& vector) {
@@ -70,21 +94,24 @@ class TensorList final {
 
   void Attention(AttentionWeights& weights) {
     const ModelConfig& c = config_;
-    const std::int64_t q_width = c.heads * (c.nope + kRopeWidth);
+    const std::int64_t query = c.nope + kRopeWidth;
     const auto part = ModelPart::kAttention;
     if (c.q_latent > 0) {
       Add(part, "q_a_proj.weight", c.q_latent, c.hidden, LinearTarget{&weights.q_a});
       Norm("q_a_layernorm.weight", c.q_latent, weights.q_a_norm);
-      Add(part, "q_b_proj.weight", q_width, c.q_latent, LinearTarget{&weights.q_b});
+      AddRows(part, "q_b_proj.weight", c.heads * query, c.q_latent, OfHeads(query),
+              LinearTarget{&weights.q_b});
     } else {
-      Add(part, "q_proj.weight", q_width, c.hidden, LinearTarget{&weights.q_b});
+      AddRows(part, "q_proj.weight", c.heads * query, c.hidden, OfHeads(query),
+              LinearTarget{&weights.q_b});
     }
     Add(part, "kv_a_proj_with_mqa.weight", kLatentWidth + kRopeWidth, c.hidden,
         LinearTarget{&weights.kv_a});
     Norm("kv_a_layernorm.weight", kLatentWidth, weights.kv_a_norm);
-    Add(part, "kv_b_proj.weight", c.heads * (c.nope + c.value), kLatentWidth,
-        LatentTarget{&weights.w_uk, &weights.w_uv});
-    Add(part, "o_proj.weight", c.hidden, c.heads * c.value, LinearTarget{&weights.o});
+    AddRows(part, "kv_b_proj.weight", c.heads * (c.nope + c.value), kLatentWidth,
+            OfHeads(c.nope + c.value), LatentTarget{&weights.w_uk, &weights.w_uv});
+    AddColumns(part, "o_proj.weight", c.hidden, c.heads * c.value, OfHeads(c.value),
+               LinearTarget{&weights.o});
   }
 
   void Indexer(IndexerWeights& weights) {
@@ -98,11 +125,14 @@ class TensorList final {
     Add(part, "weights_proj.weight", c.index_heads, c.hidden, MatrixTarget{&weights.weights_proj});
   }
 
-  void Mlp(MlpWeights& weights, const std::string& name, std::int64_t width, ModelPart part) {
+  void Mlp(MlpWeights& weights, const std::string& name, ModelPart part) {
     const std::int64_t hidden = config_.hidden;
-    Add(part, name + "gate_proj.weight", width, hidden, LinearTarget{&weights.gate});
-    Add(part, name + "up_proj.weight", width, hidden, LinearTarget{&weights.up});
-    Add(part, name + "down_proj.weight", hidden, width, LinearTarget{&weights.down});
+    const bool dense = part == ModelPart::kDenseMlp;
+    const std::int64_t width = dense ? config_.dense_width : config_.shared_width;
+    const Part& held = dense ? rank_.dense_width : rank_.shared_width;
+    AddRows(part, name + "gate_proj.weight", width, hidden, held, LinearTarget{&weights.gate});
+    AddRows(part, name + "up_proj.weight", width, hidden, held, LinearTarget{&weights.up});
+    AddColumns(part, name + "down_proj.weight", hidden, width, held, LinearTarget{&weights.down});
   }
 
   void Moe(MoeWeights& weights) {
@@ -113,19 +143,20 @@ class TensorList final {
     const auto part = ModelPart::kExperts;
     for (std::int64_t expert = 0; expert < c.experts; ++expert) {
       const std::string name = fmt::format("experts.{}.", expert);
-      Add(part, name + "gate_proj.weight", c.expert_width, c.hidden,
-          ExpertTarget{&weights.expert_gate, expert});
-      Add(part, name + "up_proj.weight", c.expert_width, c.hidden,
-          ExpertTarget{&weights.expert_up, expert});
-      Add(part, name + "down_proj.weight", c.hidden, c.expert_width,
-          ExpertTarget{&weights.expert_down, expert});
+      AddRows(part, name + "gate_proj.weight", c.expert_width, c.hidden, rank_.expert_width,
+              ExpertTarget{&weights.expert_gate, expert});
+      AddRows(part, name + "up_proj.weight", c.expert_width, c.hidden, rank_.expert_width,
+              ExpertTarget{&weights.expert_up, expert});
+      AddColumns(part, name + "down_proj.weight", c.hidden, c.expert_width, rank_.expert_width,
+                 ExpertTarget{&weights.expert_down, expert});
     }
     if (weights.shared) {
-      Mlp(*weights.shared, "shared_experts.", c.shared_width, ModelPart::kSharedExpert);
+      Mlp(*weights.shared, "shared_experts.", ModelPart::kSharedExpert);
     }
   }
 
   const ModelConfig& config_;
+  const RankShape& rank_;
   const Visitor& visit_;
   std::int64_t layer_ = -1;
   std::string prefix_;
@@ -198,8 +229,13 @@ bool TensorSpec::quantizable() const {
 }
 
 void ForEachTensor(const ModelConfig& config, ModelWeights& weights, const Visitor& visit) {
+  ForEachTensor(config, WholeModel(config), weights, visit);
+}
+
+void ForEachTensor(const ModelConfig& config, const RankShape& rank, ModelWeights& weights,
+                   const Visitor& visit) {
   MakeLayers(config, weights);
-  TensorList list(config, visit);
+  TensorList list(config, rank, visit);
   list.Model(weights);
   std::int64_t index = 0;
   for (LayerWeights& layer : weights.layers) {

@@ -1,13 +1,14 @@
 // The model's parameters as views into device memory, and the one list of its tensors.
 //
-// Shapes are [out, in].  Views are plain data; who loaded them owns the memory
-// (model/weight_loader.h).
+// Shapes are [out, in]; H, I and the rows of the head are those of the rank (model/rank_shape.h).
+// Views are plain data; who loaded them owns the memory (model/weight_loader.h).
 #pragma once
 
 #include "common/view.h"
 #include "kernels/fused/activation.h"
 #include "kernels/ops/routed_experts.h"
 #include "model/model_config.h"
+#include "model/rank_shape.h"
 
 #include <cstdint>
 #include <functional>
@@ -65,7 +66,7 @@ struct ModelWeights {
   ConstAnyMatrix embedding{};  // [vocabulary, D]  f32 or bf16
   std::vector<LayerWeights> layers;
   Vector<const float> final_norm{};  // [D]
-  ConstAnyMatrix head{};             // [vocabulary, D]; the same view as embedding where tied
+  ConstAnyMatrix head{};             // [vocabulary, D]; rows of the embedding where tied
 };
 
 // Weights of a layer that multiply the same activation, set by set: those of a set lie one behind
@@ -116,13 +117,20 @@ struct TensorSpec {
   std::int64_t layer;  // -1 outside the layers
   std::int64_t rows;   // shape [rows, cols]; a vector has shape [rows] and cols 0
   std::int64_t cols;
+  // What the rank holds of it; views have these extents.  Either may be none.
+  Part held_rows;
+  Part held_cols;
   TensorTarget target;
 
   bool quantizable() const;  // may be fp8
 };
 
 // Calls `visit` for every tensor that the configuration needs, in the model's order; MTP layers
-// have none.  Targets point into `weights`, whose layers are made to fit first.
+// have none.  Targets point into `weights`, whose layers are made to fit first.  The list is the
+// same for every rank.
+void ForEachTensor(const ModelConfig& config, const RankShape& rank, ModelWeights& weights,
+                   const std::function<void(const TensorSpec&)>& visit);
+// As one rank that holds everything.
 void ForEachTensor(const ModelConfig& config, ModelWeights& weights,
                    const std::function<void(const TensorSpec&)>& visit);
 

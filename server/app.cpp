@@ -4,7 +4,6 @@
 #include "common/machine.h"
 #include "kernels/device_failure.h"
 #include "server/connections.h"
-#include "server/devices.h"
 #include "server/load_progress_bar.h"
 #include "server/net/listen_sockets.h"
 #include "server/self_test.h"
@@ -17,7 +16,7 @@
 #include <filesystem>
 #include <utility>
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 namespace dsa {
 namespace {
@@ -51,7 +50,7 @@ std::int64_t ThreadsAtMost(const ServerConfig& config) {
   constexpr std::int64_t kOurs = 11;  // engine, pump, acceptors, watchdog, log, texts, HTTP
   constexpr std::int64_t kGrpcFixed = 8;
   constexpr std::int64_t kGrpcPerCpu = 4;
-  return ChooseCpuThreads(config.threads).count + kOurs + kGrpcFixed +
+  return ChooseCpuThreads(config.threads).count + config.tensor_parallel_size + kOurs + kGrpcFixed +
          kGrpcPerCpu * CountUsableCpus().affinity;
 }
 
@@ -63,14 +62,18 @@ Activity ActivityOf(const Acceptor& acceptor) {
 }  // namespace
 
 Result<std::unique_ptr<App>> App::Start(const ServerConfig& config) {
-  return StartWith(nullptr, config);
+  return StartWith({.group = nullptr, .backends = {}}, config);
 }
 
 Result<std::unique_ptr<App>> App::StartOn(Backend& backend, const ServerConfig& config) {
-  return StartWith(&backend, config);
+  return StartWith({.group = nullptr, .backends = {&backend}}, config);
 }
 
-Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig& config) {
+Result<std::unique_ptr<App>> App::StartOn(const RankDevices& devices, const ServerConfig& config) {
+  return StartWith(devices, config);
+}
+
+Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerConfig& config) {
   DSA_RETURN_IF_ERROR(Validate(config));
   DSA_RETURN_IF_ERROR(ProbeThreads(ThreadsAtMost(config)));
   const std::int64_t descriptors = RaiseDescriptorLimit();
@@ -83,17 +86,21 @@ Result<std::unique_ptr<App>> App::StartWith(Backend* backend, const ServerConfig
     DSA_ASSIGN_OR_RETURN(const ListenAddress http, ParseListen(config.http_listen, "http_listen"));
     DSA_RETURN_IF_ERROR(ProbeListen(http.host, http.port));
   }
-  std::unique_ptr<Backend> own_backend;
-  if (backend == nullptr) {
-    DSA_ASSIGN_OR_RETURN(own_backend, MakeBackend(config.device, config.threads));
-    backend = own_backend.get();
+  RankBackends own_devices;
+  if (devices.backends.empty()) {
+    DSA_ASSIGN_OR_RETURN(
+        own_devices, MakeRankBackends(config.device, config.threads, config.tensor_parallel_size));
+    devices.group = own_devices.group.get();
+    for (const std::unique_ptr<Backend>& backend : own_devices.backends) {
+      devices.backends.push_back(backend.get());
+    }
   }
   DSA_ASSIGN_OR_RETURN(ModelSource source,
                        ModelSource::Open(config.model, ParseLoadMode(config.load),
                                          ParseGenerationFile(config.generation_config)));
   auto app = std::unique_ptr<App>(new App(config, std::move(source)));
-  app->own_backend_ = std::move(own_backend);
-  app->backend_ = backend;
+  app->own_devices_ = std::move(own_devices);
+  app->devices_ = std::move(devices);
   app->connections_max_ = connections_max;
   DSA_RETURN_IF_ERROR(app->LoadText());
   DSA_RETURN_IF_ERROR(app->LoadModel());
@@ -141,24 +148,25 @@ Status App::LoadModel() {
   const std::int32_t vocabulary_limit = text_.tokenizer == nullptr
                                             ? static_cast<std::int32_t>(model.vocabulary)
                                             : text_.tokenizer->size();
-  DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeServer(config_,
-                                                           {.config = model,
-                                                            .weight_bytes = source_.weight_bytes(),
-                                                            .vocabulary_limit = vocabulary_limit},
-                                                           *backend_));
+  DSA_ASSIGN_OR_RETURN(
+      const ServerSizes sizes,
+      SizeServer(
+          config_,
+          {.config = model,
+           .weight_bytes = [this](std::int64_t ranks) { return source_.weight_bytes(ranks); },
+           .vocabulary_limit = vocabulary_limit},
+          *devices_.backends.front()));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
   grpc_bytes_max_ = GrpcBytesMax(FindAvailableMemory().bytes);
-  if (own_backend_ != nullptr && config_.device == "cpu") {
+  if (!own_devices_.backends.empty() && config_.device == "cpu") {
     const CpuThreads threads = ChooseCpuThreads(config_.threads);
     Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
   }
   LogMemory(sizes.memory);
   LoadProgressBar progress;
-  DSA_ASSIGN_OR_RETURN(weights_, source_.Load(*backend_, progress));
+  DSA_ASSIGN_OR_RETURN(weights_, source_.LoadRanks(devices_.backends, progress));
   DSA_RETURN_IF_ERROR(SelfTest(sizes));
-  DSA_ASSIGN_OR_RETURN(
-      executor_, ModelExecutor::Create(*backend_, {.config = model, .weights = weights_.weights},
-                                       sizes.executor));
+  DSA_RETURN_IF_ERROR(MakeExecutor(sizes));
   if (text_.tokenizer != nullptr) {
     decoders_ = MakeTextDecoderFactory(*text_.tokenizer);
   }
@@ -170,20 +178,41 @@ Status App::LoadModel() {
       {{"model", config_.model},
        {"type", ToString(model.architecture)},
        {"layers", model.layers},
-       {"device", backend_->Name()},
+       {"device", devices_.backends.front()->Name()},
+       {"ranks", config_.tensor_parallel_size},
        {"context_tokens", context_length_},
        {"cache_blocks", std::int64_t{sizes.engine.blocks}},
-       {"cache_bytes", executor_->arena().bytes()}});
+       {"cache_bytes", sizes.memory.executor.cache}});
   LogText();
+  return {};
+}
+
+Status App::MakeExecutor(const ServerSizes& sizes) {
+  const ModelConfig& model = source_.config();
+  if (devices_.backends.size() == 1) {
+    DSA_ASSIGN_OR_RETURN(
+        executor_, ModelExecutor::Create(*devices_.backends.front(),
+                                         {.config = model, .weights = weights_.front().weights},
+                                         sizes.executor));
+    return {};
+  }
+  std::vector<RankGroup::Rank> ranks;
+  for (std::size_t rank = 0; rank < weights_.size(); ++rank) {
+    ranks.push_back({.backend = *devices_.backends[rank], .weights = weights_[rank].weights});
+  }
+  DSA_ASSIGN_OR_RETURN(std::unique_ptr<RankGroup> group,
+                       RankGroup::Create(*devices_.group, ranks, model, sizes.executor));
+  ranks_ = group.get();
+  executor_ = std::move(group);
   return {};
 }
 
 // Of a device that is not the CPU, whose ops are what others are held to.  While memory is free.
 Status App::SelfTest(const ServerSizes& sizes) const {
-  if (own_backend_ == nullptr || config_.device == "cpu") {
+  if (own_devices_.backends.empty() || config_.device == "cpu") {
     return {};
   }
-  return RunSelfTest({.config = source_.config(), .weights = weights_.weights},
+  return RunSelfTest({.config = source_.config(), .weights = weights_.front().weights},
                      {.make_device = [this] { return MakeBackend(config_.device, 0); },
                       .kv_format = sizes.executor.kv_format,
                       .masked_mha_until = config_.masked_mha_until,
@@ -327,9 +356,18 @@ Status App::Watch() {
       http_->SetStalled(stalled);
     }
   };
-  options.on_lost = EndStalledProcess;
+  options.on_lost = [this] { OnLost(); };
   DSA_ASSIGN_OR_RETURN(watchdog_, Watchdog::Start(std::move(parts), std::move(options)));
   return {};
+}
+
+// By the watchdog's thread.
+void App::OnLost() const {
+  if (ranks_ != nullptr) {
+    Log(LogLevel::kError, "ranks that the others wait for",
+        {{"ranks", fmt::format("{}", fmt::join(ranks_->Late(), ", "))}});
+  }
+  EndStalledProcess();
 }
 
 void App::BeginDrain() {

@@ -12,8 +12,10 @@
 #include "model/weight_loader.h"
 #include "server/api/service_context.h"
 #include "server/config.h"
+#include "server/devices.h"
 #include "server/engine/engine_loop.h"
 #include "server/engine/model_executor.h"
+#include "server/engine/rank_group.h"
 #include "server/engine/text_decoder.h"
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
@@ -23,16 +25,25 @@
 #include "server/watchdog.h"
 
 #include <memory>
+#include <vector>
 
 namespace dsa {
+
+// What a model runs on: a backend for each rank, and what they meet in; null where there is one.
+struct RankDevices {
+  ThreadGroup* group;
+  std::vector<Backend*> backends;
+};
 
 class App final {
  public:
   // INVALID_ARGUMENT for configuration and files, FAILED_PRECONDITION for devices and memory; one
   // line.  Returns when health says SERVING.
   static Result<std::unique_ptr<App>> Start(const ServerConfig& config);
-  // As Start, on a backend that the caller made and that outlives the App, whatever config.device
-  // and config.threads say.
+  // As Start, on backends that the caller made and that outlive the App, whatever config.device and
+  // config.threads say; config.tensor_parallel_size says how many.
+  static Result<std::unique_ptr<App>> StartOn(const RankDevices& devices,
+                                              const ServerConfig& config);
   static Result<std::unique_ptr<App>> StartOn(Backend& backend, const ServerConfig& config);
   ~App();  // stops at once
   App(const App&) = delete;
@@ -51,11 +62,13 @@ class App final {
 
  private:
   App(const ServerConfig& config, ModelSource source);
-  static Result<std::unique_ptr<App>> StartWith(Backend* backend, const ServerConfig& config);
+  // Without `devices` it makes its own.
+  static Result<std::unique_ptr<App>> StartWith(RankDevices devices, const ServerConfig& config);
 
   Status LoadText();
   void LogText() const;
   Status LoadModel();
+  Status MakeExecutor(const ServerSizes& sizes);
   Status SelfTest(const ServerSizes& sizes) const;
   Status WarmUp();
   Status Listen();
@@ -64,6 +77,7 @@ class App final {
   void StopServers(std::int64_t limit_us);
   void OnDeviceFailure(const std::string& reason);
   Status Watch();
+  [[noreturn]] void OnLost() const;
   ServedModel DescribeModel() const;
 
   const ServerConfig config_;
@@ -72,13 +86,14 @@ class App final {
   ModelText text_;
 
   // Destroyed in reverse: the server before the engine, the engine before the device.
-  std::unique_ptr<Backend> own_backend_;
-  Backend* backend_ = nullptr;  // own_backend_, or the one of StartOn
-  DeviceWeights weights_;
+  RankBackends own_devices_;            // none where StartOn brought some
+  RankDevices devices_;                 // what is used
+  std::vector<DeviceWeights> weights_;  // of each rank
   std::int64_t context_length_ = 0;
   std::int64_t connections_max_ = 0;
   std::int64_t grpc_bytes_max_ = 0;
-  std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<StepExecutor> executor_;
+  const RankGroup* ranks_ = nullptr;  // the executor, where there are several
   std::unique_ptr<TextDecoderFactory> decoders_;
   std::unique_ptr<EngineLoop> engine_;
   std::unique_ptr<ServiceContext> context_;

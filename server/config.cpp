@@ -190,6 +190,12 @@ Status Validate(const ServerConfig& config) {
   if (!config.http_listen.empty()) {
     DSA_RETURN_IF_ERROR(CheckListen(config.http_listen, "http_listen", config));
   }
+  if (config.tensor_parallel_size > 1 && config.device != "cpu") {
+    return InvalidArgument(fmt::format(
+        "tensor_parallel_size: {} with device \"{}\": a model is split over ranks on the "
+        "CPU only; on CUDA it is 1",
+        config.tensor_parallel_size, config.device));
+  }
   if (config.max_num_batched_tokens < SequencesMax(config)) {
     return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",
                                        config.max_num_batched_tokens, config.max_num_seqs));

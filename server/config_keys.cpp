@@ -44,6 +44,11 @@ std::vector<ConfigKey> ModelKeys() {
        "Threads of the CPU backend. 0: one for every CPU that the process may use by its affinity "
        "mask and, rounded up, by the CPU quota of its container.",
        IntValue{&C::threads, 0, 1024}},
+      {"tensor_parallel_size", "Computation",
+       "Ranks that the model is split over: attention heads, widths of MLPs and experts, rows of "
+       "the head. It divides the heads. On the CPU ranks are threads of the process and share "
+       "`threads`; CUDA has one.",
+       IntValue{&C::tensor_parallel_size, 1, 64}},
       {"attention", "Computation",
        "sparse: over the indexer's selection; dense: the same weights without selection.",
        ChoiceValue{&C::attention, {"sparse", "dense"}}},
@@ -61,7 +66,8 @@ std::vector<ConfigKey> ModelKeys() {
        "Format of the paged caches. auto: fp8 for a quantized checkpoint, otherwise its own type.",
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
       {"kv_cache_memory_bytes", "Cache",
-       "Memory of the paged caches. 0: as much as max_num_seqs sequences of max_model_len can use, "
+       "Memory of the paged caches, of each rank. 0: as much as max_num_seqs sequences of "
+       "max_model_len can use, "
        "at most what memory is free (on the CPU 1 GiB and a quarter of it), at least one such "
        "sequence.",
        IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},

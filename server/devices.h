@@ -3,10 +3,12 @@
 
 #include "common/status.h"
 #include "kernels/backend.h"
+#include "kernels/comm/thread_group.h"
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace dsa {
 
@@ -24,5 +26,16 @@ CpuThreads ChooseCpuThreads(std::int64_t configured);
 // for another name, FAILED_PRECONDITION for a device that this program cannot use or this machine
 // has not: one line with what was found and what is needed.
 Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int64_t threads);
+
+// A backend for each rank of a model, and what they meet in; null where there is one rank.
+struct RankBackends {
+  std::unique_ptr<ThreadGroup> group;
+  std::vector<std::unique_ptr<Backend>> backends;
+};
+
+// As MakeBackend.  More than one rank, which must be on the CPU, share the threads, at least one
+// each.
+Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
+                                      std::int64_t ranks);
 
 }  // namespace dsa

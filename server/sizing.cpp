@@ -11,7 +11,7 @@
 #include <optional>
 #include <utility>
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 namespace dsa {
 namespace {
@@ -57,8 +57,11 @@ KvFormat CacheFormat(const ServerConfig& config, const ModelConfig& model) {
 std::int64_t DefaultCacheBytes(const ServerConfig& config, const ServerMemory& without_cache) {
   constexpr std::int64_t kShare = 4;
   const std::int64_t left = without_cache.available - without_cache.needed();
-  return IsCuda(config) ? left
-                        : std::min({left, kCpuCacheBytesDefault, without_cache.available / kShare});
+  // Ranks on the CPU have their caches in the same memory.
+  return IsCuda(config)
+             ? left
+             : std::min({left, kCpuCacheBytesDefault, without_cache.available / kShare}) /
+                   config.tensor_parallel_size;
 }
 
 // What requests, texts and gRPC take beside the engine's own memory.
@@ -165,7 +168,8 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
           .kv_format = CacheFormat(config, model.config),
           .vocabulary_limit = model.vocabulary_limit,
           .runs_ahead = IsCuda(config),
-          .batch_invariant = config.batch_invariant};
+          .batch_invariant = config.batch_invariant,
+          .place = {.rank = 0, .ranks = config.tensor_parallel_size}};
 }
 
 }  // namespace
@@ -190,15 +194,46 @@ std::string ToText(const ServerMemory& memory) {
       memory.bound.empty() ? "" : fmt::format(" ({})", memory.bound));
 }
 
+namespace {
+
+// A number of ranks that the model can be split over.
+Status CheckRanks(const ServerConfig& config, const ModelConfig& model) {
+  const std::vector<std::int64_t> sizes = TensorParallelSizes(model);
+  if (std::find(sizes.begin(), sizes.end(), config.tensor_parallel_size) != sizes.end()) {
+    return {};
+  }
+  return InvalidArgument(fmt::format(
+      "tensor_parallel_size: {} is none of {}, which divide the model's {} attention heads{}",
+      config.tensor_parallel_size, fmt::join(sizes, ", "), model.heads,
+      model.quantized ? " at borders of its blocks of 128 scaled values" : ""));
+}
+
+ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
+                         const ModelExecutorConfig& config) {
+  ExecutorMemory all{};
+  ModelExecutorConfig of_rank = config;
+  for (of_rank.place.rank = 0; of_rank.place.rank < config.place.ranks; ++of_rank.place.rank) {
+    const ExecutorMemory memory = PlanMemory(backend, model, of_rank);
+    all.cache += memory.cache;
+    all.workspace += memory.workspace;
+    all.rope += memory.rope;
+    all.scratch += memory.scratch;
+  }
+  return all;
+}
+
+}  // namespace
+
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                const Backend& backend) {
+  DSA_RETURN_IF_ERROR(CheckRanks(config, model.config));
   DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model.config));
   ModelExecutorConfig executor = MakeExecutorConfig(config, model, context_length);
   const bool is_cuda = IsCuda(config);
   const std::int64_t available = backend.AvailableBytes();
   ServerMemory memory = {
-      .weights = model.weight_bytes,
-      .executor = PlanMemory(backend, model.config, executor),  // blocks are 0 yet
+      .weights = model.weight_bytes(config.tensor_parallel_size),
+      .executor = PlanRanks(backend, model.config, executor),  // blocks are 0 yet
       .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
       .host = is_cuda ? 0 : HostBytes(config, context_length, available),
       .available = available,
@@ -211,7 +246,7 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   const bool selects = engine.scheduler.attention == AttentionMode::kSparse;
   executor.recorded = DecodeShapes(engine.row_buckets, context_length,
                                    selects ? model.config.index_topk : context_length);
-  memory.executor = PlanMemory(backend, model.config, executor);
+  memory.executor = PlanRanks(backend, model.config, executor);
   if (memory.needed() > memory.available) {
     return Error{ErrorCode::kFailedPrecondition,
                  fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "

@@ -10,12 +10,13 @@
 #include "server/engine/model_executor.h"
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
 namespace dsa {
 
-// Device memory that a server takes, in bytes, before it takes any.
+// Device memory that a server takes, of all ranks together, in bytes, before it takes any.
 struct ServerMemory {
   std::int64_t weights;
   ExecutorMemory executor;
@@ -39,16 +40,18 @@ struct ServerSizes {
 
 struct SizedModel {
   const ModelConfig& config;
-  std::int64_t weight_bytes;      // on the device
+  // On the devices of that many ranks together; called with a number that the model can be split
+  // over.
+  std::function<std::int64_t(std::int64_t ranks)> weight_bytes;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled
 };
 
 // What gRPC may take for its own buffers where so much memory is free.
 std::int64_t GrpcBytesMax(std::int64_t available_bytes);
 
-// INVALID_ARGUMENT naming the key where the configuration does not fit the model, such as a context
-// that the cache cannot hold; FAILED_PRECONDITION with all parts where they need more than the
-// backend's available memory.
+// `backend` is one of the ranks'.  INVALID_ARGUMENT naming the key where the configuration does not
+// fit the model, such as a context that the cache cannot hold; FAILED_PRECONDITION with all parts
+// where they need more than the backend's available memory.
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                const Backend& backend);
 

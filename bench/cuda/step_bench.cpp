@@ -73,7 +73,7 @@ class Model final {
                             .masked_until = 0,
                             .score_bytes_max = std::int64_t{256} << 20,
                             .logits_rows_host = 0};
-    plan_ = PlanWorkspace(config_, limits);
+    plan_ = PlanWorkspace(config_, WholeModel(config_), limits);
     weights_ = Must(MakeRandomWeights(config_, 0, backend_));
     blocks_each_ = BlockTableColumns(limits.context_max);
     arena_.emplace(Must(
@@ -235,6 +235,7 @@ void Model::Queue(Backend& ops) {
                            .rope_table = rope_->view(),
                            .arena = *arena_,
                            .activations = *activations_,
+                           .rank = WholeModel(config_),
                            .batch_invariant = false});
   const std::int64_t rows = shape_.tokens;
   const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_);

@@ -36,19 +36,20 @@ Result<std::string> TextReport(const ServerConfig& config, const ModelConfig& mo
 
 // What `dsa serve` would need with this configuration; that there is not enough is an answer too.
 Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource& source) {
-  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                       MakeBackend(config.device, config.threads));
+  DSA_ASSIGN_OR_RETURN(const RankBackends ranks, MakeRankBackends(config.device, config.threads,
+                                                                  config.tensor_parallel_size));
+  const Backend& backend = *ranks.backends.front();
   const ModelConfig& model = source.config();
   const Result<ServerSizes> sizes =
       SizeServer(config,
                  {.config = model,
-                  .weight_bytes = source.weight_bytes(),
+                  .weight_bytes = [&](std::int64_t count) { return source.weight_bytes(count); },
                   .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
-                 *backend);
+                 backend);
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
     return sizes.error();
   }
-  return fmt::format("{:<16}{}, {}\n", "to serve", backend->Name(),
+  return fmt::format("{:<16}{}, {}\n", "to serve", backend.Name(),
                      sizes.ok() ? ToText(sizes.value().memory) : sizes.error().message);
 }
 

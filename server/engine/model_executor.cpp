@@ -43,7 +43,7 @@ KvArenaExtents ArenaExtents(const ModelConfig& model, const ModelExecutorConfig&
 
 ExecutorMemory PlanMemory(const Backend& backend, const ModelConfig& model,
                           const ModelExecutorConfig& config) {
-  const WorkspacePlan plan = PlanWorkspace(model, config.limits);
+  const WorkspacePlan plan = PlanWorkspace(model, ShapeOf(model, config.place), config.limits);
   const HostBytes host = PlanHost(plan, model, config.limits);
   const KvArenaExtents arena = ArenaExtents(model, config);
   return {.cache = arena.blocks * BytesPerBlock(arena.layers, arena.indexer_layers, arena.format),
@@ -59,7 +59,8 @@ Result<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Backend& backend,
   DSA_CHECK(config.vocabulary_limit > 0 && config.vocabulary_limit <= dimensions.vocabulary,
             "ModelExecutor: vocabulary_limit={} of {}", config.vocabulary_limit,
             dimensions.vocabulary);
-  const WorkspacePlan plan = PlanWorkspace(dimensions, config.limits);
+  const WorkspacePlan plan =
+      PlanWorkspace(dimensions, ShapeOf(dimensions, config.place), config.limits);
   const HostBytes host = PlanHost(plan, dimensions, config.limits);
   const auto allocate_host = [&](std::int64_t bytes) {
     return backend.AllocateHost(static_cast<std::size_t>(bytes));
@@ -100,6 +101,7 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
                     .rope_table = memory_.rope_table.view(),
                     .arena = memory_.arena,
                     .activations = memory_.activations,
+                    .rank = ShapeOf(model.config, config_.place),
                     .batch_invariant = config_.batch_invariant}),
       output_half_bytes_(memory_.outputs.bytes() / 2) {
   ClearBlockTables();
@@ -181,7 +183,7 @@ void ModelExecutor::Queue(const StepShape& shape) {
                                    .block_tables = AsConst(block_tables_),
                                    .logit_rows = AsConst(inputs.logit_rows),
                                    .row_faults = outputs.row_faults});
-  if (shape.samples > 0) {
+  if (shape.samples > 0 && config_.place.rank == 0) {
     backend_.Sample(
         {.logits = logits,
          .logit_rows = AsConst(inputs.sample_rows),

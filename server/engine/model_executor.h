@@ -1,7 +1,9 @@
-// Runs steps on one device: one upload of what the batch builder packed, the block tables' changes,
-// transformer and sampler, one download of tokens and faults, one wait; for tools also the logits.
-// World size 1, so it runs on the engine's thread.  Owns the paged caches, the block tables, the
-// workspaces and the RoPE tables; everything is allocated in Create.
+// Runs steps on one device, for a whole model or for one rank of it: one upload of what the batch
+// builder packed, the block tables' changes, transformer and sampler, one download of tokens and
+// faults, one wait; for tools also the logits. A whole model runs on the engine's thread; the ranks
+// of one each on their own (server/engine/rank_group.h), and only the first of them samples.  Owns
+// the paged caches, the block tables, the workspaces and the RoPE tables; everything is allocated
+// in Create.
 //
 // Batches of recorded shapes run by Record and Replay: what a step of the shape queues is recorded
 // once and then repeated, on whatever the upload brings.
@@ -13,6 +15,7 @@
 #include "model/activations.h"
 #include "model/limits.h"
 #include "model/model_config.h"
+#include "model/rank_shape.h"
 #include "model/rope_table.h"
 #include "model/step_buffers.h"
 #include "model/transformer.h"
@@ -32,6 +35,7 @@ struct ModelExecutorConfig {
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
   bool runs_ahead = false;        // the backend's ops return before they have run
   bool batch_invariant = false;   // of attention's sums; Backend::PlanAttention
+  RankPlace place{};              // of this executor among the ranks; the first one samples
   // Recorded by Create, so that no step waits for it; others when they are first met.
   std::vector<StepShape> recorded{};
 };
@@ -53,7 +57,7 @@ ExecutorMemory PlanMemory(const Backend& backend, const ModelConfig& model,
 // A model that is loaded.  What it refers to outlives the executor.
 struct LoadedModel {
   const ModelConfig& config;
-  const ModelWeights& weights;
+  const ModelWeights& weights;  // of ModelExecutorConfig::place
 };
 
 class ModelExecutor final : public StepExecutor {

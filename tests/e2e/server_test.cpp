@@ -257,7 +257,10 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   const CpuBackend backend(2);
   ModelConfig model = Checkpoint::Open(config.model).value().config();
   const auto sizes = [&] {
-    return SizeServer(config, {.config = model, .weight_bytes = 0, .vocabulary_limit = 400},
+    return SizeServer(config,
+                      {.config = model,
+                       .weight_bytes = [](std::int64_t) { return std::int64_t{0}; },
+                       .vocabulary_limit = 400},
                       backend)
         .value();
   };
@@ -316,9 +319,11 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
   constexpr std::int64_t kWeights = 1'000'000;
   ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
   const auto sizes = [&] {
-    return SizeServer(
-        config, {.config = checkpoint.config(), .weight_bytes = kWeights, .vocabulary_limit = 400},
-        backend);
+    return SizeServer(config,
+                      {.config = checkpoint.config(),
+                       .weight_bytes = [](std::int64_t ranks) { return kWeights / ranks; },
+                       .vocabulary_limit = 400},
+                      backend);
   };
   backend.available = std::int64_t{400} << 20;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();

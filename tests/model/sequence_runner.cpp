@@ -43,34 +43,39 @@ std::int64_t MadeUpTimeUs(const StepWork& work) {
 
 SequenceRunner::SequenceRunner(Backend& backend, const LoadedModel& model,
                                const RunOptions& options)
+    : SequenceRunner(
+          [&](const ModelExecutorConfig& config) -> std::unique_ptr<StepExecutor> {
+            return ModelExecutor::Create(backend, model, config).value();
+          },
+          model.config, options) {}
+
+SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& model,
+                               const RunOptions& options)
     : options_(options),
-      vocabulary_(model.config.vocabulary),
+      vocabulary_(model.vocabulary),
       pool_(options.blocks, kTokensPerBlock),
       cache_(pool_),
       hasher_({.identity = "test", .tokens_per_block = kTokensPerBlock}),
-      scheduler_(SchedulerConfigFor(model.config, options),
+      scheduler_(SchedulerConfigFor(model, options),
                  {.pool = pool_, .cache = cache_, .hasher = hasher_}) {
   const std::int64_t logit_rows = options.step_tokens_max;
   const bool selects = scheduler_.config().attention == AttentionMode::kSparse;
-  auto executor = ModelExecutor::Create(
-      backend, model,
-      {.limits = {.tokens_max = options.step_tokens_max,
-                  .sequences_max = options.sequences_max,
-                  .table_rows_max = scheduler_.slots(),
-                  .context_max = options.context_max,
-                  .logit_rows_max = logit_rows,
-                  .adjustments_max = 1024,
-                  .masked_until = options.masked_until,
-                  .score_bytes_max = options.score_bytes_max,
-                  .logits_rows_host = logit_rows},
-       .blocks = options.blocks,
-       .kv_format = options.kv_format,
-       .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
-       .recorded = options.record_at_start
-                       ? DecodeShapes(options.row_buckets, options.context_max,
-                                      selects ? model.config.index_topk : options.context_max)
-                       : std::vector<StepShape>()});
-  executor_ = std::move(executor).value();
+  executor_ = make({.limits = {.tokens_max = options.step_tokens_max,
+                               .sequences_max = options.sequences_max,
+                               .table_rows_max = scheduler_.slots(),
+                               .context_max = options.context_max,
+                               .logit_rows_max = logit_rows,
+                               .adjustments_max = 1024,
+                               .masked_until = options.masked_until,
+                               .score_bytes_max = options.score_bytes_max,
+                               .logits_rows_host = logit_rows},
+                    .blocks = options.blocks,
+                    .kv_format = options.kv_format,
+                    .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
+                    .recorded = options.record_at_start
+                                    ? DecodeShapes(options.row_buckets, options.context_max,
+                                                   selects ? model.index_topk : options.context_max)
+                                    : std::vector<StepShape>()});
   builder_ = std::make_unique<BatchBuilder>(
       BatchBuilder::Config{.step_tokens_max = options.step_tokens_max,
                            .sequences_max = options.sequences_max,

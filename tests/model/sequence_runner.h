@@ -53,6 +53,10 @@ struct SequenceRequest {
 class SequenceRunner final {
  public:
   SequenceRunner(Backend& backend, const LoadedModel& model, const RunOptions& options);
+  // On an executor that `make` returns; it serves arena() where it is a ModelExecutor.
+  using MakeExecutor =
+      std::function<std::unique_ptr<StepExecutor>(const ModelExecutorConfig& config)>;
+  SequenceRunner(const MakeExecutor& make, const ModelConfig& model, const RunOptions& options);
 
   // Greedy, end ids ignored, all submitted at once.  Keys stay cached for the next call.
   std::vector<SequenceOutput> Run(const std::vector<SequenceRequest>& requests);
@@ -65,7 +69,7 @@ class SequenceRunner final {
   std::function<void(const ForwardBatch&)> before_step;
 
   BlockPool& pool() { return pool_; }
-  const KvArena& arena() const { return executor_->arena(); }
+  const KvArena& arena() const { return dynamic_cast<ModelExecutor&>(*executor_).arena(); }
   std::int64_t steps_recorded() const { return steps_recorded_; }  // of all runs
   std::int64_t steps() const { return steps_; }                    // likewise
 
@@ -81,7 +85,7 @@ class SequenceRunner final {
   PrefixHasher hasher_;
   StepCostModel costs_;
   Scheduler scheduler_;
-  std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<StepExecutor> executor_;
   std::unique_ptr<BatchBuilder> builder_;
 };
 

@@ -63,14 +63,15 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
                     .score_bytes_max = 10 * 1024 * 4,
                     .logits_rows_host = 0};
   const auto bytes = [&](Buffer buffer) {
-    return PlanWorkspace(model.config, limits).bytes.at(static_cast<std::size_t>(buffer));
+    return PlanWorkspace(model.config, WholeModel(model.config), limits)
+        .bytes.at(static_cast<std::size_t>(buffer));
   };
-  CHECK(PlanWorkspace(model.config, limits).score_rows == 10);
+  CHECK(PlanWorkspace(model.config, WholeModel(model.config), limits).score_rows == 10);
   CHECK(bytes(Buffer::kScores) == 10 * 1024 * 4);
   limits.score_bytes_max = 1;
-  CHECK(PlanWorkspace(model.config, limits).score_rows == 1);
+  CHECK(PlanWorkspace(model.config, WholeModel(model.config), limits).score_rows == 1);
   limits.score_bytes_max = std::int64_t{1} << 40;
-  CHECK(PlanWorkspace(model.config, limits).score_rows == 100);
+  CHECK(PlanWorkspace(model.config, WholeModel(model.config), limits).score_rows == 100);
   CHECK(bytes(Buffer::kBlockTables) == 7 * 16 * 4);
   CHECK(bytes(Buffer::kNormedFp8) == 0);  // nothing is fp8 in a float32 checkpoint
   CHECK(bytes(Buffer::kResidual) == 100 * model.config.hidden * 4);
@@ -109,7 +110,7 @@ TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
   MeasuringBackend backend(cpu);
   const TestModel model(CheckpointFolder(name, FindGoldenCase(name).options), backend);
   const Checkpoint checkpoint = Checkpoint::Open(CheckpointFolder(name, {})).value();
-  CHECK(backend.allocated == WeightBytes(checkpoint));
+  CHECK(backend.allocated == WeightBytes(checkpoint, WholeModel(checkpoint.config())));
   backend.allocated = 0;
   backend.host = 0;  // of the loader
   const ModelExecutorConfig config = {

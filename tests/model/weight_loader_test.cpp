@@ -317,7 +317,8 @@ TEST_CASE("The memory of the weights is known before they are loaded", "[model][
   for (const DeviceBuffer& buffer : device.buffers) {
     bytes += buffer.bytes();
   }
-  CHECK(bytes == static_cast<std::size_t>(WeightBytes(checkpoint)));
+  CHECK(bytes ==
+        static_cast<std::size_t>(WeightBytes(checkpoint, WholeModel(checkpoint.config()))));
 }
 
 namespace {
@@ -362,7 +363,7 @@ TEST_CASE("Random weights need a configuration alone, and only the seed makes th
   for (const DeviceBuffer& buffer : a.buffers) {
     bytes += static_cast<std::int64_t>(buffer.bytes());
   }
-  CHECK(bytes == RandomWeightBytes(config));
+  CHECK(bytes == RandomWeightBytes(config, WholeModel(config)));
   const auto same = [&](const LinearWeight& x, const LinearWeight& y) {
     const auto size =
         static_cast<std::size_t>(x.weight.rows * x.weight.cols * SizeOf(x.weight.type));

@@ -1,0 +1,482 @@
+// A model on ranks that are threads: its logits are those of one rank but for the order of sums,
+// its tokens the same, with prefix hits, preemption and recorded steps; what a rank could do wrong
+// is seen.
+#include "kernels/comm/collectives.h"
+#include "kernels/comm/thread_group.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/fused/add_norm.h"
+#include "kernels/fused/gated_mlp.h"
+#include "kernels/ops/gather_rows.h"
+#include "server/engine/rank_group.h"
+#include "tests/model/golden.h"
+#include "tests/model/sequence_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+namespace dsa::testing {
+namespace {
+
+// Widths of three and two blocks of 128: a rank of four has none of the dense MLP, two have none of
+// an expert.  Vocabulary of no multiple of four.
+RandomCheckpointOptions SplitOptions(Architecture architecture, CheckpointType type) {
+  RandomCheckpointOptions options;
+  options.architecture = architecture;
+  options.type = type;
+  options.seed = 21;
+  options.vocabulary = 122;
+  options.hidden = 128;
+  options.layers = 3;
+  options.heads = 4;
+  options.q_latent = architecture == Architecture::kDeepseekV3 ? 0 : 64;
+  options.dense_width = 384;
+  options.expert_width = 256;
+  options.experts = 8;
+  options.experts_per_token = 2;
+  options.index_heads = 4;
+  options.index_topk = 64;
+  if (architecture == Architecture::kGlmMoeDsa) {
+    options.nope = 192;
+    options.value = 256;
+    options.expert_groups = 1;
+    options.expert_groups_kept = 1;
+    options.tied_embeddings = true;
+  }
+  return options;
+}
+
+// The folder of such a checkpoint, written once.
+const std::string& Split(Architecture architecture, CheckpointType type) {
+  const std::string name =
+      "split_" + std::to_string(static_cast<int>(architecture) * 10 + static_cast<int>(type));
+  return CheckpointFolder(name, SplitOptions(architecture, type));
+}
+
+using Wrap = std::function<std::unique_ptr<Backend>(Backend& inner, int rank)>;
+
+// A checkpoint on ranks of one thread each.
+class RankModel final {
+ public:
+  RankModel(const std::string& folder, int ranks, const Wrap& wrap = {}) : group(ranks) {
+    const Checkpoint checkpoint = Checkpoint::Open(folder).value();
+    config = checkpoint.config();
+    std::vector<Backend*> used;
+    for (int rank = 0; rank < ranks; ++rank) {
+      backends_.push_back(std::make_unique<CpuBackend>(1, CpuSeat{.group = &group, .rank = rank}));
+      used.push_back(backends_.back().get());
+      if (wrap) {
+        wrapped_.push_back(wrap(*used.back(), rank));
+        used.back() = wrapped_.back().get();
+      }
+    }
+    NoProgress progress;
+    weights = LoadRankWeights(checkpoint, used, progress).value();
+    used_ = used;
+  }
+
+  std::unique_ptr<StepExecutor> MakeExecutor(const ModelExecutorConfig& base) {
+    ModelExecutorConfig executor = base;
+    executor.place.ranks = group.ranks();
+    std::vector<RankGroup::Rank> ranks;
+    for (std::size_t rank = 0; rank < used_.size(); ++rank) {
+      ranks.push_back({.backend = *used_[rank], .weights = weights[rank].weights});
+    }
+    return RankGroup::Create(group, ranks, config, executor).value();
+  }
+
+  ThreadGroup group;
+  ModelConfig config;
+
+ private:
+  std::vector<std::unique_ptr<Backend>> backends_;
+  std::vector<std::unique_ptr<Backend>> wrapped_;
+  std::vector<Backend*> used_;
+
+ public:
+  std::vector<DeviceWeights> weights;  // goes before the backends
+};
+
+RunOptions OptionsOf(const ModelConfig& config) {
+  RunOptions options;
+  options.kv_format = config.default_kv_format();
+  return options;
+}
+
+std::vector<std::int32_t> RankPrompt(std::int64_t tokens, std::int32_t seed) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    ids[i] =
+        static_cast<std::int32_t>((i * 37 + i * i * 11 + static_cast<std::size_t>(seed)) % 119);
+  }
+  return ids;
+}
+
+// One prompt of four times top-k, others below it and around a block; replies of different length.
+std::vector<SequenceRequest> RankRequests() {
+  return {{.prompt = RankPrompt(256, 3), .max_tokens = 10},
+          {.prompt = RankPrompt(1, 4), .max_tokens = 3},
+          {.prompt = RankPrompt(64, 5), .max_tokens = 20}};
+}
+
+std::vector<SequenceOutput> RunWhole(const std::string& folder,
+                                     const std::vector<SequenceRequest>& requests) {
+  CpuBackend backend(2);
+  const TestModel model(folder, backend);
+  SequenceRunner runner(backend, model.loaded(), OptionsOf(model.config));
+  return runner.Run(requests);
+}
+
+std::vector<SequenceOutput> RunOn(RankModel& model, const std::vector<SequenceRequest>& requests) {
+  SequenceRunner runner(
+      [&](const ModelExecutorConfig& config) { return model.MakeExecutor(config); }, model.config,
+      OptionsOf(model.config));
+  return runner.Run(requests);
+}
+
+struct RankDifference {
+  double logits = 0;         // ||got - whole|| / ||whole|| over all rows
+  double equal_values = 0;   // share of logits with the same bits
+  bool clear_tokens = true;  // the same greedy token at every row whose margin exceeds `margin`
+};
+
+// Of every row that `got` has.
+RankDifference Compare(const std::vector<SequenceOutput>& got,
+                       const std::vector<SequenceOutput>& whole, float margin) {
+  RankDifference difference;
+  double square = 0;
+  double norm = 0;
+  std::int64_t equal = 0;
+  std::int64_t all = 0;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    REQUIRE_FALSE(got[i].logits.empty());
+    for (const auto& [position, row] : got[i].logits) {
+      std::vector<float> expected = whole[i].logits.at(position);
+      for (std::size_t v = 0; v < row.size(); ++v) {
+        const double delta = double{row[v]} - double{expected[v]};
+        square += delta * delta;
+        norm += double{expected[v]} * double{expected[v]};
+        equal += row[v] == expected[v] ? 1 : 0;
+        ++all;
+      }
+      const auto best = std::max_element(expected.begin(), expected.end());
+      const auto token = best - expected.begin();
+      const float largest = std::exchange(*best, -INFINITY);
+      if (largest - *std::max_element(expected.begin(), expected.end()) > margin) {
+        difference.clear_tokens = difference.clear_tokens &&
+                                  std::max_element(row.begin(), row.end()) - row.begin() == token;
+      }
+    }
+  }
+  difference.logits = std::sqrt(square / norm);
+  difference.equal_values = static_cast<double>(equal) / static_cast<double>(all);
+  return difference;
+}
+
+// float32: only the order of sums differs.
+bool SameModel(const std::vector<SequenceOutput>& got, const std::vector<SequenceOutput>& whole) {
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    if (got[i].ids != whole[i].ids || got[i].faulty) {
+      return false;
+    }
+  }
+  return Compare(got, whole, 0.0F).logits < 1e-6;
+}
+
+}  // namespace
+
+TEST_CASE("a model on rank threads is the model on one", "[model][ranks]") {
+  const Architecture architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa, Architecture::kDeepseekV3);
+  const std::string& folder = Split(architecture, CheckpointType::kF32);
+  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
+  for (const int ranks : {2, 4}) {
+    RankModel model(folder, ranks);
+    const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
+    CAPTURE(ToString(architecture), ranks, Compare(got, whole, 0.0F).logits);
+    CHECK(SameModel(got, whole));
+    CHECK(got[0].logits.size() == 256 + 10 - 1);
+  }
+}
+
+// A rank rounds its part of nothing, so that less is rounded than on one rank: of an expert's
+// output and of the shared one's only the sum is.
+TEST_CASE("a narrow model on rank threads is the model on one within its roundings",
+          "[model][ranks]") {
+  const auto [architecture, type] =
+      GENERATE(std::pair(Architecture::kDeepseekV32, CheckpointType::kFp8),
+               std::pair(Architecture::kGlmMoeDsa, CheckpointType::kFp8),
+               std::pair(Architecture::kDeepseekV3, CheckpointType::kBf16));
+  const std::string& folder = Split(architecture, type);
+  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
+  RankModel model(folder, 2);
+  const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
+  const RankDifference difference = Compare(got, whole, 0.1F);
+  CAPTURE(ToString(architecture), difference.logits, difference.equal_values);
+  CHECK(difference.logits < 3e-2);  // as the goldens of narrow models
+  CHECK(difference.clear_tokens);
+}
+
+TEST_CASE("rank threads keep a preempted sequence and a prefix hit", "[model][ranks]") {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  std::vector<SequenceRequest> requests = {{.prompt = RankPrompt(100, 1), .max_tokens = 100},
+                                           {.prompt = RankPrompt(120, 2), .max_tokens = 80},
+                                           {.prompt = RankPrompt(60, 4), .max_tokens = 90}};
+  const std::vector<SequenceOutput> whole = RunWhole(folder, requests);
+  RankModel model(folder, 2);
+  RunOptions options = OptionsOf(model.config);
+  options.blocks = 6;  // two sequences of 3 blocks fit, their growth does not
+  SequenceRunner runner(
+      [&](const ModelExecutorConfig& config) { return model.MakeExecutor(config); }, model.config,
+      options);
+  const std::vector<SequenceOutput> got = runner.Run(requests);
+  CHECK(got[0].preemptions + got[1].preemptions + got[2].preemptions > 0);
+  CHECK(SameModel(got, whole));
+  options.blocks = 64;
+  RankModel other(folder, 2);
+  SequenceRunner roomy(
+      [&](const ModelExecutorConfig& config) { return other.MakeExecutor(config); }, other.config,
+      options);
+  roomy.Run(requests);
+  requests.resize(1);
+  requests[0].prompt_logits = PromptLogits::kNone;
+  const std::vector<SequenceOutput> hit = roomy.Run(requests);
+  CHECK(hit[0].cache_hit_tokens > 0);
+  CHECK(SameModel(hit, {whole[0]}));
+}
+
+TEST_CASE("rank threads repeat recorded steps with their collectives", "[model][ranks]") {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  RankModel eager(folder, 4);
+  const std::vector<SequenceOutput> queued = RunOn(eager, RankRequests());
+  RankModel model(folder, 4);
+  RunOptions options = OptionsOf(model.config);
+  options.sequences_max = 3;
+  options.row_buckets = RowBuckets(3, kTokensPerBlock);
+  SequenceRunner runner(
+      [&](const ModelExecutorConfig& config) { return model.MakeExecutor(config); }, model.config,
+      options);
+  const std::vector<SequenceOutput> repeated = runner.Run(RankRequests());
+  CHECK(runner.steps_recorded() > 10);
+  for (std::size_t i = 0; i < queued.size(); ++i) {
+    CHECK(repeated[i].ids == queued[i].ids);
+    CHECK(repeated[i].logits == queued[i].logits);
+  }
+}
+
+namespace {
+
+enum class RankFault {
+  kNone,
+  kHeadTwice,         // a rank computes the heads of another one
+  kResidualTwice,     // every rank adds the residual
+  kSharedTwice,       // a rank adds its part of the shared expert twice
+  kStalePart,         // a rank sends the part of the step before
+  kHeadRows,          // ranks give each other's rows of the vocabulary
+  kPartRoundedToBf16  // a part is rounded before it is added
+};
+
+// What the ops of rank 1 do wrong.
+class FaultyRank final : public ForwardingBackend {
+ public:
+  FaultyRank(Backend& inner, RankFault fault) : ForwardingBackend(inner), fault_(fault) {}
+
+  void AddNorm(const AddNormParams& params) override {
+    if (fault_ == RankFault::kResidualTwice && params.partial.data != nullptr &&
+        params.residual.data != nullptr) {
+      auto* const partial = static_cast<double*>(const_cast<void*>(params.partial.data));
+      const auto* const residual = static_cast<const float*>(params.residual.data);
+      for (std::int64_t i = 0; i < params.residual.rows * params.residual.cols; ++i) {
+        partial[i] += double{residual[i]};
+      }
+    }
+    ForwardingBackend::AddNorm(params);
+  }
+  void GatedMlp(const GatedMlpParams& params) override {
+    ForwardingBackend::GatedMlp(params);
+    if (fault_ == RankFault::kSharedTwice && params.gate.weight.rows == 128) {
+      auto* const y = static_cast<double*>(params.y.data);
+      for (std::int64_t i = 0; i < params.y.rows * params.y.cols; ++i) {
+        y[i] *= 2.0;
+      }
+    }
+  }
+  void AllReduce(const AllReduceParams& params) override {
+    AllReduceParams changed = params;
+    const auto* const partial = static_cast<const double*>(params.partial.data);
+    std::vector<double> values(partial, partial + params.partial.rows * params.partial.cols);
+    if (fault_ == RankFault::kPartRoundedToBf16) {
+      for (double& value : values) {
+        value = double{ToFloat(ToBf16(static_cast<float>(value)))};
+      }
+      changed.partial.data = values.data();
+    }
+    if (fault_ == RankFault::kStalePart && before_.size() == values.size()) {
+      std::swap(before_, values);
+      changed.partial.data = values.data();
+    } else {
+      before_ = values;
+    }
+    inner_.AllReduce(changed);
+  }
+
+ private:
+  const RankFault fault_;
+  std::vector<double> before_;
+};
+
+bool IsSeen(RankFault fault) {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  RankModel model(folder, 2, [&](Backend& inner, int rank) {
+    return std::make_unique<FaultyRank>(inner, rank == 1 ? fault : RankFault::kNone);
+  });
+  ModelWeights& first = model.weights[0].weights;
+  ModelWeights& second = model.weights[1].weights;
+  if (fault == RankFault::kHeadTwice) {
+    for (std::size_t layer = 0; layer < first.layers.size(); ++layer) {
+      AttentionWeights& twice = second.layers[layer].attention;
+      const AttentionWeights& once = first.layers[layer].attention;
+      twice.q_b = once.q_b;
+      twice.w_uk = once.w_uk;
+      twice.w_uv = once.w_uv;
+      twice.o = once.o;
+    }
+  }
+  if (fault == RankFault::kHeadRows) {
+    std::swap(first.head, second.head);
+  }
+  return !SameModel(RunOn(model, RankRequests()), RunWhole(folder, RankRequests()));
+}
+
+}  // namespace
+
+TEST_CASE("faults of rank threads are seen", "[model][ranks]") {
+  CHECK_FALSE(IsSeen(RankFault::kNone));
+  CHECK(IsSeen(RankFault::kHeadTwice));
+  CHECK(IsSeen(RankFault::kResidualTwice));
+  CHECK(IsSeen(RankFault::kSharedTwice));
+  CHECK(IsSeen(RankFault::kStalePart));
+  CHECK(IsSeen(RankFault::kHeadRows));
+  CHECK(IsSeen(RankFault::kPartRoundedToBf16));
+}
+
+TEST_CASE("parts of ranks cover a model and do not overlap", "[model][ranks]") {
+  ModelConfig config;
+  config.heads = 128;
+  config.nope = 128;
+  config.value = 128;
+  config.dense_width = 18432;
+  config.expert_width = 2048;
+  config.shared_width = 2048;
+  config.experts = 256;
+  config.vocabulary = 129281;
+  config.layers = 61;
+  config.quantized = true;
+  // 128 ranks of a head: 192 query rows, one and a half blocks of scales.
+  CHECK(TensorParallelSizes(config) == std::vector<std::int64_t>{1, 2, 4, 8, 16, 32, 64});
+  config.quantized = false;
+  CHECK(TensorParallelSizes(config).back() == 128);
+  for (const std::int64_t ranks : {1, 8, 32}) {
+    std::int64_t heads = 0;
+    std::int64_t dense = 0;
+    std::int64_t expert = 0;
+    std::int64_t vocabulary = 0;
+    for (std::int64_t rank = 0; rank < ranks; ++rank) {
+      const RankShape shape = ShapeOf(config, {.rank = rank, .ranks = ranks});
+      CHECK(shape.heads == Part{heads, 128 / ranks});
+      CHECK(shape.dense_width.first == dense);
+      CHECK(shape.expert_width.first == expert);
+      CHECK(shape.vocabulary.first == vocabulary);
+      CHECK(shape.shared_width == shape.expert_width);
+      CHECK(shape.dense_width.count % 128 == 0);
+      CHECK(std::abs(shape.dense_width.count - 18432 / ranks) < 128);
+      CHECK(std::abs(shape.vocabulary.count - 129281 / ranks) <= 1);
+      CHECK(shape.experts == Part{0, 256});
+      heads += shape.heads.count;
+      dense += shape.dense_width.count;
+      expert += shape.expert_width.count;
+      vocabulary += shape.vocabulary.count;
+    }
+    CHECK(heads == 128);
+    CHECK(dense == 18432);
+    CHECK(expert == 2048);  // sixteen blocks: of 32 ranks every second has one
+    CHECK(vocabulary == 129281);
+  }
+}
+
+namespace {
+
+// Counts what a rank allocates and what is copied to it.
+class CountedRank final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+
+  Result<DeviceBuffer> Allocate(std::size_t bytes) override {
+    allocated += static_cast<std::int64_t>(bytes);
+    return inner_.Allocate(bytes);
+  }
+  void Upload(void* target, const HostBuffer& source, std::size_t offset,
+              std::size_t bytes) override {
+    uploaded += static_cast<std::int64_t>(bytes);
+    inner_.Upload(target, source, offset, bytes);
+  }
+
+  std::int64_t allocated = 0;
+  std::int64_t uploaded = 0;
+};
+
+class ReadBytes final : public LoadProgress {
+ public:
+  void OnBytes(std::int64_t done, std::int64_t total) override {
+    bytes = done;
+    complete = done == total;
+  }
+  std::int64_t bytes = 0;
+  bool complete = false;
+};
+
+}  // namespace
+
+TEST_CASE("a checkpoint is read once for all ranks, and none gets more than it holds",
+          "[model][ranks]") {
+  const CheckpointType type = GENERATE(CheckpointType::kF32, CheckpointType::kFp8);
+  const Checkpoint checkpoint = Checkpoint::Open(Split(Architecture::kDeepseekV32, type)).value();
+  CpuBackend cpu(1);
+  std::int64_t read_by_one = 0;
+  std::int64_t held_by_one = 0;
+  for (const int ranks : {1, 2}) {
+    std::vector<std::unique_ptr<CountedRank>> counted;
+    std::vector<Backend*> backends;
+    for (int rank = 0; rank < ranks; ++rank) {
+      counted.push_back(std::make_unique<CountedRank>(cpu));
+      backends.push_back(counted.back().get());
+    }
+    ReadBytes read;
+    const auto loaded = LoadRankWeights(checkpoint, backends, read);
+    REQUIRE(loaded.ok());
+    CHECK(read.complete);
+    std::int64_t held = 0;
+    for (int rank = 0; rank < ranks; ++rank) {
+      const CountedRank& backend = *counted[static_cast<std::size_t>(rank)];
+      CHECK(backend.allocated ==
+            WeightBytes(checkpoint, ShapeOf(checkpoint.config(), {.rank = rank, .ranks = ranks})));
+      CHECK(backend.uploaded <= backend.allocated);
+      held += backend.uploaded;
+    }
+    if (ranks == 1) {
+      read_by_one = read.bytes;
+      held_by_one = held;
+    }
+    CHECK(read.bytes == read_by_one);
+    CHECK(held >= held_by_one);
+    CHECK(held < 2 * held_by_one);
+  }
+}
+
+}  // namespace dsa::testing
