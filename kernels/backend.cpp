@@ -26,6 +26,14 @@ void Backend::AllGather(const AllGatherParams& params) {
   DSA_CHECK(false, "AllGather of {} rows: this backend has no ranks", params.whole.rows);
 }
 
+void Backend::Dispatch(const DispatchParams& params) {
+  DSA_CHECK(false, "Dispatch of {} rows: this backend has no ranks", params.x.rows);
+}
+
+void Backend::Combine(const CombineParams& params) {
+  DSA_CHECK(false, "Combine of {} rows: this backend has no ranks", params.y.rows);
+}
+
 template class BackendBuffer<MemoryKind::kDevice>;
 template class BackendBuffer<MemoryKind::kHost>;
 

@@ -39,6 +39,8 @@ struct AbsorbQueryParams;
 struct AllGatherParams;
 struct AllReduceParams;
 struct BlockScaledLinearParams;
+struct CombineParams;
+struct DispatchParams;
 struct EmbedParams;
 struct ExpandValueParams;
 struct FillRandomParams;
@@ -211,6 +213,8 @@ class Backend {
   // Collectives; CHECK-fail on a backend that is no rank of a group.
   virtual void AllReduce(const AllReduceParams& params);
   virtual void AllGather(const AllGatherParams& params);
+  virtual void Dispatch(const DispatchParams& params);
+  virtual void Combine(const CombineParams& params);
   // Of a rank's part of a product that AllReduce rounds: f64 or f32.
   virtual DataType PartialSumType() const { return DataType::kF32; }
 

@@ -87,6 +87,8 @@ class ForwardingBackend : public Backend {
   void Sample(const SampleParams& params) override { inner_.Sample(params); }
   void AllReduce(const AllReduceParams& params) override { inner_.AllReduce(params); }
   void AllGather(const AllGatherParams& params) override { inner_.AllGather(params); }
+  void Dispatch(const DispatchParams& params) override { inner_.Dispatch(params); }
+  void Combine(const CombineParams& params) override { inner_.Combine(params); }
   DataType PartialSumType() const override { return inner_.PartialSumType(); }
   void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
     inner_.PlanAttention(rows, heads, batch_invariant);

@@ -22,4 +22,36 @@ AllGatherExtents Validate(const AllGatherParams& params) {
   return {.rows = rows, .cols = cols};
 }
 
+DispatchExtents Validate(const DispatchParams& params) {
+  ShapeBinder shapes("Dispatch");
+  const auto [tokens, hidden] = shapes.Match("x", params.x, "T", "D");
+  const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
+  shapes.Match("rows", params.rows, "N * T", "D");
+  shapes.Match("row_experts", params.row_experts, "N * T", "K");
+  CheckActivation("Dispatch", "x", params.x.type);
+  CheckSameType("Dispatch", "rows", params.rows.type, params.x.type);
+  DSA_CHECK(params.here.first >= 0 && params.here.count >= 0 && per_token > 0,
+            "Dispatch: T={}, K={}, experts {} + {}", same_tokens, per_token, params.here.first,
+            params.here.count);
+  return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
+}
+
+DispatchExtents Validate(const CombineParams& params) {
+  ShapeBinder shapes("Combine");
+  const auto [tokens, hidden] = shapes.Match("y", params.y, "T", "D");
+  const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
+  shapes.Match("weights", params.weights, "T", "K");
+  shapes.Match("contributions", params.contributions, "N * T * K", "D");
+  CheckActivation("Combine", "y", params.y.type);
+  CheckSameType("Combine", "contributions", params.contributions.type, params.y.type);
+  if (params.shared.data != nullptr) {
+    shapes.Match("shared", params.shared, "T", "D");
+    CheckSameType("Combine", "shared", params.shared.type, params.y.type);
+  }
+  DSA_CHECK(params.here.first >= 0 && params.here.count >= 0 && per_token > 0,
+            "Combine: T={}, K={}, experts {} + {}", same_tokens, per_token, params.here.first,
+            params.here.count);
+  return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
+}
+
 }  // namespace dsa

@@ -2,6 +2,9 @@
 //
 //   AllReduce   sum[t, d]   = round(partial of rank 0 + partial of rank 1 + ...)     on every rank
 //   AllGather   whole[r, :] = part of rank 0 | part of rank 1 | ...                  on every rank
+//   Dispatch    rows go to the ranks that own an expert of theirs
+//   Combine     y[t] = round(sum_k weights[t, k] * contribution[t, k] + shared[t])   on the row's
+//   rank
 //
 // Every rank calls the same operators in the same order with the same extents; a call returns, or
 // on a device runs, once all ranks have made it.  Partial sums cross ranks as they are and are
@@ -38,5 +41,46 @@ struct AllGatherExtents {
   std::int64_t cols;  // V
 };
 AllGatherExtents Validate(const AllGatherParams& params);
+
+// The expert exchange of ranks that have rows of their own and each some of the experts, whole:
+//
+//   rows of rank s ── Dispatch ──► RoutedExperts of every rank, which leaves contributions
+//   rows of rank s ◄── Combine ──
+//
+// Row t of rank s is row s * T + t everywhere, so that the workspace has room for all rows on one
+// rank.  The rank of a row adds what experts give it as one rank with all of them does: each
+// contribution rounded by the expert, added in float32 in the order of the gate, the shared
+// expert's output last, one rounding.  So a row has the bits of one rank.  Its weights stay with
+// it.
+struct ExpertRange {
+  std::int64_t first;  // of this rank: experts [first, first + count); no two ranks' overlap
+  std::int64_t count;  // may be 0
+};
+
+// T is the same on all ranks; a rank with fewer rows pads with ids of -1, which go nowhere.
+struct DispatchParams {
+  ConstAnyMatrix x;                    // [T, D]  f32 or bf16
+  Matrix<const std::int32_t> experts;  // [T, K]  -1: none
+  ExpertRange here;
+  AnyMatrix rows;                    // [N * T, D]  of N ranks; rows without an expert here: kept
+  Matrix<std::int32_t> row_experts;  // [N * T, K]  ids of experts here, -1 for all others
+};
+struct DispatchExtents {
+  std::int64_t tokens;             // T, may be 0
+  std::int64_t hidden;             // D
+  std::int64_t experts_per_token;  // K
+};
+DispatchExtents Validate(const DispatchParams& params);
+
+// Every id of `experts` that is not -1 is in some rank's range.
+struct CombineParams {
+  ConstAnyMatrix contributions;        // [N * T * K, D]  of the rows that came here; type of y
+  Matrix<const std::int32_t> experts;  // [T, K]  as in Dispatch
+  Matrix<const float> weights;         // [T, K]
+  ExpertRange here;
+  ConstAnyMatrix shared;  // [T, D]  type of y; data may be null
+  AnyMatrix y;            // [T, D]  f32 or bf16; may alias shared
+};
+DispatchExtents Validate(const CombineParams& params);
 
 }  // namespace dsa

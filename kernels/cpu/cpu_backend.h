@@ -80,6 +80,8 @@ class CpuBackend final : public Backend {
   void Sample(const SampleParams& params) override;
   void AllReduce(const AllReduceParams& params) override;
   void AllGather(const AllGatherParams& params) override;
+  void Dispatch(const DispatchParams& params) override;
+  void Combine(const CombineParams& params) override;
   DataType PartialSumType() const override { return DataType::kF64; }
 
  private:
@@ -106,6 +108,8 @@ class CpuBackend final : public Backend {
   void Compute(const SampleParams& params);
   void Compute(const AllReduceParams& params);
   void Compute(const AllGatherParams& params);
+  void Compute(const DispatchParams& params);
+  void Compute(const CombineParams& params);
   bool Meet(const CollectiveCall& call, const void* params);
 
   // Calls `operation`, or keeps a copy of it where a graph is being recorded.

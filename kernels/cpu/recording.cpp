@@ -193,5 +193,11 @@ void CpuBackend::AllReduce(const AllReduceParams& params) {
 void CpuBackend::AllGather(const AllGatherParams& params) {
   Queue([this, params] { Compute(params); });
 }
+void CpuBackend::Dispatch(const DispatchParams& params) {
+  Queue([this, params] { Compute(params); });
+}
+void CpuBackend::Combine(const CombineParams& params) {
+  Queue([this, params] { Compute(params); });
+}
 
 }  // namespace dsa

@@ -114,7 +114,8 @@ MatmulProblem OuterProblem(const RoutedExpertsParams& params, std::int64_t e,
                  .row_stride = weight.cols};
   }
   problem.y_type = params.y.type;
-  problem.y = scratch.contributions.data();
+  problem.y = params.contributions.data != nullptr ? params.contributions.data
+                                                   : scratch.contributions.data();
   problem.y_indices = scratch.pairs.data() + first;
   return problem;
 }
@@ -258,6 +259,10 @@ void CpuBackend::Compute(const RoutedExpertsParams& params) {
   pool_.ParallelFor(outer_units, [&](std::int64_t first, std::int64_t last, int thread) {
     RunUnits(first, last, outer, scratch.matmul[static_cast<std::size_t>(thread)]);
   });
+
+  if (params.contributions.data != nullptr) {
+    return;
+  }
 
   // Weighted sum.
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {

@@ -33,6 +33,16 @@ RoutedExpertsExtents Validate(const RoutedExpertsParams& params) {
     shapes.Match("shared", params.shared, "T", "D");
     CheckSameType("RoutedExperts", "shared", params.shared.type, params.y.type);
   }
+  if (params.contributions.data != nullptr) {
+    shapes.Match("contributions", params.contributions, "T * K", "D");
+    CheckSameType("RoutedExperts", "contributions", params.contributions.type, params.x.type);
+    CheckSameType("RoutedExperts", "y", params.y.type, params.x.type);
+    DSA_CHECK(params.contributions.rows == tokens * per_token &&
+                  params.contributions.row_stride == hidden,
+              "RoutedExperts: contributions [{}, {}] of stride {}, T={}, K={}",
+              params.contributions.rows, hidden, params.contributions.row_stride, same_tokens,
+              per_token);
+  }
   StackedWeight expected = params.gate;
   expected.cols = hidden;
   CheckWeight("gate", params.gate, expected);
