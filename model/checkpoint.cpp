@@ -125,7 +125,7 @@ class TensorCheck final {
     if (expert == nullptr) {
       return {};
     }
-    if (expert->expert == 0) {
+    if (expert->place == 0) {
       expert->stack->type = tensor.stored->type;
     }
     if (expert->stack->type != tensor.stored->type) {

@@ -51,7 +51,7 @@ ScratchLimits PlanScratch(const ModelConfig& config, const RankShape& rank,
           .value = config.value,
           .index_heads = config.index_heads,
           .index_topk = config.index_topk,
-          .experts = rank.experts.count,
+          .experts = config.experts,  // the gate is for all of them
           .experts_per_token = config.experts_per_token,
           .expert_width = rank.expert_width.count,
           .linear_width_max = widest_projection,

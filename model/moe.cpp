@@ -36,7 +36,7 @@ void Transformer::Moe(const Step& step, const MoeWeights& weights) {
   const AnyMatrix normed = Normed(step).x;
   const AnyMatrix branch = Branch(step);
   const std::int64_t shared_width = weights.shared ? rank_.shared_width.count : 0;
-  if (rank_.expert_width.count == 0) {  // nothing to route here
+  if (rank_.expert_width.count == 0 || rank_.experts.count == 0) {  // nothing to route here
     if (shared_width > 0) {
       backend_.GatedMlp(Mlp(step, *weights.shared, shared_width));
     } else {

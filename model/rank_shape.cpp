@@ -12,7 +12,7 @@ namespace {
 Part ShareOf(std::int64_t extent, std::int64_t unit, const RankPlace& place) {
   const std::int64_t units = (extent + unit - 1) / unit;
   const auto border = [&](std::int64_t rank) {
-    return std::min(units * rank / place.ranks * unit, extent);
+    return std::min(units * rank / place.layout.ranks * unit, extent);
   };
   const std::int64_t first = border(place.rank);
   return {.first = first, .count = border(place.rank + 1) - first};
@@ -31,13 +31,18 @@ bool CanSplit(const ModelConfig& config, std::int64_t ranks) {
 }  // namespace
 
 RankShape ShapeOf(const ModelConfig& config, const RankPlace& place) {
-  DSA_CHECK(place.rank >= 0 && place.rank < place.ranks && CanSplit(config, place.ranks),
-            "RankShape: rank {} of {}, a model of {} heads", place.rank, place.ranks, config.heads);
+  DSA_CHECK(
+      place.rank >= 0 && place.rank < place.layout.ranks && CanSplit(config, place.layout.ranks),
+      "RankShape: rank {} of {}, a model of {} heads", place.rank, place.layout.ranks,
+      config.heads);
   return {.rank = place.rank,
-          .ranks = place.ranks,
-          .heads = ShareOf(config.heads, config.heads / place.ranks, place),
-          .experts = {.first = 0, .count = config.experts},
-          .expert_width = ShareOf(config.expert_width, kWeightBlock, place),
+          .ranks = place.layout.ranks,
+          .heads = ShareOf(config.heads, config.heads / place.layout.ranks, place),
+          .experts = place.layout.expert_parallel ? ShareOf(config.experts, 1, place)
+                                                  : Part{.first = 0, .count = config.experts},
+          .expert_width = place.layout.expert_parallel
+                              ? Part{.first = 0, .count = config.expert_width}
+                              : ShareOf(config.expert_width, kWeightBlock, place),
           .dense_width = ShareOf(config.dense_width, kWeightBlock, place),
           .shared_width = ShareOf(config.shared_width, kWeightBlock, place),
           .vocabulary = ShareOf(config.vocabulary, 1, place),
@@ -45,7 +50,7 @@ RankShape ShapeOf(const ModelConfig& config, const RankPlace& place) {
 }
 
 RankShape WholeModel(const ModelConfig& config) {
-  return ShapeOf(config, {.rank = 0, .ranks = 1});
+  return ShapeOf(config, {.rank = 0, .layout = {}});
 }
 
 std::vector<std::int64_t> TensorParallelSizes(const ModelConfig& config) {

@@ -4,7 +4,8 @@
 //
 // Tensor parallelism: each rank has some heads of attention, some of the inner width of every MLP
 // and expert, and some of the vocabulary's rows of the head; the rest is whole on every rank, the
-// embedding, the indexer and both caches too.
+// embedding, the indexer and both caches too.  With expert parallelism beside it each rank has some
+// of the routed experts, whole, instead of a part of every one.
 #pragma once
 
 #include "model/model_config.h"
@@ -22,17 +23,23 @@ struct Part {
   friend bool operator==(const Part&, const Part&) = default;
 };
 
+// How a model is split.
+struct RankLayout {
+  std::int64_t ranks = 1;        // of tensor parallelism, one of TensorParallelSizes
+  bool expert_parallel = false;  // whole routed experts on each rank
+};
+
 // The place of a rank among all.
 struct RankPlace {
-  std::int64_t rank = 0;   // in [0, ranks)
-  std::int64_t ranks = 1;  // of tensor parallelism, one of TensorParallelSizes
+  std::int64_t rank = 0;  // in [0, ranks)
+  RankLayout layout{};
 };
 
 struct RankShape {
   std::int64_t rank;
   std::int64_t ranks;
   Part heads;         // attention heads; index heads are on every rank
-  Part experts;       // routed experts
+  Part experts;       // routed experts, as even as they go; a rank may have none
   Part expert_width;  // inner width of each routed expert, of the dense MLP, of the shared expert:
   Part dense_width;   // whole blocks of 128, as even as they go; a rank may have none
   Part shared_width;

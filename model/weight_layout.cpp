@@ -141,18 +141,21 @@ void WeightLayout::PlaceAlone(Entry& entry, Group& group) {
       spec.target);
 }
 
-// The first expert makes room for the stack; the others stand behind it.
+// The first expert of the rank makes room for the stack; the others stand behind it.
 WeightLayout::Placement WeightLayout::PlaceExpert(const ExpertTarget& target,
                                                   const Placement& sizes, Group& group) {
-  if (target.expert == 0) {
+  if (sizes.values == 0) {
+    return {.values = group.bytes, .scales = group.bytes};
+  }
+  if (target.place == 0) {
     const std::int64_t values = group.bytes;
-    const std::int64_t scales = values + Align(sizes.values * config_.experts);
-    group.bytes = scales + Align(sizes.scales * config_.experts);
+    const std::int64_t scales = values + Align(sizes.values * rank_.experts.count);
+    group.bytes = scales + Align(sizes.scales * rank_.experts.count);
     stacks_[target.stack] = {.values = values, .scales = scales};
   }
   const Placement& base = stacks_.at(target.stack);
-  return {.values = base.values + target.expert * sizes.values,
-          .scales = base.scales + target.expert * sizes.scales};
+  return {.values = base.values + target.place * sizes.values,
+          .scales = base.scales + target.place * sizes.scales};
 }
 
 Result<PlacedWeights> WeightLayout::Allocate(Backend& backend) const {
@@ -204,11 +207,11 @@ void WeightLayout::Bind(const PlacedTensor& tensor) const {
                    *target.w_uv = LatentView(tensor.scales, rank_.heads.count, config_.value, type);
                  },
                  [&](const ExpertTarget& target) {
-                   if (target.expert == 0) {
+                   if (target.place == 0 && rows > 0) {
                      *target.stack = {.data = tensor.values,
                                       .type = tensor.type,
                                       .scales = scales,
-                                      .experts = config_.experts,
+                                      .experts = rank_.experts.count,
                                       .rows = rows,
                                       .cols = cols};
                    }

@@ -1,5 +1,6 @@
 #include "model/weight_loader.h"
 
+#include "common/check.h"
 #include "common/log.h"
 #include "model/tensor_stream.h"
 #include "model/weight_layout.h"
@@ -75,20 +76,22 @@ Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend
                                   LoadProgress& progress) {
   Backend* const only = &backend;
   DSA_ASSIGN_OR_RETURN(std::vector<DeviceWeights> loaded,
-                       LoadRankWeights(checkpoint, {&only, 1}, progress));
+                       LoadRankWeights(checkpoint, {}, {&only, 1}, progress));
   return std::move(loaded.front());
 }
 
 Result<std::vector<DeviceWeights>> LoadRankWeights(const Checkpoint& checkpoint,
+                                                   const RankLayout& ranks,
                                                    std::span<Backend* const> backends,
                                                    LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
-  const auto ranks = static_cast<std::int64_t>(backends.size());
+  DSA_CHECK(static_cast<std::int64_t>(backends.size()) == ranks.ranks,
+            "LoadRankWeights: {} backends of {} ranks", backends.size(), ranks.ranks);
   std::vector<DeviceWeights> loaded(backends.size());
   std::vector<PlacedWeights> placed;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
     const auto index = static_cast<std::size_t>(rank);
-    const WeightLayout layout(config, ShapeOf(config, {.rank = rank, .ranks = ranks}),
+    const WeightLayout layout(config, ShapeOf(config, {.rank = rank, .layout = ranks}),
                               loaded[index].weights, StoredType(checkpoint));
     DSA_ASSIGN_OR_RETURN(PlacedWeights of_rank, layout.Allocate(*backends[index]));
     placed.push_back(std::move(of_rank));

@@ -29,9 +29,10 @@ std::int64_t WeightBytes(const Checkpoint& checkpoint, const RankShape& rank);
 Result<DeviceWeights> LoadWeights(const Checkpoint& checkpoint, Backend& backend,
                                   LoadProgress& progress);
 
-// The same for all ranks of a model: backend i gets what rank i of their number holds.  Reads each
-// byte of the checkpoint once.  On a thread that may use all of the backends.
+// The same for all ranks of a layout: backend i gets what rank i holds.  Reads each byte of the
+// checkpoint once.  On a thread that may use all of the backends.
 Result<std::vector<DeviceWeights>> LoadRankWeights(const Checkpoint& checkpoint,
+                                                   const RankLayout& ranks,
                                                    std::span<Backend* const> backends,
                                                    LoadProgress& progress);
 

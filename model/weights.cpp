@@ -143,12 +143,21 @@ class TensorList final {
     const auto part = ModelPart::kExperts;
     for (std::int64_t expert = 0; expert < c.experts; ++expert) {
       const std::string name = fmt::format("experts.{}.", expert);
-      AddRows(part, name + "gate_proj.weight", c.expert_width, c.hidden, rank_.expert_width,
-              ExpertTarget{&weights.expert_gate, expert});
-      AddRows(part, name + "up_proj.weight", c.expert_width, c.hidden, rank_.expert_width,
-              ExpertTarget{&weights.expert_up, expert});
-      AddColumns(part, name + "down_proj.weight", c.hidden, c.expert_width, rank_.expert_width,
-                 ExpertTarget{&weights.expert_down, expert});
+      const std::int64_t place = expert - rank_.experts.first;
+      const bool is_here = place >= 0 && place < rank_.experts.count;
+      const Part width = is_here ? rank_.expert_width : Part{.first = 0, .count = 0};
+      AddRows(part, name + "gate_proj.weight", c.expert_width, c.hidden, width,
+              ExpertTarget{&weights.expert_gate, place});
+      AddRows(part, name + "up_proj.weight", c.expert_width, c.hidden, width,
+              ExpertTarget{&weights.expert_up, place});
+      if (rank_.expert_width.count == c.expert_width) {  // whole experts, or none of this one
+        AddRows(part, name + "down_proj.weight", c.hidden, c.expert_width,
+                {.first = 0, .count = is_here ? c.hidden : 0},
+                ExpertTarget{&weights.expert_down, place});
+      } else {
+        AddColumns(part, name + "down_proj.weight", c.hidden, c.expert_width, width,
+                   ExpertTarget{&weights.expert_down, place});
+      }
     }
     if (weights.shared) {
       Mlp(*weights.shared, "shared_experts.", ModelPart::kSharedExpert);

@@ -102,7 +102,7 @@ struct VectorTarget {  // bf16 or f32; converted to f32
 };
 struct ExpertTarget {  // as LinearTarget, one expert's part of a stack
   StackedWeight* stack;
-  std::int64_t expert;
+  std::int64_t place;  // in the rank's stack; of no meaning where the rank holds nothing of it
 };
 struct LatentTarget {  // kv_b, stored as LinearTarget; de-quantized and split by head
   ConstAnyTensor3* w_uk;

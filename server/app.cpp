@@ -153,7 +153,7 @@ Status App::LoadModel() {
       SizeServer(
           config_,
           {.config = model,
-           .weight_bytes = [this](std::int64_t ranks) { return source_.weight_bytes(ranks); },
+           .weight_bytes = [this](const RankLayout& ranks) { return source_.weight_bytes(ranks); },
            .vocabulary_limit = vocabulary_limit},
           *devices_.backends.front()));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
@@ -164,7 +164,7 @@ Status App::LoadModel() {
   }
   LogMemory(sizes.memory);
   LoadProgressBar progress;
-  DSA_ASSIGN_OR_RETURN(weights_, source_.LoadRanks(devices_.backends, progress));
+  DSA_ASSIGN_OR_RETURN(weights_, source_.LoadRanks(LayoutOf(config_), devices_.backends, progress));
   DSA_RETURN_IF_ERROR(SelfTest(sizes));
   DSA_RETURN_IF_ERROR(MakeExecutor(sizes));
   if (text_.tokenizer != nullptr) {

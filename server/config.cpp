@@ -196,6 +196,11 @@ Status Validate(const ServerConfig& config) {
         "CPU only; on CUDA it is 1",
         config.tensor_parallel_size, config.device));
   }
+  if (config.expert_parallel && config.tensor_parallel_size == 1) {
+    return InvalidArgument(
+        "expert_parallel: true with tensor_parallel_size: 1: one rank holds every expert; it is "
+        "false, or there are more ranks");
+  }
   if (config.max_num_batched_tokens < SequencesMax(config)) {
     return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",
                                        config.max_num_batched_tokens, config.max_num_seqs));

@@ -24,6 +24,7 @@ struct ServerConfig {
   std::string device = "cpu";
   std::int64_t threads = 0;
   std::int64_t tensor_parallel_size = 1;
+  bool expert_parallel = false;
   std::string attention = "sparse";
   std::int64_t masked_mha_until = 0;
   bool batch_invariant = false;

@@ -49,6 +49,10 @@ std::vector<ConfigKey> ModelKeys() {
        "the head. It divides the heads. On the CPU ranks are threads of the process and share "
        "`threads`; CUDA has one.",
        IntValue{&C::tensor_parallel_size, 1, 64}},
+      {"expert_parallel", "Computation",
+       "true: each rank holds some of the routed experts whole, not a part of every one. Only with "
+       "several ranks.",
+       SwitchValue{&C::expert_parallel}},
       {"attention", "Computation",
        "sparse: over the indexer's selection; dense: the same weights without selection.",
        ChoiceValue{&C::attention, {"sparse", "dense"}}},

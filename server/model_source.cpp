@@ -29,10 +29,10 @@ const ModelConfig& ModelSource::config() const {
   return checkpoint_ ? checkpoint_->config() : *dummy_;
 }
 
-std::int64_t ModelSource::weight_bytes(std::int64_t ranks) const {
+std::int64_t ModelSource::weight_bytes(const RankLayout& ranks) const {
   std::int64_t bytes = 0;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const RankShape shape = ShapeOf(config(), {.rank = rank, .ranks = ranks});
+  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
+    const RankShape shape = ShapeOf(config(), {.rank = rank, .layout = ranks});
     bytes += checkpoint_ ? WeightBytes(*checkpoint_, shape) : RandomWeightBytes(*dummy_, shape);
   }
   return bytes;
@@ -40,22 +40,22 @@ std::int64_t ModelSource::weight_bytes(std::int64_t ranks) const {
 
 Result<DeviceWeights> ModelSource::Load(Backend& backend, LoadProgress& progress) const {
   Backend* const only = &backend;
-  DSA_ASSIGN_OR_RETURN(std::vector<DeviceWeights> loaded, LoadRanks({&only, 1}, progress));
+  DSA_ASSIGN_OR_RETURN(std::vector<DeviceWeights> loaded, LoadRanks({}, {&only, 1}, progress));
   return std::move(loaded.front());
 }
 
-Result<std::vector<DeviceWeights>> ModelSource::LoadRanks(std::span<Backend* const> backends,
+Result<std::vector<DeviceWeights>> ModelSource::LoadRanks(const RankLayout& ranks,
+                                                          std::span<Backend* const> backends,
                                                           LoadProgress& progress) const {
   if (checkpoint_) {
-    return LoadRankWeights(*checkpoint_, backends, progress);
+    return LoadRankWeights(*checkpoint_, ranks, backends, progress);
   }
   constexpr std::uint64_t kSeed = 0;
   std::vector<DeviceWeights> made;
-  const auto ranks = static_cast<std::int64_t>(backends.size());
-  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
     DSA_ASSIGN_OR_RETURN(
         DeviceWeights of_rank,
-        MakeRandomWeights(*dummy_, ShapeOf(*dummy_, {.rank = rank, .ranks = ranks}), kSeed,
+        MakeRandomWeights(*dummy_, ShapeOf(*dummy_, {.rank = rank, .layout = ranks}), kSeed,
                           *backends[static_cast<std::size_t>(rank)]));
     made.push_back(std::move(of_rank));
   }

@@ -31,12 +31,13 @@ class ModelSource final {
                                   GenerationFile generation = GenerationFile::kRead);
 
   const ModelConfig& config() const;
-  std::int64_t weight_bytes(std::int64_t ranks) const;  // on the devices of all ranks together
+  std::int64_t weight_bytes(const RankLayout& ranks) const;  // on the devices of all ranks together
 
   // Weights on the device, on the backend's thread.
   Result<DeviceWeights> Load(Backend& backend, LoadProgress& progress) const;
   // Of a rank on each device, on a thread that may use all of the backends.
-  Result<std::vector<DeviceWeights>> LoadRanks(std::span<Backend* const> backends,
+  Result<std::vector<DeviceWeights>> LoadRanks(const RankLayout& ranks,
+                                               std::span<Backend* const> backends,
                                                LoadProgress& progress) const;
 
  private:

@@ -169,10 +169,14 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
           .vocabulary_limit = model.vocabulary_limit,
           .runs_ahead = IsCuda(config),
           .batch_invariant = config.batch_invariant,
-          .place = {.rank = 0, .ranks = config.tensor_parallel_size}};
+          .place = {.rank = 0, .layout = LayoutOf(config)}};
 }
 
 }  // namespace
+
+RankLayout LayoutOf(const ServerConfig& config) {
+  return {.ranks = config.tensor_parallel_size, .expert_parallel = config.expert_parallel};
+}
 
 std::int64_t GrpcBytesMax(std::int64_t available_bytes) {
   constexpr std::int64_t kShare = 8;
@@ -212,7 +216,8 @@ ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
                          const ModelExecutorConfig& config) {
   ExecutorMemory all{};
   ModelExecutorConfig of_rank = config;
-  for (of_rank.place.rank = 0; of_rank.place.rank < config.place.ranks; ++of_rank.place.rank) {
+  for (of_rank.place.rank = 0; of_rank.place.rank < config.place.layout.ranks;
+       ++of_rank.place.rank) {
     const ExecutorMemory memory = PlanMemory(backend, model, of_rank);
     all.cache += memory.cache;
     all.workspace += memory.workspace;
@@ -232,7 +237,7 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   const bool is_cuda = IsCuda(config);
   const std::int64_t available = backend.AvailableBytes();
   ServerMemory memory = {
-      .weights = model.weight_bytes(config.tensor_parallel_size),
+      .weights = model.weight_bytes(LayoutOf(config)),
       .executor = PlanRanks(backend, model.config, executor),  // blocks are 0 yet
       .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
       .host = is_cuda ? 0 : HostBytes(config, context_length, available),

@@ -40,11 +40,13 @@ struct ServerSizes {
 
 struct SizedModel {
   const ModelConfig& config;
-  // On the devices of that many ranks together; called with a number that the model can be split
-  // over.
-  std::function<std::int64_t(std::int64_t ranks)> weight_bytes;
+  // On the devices of all ranks together; called with a layout that the model can be split by.
+  std::function<std::int64_t(const RankLayout& layout)> weight_bytes;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled
 };
+
+// The ranks that the configuration asks for.
+RankLayout LayoutOf(const ServerConfig& config);
 
 // What gRPC may take for its own buffers where so much memory is free.
 std::int64_t GrpcBytesMax(std::int64_t available_bytes);

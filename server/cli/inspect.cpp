@@ -40,12 +40,12 @@ Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource&
                                                                   config.tensor_parallel_size));
   const Backend& backend = *ranks.backends.front();
   const ModelConfig& model = source.config();
-  const Result<ServerSizes> sizes =
-      SizeServer(config,
-                 {.config = model,
-                  .weight_bytes = [&](std::int64_t count) { return source.weight_bytes(count); },
-                  .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
-                 backend);
+  const Result<ServerSizes> sizes = SizeServer(
+      config,
+      {.config = model,
+       .weight_bytes = [&](const RankLayout& layout) { return source.weight_bytes(layout); },
+       .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
+      backend);
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
     return sizes.error();
   }

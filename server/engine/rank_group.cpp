@@ -16,9 +16,9 @@ Result<std::unique_ptr<RankGroup>> RankGroup::Create(ThreadGroup& group,
                                                      std::span<const Rank> ranks,
                                                      const ModelConfig& model,
                                                      const ModelExecutorConfig& config) {
-  DSA_CHECK(static_cast<std::int64_t>(ranks.size()) == config.place.ranks &&
-                group.ranks() == config.place.ranks,
-            "RankGroup: {} ranks of {}, a group of {}", ranks.size(), config.place.ranks,
+  DSA_CHECK(static_cast<std::int64_t>(ranks.size()) == config.place.layout.ranks &&
+                group.ranks() == config.place.layout.ranks,
+            "RankGroup: {} ranks of {}, a group of {}", ranks.size(), config.place.layout.ranks,
             group.ranks());
   auto executor = std::unique_ptr<RankGroup>(new RankGroup(group, ranks.size()));
   RankGroup& made = *executor;

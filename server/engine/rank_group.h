@@ -40,7 +40,7 @@ class RankGroup final : public StepExecutor {
     const ModelWeights& weights;
   };
 
-  // Rank i of config.place.ranks is ranks[i].  `group`, `model` and what `ranks` refers to outlive
+  // Rank i of config.place.layout is ranks[i].  `group`, `model` and what `ranks` refers to outlive
   // the executor; from here on only the ranks' threads use the backends.  FAILED_PRECONDITION
   // naming the rank where a device has not the memory.
   static Result<std::unique_ptr<RankGroup>> Create(ThreadGroup& group, std::span<const Rank> ranks,

@@ -181,7 +181,9 @@ TEST_CASE("a server of two or four ranks answers as one of one", "[e2e][ranks]")
   const auto whole = RankAnswers(RankConfig(folder.path(), 1));
   CHECK(whole[3].size() == 12);
   CHECK(RankAnswers(RankConfig(folder.path(), 2)) == whole);
-  CHECK(RankAnswers(RankConfig(folder.path(), 4)) == whole);
+  ServerConfig four = RankConfig(folder.path(), 4);
+  four.expert_parallel = true;
+  CHECK(RankAnswers(four) == whole);
 }
 
 TEST_CASE("the server whose rank fails in a norm", "[.ending_rank_0]") {
@@ -232,6 +234,8 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
                  "--device", "cuda"}) ==
         "error: tensor_parallel_size: 2 with device \"cuda\": a model is split over ranks on the "
         "CPU only; on CUDA it is 1\n");
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--expert-parallel"})
+            .starts_with("error: expert_parallel: true with tensor_parallel_size: 1: "));
   CHECK(refused({"serve", model, "--tensor-parallel-size", "65"}) ==
         "error: --tensor-parallel-size: \"65\" is not an integer in [1, 64]\n");
 }

@@ -7,10 +7,11 @@
 #include "kernels/forwarding_backend.h"
 #include "kernels/fused/add_norm.h"
 #include "kernels/fused/gated_mlp.h"
-#include "kernels/ops/gather_rows.h"
+#include "kernels/ops/routed_experts.h"
 #include "server/engine/rank_group.h"
 #include "tests/model/golden.h"
 #include "tests/model/sequence_runner.h"
+#include "tests/sanitized.h"
 
 #include <algorithm>
 #include <cmath>
@@ -64,7 +65,9 @@ using Wrap = std::function<std::unique_ptr<Backend>(Backend& inner, int rank)>;
 // A checkpoint on ranks of one thread each.
 class RankModel final {
  public:
-  RankModel(const std::string& folder, int ranks, const Wrap& wrap = {}) : group(ranks) {
+  RankModel(const std::string& folder, const RankLayout& layout, const Wrap& wrap = {})
+      : group(static_cast<int>(layout.ranks)), layout_(layout) {
+    const auto ranks = static_cast<int>(layout.ranks);
     const Checkpoint checkpoint = Checkpoint::Open(folder).value();
     config = checkpoint.config();
     std::vector<Backend*> used;
@@ -77,13 +80,13 @@ class RankModel final {
       }
     }
     NoProgress progress;
-    weights = LoadRankWeights(checkpoint, used, progress).value();
+    weights = LoadRankWeights(checkpoint, layout, used, progress).value();
     used_ = used;
   }
 
   std::unique_ptr<StepExecutor> MakeExecutor(const ModelExecutorConfig& base) {
     ModelExecutorConfig executor = base;
-    executor.place.ranks = group.ranks();
+    executor.place.layout = layout_;
     std::vector<RankGroup::Rank> ranks;
     for (std::size_t rank = 0; rank < used_.size(); ++rank) {
       ranks.push_back({.backend = *used_[rank], .weights = weights[rank].weights});
@@ -98,6 +101,7 @@ class RankModel final {
   std::vector<std::unique_ptr<Backend>> backends_;
   std::vector<std::unique_ptr<Backend>> wrapped_;
   std::vector<Backend*> used_;
+  const RankLayout layout_;
 
  public:
   std::vector<DeviceWeights> weights;  // goes before the backends
@@ -118,9 +122,11 @@ std::vector<std::int32_t> RankPrompt(std::int64_t tokens, std::int32_t seed) {
   return ids;
 }
 
-// One prompt of four times top-k, others below it and around a block; replies of different length.
+constexpr std::int64_t kLongPrompt = kSanitized ? 130 : 256;  // two and four times top-k
+
+// One prompt beyond top-k, others below it and around a block; replies of different length.
 std::vector<SequenceRequest> RankRequests() {
-  return {{.prompt = RankPrompt(256, 3), .max_tokens = 10},
+  return {{.prompt = RankPrompt(kLongPrompt, 3), .max_tokens = 10},
           {.prompt = RankPrompt(1, 4), .max_tokens = 3},
           {.prompt = RankPrompt(64, 5), .max_tokens = 20}};
 }
@@ -196,12 +202,18 @@ TEST_CASE("a model on rank threads is the model on one", "[model][ranks]") {
       GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa, Architecture::kDeepseekV3);
   const std::string& folder = Split(architecture, CheckpointType::kF32);
   const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
-  for (const int ranks : {2, 4}) {
-    RankModel model(folder, ranks);
+  std::vector<RankLayout> layouts = {{.ranks = 2}, {.ranks = 4, .expert_parallel = true}};
+  if (!kSanitized) {
+    layouts.push_back({.ranks = 4});
+    layouts.push_back({.ranks = 2, .expert_parallel = true});
+  }
+  for (const RankLayout& layout : layouts) {
+    RankModel model(folder, layout);
     const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
-    CAPTURE(ToString(architecture), ranks, Compare(got, whole, 0.0F).logits);
+    CAPTURE(ToString(architecture), layout.ranks, layout.expert_parallel,
+            Compare(got, whole, 0.0F).logits);
     CHECK(SameModel(got, whole));
-    CHECK(got[0].logits.size() == 256 + 10 - 1);
+    CHECK(got[0].logits.size() == kLongPrompt + 10 - 1);
   }
 }
 
@@ -215,7 +227,7 @@ TEST_CASE("a narrow model on rank threads is the model on one within its roundin
                std::pair(Architecture::kDeepseekV3, CheckpointType::kBf16));
   const std::string& folder = Split(architecture, type);
   const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
-  RankModel model(folder, 2);
+  RankModel model(folder, {.ranks = 2});
   const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
   const RankDifference difference = Compare(got, whole, 0.1F);
   CAPTURE(ToString(architecture), difference.logits, difference.equal_values);
@@ -229,7 +241,7 @@ TEST_CASE("rank threads keep a preempted sequence and a prefix hit", "[model][ra
                                            {.prompt = RankPrompt(120, 2), .max_tokens = 80},
                                            {.prompt = RankPrompt(60, 4), .max_tokens = 90}};
   const std::vector<SequenceOutput> whole = RunWhole(folder, requests);
-  RankModel model(folder, 2);
+  RankModel model(folder, {.ranks = 2});
   RunOptions options = OptionsOf(model.config);
   options.blocks = 6;  // two sequences of 3 blocks fit, their growth does not
   SequenceRunner runner(
@@ -239,7 +251,7 @@ TEST_CASE("rank threads keep a preempted sequence and a prefix hit", "[model][ra
   CHECK(got[0].preemptions + got[1].preemptions + got[2].preemptions > 0);
   CHECK(SameModel(got, whole));
   options.blocks = 64;
-  RankModel other(folder, 2);
+  RankModel other(folder, {.ranks = 2});
   SequenceRunner roomy(
       [&](const ModelExecutorConfig& config) { return other.MakeExecutor(config); }, other.config,
       options);
@@ -253,9 +265,9 @@ TEST_CASE("rank threads keep a preempted sequence and a prefix hit", "[model][ra
 
 TEST_CASE("rank threads repeat recorded steps with their collectives", "[model][ranks]") {
   const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
-  RankModel eager(folder, 4);
+  RankModel eager(folder, {.ranks = 4});
   const std::vector<SequenceOutput> queued = RunOn(eager, RankRequests());
-  RankModel model(folder, 4);
+  RankModel model(folder, {.ranks = 4});
   RunOptions options = OptionsOf(model.config);
   options.sequences_max = 3;
   options.row_buckets = RowBuckets(3, kTokensPerBlock);
@@ -279,6 +291,7 @@ enum class RankFault {
   kSharedTwice,       // a rank adds its part of the shared expert twice
   kStalePart,         // a rank sends the part of the step before
   kHeadRows,          // ranks give each other's rows of the vocabulary
+  kExpertNowhere,     // an expert is on no rank
   kPartRoundedToBf16  // a part is rounded before it is added
 };
 
@@ -307,6 +320,15 @@ class FaultyRank final : public ForwardingBackend {
       }
     }
   }
+  void RoutedExperts(const RoutedExpertsParams& params) override {
+    RoutedExpertsParams changed = params;
+    if (fault_ == RankFault::kExpertNowhere) {
+      for (StackedWeight* const stack : {&changed.gate, &changed.up, &changed.down}) {
+        --stack->experts;  // the last one
+      }
+    }
+    inner_.RoutedExperts(changed);
+  }
   void AllReduce(const AllReduceParams& params) override {
     AllReduceParams changed = params;
     const auto* const partial = static_cast<const double*>(params.partial.data);
@@ -331,9 +353,11 @@ class FaultyRank final : public ForwardingBackend {
   std::vector<double> before_;
 };
 
-bool IsSeen(RankFault fault) {
+bool IsSeen(RankFault fault, const std::vector<SequenceRequest>& requests,
+            const std::vector<SequenceOutput>& whole) {
   const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
-  RankModel model(folder, 2, [&](Backend& inner, int rank) {
+  const RankLayout layout = {.ranks = 2, .expert_parallel = fault == RankFault::kExpertNowhere};
+  RankModel model(folder, layout, [&](Backend& inner, int rank) {
     return std::make_unique<FaultyRank>(inner, rank == 1 ? fault : RankFault::kNone);
   });
   ModelWeights& first = model.weights[0].weights;
@@ -351,63 +375,23 @@ bool IsSeen(RankFault fault) {
   if (fault == RankFault::kHeadRows) {
     std::swap(first.head, second.head);
   }
-  return !SameModel(RunOn(model, RankRequests()), RunWhole(folder, RankRequests()));
+  return !SameModel(RunOn(model, requests), whole);
 }
 
 }  // namespace
 
 TEST_CASE("faults of rank threads are seen", "[model][ranks]") {
-  CHECK_FALSE(IsSeen(RankFault::kNone));
-  CHECK(IsSeen(RankFault::kHeadTwice));
-  CHECK(IsSeen(RankFault::kResidualTwice));
-  CHECK(IsSeen(RankFault::kSharedTwice));
-  CHECK(IsSeen(RankFault::kStalePart));
-  CHECK(IsSeen(RankFault::kHeadRows));
-  CHECK(IsSeen(RankFault::kPartRoundedToBf16));
-}
-
-TEST_CASE("parts of ranks cover a model and do not overlap", "[model][ranks]") {
-  ModelConfig config;
-  config.heads = 128;
-  config.nope = 128;
-  config.value = 128;
-  config.dense_width = 18432;
-  config.expert_width = 2048;
-  config.shared_width = 2048;
-  config.experts = 256;
-  config.vocabulary = 129281;
-  config.layers = 61;
-  config.quantized = true;
-  // 128 ranks of a head: 192 query rows, one and a half blocks of scales.
-  CHECK(TensorParallelSizes(config) == std::vector<std::int64_t>{1, 2, 4, 8, 16, 32, 64});
-  config.quantized = false;
-  CHECK(TensorParallelSizes(config).back() == 128);
-  for (const std::int64_t ranks : {1, 8, 32}) {
-    std::int64_t heads = 0;
-    std::int64_t dense = 0;
-    std::int64_t expert = 0;
-    std::int64_t vocabulary = 0;
-    for (std::int64_t rank = 0; rank < ranks; ++rank) {
-      const RankShape shape = ShapeOf(config, {.rank = rank, .ranks = ranks});
-      CHECK(shape.heads == Part{heads, 128 / ranks});
-      CHECK(shape.dense_width.first == dense);
-      CHECK(shape.expert_width.first == expert);
-      CHECK(shape.vocabulary.first == vocabulary);
-      CHECK(shape.shared_width == shape.expert_width);
-      CHECK(shape.dense_width.count % 128 == 0);
-      CHECK(std::abs(shape.dense_width.count - 18432 / ranks) < 128);
-      CHECK(std::abs(shape.vocabulary.count - 129281 / ranks) <= 1);
-      CHECK(shape.experts == Part{0, 256});
-      heads += shape.heads.count;
-      dense += shape.dense_width.count;
-      expert += shape.expert_width.count;
-      vocabulary += shape.vocabulary.count;
-    }
-    CHECK(heads == 128);
-    CHECK(dense == 18432);
-    CHECK(expert == 2048);  // sixteen blocks: of 32 ranks every second has one
-    CHECK(vocabulary == 129281);
-  }
+  const std::vector<SequenceRequest> requests = {{.prompt = RankPrompt(130, 3), .max_tokens = 4}};
+  const std::vector<SequenceOutput> whole =
+      RunWhole(Split(Architecture::kDeepseekV32, CheckpointType::kF32), requests);
+  CHECK_FALSE(IsSeen(RankFault::kNone, requests, whole));
+  CHECK(IsSeen(RankFault::kHeadTwice, requests, whole));
+  CHECK(IsSeen(RankFault::kResidualTwice, requests, whole));
+  CHECK(IsSeen(RankFault::kSharedTwice, requests, whole));
+  CHECK(IsSeen(RankFault::kStalePart, requests, whole));
+  CHECK(IsSeen(RankFault::kHeadRows, requests, whole));
+  CHECK(IsSeen(RankFault::kExpertNowhere, requests, whole));
+  CHECK(IsSeen(RankFault::kPartRoundedToBf16, requests, whole));
 }
 
 namespace {
@@ -450,26 +434,28 @@ TEST_CASE("a checkpoint is read once for all ranks, and none gets more than it h
   CpuBackend cpu(1);
   std::int64_t read_by_one = 0;
   std::int64_t held_by_one = 0;
-  for (const int ranks : {1, 2}) {
+  for (const RankLayout layout :
+       {RankLayout{}, RankLayout{.ranks = 2}, RankLayout{.ranks = 2, .expert_parallel = true}}) {
     std::vector<std::unique_ptr<CountedRank>> counted;
     std::vector<Backend*> backends;
-    for (int rank = 0; rank < ranks; ++rank) {
+    for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
       counted.push_back(std::make_unique<CountedRank>(cpu));
       backends.push_back(counted.back().get());
     }
     ReadBytes read;
-    const auto loaded = LoadRankWeights(checkpoint, backends, read);
+    const auto loaded = LoadRankWeights(checkpoint, layout, backends, read);
     REQUIRE(loaded.ok());
     CHECK(read.complete);
     std::int64_t held = 0;
-    for (int rank = 0; rank < ranks; ++rank) {
+    for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
       const CountedRank& backend = *counted[static_cast<std::size_t>(rank)];
-      CHECK(backend.allocated ==
-            WeightBytes(checkpoint, ShapeOf(checkpoint.config(), {.rank = rank, .ranks = ranks})));
+      CHECK(
+          backend.allocated ==
+          WeightBytes(checkpoint, ShapeOf(checkpoint.config(), {.rank = rank, .layout = layout})));
       CHECK(backend.uploaded <= backend.allocated);
       held += backend.uploaded;
     }
-    if (ranks == 1) {
+    if (layout.ranks == 1) {
       read_by_one = read.bytes;
       held_by_one = held;
     }
