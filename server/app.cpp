@@ -153,7 +153,7 @@ Status App::LoadModel() {
       SizeServer(
           config_,
           {.config = model,
-           .weight_bytes = [this](const RankLayout& ranks) { return source_.weight_bytes(ranks); },
+           .weight_bytes = [this](const RankPlace& place) { return source_.weight_bytes(place); },
            .vocabulary_limit = vocabulary_limit},
           *devices_.backends.front()));
   context_length_ = sizes.engine.scheduler.context_tokens_max;

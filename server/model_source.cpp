@@ -29,13 +29,9 @@ const ModelConfig& ModelSource::config() const {
   return checkpoint_ ? checkpoint_->config() : *dummy_;
 }
 
-std::int64_t ModelSource::weight_bytes(const RankLayout& ranks) const {
-  std::int64_t bytes = 0;
-  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
-    const RankShape shape = ShapeOf(config(), {.rank = rank, .layout = ranks});
-    bytes += checkpoint_ ? WeightBytes(*checkpoint_, shape) : RandomWeightBytes(*dummy_, shape);
-  }
-  return bytes;
+std::int64_t ModelSource::weight_bytes(const RankPlace& place) const {
+  const RankShape shape = ShapeOf(config(), place);
+  return checkpoint_ ? WeightBytes(*checkpoint_, shape) : RandomWeightBytes(*dummy_, shape);
 }
 
 Result<DeviceWeights> ModelSource::Load(Backend& backend, LoadProgress& progress) const {

@@ -31,7 +31,7 @@ class ModelSource final {
                                   GenerationFile generation = GenerationFile::kRead);
 
   const ModelConfig& config() const;
-  std::int64_t weight_bytes(const RankLayout& ranks) const;  // on the devices of all ranks together
+  std::int64_t weight_bytes(const RankPlace& place) const;  // on the device of a rank
 
   // Weights on the device, on the backend's thread.
   Result<DeviceWeights> Load(Backend& backend, LoadProgress& progress) const;

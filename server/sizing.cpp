@@ -151,10 +151,10 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
   return engine;
 }
 
-ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedModel& model,
+ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelConfig& model,
                                        std::int64_t context_length) {
   const std::int64_t adjustments_per_row =
-      kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size());
+      kStopIdsMax + static_cast<std::int64_t>(model.end_ids.size());
   return {.limits = {.tokens_max = config.max_num_batched_tokens,
                      .sequences_max = SequencesMax(config),
                      .table_rows_max = SequencesMax(config) + config.max_queued_requests,
@@ -165,8 +165,8 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
                      .score_bytes_max = kScoreBytesMax,
                      .logits_rows_host = 0},
           .blocks = 0,
-          .kv_format = CacheFormat(config, model.config),
-          .vocabulary_limit = model.vocabulary_limit,
+          .kv_format = CacheFormat(config, model),
+          .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary),
           .runs_ahead = IsCuda(config),
           .batch_invariant = config.batch_invariant,
           .place = {.rank = 0, .layout = LayoutOf(config)}};
@@ -176,6 +176,22 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const SizedMo
 
 RankLayout LayoutOf(const ServerConfig& config) {
   return {.ranks = config.tensor_parallel_size, .expert_parallel = config.expert_parallel};
+}
+
+Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& model) {
+  const std::vector<std::int64_t> sizes = TensorParallelSizes(model);
+  if (std::find(sizes.begin(), sizes.end(), ranks) != sizes.end()) {
+    return {};
+  }
+  return InvalidArgument(
+      fmt::format("{}: {} is none of {}, which divide the model's {} attention heads{}", key, ranks,
+                  fmt::join(sizes, ", "), model.heads,
+                  model.quantized ? " at borders of its blocks of 128 scaled values" : ""));
+}
+
+Result<ModelExecutorConfig> PlanExecutor(const ServerConfig& config, const ModelConfig& model) {
+  DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model));
+  return MakeExecutorConfig(config, model, context_length);
 }
 
 std::int64_t GrpcBytesMax(std::int64_t available_bytes) {
@@ -200,16 +216,12 @@ std::string ToText(const ServerMemory& memory) {
 
 namespace {
 
-// A number of ranks that the model can be split over.
-Status CheckRanks(const ServerConfig& config, const ModelConfig& model) {
-  const std::vector<std::int64_t> sizes = TensorParallelSizes(model);
-  if (std::find(sizes.begin(), sizes.end(), config.tensor_parallel_size) != sizes.end()) {
-    return {};
+std::int64_t WeightsOfRanks(const SizedModel& model, const RankLayout& layout) {
+  std::int64_t bytes = 0;
+  for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
+    bytes += model.weight_bytes({.rank = rank, .layout = layout});
   }
-  return InvalidArgument(fmt::format(
-      "tensor_parallel_size: {} is none of {}, which divide the model's {} attention heads{}",
-      config.tensor_parallel_size, fmt::join(sizes, ", "), model.heads,
-      model.quantized ? " at borders of its blocks of 128 scaled values" : ""));
+  return bytes;
 }
 
 ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
@@ -231,13 +243,15 @@ ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
 
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                const Backend& backend) {
-  DSA_RETURN_IF_ERROR(CheckRanks(config, model.config));
-  DSA_ASSIGN_OR_RETURN(const std::int64_t context_length, ContextLength(config, model.config));
-  ModelExecutorConfig executor = MakeExecutorConfig(config, model, context_length);
+  DSA_RETURN_IF_ERROR(
+      CheckRanks("tensor_parallel_size", config.tensor_parallel_size, model.config));
+  DSA_ASSIGN_OR_RETURN(ModelExecutorConfig executor, PlanExecutor(config, model.config));
+  executor.vocabulary_limit = model.vocabulary_limit;
+  const std::int64_t context_length = executor.limits.context_max;
   const bool is_cuda = IsCuda(config);
   const std::int64_t available = backend.AvailableBytes();
   ServerMemory memory = {
-      .weights = model.weight_bytes(LayoutOf(config)),
+      .weights = WeightsOfRanks(model, executor.place.layout),
       .executor = PlanRanks(backend, model.config, executor),  // blocks are 0 yet
       .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
       .host = is_cuda ? 0 : HostBytes(config, context_length, available),

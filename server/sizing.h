@@ -40,13 +40,20 @@ struct ServerSizes {
 
 struct SizedModel {
   const ModelConfig& config;
-  // On the devices of all ranks together; called with a layout that the model can be split by.
-  std::function<std::int64_t(const RankLayout& layout)> weight_bytes;
+  // On the device of a rank; called with a layout that the model can be split by.
+  std::function<std::int64_t(const RankPlace& place)> weight_bytes;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled
 };
 
 // The ranks that the configuration asks for.
 RankLayout LayoutOf(const ServerConfig& config);
+
+// INVALID_ARGUMENT naming `key` and the possible numbers where the model cannot be split over so
+// many ranks.
+Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& model);
+
+// What a rank's executor is made with, but for the blocks of its caches, which are 0.
+Result<ModelExecutorConfig> PlanExecutor(const ServerConfig& config, const ModelConfig& model);
 
 // What gRPC may take for its own buffers where so much memory is free.
 std::int64_t GrpcBytesMax(std::int64_t available_bytes);

@@ -5,6 +5,7 @@
 #include "server/cli/config_flags.h"
 #include "server/cli/report.h"
 #include "server/devices.h"
+#include "server/gpu_layouts.h"
 #include "server/model_files.h"
 #include "server/model_source.h"
 #include "server/sizing.h"
@@ -43,7 +44,7 @@ Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource&
   const Result<ServerSizes> sizes = SizeServer(
       config,
       {.config = model,
-       .weight_bytes = [&](const RankLayout& layout) { return source.weight_bytes(layout); },
+       .weight_bytes = [&](const RankPlace& place) { return source.weight_bytes(place); },
        .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
       backend);
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
@@ -53,7 +54,16 @@ Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource&
                      sizes.ok() ? ToText(sizes.value().memory) : sizes.error().message);
 }
 
-Result<std::string> Inspect(const ConfigFlags& flags) {
+// What the flags say of GPUs; 0 where they say nothing.
+Status CheckGpus(const Gpus& gpus) {
+  if ((gpus.count == 0) != (gpus.memory_bytes == 0)) {
+    return InvalidArgument("--gpus and --gpu-memory: both or none, each above 0");
+  }
+  return {};
+}
+
+Result<std::string> Inspect(const ConfigFlags& flags, const Gpus& gpus) {
+  DSA_RETURN_IF_ERROR(CheckGpus(gpus));
   DSA_ASSIGN_OR_RETURN(const ServerConfig config, ReadConfig(flags));
   DSA_RETURN_IF_ERROR(Validate(config));
   std::string report;
@@ -66,7 +76,11 @@ Result<std::string> Inspect(const ConfigFlags& flags) {
                                          ParseGenerationFile(config.generation_config)));
   DSA_ASSIGN_OR_RETURN(const std::string text, TextReport(config, source.config()));
   DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config, source));
-  return report + text + memory;
+  std::string layouts;
+  if (gpus.count > 0) {
+    DSA_ASSIGN_OR_RETURN(layouts, DescribeGpuLayouts(config, source, gpus));
+  }
+  return report + text + memory + layouts;
 }
 
 }  // namespace
@@ -75,11 +89,21 @@ void AddInspectCommand(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand(
       "inspect", "Show a checkpoint's architecture, sizes, memory, defaults and problems");
   const auto flags = AddConfigFlags(*command);
+  const auto gpus = std::make_shared<Gpus>(Gpus{.count = 0, .memory_bytes = 0});
+  constexpr std::int64_t kGpusMax = 64;
+  constexpr std::int64_t kMemoryMax = std::int64_t{1} << 50;
+  command
+      ->add_option("--gpus", gpus->count,
+                   "Say too what each of so many GPUs would hold, and for how many sequences there "
+                   "is room; none is needed")
+      ->check(CLI::Range(std::int64_t{1}, kGpusMax));
+  command->add_option("--gpu-memory", gpus->memory_bytes, "Bytes of each of these GPUs")
+      ->check(CLI::Range(std::int64_t{1}, kMemoryMax));
   command->footer(
       "Reads headers and scales, not the weights.  The options are those of serve: the last line "
       "says what memory it would need with them.  A broken checkpoint: exit code 2.");
-  command->callback([flags, &exit_code] {
-    const Result<std::string> report = Inspect(*flags);
+  command->callback([flags, gpus, &exit_code] {
+    const Result<std::string> report = Inspect(*flags, *gpus);
     if (!report.ok()) {
       exit_code = ReportError(report.error());
       return;

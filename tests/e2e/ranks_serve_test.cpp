@@ -240,4 +240,32 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
         "error: --tensor-parallel-size: \"65\" is not an integer in [1, 64]\n");
 }
 
+TEST_CASE("inspect says what GPUs would hold without one", "[e2e][ranks]") {
+  const std::string& model = testing::TinyModel();
+  const auto inspected = [&](const std::string& gpus, const std::string& memory) {
+    return testing::RunDsa({"inspect", model, "--max-model-len", "4096", "--gpus", gpus,
+                            "--gpu-memory", memory, "--device-memory-reserve-bytes", "1000000000"},
+                           "");
+  };
+  const testing::Ended two = inspected("2", "2000000000");
+  CHECK(two.exit_code == 0);
+  CHECK(two.out.find("GPUs            2 of 2.00 GB, 1.00 GB of it reserved") != std::string::npos);
+  CHECK(two.out.find("\n  tensor parallel 2: weights ") != std::string::npos);
+  CHECK(two.out.find("\n  tensor parallel 2, whole experts: weights ") != std::string::npos);
+  CHECK(two.out.find(" sequences of 8K, ") != std::string::npos);
+  // A byte fewer than two blocks: one is for rows of padding.
+  const testing::Ended small = inspected("1", "1000000001");
+  const std::string missing = small.out.substr(small.out.find("does not fit: ") + 14);
+  const std::int64_t bytes = std::atoll(missing.c_str());
+  CHECK(bytes > 0);
+  const std::string enough = std::to_string(1000000001 + bytes);
+  CHECK(inspected("1", enough).out.find("room for 64 tokens") != std::string::npos);
+  const std::string short_of_it = std::to_string(1000000000 + bytes);
+  CHECK(inspected("1", short_of_it).out.find("does not fit: 1 bytes") != std::string::npos);
+  CHECK(inspected("3", "1000").err ==
+        "error: gpus: 3 is none of 1, 2, which divide the model's 4 attention heads at borders of "
+        "its blocks of 128 scaled values\n");
+  CHECK(testing::RunDsa({"inspect", model, "--gpus", "2"}, "").exit_code == 2);
+}
+
 }  // namespace dsa

@@ -259,7 +259,7 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   const auto sizes = [&] {
     return SizeServer(config,
                       {.config = model,
-                       .weight_bytes = [](const RankLayout&) { return std::int64_t{0}; },
+                       .weight_bytes = [](const RankPlace&) { return std::int64_t{0}; },
                        .vocabulary_limit = 400},
                       backend)
         .value();
@@ -319,12 +319,11 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
   constexpr std::int64_t kWeights = 1'000'000;
   ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
   const auto sizes = [&] {
-    return SizeServer(
-        config,
-        {.config = checkpoint.config(),
-         .weight_bytes = [](const RankLayout& layout) { return kWeights / layout.ranks; },
-         .vocabulary_limit = 400},
-        backend);
+    return SizeServer(config,
+                      {.config = checkpoint.config(),
+                       .weight_bytes = [](const RankPlace&) { return kWeights; },
+                       .vocabulary_limit = 400},
+                      backend);
   };
   backend.available = std::int64_t{400} << 20;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();
