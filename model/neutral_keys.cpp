@@ -13,6 +13,7 @@ enum class Neutral : std::uint8_t {
   kNothing,
   kZero,
   kOne,
+  kTrue,
   kFalse,
   kNotTrue,
   kEmpty,  // [] or {}
@@ -35,6 +36,7 @@ constexpr NeutralKey kGraphKeys[] = {
     {"dim_model_base", Neutral::kNothing},
     {"embedding_multiplier", Neutral::kOne},
     {"hc_mult", Neutral::kOne},
+    {"is_causal", Neutral::kTrue},
     {"is_encoder_decoder", Neutral::kFalse},
     {"lm_head_multiplier", Neutral::kOne},
     {"logit_scale", Neutral::kOne},
@@ -59,6 +61,7 @@ constexpr NeutralKey kGraphKeys[] = {
     {"swiglu_limit", Neutral::kNothing},
     {"swiglu_limits", Neutral::kNothing},
     {"use_gated_attention", Neutral::kFalse},
+    {"use_mla", Neutral::kTrue},
     {"use_qk_norm", Neutral::kFalse},
     {"use_sliding_window", Neutral::kFalse},
     {"zero_expert_num", Neutral::kZero},
@@ -68,7 +71,7 @@ constexpr NeutralKey kGraphKeys[] = {
 constexpr NeutralKey kGraphWords[] = {
     {"bias", Neutral::kNotTrue}, {"sink", Neutral::kFalse},      {"softcap", Neutral::kNothing},
     {"index", Neutral::kZero},   {"rope_", Neutral::kNothing},   {"clamp", Neutral::kNothing},
-    {"mup_", Neutral::kFalse},   {"sliding", Neutral::kNothing},
+    {"mup_", Neutral::kFalse},   {"sliding", Neutral::kNothing}, {"bidirectional", Neutral::kFalse},
 };
 
 // In generation_config.json, and in the config.json of older versions.
@@ -101,6 +104,8 @@ constexpr NeutralKey kGenerationKeys[] = {
     {"repetition_penalty", Neutral::kOne},
     {"sequence_bias", Neutral::kEmpty},
     {"stop_strings", Neutral::kEmpty},
+    {"stop_token_ids", Neutral::kEmpty},
+    {"stop_words", Neutral::kEmpty},
     {"suppress_tokens", Neutral::kEmpty},
     {"token_healing", Neutral::kFalse},
     {"top_h", Neutral::kNothing},
@@ -140,6 +145,7 @@ bool IsNeutral(const Json& value, Neutral neutral) {
     case Neutral::kNothing: return false;
     case Neutral::kZero: return value.is_number() && value == 0;
     case Neutral::kOne: return value.is_number() && value == 1;
+    case Neutral::kTrue: return value == true;
     case Neutral::kFalse: return value == false;
     case Neutral::kNotTrue: return value != true;
     case Neutral::kEmpty: return value.is_structured() && value.empty();

@@ -122,6 +122,7 @@ std::vector<ConfigKey> ServingKeys() {
   return {
       {"listen", "Listening",
        "Address and port to listen on, or unix:/PATH. Port 0: one that is free; the log names it. "
+       "0.0.0.0 is every address of IPv4, [::] of both families. "
        "An address other than loopback or a path only together with insecure.",
        TextValue{&C::listen}},
       {"http_listen", "Listening",

@@ -52,6 +52,20 @@ Result<std::string> ReadNamed(const Json& list, const std::string& path) {
   return found;
 }
 
+// {"default": "...", ...} means the same.
+Result<std::string> ReadNamed(JsonObject& config) {
+  DSA_ASSIGN_OR_RETURN(const Json* value, config.ReadAny("chat_template"));
+  DSA_ASSIGN_OR_RETURN(JsonObject names, config.ReadObject("chat_template"));
+  std::string found;
+  for (const auto& [name, text] : value->items()) {
+    DSA_ASSIGN_OR_RETURN(std::string read, names.ReadString(name));
+    if (name == "default" || value->size() == 1) {
+      found = std::move(read);
+    }
+  }
+  return found;
+}
+
 // "" for none.
 Result<std::string> ReadConfigTemplate(const std::string& text, const std::string& path) {
   DSA_ASSIGN_OR_RETURN(const Json json, ParseJson(text, path));
@@ -60,10 +74,11 @@ Result<std::string> ReadConfigTemplate(const std::string& text, const std::strin
     return std::string();
   }
   DSA_ASSIGN_OR_RETURN(const Json* value, config.ReadAny("chat_template"));
-  if (!value->is_array()) {
+  if (!value->is_structured()) {
     return config.ReadString("chat_template");
   }
-  DSA_ASSIGN_OR_RETURN(std::string found, ReadNamed(*value, path));
+  DSA_ASSIGN_OR_RETURN(std::string found,
+                       value->is_array() ? ReadNamed(*value, path) : ReadNamed(config));
   // A list without a default is there, and describes nothing that we know.
   return found.empty() ? std::string("{# no default #}") : std::move(found);
 }

@@ -44,13 +44,12 @@ class Reader final {
 
   std::string_view ReadWord() {
     const std::size_t begin = at_;
-    while (!at_end() && IsWordLetter(next())) {
-      ++at_;
-    }
+    at_ = SkipWord(at_);
     return text_.substr(begin, at_ - begin);
   }
 
-  // A value between quotes.  A quote within ends it only where a tag may go on behind it.
+  // A value between quotes.  A quote within ends it only where a tag may go on behind it, at once
+  // with the next attribute too.
   DsmlRead ReadQuoted(std::string& value) {
     const char quote = next();
     if (quote != '"' && quote != '\'') {
@@ -61,7 +60,15 @@ class Reader final {
       if (end + 1 == text_.size()) {
         return DsmlRead::kPartial;
       }
-      if (std::string_view(" \t\r\n/>").find(text_[end + 1]) != std::string_view::npos) {
+      const std::size_t word = SkipWord(end + 1);
+      if (word == text_.size() || (text_[word] == '=' && word + 1 == text_.size())) {
+        return DsmlRead::kPartial;
+      }
+      const bool attribute =
+          word > end + 1 && text_[word] == '=' &&
+          std::string_view("\"'").find(text_[word + 1]) != std::string_view::npos;
+      if (attribute ||
+          std::string_view(" \t\r\n/>").find(text_[end + 1]) != std::string_view::npos) {
         value = text_.substr(at_ + 1, end - at_ - 1);
         at_ = end + 1;
         return DsmlRead::kTag;
@@ -71,6 +78,13 @@ class Reader final {
   }
 
  private:
+  std::size_t SkipWord(std::size_t at) const {
+    while (at < text_.size() && IsWordLetter(text_[at])) {
+      ++at;
+    }
+    return at;
+  }
+
   std::string_view text_;
   std::size_t at_ = 0;
 };

@@ -42,6 +42,8 @@ class ReplyParserBase : public ReplyParser {
 
   // Takes `bytes` of the buffer as reasoning or content.
   void TakeText(std::size_t bytes, ReplyDelta& delta);
+  // Whether the reasoning, or behind it the content, has any text yet.
+  bool has_text() const { return has_text_; }
   // Whether buffer() has the end of the reasoning at `at`, or may have.
   enum class Likeness : std::uint8_t { kNone, kStart, kWhole };
   Likeness ThinkEndAt(std::size_t at) const;
@@ -51,6 +53,7 @@ class ReplyParserBase : public ReplyParser {
 
  private:
   bool in_reasoning_;
+  bool has_text_ = false;
   std::string buffer_;
   std::size_t taken_ = 0;  // of buffer_: decided already
   std::size_t plain_bytes_ = 0;

@@ -67,6 +67,7 @@ void ReplyParserBase::PutBack(std::size_t plain_bytes) {
 }
 
 void ReplyParserBase::TakeText(std::size_t bytes, ReplyDelta& delta) {
+  has_text_ = has_text_ || (bytes > 0 && !buffer().empty());
   AppendPlain(Take(bytes), in_reasoning_ ? delta.reasoning : delta.content);
 }
 
@@ -84,6 +85,7 @@ ReplyParserBase::Likeness ReplyParserBase::ThinkEndAt(std::size_t at) const {
 void ReplyParserBase::TakeThinkEnd() {
   Take(kThinkEnd.size());
   in_reasoning_ = false;
+  has_text_ = false;
 }
 
 void ReplyParserBase::AddCall(ReplyDelta& delta, std::string name, std::string arguments) {

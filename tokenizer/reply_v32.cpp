@@ -25,8 +25,8 @@ class ReplyParserV32 final : public ReplyParserBase {
       case Place::kInCall: return StepCall(delta);
       case Place::kInObject: return StepObject();
       case Place::kInValue: return StepValue();
-      case Place::kBehindCall: return StepBehindCall();
-      case Place::kBehindBlock: return StepBehindBlock();
+      case Place::kBehindCall:
+      case Place::kBehindBlock: return StepBehindCall();
     }
     return false;
   }
@@ -34,9 +34,13 @@ class ReplyParserV32 final : public ReplyParserBase {
   bool End(ReplyEnd end, ReplyDelta& delta) override {
     const bool whole = end == ReplyEnd::kByModel && buffer().empty();
     switch (place_) {
-      case Place::kText:
+      case Place::kText: return false;
       case Place::kBehindCall:
-      case Place::kBehindBlock: place_ = Place::kText; return false;
+      case Place::kBehindBlock:
+        if (IsHalfClosing()) {
+          Take(buffer().size());
+        }
+        return GoOnAsText();
       case Place::kInCall:
         if (whole) {
           FinishCall(delta);
@@ -101,11 +105,10 @@ class ReplyParserV32 final : public ReplyParserBase {
         TakeText(at - FeedsBefore(at), delta);
         return false;
       }
-      const bool opens =
-          read == DsmlRead::kTag && !tag.closing && tag.kind != DsmlTag::Kind::kParameter;
-      if (opens) {
+      if (IsOpening(read, tag)) {
         kept_ahead_ = FeedsBefore(at);
         TakeText(at - kept_ahead_, delta);
+        feeds_owed_ = has_text() ? kept_ahead_ : 0;
         KeepTaken(kept_ahead_);
         Open(tag);
         return true;
@@ -149,11 +152,22 @@ class ReplyParserV32 final : public ReplyParserBase {
     }
     DsmlTag tag;
     const DsmlRead read = ReadTag(tag);
-    if (read == DsmlRead::kTag && !tag.closing && tag.kind == DsmlTag::Kind::kInvoke) {
+    if (IsOpening(read, tag)) {  // of a call, or of the block once more
       Open(tag);
       return true;
     }
     return read != DsmlRead::kPartial && Fail();
+  }
+
+  // Whether a tag opens a block or a call.
+  static bool IsOpening(DsmlRead read, const DsmlTag& tag) {
+    return read == DsmlRead::kTag && !tag.closing && tag.kind != DsmlTag::Kind::kParameter;
+  }
+
+  // Behind a call: what is left of a reply that ends within a closing tag.
+  bool IsHalfClosing() const {
+    DsmlTag tag;
+    return buffer().starts_with("</") && ReadTag(tag) == DsmlRead::kPartial;
   }
 
   bool StepCall(ReplyDelta& delta) {
@@ -283,34 +297,45 @@ class ReplyParserV32 final : public ReplyParserBase {
     Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
     DsmlTag tag;
     const DsmlRead read = ReadTag(tag);
-    if (buffer().empty() || read == DsmlRead::kPartial) {
+    const Likeness think_end = buffer().empty() ? Likeness::kNone : ThinkEndAt(0);
+    if (buffer().empty() || read == DsmlRead::kPartial || think_end == Likeness::kStart) {
       return false;
     }
-    const bool calls_on =
-        read == DsmlRead::kTag && !tag.closing && tag.kind != DsmlTag::Kind::kParameter;
-    if (calls_on) {
-      kept_ahead_ = 0;
-      Open(tag);
-    } else if (read == DsmlRead::kTag && tag.closing && tag.kind != DsmlTag::Kind::kOther) {
-      Take(tag.bytes);
-      place_ = tag.kind == DsmlTag::Kind::kCalls ? Place::kBehindBlock : Place::kBehindCall;
-    } else {
-      place_ = Place::kText;
+    if (think_end == Likeness::kWhole) {
+      feeds_owed_ = 0;
     }
+    if (IsOpening(read, tag)) {
+      kept_ahead_ = feeds_owed_;
+      Keep(std::string(feeds_owed_, '\n'));
+      Open(tag);
+      return true;
+    }
+    const bool closes = place_ == Place::kBehindCall && read == DsmlRead::kTag && tag.closing &&
+                        tag.kind != DsmlTag::Kind::kOther;
+    if (!closes) {
+      return GoOnAsText();
+    }
+    Take(tag.bytes);
+    place_ = tag.kind == DsmlTag::Kind::kCalls ? Place::kBehindBlock : Place::kBehindCall;
     return true;
   }
 
-  bool StepBehindBlock() {
-    Take(std::min(buffer().find_first_not_of(kReplySpaces), buffer().size()));
+  // Text behind calls does not run into the text in front of them: the line feeds that were markup
+  // come back.  True where there is text.
+  bool GoOnAsText() {
+    place_ = Place::kText;
     if (buffer().empty()) {
       return false;
     }
-    place_ = Place::kText;
+    Keep(std::string(feeds_owed_, '\n'));
+    PutBack(feeds_owed_);
+    feeds_owed_ = 0;
     return true;
   }
 
   Place place_ = Place::kText;
   std::size_t kept_ahead_ = 0;  // bytes in front of the first tag that is kept
+  std::size_t feeds_owed_ = 0;  // line feeds between the text in front of calls and the next text
   std::string call_name_;
   std::vector<Parameter> parameters_;
   std::string object_;

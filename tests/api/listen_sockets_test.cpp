@@ -89,6 +89,35 @@ TEST_CASE("connections that an earlier server closed do not make a port busy", "
   CHECK(ProbeListen("127.0.0.1", port).ok());
 }
 
+// Whether a client of this family reaches a port of this machine.
+bool Reaches(int family, std::int64_t port) {
+  const int client = socket(family, SOCK_STREAM, 0);
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  v4.sin_port = htons(static_cast<std::uint16_t>(port));
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
+  v6.sin6_addr = in6addr_loopback;
+  v6.sin6_port = v4.sin_port;
+  const bool reached = family == AF_INET
+                           ? connect(client, reinterpret_cast<sockaddr*>(&v4), sizeof(v4)) == 0
+                           : connect(client, reinterpret_cast<sockaddr*>(&v6), sizeof(v6)) == 0;
+  close(client);
+  return reached;
+}
+
+TEST_CASE("0.0.0.0 is every address of IPv4 and none of IPv6", "[api][listen]") {
+  const ListenSockets v4 = std::move(OpenListenSockets("0.0.0.0", 0)).value();
+  CHECK(Reaches(AF_INET, v4.port));
+  CHECK_FALSE(Reaches(AF_INET6, v4.port));
+  const Result<ListenSockets> both = OpenListenSockets("::", 0);
+  if (both.ok()) {  // a machine without IPv6 has no such address
+    CHECK(Reaches(AF_INET, both.value().port));
+    CHECK(Reaches(AF_INET6, both.value().port));
+  }
+}
+
 TEST_CASE("an address that cannot be this machine's is refused", "[api][listen]") {
   const Status foreign = ProbeListen("192.0.2.1", FreePort());  // for documents, no machine has it
   REQUIRE_FALSE(foreign.ok());

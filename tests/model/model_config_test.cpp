@@ -364,6 +364,9 @@ TEST_CASE("A key that changes answers is refused unless it changes none", "[mode
       {"use_qk_norm", true},
       {"add_swa_attention_sink_bias", true},
       {"hc_mult", 4},
+      {"is_causal", false},
+      {"use_mla", false},
+      {"use_bidirectional_attention", true},
       {"compress_ratios", {0, 4}},
       {"mlp_only_layers", {3}},
       {"repetition_penalty", 1.1},
@@ -388,6 +391,9 @@ TEST_CASE("A key that changes answers is refused unless it changes none", "[mode
                                                      {"repetition_penalty", 1.0},
                                                      {"num_beams", 1},
                                                      {"min_length", 0},
+                                                     {"is_causal", true},
+                                                     {"use_mla", true},
+                                                     {"use_bidirectional_attention", false},
                                                      {"bad_words_ids", Document::array()},
                                                      {"partial_rotary_factor", 1.0},
                                                      {"pruned_heads", Document::object()},
@@ -413,7 +419,8 @@ TEST_CASE("A generation_config.json that asks for more than there is is refused 
         R"({"bad_words_ids": [[4]]})", R"({"forced_eos_token_id": 1})", R"({"num_beams": 4})",
         R"({"min_new_tokens": 5})", R"({"stop_strings": ["x"]})", R"({"guidance_scale": 1.5})",
         R"({"typical_p": 0.9})", R"({"penalty_alpha": 0.6})", R"({"watermarking_config": {}})",
-        R"({"sequence_bias": [[[1], 2.0]]})", R"({"presence_penalty": 1})"}) {
+        R"({"sequence_bias": [[[1], 2.0]]})", R"({"presence_penalty": 1})",
+        R"({"stop_token_ids": [7]})", R"({"stop_words": ["x"]})"}) {
     const auto parsed = parse(text);
     CAPTURE(text);
     REQUIRE_FALSE(parsed.ok());
@@ -424,7 +431,7 @@ TEST_CASE("A generation_config.json that asks for more than there is is refused 
   const ModelConfig config =
       parse(R"({"repetition_penalty": 1, "suppress_tokens": [], "num_beams": 1, "min_length": 0,
                 "forced_eos_token_id": null, "guidance_scale": 1.0, "transformers_version": "5",
-                "max_new_tokens": 2048, "length_penalty": 2.0})")
+                "stop_token_ids": [], "max_new_tokens": 2048, "length_penalty": 2.0})")
           .value();
   CHECK(config.ignored_keys == std::vector<std::string>{"generation_config.max_new_tokens",
                                                         "generation_config.length_penalty"});

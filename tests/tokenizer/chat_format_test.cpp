@@ -104,6 +104,10 @@ TEST_CASE("a template counts wherever it lies", "[tokenizer][chat]") {
   CHECK_FALSE(Find(folder).format.has_value());
   config(Json::array());
   CHECK_FALSE(Find(folder).format.has_value());
+  config(Json{{"tool_use", kLikeR1}, {"default", kLikeV31}});
+  CHECK(Find(folder).format == ChatFormat::kV31);
+  config(Json{{"rag", kLikeV31}, {"tool_use", kLikeV31}});
+  CHECK_FALSE(Find(folder).format.has_value());
   // A file of its own goes before the configuration.
   config(kChatMl);
   Write(folder, "chat_template.jinja", kLikeV31);
@@ -123,8 +127,9 @@ TEST_CASE("a format without its tokens, and files that cannot be read", "[tokeni
   CHECK(choice.reason == "the tokenizer has no token <think>");
   CHECK(CheckChatTokens(ThinkingTokenizer()).ok());
   const testing::TemporaryFolder broken;
-  for (const char* text : {"{", "[]", R"({"chat_template": 5})", R"({"chat_template": [5]})",
-                           R"({"chat_template": [{"name": "default"}]})"}) {
+  for (const char* text :
+       {"{", "[]", R"({"chat_template": 5})", R"({"chat_template": [5]})",
+        R"({"chat_template": [{"name": "default"}]})", R"({"chat_template": {"default": 5}})"}) {
     CAPTURE(text);
     Write(broken, "tokenizer_config.json", text);
     const auto found = FindChatFormat(broken.path(), ThinkingTokenizer(), ChatFormat::kV32);

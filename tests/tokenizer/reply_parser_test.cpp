@@ -251,6 +251,46 @@ std::vector<Case> VariedCases() {
        false,
        Marked("[call]function[sep]{\"a\": 1}[/call]"),
        {"", "", {{"function", "{\"a\": 1}"}}}},
+      // A quote ends a value also where no space follows it, but not within the value.
+      {v32,
+       false,
+       Calls32(Invoke32(
+           "get", "<｜DSML｜parameter name=\"city\"string=\"true\">Paris</｜DSML｜parameter>")),
+       {"", "", got}},
+      {v32,
+       false,
+       Calls32(Invoke32(
+           "get", "<｜DSML｜parameter name=\"a\"b=c\"string='true'>Paris</｜DSML｜parameter>")),
+       {"", "", {{"get", R"({"a\"b=c": "Paris"})"}}}},
+      // The block is opened twice.
+      {v32, false, "<｜DSML｜function_calls>\n" + Calls32(Invoke32("get", paris)), {"", "", got}},
+      // Text in front of calls and text behind them are not one line, nor is a call that is none.
+      {v32,
+       false,
+       "Hi.\n\n" + Calls32(Invoke32("get", paris)) + "\nDone.",
+       {"", "Hi.\n\nDone.", got}},
+      {v32,
+       true,
+       "Hi.\n" + Calls32(Invoke32("get", paris)) + "</think>\n" + Calls32(Invoke32("get", paris)) +
+           "Done.",
+       {"Hi.", "Done.", {got[0], got[0]}}},
+      {v32,
+       false,
+       "Hi.\n\n" + Calls32(Invoke32("get", paris)) + "\n\n" + open,
+       {"", "Hi.\n\n" + open, got},
+       ReplyEnd::kCutOff},
+      {v32,
+       false,
+       "Hi.\n\n<｜DSML｜function_calls>\n" + Invoke32("get", paris) + open + "x",
+       {"", "Hi.\n\n" + open + "x", got}},
+      // A reply that ends within a closing tag behind a call.
+      {v32,
+       false,
+       "Hi.\n\n" + open + paris + "</｜DSML｜invoke>\n</｜DSML｜functi",
+       {"", "Hi.", got},
+       ReplyEnd::kCutOff},
+      {v32, false, open + paris + "</｜DSML｜invoke>\n</", {"", "", got}, ReplyEnd::kCutOff},
+      {v32, false, open + paris + "</｜DSML｜invoke>\n<", {"", "<", got}, ReplyEnd::kCutOff},
       // White space around calls is markup; text behind them is text.
       {v32, false, Calls32(Invoke32("get", paris)) + "\n\nDone.", {"", "Done.", got}},
   };
