@@ -39,12 +39,18 @@ std::chrono::system_clock::time_point InAMinute() {
   return std::chrono::system_clock::now() + std::chrono::minutes(1);
 }
 
+Arguments With(Arguments arguments, const Arguments& more) {
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
 // `dsa serve` and a channel to it.
 struct Served {
-  explicit Served(const std::string& listen)
-      : process({"serve", "--model", TinyModel(), "--device", "cpu", "--listen", listen,
-                 "--threads", "2", "--max-model-len", "8192", "--max-num-seqs", "4",
-                 "--max-num-batched-tokens", "128", "--log-level", "debug"},
+  explicit Served(const std::string& listen, const Arguments& more = {})
+      : process(With({"serve", "--model", TinyModel(), "--device", "cpu", "--listen", listen,
+                      "--threads", "2", "--max-model-len", "8192", "--max-num-seqs", "4",
+                      "--max-num-batched-tokens", "128", "--log-level", "debug"},
+                     more),
                 Streams::kPipes) {
     const bool ready = process.WaitForErr("\"ready\"") && process.WaitForErr("\"port\":");
     INFO(process.err());
@@ -295,6 +301,18 @@ TEST_CASE("a log that nobody reads, or can read any more, holds up neither reque
   served.process.Signal(SIGTERM);
   CHECK(served.process.WaitUnread() == 0);
   CHECK(SteadyTime::now() - asked < std::chrono::seconds(10));
+}
+
+TEST_CASE("a log that cannot be written turns health until it can, and ends nothing", "[e2e]") {
+  Served served("127.0.0.1:0", {"--stall-timeout-s", "2"});
+  Watch watch(served);
+  CHECK(CountAnswered(served, 1000) == 1000);  // more than the pipe holds
+  CHECK(watch.Next() == HealthCheckResponse::NOT_SERVING);
+  CHECK(CountAnswered(served, 1) == 1);
+  REQUIRE(served.process.WaitForErr("\"part\":\"log\""));
+  CHECK(watch.Next() == HealthCheckResponse::SERVING);
+  served.process.Signal(SIGTERM);
+  CHECK(served.process.Wait().exit_code == 0);
 }
 
 TEST_CASE("SIGHUP drains, more than one too, unless it was ignored at the start", "[e2e]") {
