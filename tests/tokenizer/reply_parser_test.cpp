@@ -150,19 +150,21 @@ std::vector<Case> VariedCases() {
   const auto v31 = ChatFormat::kV31;
   const std::string paris = Parameter32("city", "true", "Paris");
   const std::vector<std::pair<std::string, std::string>> got = {{"get", R"({"city": "Paris"})"}};
+  const std::string whole = Invoke32("get", paris);
+  const std::string block = Calls32(whole);
+  const std::string name = "<｜DSML｜parameter name=";
+  const std::vector<std::pair<std::string, std::string>> odd = {{"get", R"({"a\"b=c": ""})"}};
+  const auto cut = ReplyEnd::kCutOff;
   const std::string open = "<｜DSML｜invoke name=\"get\">\n";
   const std::string city = "<｜DSML｜parameter name=\"city\" string=\"true\">Paris";
   const std::string close = "</｜DSML｜invoke>\n";
   return {
       // Only one line feed, or none, or three in front of the block.
-      {v32, false, "Hi.\n" + Calls32(Invoke32("get", paris)), {"", "Hi.", got}},
-      {v32, false, "Hi.\n\n\n" + Calls32(Invoke32("get", paris)), {"", "Hi.\n", got}},
+      {v32, false, "Hi.\n" + block, {"", "Hi.", got}},
+      {v32, false, "Hi.\n\n\n" + block, {"", "Hi.\n", got}},
       // Within the reasoning, before any end of it.
-      {v32, true, "I call.\n\n" + Calls32(Invoke32("get", paris)), {"I call.", "", got}},
-      {v32,
-       true,
-       "I call." + Calls32(Invoke32("get", paris)) + "\nMore.</think>Done.",
-       {"I call.More.", "Done.", got}},
+      {v32, true, "I call.\n\n" + block, {"I call.", "", got}},
+      {v32, true, "I call." + block + "\nMore.</think>Done.", {"I call.More.", "Done.", got}},
       {v31,
        true,
        Marked("I call.[calls][call]get[sep]{\"city\": \"Paris\"}[/call][/calls]"),
@@ -185,11 +187,8 @@ std::vector<Case> VariedCases() {
            "<｜DSML｜parameter type='x' name='city' string='true'>Paris</｜DSML｜parameter>")),
        {"", "", got}},
       // Another wrapper, none, and calls without what closes them.
-      {v32,
-       false,
-       "<｜DSML｜tool_calls>\n" + Invoke32("get", paris) + "</｜DSML｜tool_calls>",
-       {"", "", got}},
-      {v32, false, "Hi " + Invoke32("get", paris), {"", "Hi ", got}},
+      {v32, false, "<｜DSML｜tool_calls>\n" + whole + "</｜DSML｜tool_calls>", {"", "", got}},
+      {v32, false, "Hi " + whole, {"", "Hi ", got}},
       {v32, false, open + paris, {"", "", got}},
       {v32, false, "<｜DSML｜function_calls>" + open + paris, {"", "", got}},
       {v32,
@@ -219,10 +218,7 @@ std::vector<Case> VariedCases() {
        false,
        Calls32(Invoke32("get", Parameter32("n", "false", "nan"))),
        {"", "", {{"get", R"({"n": "nan"})"}}}},
-      {v32,
-       false,
-       Calls32(Invoke32("get", "<｜DSML｜parameter name=\"n\">7</｜DSML｜parameter>")),
-       {"", "", {{"get", R"({"n": 7})"}}}},
+      {v32, false, open + name + "\"n\">7" + close, {"", "", {{"get", R"({"n": 7})"}}}},
       // The same parameter twice, the object itself, nothing at all.
       {v32,
        false,
@@ -252,47 +248,24 @@ std::vector<Case> VariedCases() {
        Marked("[call]function[sep]{\"a\": 1}[/call]"),
        {"", "", {{"function", "{\"a\": 1}"}}}},
       // A quote ends a value also where no space follows it, but not within the value.
-      {v32,
-       false,
-       Calls32(Invoke32(
-           "get", "<｜DSML｜parameter name=\"city\"string=\"true\">Paris</｜DSML｜parameter>")),
-       {"", "", got}},
-      {v32,
-       false,
-       Calls32(Invoke32(
-           "get", "<｜DSML｜parameter name=\"a\"b=c\"string='true'>Paris</｜DSML｜parameter>")),
-       {"", "", {{"get", R"({"a\"b=c": "Paris"})"}}}},
+      {v32, false, open + name + "\"city\"string=\"true\">Paris" + close, {"", "", got}},
+      {v32, false, open + name + "\"a\"b=c\"string='true'>" + close, {"", "", odd}},
       // The block is opened twice.
-      {v32, false, "<｜DSML｜function_calls>\n" + Calls32(Invoke32("get", paris)), {"", "", got}},
+      {v32, false, "<｜DSML｜function_calls>\n" + block, {"", "", got}},
       // Text in front of calls and text behind them are not one line, nor is a call that is none.
-      {v32,
-       false,
-       "Hi.\n\n" + Calls32(Invoke32("get", paris)) + "\nDone.",
-       {"", "Hi.\n\nDone.", got}},
+      {v32, false, "Hi.\n\n" + block + "\nDone.", {"", "Hi.\n\nDone.", got}},
       {v32,
        true,
-       "Hi.\n" + Calls32(Invoke32("get", paris)) + "</think>\n" + Calls32(Invoke32("get", paris)) +
-           "Done.",
-       {"Hi.", "Done.", {got[0], got[0]}}},
-      {v32,
-       false,
-       "Hi.\n\n" + Calls32(Invoke32("get", paris)) + "\n\n" + open,
-       {"", "Hi.\n\n" + open, got},
-       ReplyEnd::kCutOff},
-      {v32,
-       false,
-       "Hi.\n\n<｜DSML｜function_calls>\n" + Invoke32("get", paris) + open + "x",
-       {"", "Hi.\n\n" + open + "x", got}},
+       "Hi.\n" + block + "</think>\n" + open + "Done.",
+       {"Hi.", "\n" + open + "Done.", got}},
+      {v32, false, "Hi.\n\n" + block + "\n\n" + open, {"", "Hi.\n\n" + open, got}, cut},
+      {v32, false, "Hi.\n\n" + whole + open + "x", {"", "Hi.\n\n" + open + "x", got}},
       // A reply that ends within a closing tag behind a call.
-      {v32,
-       false,
-       "Hi.\n\n" + open + paris + "</｜DSML｜invoke>\n</｜DSML｜functi",
-       {"", "Hi.", got},
-       ReplyEnd::kCutOff},
-      {v32, false, open + paris + "</｜DSML｜invoke>\n</", {"", "", got}, ReplyEnd::kCutOff},
-      {v32, false, open + paris + "</｜DSML｜invoke>\n<", {"", "<", got}, ReplyEnd::kCutOff},
+      {v32, false, "Hi.\n\n" + whole + "</｜DSML｜functi", {"", "Hi.", got}, cut},
+      {v32, false, whole + "</", {"", "", got}, cut},
+      {v32, false, whole + "<", {"", "<", got}, cut},
       // White space around calls is markup; text behind them is text.
-      {v32, false, Calls32(Invoke32("get", paris)) + "\n\nDone.", {"", "Done.", got}},
+      {v32, false, block + "\n\nDone.", {"", "Done.", got}},
   };
 }
 
