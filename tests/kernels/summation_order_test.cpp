@@ -37,6 +37,8 @@ enum class Scales : std::uint8_t {
   kMixed,       // a block of the one kind beside blocks of the other
   kFarFromOne,  // powers of two of which some make values overflow, underflow or vanish
   kCancelling,  // none; lane 1 of a sum takes away what lane 0 has, far above the other two
+  kAbsorbing,   // none; of three products of a lane the first swallows the second, the third takes
+                // the first away
 };
 
 struct Case {
@@ -53,7 +55,8 @@ float ScaleAt(Scales scales, std::int64_t i) {
     case Scales::kMixed: return i % 3 == 1 ? 0.3F : 0.25F;
     case Scales::kFarFromOne: return kFar[static_cast<std::size_t>(i) % kFar.size()];
     case Scales::kNone:
-    case Scales::kCancelling: break;
+    case Scales::kCancelling:
+    case Scales::kAbsorbing: break;
   }
   return 1.0F;
 }
@@ -92,6 +95,16 @@ Rows MakeRows(DataType type, std::int64_t rows, std::int64_t cols, Scales scales
     } else if (i % cols % 4 == 1) {
       random[static_cast<std::size_t>(i)] =
           random[static_cast<std::size_t>(i - 1)] * (of_x ? -1.0F : 1.0F);
+    }
+  }
+  for (std::int64_t i = 0; scales == Scales::kAbsorbing && i < rows * cols; ++i) {
+    const bool of_x = rows_per_scale == 1;
+    const std::int64_t turn = i % cols / 4 % 3;
+    if (turn == 0 && of_x) {
+      random[static_cast<std::size_t>(i)] *= 1e17F;
+    } else if (turn == 2) {
+      random[static_cast<std::size_t>(i)] =
+          random[static_cast<std::size_t>(i - 8)] * (of_x ? -1.0F : 1.0F);
     }
   }
   const std::int64_t blocks = (cols + 127) / 128;
@@ -133,7 +146,9 @@ TEST_CASE("A product's bits are those of its terms in order, for every shape",
   const auto c = GENERATE(values<Case>({
       {DataType::kF32, DataType::kF32, Scales::kNone},
       {DataType::kF32, DataType::kF32, Scales::kCancelling},
+      {DataType::kF32, DataType::kF32, Scales::kAbsorbing},
       {DataType::kBf16, DataType::kBf16, Scales::kNone},
+      {DataType::kBf16, DataType::kBf16, Scales::kAbsorbing},
       {DataType::kF32, DataType::kBf16, Scales::kNone},
       {DataType::kFp8E4m3, DataType::kFp8E4m3, Scales::kPowerOfTwo},
       {DataType::kFp8E4m3, DataType::kFp8E4m3, Scales::kPlain},
