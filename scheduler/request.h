@@ -44,6 +44,7 @@ struct Request {
   std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
   std::string cache_salt;       // requests share cached prefixes only under equal salts
   std::int32_t priority = 0;    // lower goes first under the priority policy
+  bool billed = true;           // false: the server's own, which nobody pays for
   MonotonicUs arrival_us = 0;   // set by Engine::Submit
 };
 

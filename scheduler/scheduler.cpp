@@ -172,6 +172,7 @@ bool Scheduler::Grow(Sequence& sequence) {
 void Scheduler::Preempt(Sequence& sequence) {
   ReleaseBlocks(sequence);
   Erase(running_, &sequence);
+  sequence.computed_before_ = std::max(sequence.computed_before_, sequence.computed_);
   sequence.computed_ = 0;
   sequence.state_ = SequenceState::kWaiting;
   ++sequence.preemptions_;

@@ -50,6 +50,9 @@ class alignas(kCacheLineBytes) Sequence final {
   // Prompt tokens that were not computed because the prefix cache had them when the sequence
   // first ran.  What a preempted sequence finds again does not count.
   std::int64_t cache_hit_tokens() const { return cache_hit_tokens_; }
+  // Tokens that had been computed when a preemption took their keys; those below are computed
+  // again.
+  std::int64_t computed_before() const { return computed_before_; }
   const std::optional<MonotonicUs>& first_scheduled_us() const { return first_scheduled_us_; }
   // Positions below take a masked path (common/attention_path.h); constant once it first ran.
   std::int64_t masked_until() const { return masked_until_; }
@@ -70,6 +73,7 @@ class alignas(kCacheLineBytes) Sequence final {
   bool passed_ = false;
   std::int32_t preemptions_ = 0;
   std::int64_t cache_hit_tokens_ = 0;
+  std::int64_t computed_before_ = 0;
   std::int64_t masked_until_ = 0;
   std::optional<MonotonicUs> first_scheduled_us_;
   Request request_;

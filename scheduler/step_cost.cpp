@@ -21,6 +21,12 @@ constexpr double kUncertaintyMin = 0.01;
 
 constexpr double kResidualMax = 1.0;  // a step that takes much longer counts as twice the estimate
 
+// That `tokens` rows from this position on see, and that are expanded for them.
+std::int64_t KeysOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens) {
+  const std::int64_t seen = tokens * first_position + tokens * (tokens + 1) / 2;
+  return seen + (IsMasked(path) ? kRowsPerExpandedKey * (first_position + tokens) : 0);
+}
+
 double Square(double value) {
   return value * value;
 }
@@ -30,11 +36,9 @@ double Square(double value) {
 void StepWork::Add(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
                    std::int64_t sampled) {
   const auto index = static_cast<std::size_t>(path);
-  const std::int64_t end = first_position + tokens;
   samples += sampled;
   rows[index] += tokens;
-  keys[index] += tokens * first_position + tokens * (tokens + 1) / 2 +
-                 (IsMasked(path) ? kRowsPerExpandedKey * end : 0);
+  keys[index] += KeysOf(path, first_position, tokens);
 }
 
 void StepWork::Add(const StepWork& other) {
@@ -67,6 +71,15 @@ double StepCostModel::AddedUs(const StepWork& work) const {
                 coefficients_[2 + kAttentionPaths + path] * static_cast<double>(work.keys[path]);
   }
   return added_us;
+}
+
+double StepCostModel::AddedUs(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
+                              std::int64_t samples) const {
+  const auto index = static_cast<std::size_t>(path);
+  return coefficients_[1] * static_cast<double>(samples) +
+         coefficients_[2 + index] * static_cast<double>(tokens) +
+         coefficients_[2 + kAttentionPaths + index] *
+             static_cast<double>(KeysOf(path, first_position, tokens));
 }
 
 // What was never measured may explain the whole step.  Whether there is any.

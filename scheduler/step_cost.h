@@ -37,6 +37,9 @@ class StepCostModel final {
   double EstimateUs(const StepWork& work) const;
   // What the work adds to a step: without what every step takes.
   double AddedUs(const StepWork& work) const;
+  // Of work that is `tokens` rows from this position on alone.
+  double AddedUs(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
+                 std::int64_t samples) const;
 
   // Rows of a path that the estimate may be trusted for: twice as many as a measured step had.
   std::int64_t RowsMax(AttentionPath path) const {

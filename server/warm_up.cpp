@@ -34,6 +34,7 @@ Status RunWarmUp(Engine& engine, const Clock& clock, const WarmUpOptions& option
   request.id = engine.NextRequestId();
   request.external_id = "warm-up";
   request.cache_salt = "warm-up";  // no client hits what it leaves in the cache
+  request.billed = false;
   request.arrival_us = clock.NowUs();
   request.sampling.temperature = 0.0F;
   request.stop.max_tokens = kGeneratedTokens;

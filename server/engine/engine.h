@@ -28,6 +28,7 @@ struct EngineLoad {
   std::int64_t tokens_computed = 0;
   std::int64_t last_step_us = 0;  // duration of the last step that computed something
   std::int64_t requests_finished = 0;
+  BusyTime busy{};  // of all steps so far
   bool draining = false;
 };
 

@@ -85,17 +85,30 @@ void EngineCore::StoreLoad() {
 
 void EngineCore::RunStep(const StepPlan& plan, MonotonicUs start_us) {
   load_.step_estimate_us.store(EstimateUs(plan), std::memory_order_relaxed);
-  executor_.Launch(builder_.Build(plan, scheduler_.sequences()));
+  const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
+  executor_.Launch(batch);
   ShowJudged();  // of the step before
   const StepResult& result = executor_.Collect();
   const MonotonicUs end_us = clock_.NowUs();
   costs_.Measure(plan.work, end_us - start_us);
+  Bill(plan, batch.shape.tokens - batch.tokens, end_us - start_us);
   FailFaulty(plan, result);
   scheduler_.Commit(plan);
   Deliver(plan, result, end_us);
   load_.steps.fetch_add(1, std::memory_order_relaxed);
   load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
   load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
+}
+
+// Before anything ends, so that the usage of what ends has its share of this step.
+void EngineCore::Bill(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us) {
+  billing_.BeginStep(plan, padding_rows, elapsed_us, costs_);
+  for (const StepPlan::Row& row : plan.rows) {
+    const Sequence* sequence = scheduler_.Find(row.sequence, row.slot);
+    LiveRequest* const live = sequence == nullptr ? nullptr : live_[row.slot].get();
+    billing_.Charge(row, sequence, live != nullptr && live->billed ? &live->cost : nullptr);
+  }
+  load_.busy.Store(billing_.total());
 }
 
 void EngineCore::AdmitFromInbox() {
@@ -340,6 +353,7 @@ void EngineCore::FillUsage(const LiveRequest& live, const Sequence& sequence, Us
   usage.queue_us = scheduled_us.has_value() ? *scheduled_us - live.arrival_us : 0;
   usage.prefill_us = answered ? live.first_token_us - *scheduled_us : 0;
   usage.decode_us = answered ? live.last_token_us - live.first_token_us : 0;
+  usage.cost = live.cost;
 }
 
 // Places of the queue follow the scheduler's: taken again by a preempted sequence, and while one

@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "scheduler/scheduler.h"
 #include "server/engine/batch_builder.h"
+#include "server/engine/billing.h"
 #include "server/engine/engine_config.h"
 #include "server/engine/engine_progress.h"
 #include "server/engine/executor.h"
@@ -38,6 +39,7 @@ struct LoadCounters {
   std::atomic<std::int64_t> last_step_us{0};
   std::atomic<std::int64_t> step_estimate_us{0};  // of the step at hand; 0: unknown
   std::atomic<std::int64_t> requests_finished{0};
+  BusyCounters busy;
 };
 
 class EngineCore final {
@@ -100,6 +102,7 @@ class EngineCore final {
   };
 
   void RunStep(const StepPlan& plan, MonotonicUs start_us);
+  void Bill(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us);
   void FailFaulty(const StepPlan& plan, const StepResult& result);
   void Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us);
   void Prefetch(const StepPlan& plan, const StepResult& result, std::int64_t entry) const;
@@ -125,6 +128,7 @@ class EngineCore final {
   PrefixCache cache_;
   PrefixHasher hasher_;
   StepCostModel costs_;
+  Billing billing_;
   Scheduler scheduler_;
   BatchBuilder builder_;
 

@@ -152,6 +152,7 @@ std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,
   live->deadline_us = request.stop.deadline_us;
   live->arrival_us = request.arrival_us;
   live->wants_logprobs = request.sampling.top_logprobs.has_value();
+  live->billed = request.billed;
   const TextDecoderFactory* decoders = state_->decoders;
   StopChecker::Text text;
   if (decoders != nullptr) {
@@ -192,6 +193,7 @@ EngineLoad EngineLoop::Load() const {
           .tokens_computed = load.tokens_computed.load(std::memory_order_relaxed),
           .last_step_us = load.last_step_us.load(std::memory_order_relaxed),
           .requests_finished = load.requests_finished.load(std::memory_order_relaxed),
+          .busy = load.busy.Load(),
           .draining = state_->inbox.closed()};
 }
 

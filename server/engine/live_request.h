@@ -26,6 +26,7 @@ struct alignas(kCacheLineBytes) LiveRequest {
   std::shared_ptr<TokenSink> sink;
   std::optional<MonotonicUs> deadline_us;
   bool wants_logprobs = false;
+  bool billed = true;
 
   // A hint that is polled every step; nothing is ordered by it.
   std::atomic<bool> aborted{false};
@@ -35,6 +36,7 @@ struct alignas(kCacheLineBytes) LiveRequest {
   std::int64_t completion_tokens = 0;
   MonotonicUs first_token_us = 0;
   MonotonicUs last_token_us = 0;
+  RequestCost cost{};
   std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
 
   // Constant after construction; any thread.

@@ -4,6 +4,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "scheduler/request.h"
+#include "server/engine/busy_time.h"
 #include "server/engine/text_decoder.h"
 
 #include <atomic>
@@ -36,6 +37,7 @@ struct Usage {
   std::int64_t queue_us = 0;           // arrival to first scheduled, or to the end
   std::int64_t prefill_us = 0;         // first scheduled to first token
   std::int64_t decode_us = 0;          // first token to last
+  RequestCost cost{};                  // its share of the steps that it was in
 };
 
 struct TokenDelta {

@@ -219,8 +219,8 @@ plant_bug(scheduler/step_cost.cpp "estimate updated at first only"
   [[    if (BUG) { return; }
     Drift();]])
 plant_bug(scheduler/step_cost.cpp "keys not counted"
-  [[  keys[index] += tokens]]
-  [[  keys[index] += BUG ? 0 : tokens]])
+  [[  keys[index] += KeysOf]]
+  [[  keys[index] += BUG ? 0 : KeysOf]])
 
 planted_source(server/engine/batch_builder.cpp)
 plant_bug(server/engine/batch_builder.cpp "block table of the slot's former sequence"

@@ -1,0 +1,62 @@
+#include "server/engine/billing.h"
+
+#include "common/check.h"
+
+#include <algorithm>
+#include <cstddef>
+
+namespace dsa {
+
+double Billing::WeightOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
+                         std::int64_t samples) const {
+  if (costs_ == nullptr) {
+    return static_cast<double>(tokens);
+  }
+  return costs_->AddedUs(path, first_position, tokens, samples);
+}
+
+void Billing::BeginStep(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us,
+                        const StepCostModel& costs) {
+  DSA_CHECK(!plan.rows.empty(), "Billing: a step of {} us without rows", elapsed_us);
+  // Each sees one key and is sampled; a step that is padded has rows of one path alone.
+  StepWork padding{.samples = padding_rows};
+  const auto path = static_cast<std::size_t>(plan.rows.front().path);
+  padding.rows[path] = padding_rows;
+  padding.keys[path] = padding_rows;
+  const auto elapsed = static_cast<double>(std::max<std::int64_t>(0, elapsed_us));
+  double padding_weight = costs.AddedUs(padding);
+  double weight = costs.AddedUs(plan.work) + padding_weight;
+  costs_ = &costs;
+  if (weight <= 0) {
+    costs_ = nullptr;
+    padding_weight = static_cast<double>(padding_rows);
+    weight = static_cast<double>(plan.tokens + padding_rows);
+  }
+  us_per_weight_ = elapsed / weight;
+  total_.busy_us += elapsed;
+  total_.padding_us += us_per_weight_ * padding_weight;
+}
+
+void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, RequestCost* cost) {
+  const double row_us =
+      us_per_weight_ * WeightOf(row.path, row.first_position, row.tokens, row.samples);
+  if (sequence == nullptr) {
+    total_.dropped_us += row_us;
+    return;
+  }
+  if (cost == nullptr) {
+    total_.own_us += row_us;
+    return;
+  }
+  // The row's first tokens may be computed again, its last ones for the first time.
+  const std::int64_t again =
+      std::clamp<std::int64_t>(sequence->computed_before() - row.first_position, 0, row.tokens);
+  const double again_us =
+      again == 0 ? 0 : us_per_weight_ * WeightOf(row.path, row.first_position, again, 0);
+  total_.recomputed_us += again_us;
+  const bool decodes = row.first_position + row.tokens > sequence->prompt_tokens();
+  (decodes ? cost->decode_us : cost->prefill_us) += row_us - again_us;
+  (decodes ? total_.decode_us : total_.prefill_us) += row_us - again_us;
+}
+
+}  // namespace dsa
