@@ -74,12 +74,14 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
 Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wanted_id) {
   try {
     Ask ask;
-    const Status status = read(ask);
+    Status status = read(ask);
     wanted_id = ask.request_id;
     if (IsRequestId(wanted_id)) {
       head_.request_id = wanted_id;
     }
-    DSA_RETURN_IF_ERROR(status);
+    if (!status.ok()) {
+      return status.error();
+    }
     delivery_ = ask.delivery;
     DSA_ASSIGN_OR_RETURN(Generation generation, Resolve(std::move(ask), *facts_.fields, context_));
     if (!wanted_id.empty()) {
@@ -98,14 +100,14 @@ Status GenerationCall::SubmitUnder(const std::string& wanted_id, Request&& reque
   if (wanted_id.empty() && IsRequestId(facts_.request_id_header)) {
     Request proposed = request;
     proposed.external_id = facts_.request_id_header;
-    const Status status = context_.engine.Submit(std::move(proposed), self);
+    Status status = context_.engine.Submit(std::move(proposed), self);
     if (status.ok() || status.error().code != ErrorCode::kAlreadyExists) {
       return status;
     }
   }
   head_.request_id = wanted_id.empty() ? context_.request_ids.Make() : wanted_id;
   request.external_id = head_.request_id;
-  const Status status = context_.engine.Submit(std::move(request), self);
+  Status status = context_.engine.Submit(std::move(request), self);
   if (!status.ok() && status.error().code == ErrorCode::kAlreadyExists) {
     return Error{ErrorCode::kAlreadyExists,
                  fmt::format("{}: \"{}\" names a request that is live", facts_.fields->request_id,

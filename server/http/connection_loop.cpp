@@ -386,7 +386,7 @@ class Exchange final : public HttpExchange {
 };
 
 void Session::Dispatch() {
-  StartAnswer(parser_->keep_alive(), !parser_->is_http_1_0());
+  StartAnswer(parser_->keep_alive(), parser_->knows_chunks());
   HttpRequest request = parser_->Take();
   parser_.reset();
   call_ = context_.handler(std::move(request),

@@ -86,8 +86,8 @@ bool RequestParser::keep_alive() const {
   return state_->parser.keep_alive();
 }
 
-bool RequestParser::is_http_1_0() const {
-  return state_->parser.get().version() < 11;
+bool RequestParser::knows_chunks() const {
+  return state_->parser.get().version() >= 11;
 }
 
 std::size_t RequestParser::body_bytes() const {

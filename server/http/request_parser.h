@@ -46,7 +46,7 @@ class RequestParser final {
   // Of the header, once it is done.
   bool wants_continue() const;  // the client waits for "100 Continue"
   bool keep_alive() const;
-  bool is_http_1_0() const;
+  bool knows_chunks() const;  // HTTP/1.0 does not
 
   // Of the body, so far.
   std::size_t body_bytes() const;

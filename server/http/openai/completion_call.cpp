@@ -34,7 +34,7 @@ CompletionCall::CompletionCall(Endpoint endpoint, const ServiceContext& context,
       encoder_(endpoint, context) {}
 
 Status CompletionCall::Read(UnknownKeys unknown, Ask& ask) {
-  const Status status = ReadGeneration(endpoint_, request_.body, unknown, ask, form_, names_);
+  Status status = ReadGeneration(endpoint_, request_.body, unknown, ask, form_, names_);
   delivery_ = ask.delivery;
   request_.body = {};  // with its memory: a long reply needs it no more
   if (form_.ignored_keys > 0) {

@@ -196,7 +196,7 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
     return CompletionCall::Start(Endpoint::kCompletion, unknown_, context_, std::move(request),
                                  std::move(exchange));
   } else if (path == "/tokenize" || path == "/detokenize") {
-    AnswerText(std::move(request), std::move(exchange));
+    AnswerText(std::move(request), exchange);
   } else if (path == "/ready") {
     exchange->Respond(Ready());
   } else if (path == "/health") {
@@ -210,7 +210,7 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
 }
 
 // Here or, where there is much of it, by the text workers.
-void Routes::AnswerText(HttpRequest&& request, std::shared_ptr<HttpExchange> exchange) {
+void Routes::AnswerText(HttpRequest&& request, const std::shared_ptr<HttpExchange>& exchange) {
   const bool tokenizes = PathOf(request) == "/tokenize";
   const std::size_t bytes = request.body.size();
   const auto shared = std::make_shared<HttpRequest>(std::move(request));

@@ -23,7 +23,7 @@ class Routes final {
 
  private:
   HttpResponse Ready() const;
-  void AnswerText(HttpRequest&& request, std::shared_ptr<HttpExchange> exchange);
+  void AnswerText(HttpRequest&& request, const std::shared_ptr<HttpExchange>& exchange);
 
   ServiceContext& context_;
   const UnknownKeys unknown_;
