@@ -262,6 +262,7 @@ Status App::Listen() {
                                     .server = {.version = std::string(kVersion),
                                                .device = config_.device,
                                                .configuration_json = ToJson(config_),
+                                               .price_per_hour_cents = config_.price_per_hour_cents,
                                                .ready_us = clock_.NowUs()},
                                     .slow_client = {},
                                     .draining = false,

@@ -41,6 +41,7 @@ struct ServerConfig {
   std::int64_t max_tokens_default = 32768;
   std::string scheduling_policy = "fcfs";
   std::string preemption = "recompute";
+  std::int64_t price_per_hour_cents = 0;
 
   std::string listen = "127.0.0.1:50051";
   std::string http_listen;

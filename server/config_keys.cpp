@@ -115,6 +115,11 @@ std::vector<ConfigKey> LimitKeys() {
        "recompute: a sequence may lose its blocks to one before it and is computed again; none: a "
        "sequence starts only when the blocks for all it can become are free.",
        ChoiceValue{&C::preemption, {"recompute", "none"}}},
+      {"price_per_hour_cents", "Limits",
+       "What an hour of the device costs, in cents: with it, a request that asks for its cost is "
+       "told "
+       "dollars. 0: microseconds alone.",
+       IntValue{&C::price_per_hour_cents, 0, 10'000'000}},
   };
 }
 

@@ -190,6 +190,7 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   DSA_ASSIGN_OR_RETURN(request.stop, ResolveStop(ask, prompt_tokens, names, context));
   DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
+  generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
   if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
     generation.format = {.chat = context.model.chat_format, .thinking = chat->thinking};

@@ -51,6 +51,7 @@ struct Ask {
   std::vector<std::string> stop{};
   std::vector<std::int64_t> stop_token_ids{};
 
+  bool report_cost = false;
   bool logprobs = false;
   std::optional<std::int64_t> top_logprobs{};
   std::string cache_salt{};
@@ -84,6 +85,7 @@ struct Generation {
   Request request;
   ReplyFormat format;
   ReportLogprobs logprobs = ReportLogprobs::kNo;
+  ReportCost cost = ReportCost::kNo;
 };
 
 // Renders and encodes the prompt, checks every range, fills what was not said from the model's

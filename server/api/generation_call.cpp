@@ -62,6 +62,7 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   Request& request = generation.request;
   head_.seed = request.sampling.seed;
   head_.logprobs = generation.logprobs;
+  head_.cost = generation.cost;
   format_ = generation.format;
   assembler_.emplace(format_);
   request.id = context_.engine.NextRequestId();

@@ -54,11 +54,14 @@ struct ReplyPart {
 
 enum class ReportLogprobs : std::uint8_t { kNo, kYes };
 
+enum class ReportCost : std::uint8_t { kNo, kYes };
+
 // What every message of an answer repeats.
 struct ReplyHead {
   std::string request_id;
   std::uint64_t seed = 0;
   ReportLogprobs logprobs = ReportLogprobs::kNo;
+  ReportCost cost = ReportCost::kNo;
 };
 
 // In words, for logs: "stop", "tool_calls".

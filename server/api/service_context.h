@@ -43,6 +43,7 @@ struct ServerDescription {
   std::string version;
   std::string device;
   std::string configuration_json;
+  std::int64_t price_per_hour_cents = 0;  // of the device; 0: none
   MonotonicUs ready_us = 0;
 };
 

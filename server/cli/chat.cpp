@@ -35,6 +35,7 @@ v1::ChatRequest FirstRequest(const ChatOptions& options) {
     system.set_content(options.system);
   }
   FillRequest(options.client, *request.mutable_sampling(), *request.mutable_stop());
+  request.set_report_cost(options.client.report_cost);
   return request;
 }
 

@@ -23,6 +23,7 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
   command.add_option("--model", options.model, "Id of the model; empty: the one served");
   command.add_flag("--raw", options.raw,
                    "Control characters of the answer go to a terminal as they are");
+  command.add_flag("--report-cost", options.report_cost, "Show what the answer took of the device");
   command.add_option("--max-tokens", options.max_tokens, "Tokens of an answer at most")
       ->check(WholeNumber());
   command.add_option("--min-tokens", options.min_tokens, "Tokens before an end id may come")
@@ -95,6 +96,13 @@ void PrintUsage(const v1::Usage& usage, v1::FinishReason reason, std::uint64_t s
              usage.prompt_tokens(), usage.cache_hit_tokens(), usage.completion_tokens(),
              usage.reasoning_tokens(), usage.queue_ms(), usage.prefill_ms(), usage.decode_ms(),
              per_second, finish, seed);
+  if (usage.has_cost()) {
+    const v1::RequestCost& cost = usage.cost();
+    fmt::print(stderr,
+               "[cost: prefill {:.0f} us of the device, decode {:.0f} us, {} tokens cached{}]\n",
+               cost.prefill_device_us(), cost.decode_device_us(), cost.cached_tokens(),
+               cost.has_dollars() ? fmt::format("; ${:.8f}", cost.dollars()) : "");
+  }
 }
 
 }  // namespace dsa

@@ -20,6 +20,7 @@ struct ClientOptions {
   std::string address;
   std::string model;
   bool raw = false;
+  bool report_cost = false;
   std::optional<std::int64_t> max_tokens;
   std::optional<std::int64_t> min_tokens;
   std::optional<float> temperature;
@@ -43,7 +44,7 @@ Result<std::string> ReadPrompt(const std::vector<std::string>& words, const std:
 // INVALID_ARGUMENT naming `name` where `text` is not UTF-8.
 Status CheckUtf8(const std::string& text, const std::string& name);
 
-// Counts, times, the reason of the end and the seed, on standard error.
+// Counts, times, the reason of the end and the seed, on standard error; the cost where it is told.
 void PrintUsage(const v1::Usage& usage, v1::FinishReason reason, std::uint64_t seed);
 
 }  // namespace dsa

@@ -33,6 +33,7 @@ Result<v1::CompletionRequest> CompletionOf(const CompleteOptions& options) {
   DSA_RETURN_IF_ERROR(CheckUtf8(options.client.model, "--model"));
   request.set_model(options.client.model);
   FillRequest(options.client, *request.mutable_sampling(), *request.mutable_stop());
+  request.set_report_cost(options.client.report_cost);
   if (!options.ids.empty()) {
     DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseIds(options.ids));
     for (const TokenId id : ids) {

@@ -103,7 +103,8 @@ inline TokenDelta LastDelta(FinishReason reason) {
                  .preemptions = 4,
                  .queue_us = 1000,
                  .prefill_us = 2000,
-                 .decode_us = 3000};
+                 .decode_us = 3000,
+                 .cost = {.prefill_us = 1.5e6, .decode_us = 2.1e6}};
   return delta;
 }
 

@@ -101,6 +101,7 @@ TEST_CASE("a stream carries every delta once, in order, and ends with the usage"
   CHECK(last.usage().queue_ms() == 1.0);
   CHECK(last.usage().prefill_ms() == 2.0);
   CHECK(last.usage().decode_ms() == 3.0);
+  CHECK(!last.usage().has_cost());
   CHECK(stream.rpc.GetServerInitialMetadata().count("x-request-id") == 1);
 }
 

@@ -69,10 +69,12 @@ v1::CompletionRequest Valid() {
 std::string Describe(const Generation& generation) {
   const Request& r = generation.request;
   std::string text = fmt::format(
-      "t={} p={} mp={} k={} lp={} max={} min={} ie={} salt={} prio={} report={} thinking={}",
+      "t={} p={} mp={} k={} lp={} max={} min={} ie={} salt={} prio={} report={} cost={} "
+      "thinking={}",
       r.sampling.temperature, r.sampling.top_p, r.sampling.min_p, r.sampling.top_k,
       r.sampling.top_logprobs.value_or(-1), r.stop.max_tokens, r.stop.min_tokens, r.stop.ignore_end,
-      r.cache_salt, r.priority, static_cast<int>(generation.logprobs), generation.format.thinking);
+      r.cache_salt, r.priority, static_cast<int>(generation.logprobs),
+      static_cast<int>(generation.cost), generation.format.thinking);
   for (const TokenId id : r.prompt) {
     text += fmt::format(" {}", Value(id));
   }
@@ -233,6 +235,7 @@ const std::map<std::string, std::string>& CompletionValues() {
       {"dsa.v1.CompletionRequest.add_bos", "add_bos: true"},
       {"dsa.v1.CompletionRequest.sampling", "sampling { top_k: 3 }"},
       {"dsa.v1.CompletionRequest.stop", "stop { max_tokens: 3 }"},
+      {"dsa.v1.CompletionRequest.report_cost", "report_cost: true"},
       {"dsa.v1.CompletionRequest.logprobs", "logprobs: true"},
       {"dsa.v1.CompletionRequest.top_logprobs", "top_logprobs: 2"},
       {"dsa.v1.CompletionRequest.cache_salt", "cache_salt: 's'"},
@@ -271,6 +274,7 @@ const std::set<std::string>& UsedElsewhere() {
       "dsa.v1.ChatRequest.thinking",
       "dsa.v1.ChatRequest.sampling",
       "dsa.v1.ChatRequest.stop",
+      "dsa.v1.ChatRequest.report_cost",
       "dsa.v1.ChatRequest.logprobs",
       "dsa.v1.ChatRequest.top_logprobs",
       "dsa.v1.ChatRequest.request_id",

@@ -9,6 +9,7 @@
 #include "tests/paths.h"
 #include "tokenizer/tokenizer.h"
 
+#include <cmath>
 #include <map>
 #include <thread>
 
@@ -458,6 +459,34 @@ TEST_CASE("health knows its names, and answers what is malformed", "[api]") {
   for (const char* method : {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}) {
     CHECK(testing::CallRaw(loopback.channel, method, "\x0a").error_code() ==
           grpc::StatusCode::INVALID_ARGUMENT);
+  }
+}
+
+TEST_CASE("a request that asks for its cost is told, in dollars where there is a price", "[api]") {
+  const auto price_per_hour_cents = GENERATE(as<std::int64_t>(), 0, 200);
+  Loopback loopback(nullptr);
+  loopback.context->server.price_per_hour_cents = price_per_hour_cents;
+  v1::CompletionRequest request;
+  request.mutable_token_ids()->add_ids(7);
+  request.set_report_cost(true);
+  const auto stub = v1::CompletionService::NewStub(loopback.channel);
+  grpc::ClientContext rpc;
+  const auto reader = stub->CompleteStream(&rpc, request);
+  const auto submitted = loopback.engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(LastDelta(FinishReason::kLength));
+  v1::CompletionStreamResponse last;
+  for (v1::CompletionStreamResponse part; reader->Read(&part); last = part) {
+  }
+  CHECK(reader->Finish().ok());
+  REQUIRE(last.usage().has_cost());
+  const v1::RequestCost& cost = last.usage().cost();
+  CHECK(cost.prefill_device_us() == 1.5e6);
+  CHECK(cost.decode_device_us() == 2.1e6);
+  CHECK(cost.cached_tokens() == 1);
+  CHECK(cost.has_dollars() == (price_per_hour_cents > 0));
+  if (cost.has_dollars()) {  // a thousandth of an hour
+    CHECK(std::abs(cost.dollars() - 0.002) < 1e-12);
   }
 }
 

@@ -32,6 +32,14 @@ Result<v1::Load> GetLoad(const v1::GetLoadRequest& /*request*/, const ServiceCon
   message.set_requests_finished(load.requests_finished);
   message.set_last_step_ms(static_cast<double>(load.last_step_us) / kUsPerMs);
   message.set_draining(load.draining);
+  v1::BusyTime& busy = *message.mutable_busy();
+  busy.set_total_ms(load.busy.busy_us / kUsPerMs);
+  busy.set_prefill_ms(load.busy.prefill_us / kUsPerMs);
+  busy.set_decode_ms(load.busy.decode_us / kUsPerMs);
+  busy.set_recomputed_ms(load.busy.recomputed_us / kUsPerMs);
+  busy.set_padding_ms(load.busy.padding_us / kUsPerMs);
+  busy.set_own_ms(load.busy.own_us / kUsPerMs);
+  busy.set_dropped_ms(load.busy.dropped_us / kUsPerMs);
   return message;
 }
 

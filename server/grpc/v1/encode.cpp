@@ -21,7 +21,20 @@ v1::FinishReason ToProto(const std::optional<ReplyFinish>& finish) {
   return v1::FINISH_REASON_ERROR;
 }
 
-void FillUsage(const ReplyPart& part, v1::Usage& target) {
+void FillCost(const Usage& usage, std::int64_t price_per_hour_cents, v1::RequestCost& target) {
+  constexpr double kCentsPerDollar = 100.0;
+  constexpr double kUsPerHour = 3600e6;
+  target.set_prefill_device_us(usage.cost.prefill_us);
+  target.set_decode_device_us(usage.cost.decode_us);
+  target.set_cached_tokens(usage.cache_hit_tokens);
+  if (price_per_hour_cents > 0) {
+    target.set_dollars((usage.cost.prefill_us + usage.cost.decode_us) / kUsPerHour *
+                       static_cast<double>(price_per_hour_cents) / kCentsPerDollar);
+  }
+}
+
+void FillUsage(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
+               v1::Usage& target) {
   constexpr double kUsPerMs = 1000.0;
   const Usage& usage = part.usage;
   target.set_prompt_tokens(usage.prompt_tokens);
@@ -34,6 +47,9 @@ void FillUsage(const ReplyPart& part, v1::Usage& target) {
   target.set_decode_ms(static_cast<double>(usage.decode_us) / kUsPerMs);
   target.set_total_tokens(usage.prompt_tokens + usage.completion_tokens);
   target.set_preemptions(usage.preemptions);
+  if (head.cost == ReportCost::kYes) {
+    FillCost(usage, context.server.price_per_hour_cents, *target.mutable_cost());
+  }
 }
 
 std::string TokenBytes(TokenId id, const ServiceContext& context) {
@@ -68,7 +84,7 @@ void FillCommon(const ReplyPart& part, const ReplyHead& head, const ServiceConte
   response.set_model(context.model.id);
   response.set_seed(head.seed);
   response.set_finish_reason(ToProto(part.finish));
-  FillUsage(part, *response.mutable_usage());
+  FillUsage(part, head, context, *response.mutable_usage());
   FillLogprobs(part, head, context, response);
 }
 

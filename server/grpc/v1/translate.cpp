@@ -76,6 +76,7 @@ Status ReadCommon(const Message& message, Ask& ask) {
   ask.model = message.model();
   ReadSampling(message.sampling(), ask);
   ReadStop(message.stop(), ask);
+  ask.report_cost = message.report_cost();
   ask.logprobs = message.logprobs();
   if (message.has_top_logprobs()) {
     ask.top_logprobs = message.top_logprobs();
