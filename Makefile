@@ -9,6 +9,7 @@ help:
 	@echo '             DEVICE=cuda: on a Hopper GPU'
 	@echo 'make test    everything that continuous integration runs'
 	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
+	@echo 'make abuse   what abuses of HTTP/2 cost the server, five minutes'
 	@echo 'make build   the optimised binary, build/dsa'
 	@echo 'make setup   install the Debian packages that the build needs'
 	@echo 'make format  reformat the sources'
@@ -38,6 +39,12 @@ test: setup-test
 	@tools/test.sh
 
 # Two hours.
+.PHONY: abuse
+abuse: setup-test
+	@tools/build.sh cpu dsa_abuse
+	@build/cpu/tests/abuse/dsa_abuse full 2>build/abuse.log
+	@build/cpu/tests/abuse/dsa_abuse latency
+
 .PHONY: soak
 soak: setup-test
 	@tools/build.sh cpu dsa dsa_soak

@@ -276,7 +276,10 @@ Status App::Listen() {
   listening.connections_max = connections_max_;
   listening.memory_bytes_max = grpc_bytes_max_;
   listening.message_bytes_max = config_.max_message_bytes;
-  listening.streams_max = config_.max_concurrent_streams;
+  listening.guard.streams_max = config_.max_concurrent_streams;
+  listening.guard.cancels_per_s = config_.max_cancels_per_s;
+  constexpr std::int64_t kOtherStreams = 512;  // watches of health, tokens, and so on
+  listening.streams_max = SequencesMax(config_) + config_.max_queued_requests + kOtherStreams;
   DSA_ASSIGN_OR_RETURN(server_, GrpcServer::Start(listening, *context_));
   return config_.http_listen.empty() ? Status() : ListenHttp();
 }

@@ -50,6 +50,7 @@ struct ServerConfig {
   std::int64_t max_message_bytes = std::int64_t{16} << 20;
   std::int64_t max_connections = 0;
   std::int64_t max_concurrent_streams = 1024;
+  std::int64_t max_cancels_per_s = 100;
   std::int64_t shutdown_timeout_s = 30;
   std::int64_t stall_timeout_s = 60;
 

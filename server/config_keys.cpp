@@ -145,10 +145,15 @@ std::vector<ConfigKey> ServingKeys() {
        IntValue{&C::max_message_bytes, 1024, 256 * kMiB}},
       {"max_connections", "Listening",
        "Open connections, of gRPC and of HTTP each; one more is closed at once. 0: 1024, or what "
-       "the limit of descriptors leaves, two each.",
+       "the limit of descriptors leaves, three for each of gRPC and two for each of HTTP.",
        IntValue{&C::max_connections, 0, 65536}},
       {"max_concurrent_streams", "Listening", "Open calls of one connection.",
        IntValue{&C::max_concurrent_streams, 1, 65536}},
+      {"max_cancels_per_s", "Listening",
+       "Calls that one connection may cancel each second, and ten times as many at once; one that "
+       "cancels more is ended (docs/errors.md). More for a proxy that brings many clients over "
+       "one.",
+       IntValue{&C::max_cancels_per_s, 1, 1'000'000}},
       {"shutdown_timeout_s", "Listening",
        "Seconds that running requests get to finish after SIGTERM, SIGINT or SIGHUP.",
        IntValue{&C::shutdown_timeout_s, 0, 86400}},

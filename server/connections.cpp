@@ -1,6 +1,7 @@
 #include "server/connections.h"
 
-#include "server/net/acceptor.h"
+#include "server/net/connection_watch.h"
+#include "server/net/relay.h"
 
 #include <algorithm>
 
@@ -18,7 +19,7 @@ constexpr std::int64_t kOtherDescriptors = 64;
 
 Result<std::int64_t> ChooseConnectionsMax(std::int64_t configured, std::int64_t servers,
                                           std::int64_t descriptors) {
-  const std::int64_t each = servers * kDescriptorsPerConnection;
+  const std::int64_t each = kDescriptorsPerRelayed + (servers - 1) * kDescriptorsPerWatched;
   const std::int64_t fitting = (descriptors - kOtherDescriptors) / each;
   const std::int64_t wanted = configured == 0 ? std::min(kConnectionsDefault, fitting) : configured;
   if (wanted < 1 || wanted > fitting) {

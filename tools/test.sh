@@ -35,8 +35,8 @@ arithmetic_cases+='|masked attention agrees|of wide heads matches its equation|o
 arithmetic_cases+='|the self-test (passes|sees|names a plain)|limits of a header hold exactly'
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
 # What runs on more than one thread, gRPC aside, whose own library is not instrumented.
-threaded_cases='^(cache|scheduler|engine|http)_tests:|^engine simulator$|thread|Every loaded value'
-threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests kernels_tests
+threaded_cases='^(cache|scheduler|engine|http|net)_tests:|^engine simulator$|thread|Every loaded value'
+threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests kernels_tests net_tests
   checkpoint_tests model_tests)
 
 step 'format' format

@@ -39,7 +39,8 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   constexpr int kOnlyIdentity = 1;  // a bit set of grpc_compression_algorithm
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.message_bytes_max));
   builder.SetMaxSendMessageSize(-1);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(config.streams_max));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                             static_cast<int>(config.guard.streams_max));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              static_cast<int>(config.ping_interval_ms_min));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -114,12 +115,16 @@ Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& co
       state->acceptor,
       Acceptor::Start(std::move(listening),
                       {.connections_max = config.connections_max,
-                       .take = [entrance = state->entrance.get()](int listener, int connection) {
-                         Entrance::NewConnectionParameters parameters;
-                         parameters.listener_fd = listener;
-                         parameters.fd = connection;
-                         entrance->HandleNewConnection(&parameters);
-                       }}));
+                       .take =
+                           [entrance = state->entrance.get()](int listener, int connection) {
+                             Entrance::NewConnectionParameters parameters;
+                             parameters.listener_fd = listener;
+                             parameters.fd = connection;
+                             entrance->HandleNewConnection(&parameters);
+                           },
+                       .relay = RelayOptions{.limits = config.guard,
+                                             .streams_max = config.streams_max,
+                                             .handshake_ms_max = config.handshake_ms_max}}));
   return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));
 }
 
@@ -156,6 +161,7 @@ void GrpcServer::Stop(std::int64_t limit_us) {
   state_->server->Shutdown(std::chrono::system_clock::now() + std::chrono::microseconds(limit_us));
   state_->server->Wait();
   state_->server.reset();
+  state_->acceptor->Stop();
 }
 
 }  // namespace dsa

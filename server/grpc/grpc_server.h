@@ -18,7 +18,8 @@ struct GrpcServerConfig {
   std::int64_t connections_max = 1024;
   std::int64_t handshake_ms_max = 10'000;  // from the connection to the client's first settings
   std::int64_t message_bytes_max = std::int64_t{16} << 20;
-  std::int64_t streams_max = 1024;  // a connection
+  GuardLimits guard;                // of a connection
+  std::int64_t streams_max = 1280;  // of all connections
   // Clients may ping this often, with and without calls; we promise every 5 s, and leave room for
   // jitter.
   std::int64_t ping_interval_ms_min = 4'000;

@@ -1,9 +1,10 @@
 #include "server/net/acceptor.h"
 
 #include "common/clock.h"
-#include "common/log.h"
+#include "server/net/connection_watch.h"
+#include "server/net/rare_line.h"
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -12,13 +13,13 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -41,91 +42,109 @@ bool IsClientsError(int error) {
   }
 }
 
+std::unique_ptr<ConnectionKeeper> MakeKeeper(Acceptor::Options options) {
+  if (options.relay) {
+    return std::make_unique<ClientRelay>(*options.relay, std::move(options.take));
+  }
+  return std::make_unique<ConnectionWatch>(std::move(options.take));
+}
+
 }  // namespace
 
 struct Acceptor::State {
-  // A flood of clients is no flood of lines.
-  class RareLine final {
-   public:
-    explicit RareLine(std::string_view message) : message_(message) {}
-
-    void Log(std::string_view reason, std::int64_t connections_max) {
-      constexpr MonotonicUs kEveryUs = 1'000'000;
-      ++times_;
-      const MonotonicUs now_us = clock_.NowUs();
-      if (said_us_ == 0 || now_us - said_us_ >= kEveryUs) {
-        dsa::Log(LogLevel::kWarning, message_,
-                 {{"reason", reason}, {"times", times_}, {"max_connections", connections_max}});
-        said_us_ = now_us;
-        times_ = 0;
-      }
-    }
-
-   private:
-    const SteadyClock clock_;
-    const std::string_view message_;
-    MonotonicUs said_us_ = 0;
-    std::int64_t times_ = 0;  // since then
-  };
-
   State(ListenSockets sockets, Options given)
       : listening(std::move(sockets)),
-        options(std::move(given)),
+        connections_max(given.connections_max),
         wakeup(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        watched(epoll_create1(EPOLL_CLOEXEC)),
+        keeper(MakeKeeper(std::move(given))),
         spare(OpenSpare()) {}
 
   void Run();
+  void RunOnce();
+  void StopListening();
   void TakeFrom(int listener);
   bool TakeOne(int listener);
-  bool Watch(int connection);
-  void SeeEnded();
   void Refuse(std::string_view reason);
   bool RefuseWithSpare(int listener, int error);
 
-  // Constant after construction; the sockets until the thread has ended.
-  ListenSockets listening;
-  const Options options;
+  ListenSockets listening;  // the thread's, once it runs
+  const std::int64_t connections_max;
   const Descriptor wakeup;
-  const Descriptor watched;  // an epoll of the duplicates
 
-  // The acceptor's thread.
+  // The acceptor's thread, but for the keeper's counts.
+  static constexpr std::size_t kFixed = 2;  // of `waited`: the wakeup and the keeper
+  std::vector<pollfd> waited;
+  const std::unique_ptr<ConnectionKeeper> keeper;
   Descriptor spare;  // given up for a moment where no other is left
   bool exhausted = false;
   RareLine refusal{"connection refused"};
 
   // Written by the acceptor's thread; counts, which order nothing.
-  std::atomic<std::int64_t> open{0};
   std::atomic<std::int64_t> refused{0};
   std::atomic<std::int64_t> rounds{0};
   std::atomic<bool> working{false};
 
-  std::atomic<bool> stopping{false};  // set before the wakeup that makes it seen
-  std::mutex closing;
-  std::thread thread;  // joined under `closing`
+  // Set before the wakeup that makes them seen.
+  std::atomic<bool> closing{false};
+  std::atomic<bool> stopping{false};
+  std::atomic<bool> closed{false};  // by the thread, which then notifies
+  std::mutex stop;
+  std::thread thread;  // joined under `stop`
 };
 
 void Acceptor::State::Run() {
-  constexpr int kPauseMs = 100;  // until the system may have room again
-  std::vector<pollfd> waited = {{.fd = wakeup.number(), .events = POLLIN, .revents = 0},
-                                {.fd = watched.number(), .events = POLLIN, .revents = 0}};
-  const std::size_t fixed = waited.size();
+  waited.push_back({.fd = wakeup.number(), .events = POLLIN, .revents = 0});
+  waited.push_back({.fd = keeper->descriptor(), .events = POLLIN, .revents = 0});
   for (const Descriptor& listener : listening.sockets) {
     waited.push_back({.fd = listener.number(), .events = POLLIN, .revents = 0});
   }
   while (!stopping.load(std::memory_order_acquire)) {
-    poll(waited.data(), exhausted ? fixed : waited.size(), exhausted ? kPauseMs : -1);
-    working.store(true, std::memory_order_relaxed);
-    SeeEnded();
-    const bool again = std::exchange(exhausted, false);
-    for (std::size_t i = fixed; i < waited.size(); ++i) {
-      if (again || (waited[i].revents & POLLIN) != 0) {
-        TakeFrom(waited[i].fd);
-      }
-    }
-    rounds.fetch_add(1, std::memory_order_relaxed);
-    working.store(false, std::memory_order_relaxed);
+    RunOnce();
   }
+  // gRPC has ended its connections; their last bytes are on their way to clients that may be slow.
+  constexpr MonotonicUs kLastBytesUs = 1'000'000;
+  const SteadyClock clock;
+  const MonotonicUs limit_us = clock.NowUs() + kLastBytesUs;
+  for (keeper->Run(); !keeper->finished() && clock.NowUs() < limit_us; keeper->Run()) {
+    constexpr int kLookAgainMs = 10;
+    pollfd ready = {.fd = keeper->descriptor(), .events = POLLIN, .revents = 0};
+    poll(&ready, 1, kLookAgainMs);
+  }
+}
+
+void Acceptor::State::RunOnce() {
+  constexpr int kPauseMs = 100;  // until the system may have room again
+  const int keeper_ms = keeper->TimeoutMs();
+  const int pause_ms = keeper_ms < 0 ? kPauseMs : std::min(kPauseMs, keeper_ms);
+  poll(waited.data(), exhausted ? kFixed : waited.size(), exhausted ? pause_ms : keeper_ms);
+  working.store(true, std::memory_order_relaxed);
+  keeper->Run();
+  const bool again = std::exchange(exhausted, false);
+  for (std::size_t i = kFixed; i < waited.size(); ++i) {
+    if (again || (waited[i].revents & POLLIN) != 0) {
+      TakeFrom(waited[i].fd);
+    }
+  }
+  if (waited[0].revents != 0) {
+    eventfd_t value = 0;
+    eventfd_read(wakeup.number(), &value);
+  }
+  if (closing.load(std::memory_order_acquire) && !closed.load(std::memory_order_relaxed)) {
+    StopListening();
+  }
+  rounds.fetch_add(1, std::memory_order_relaxed);
+  working.store(false, std::memory_order_relaxed);
+}
+
+void Acceptor::State::StopListening() {
+  waited.resize(kFixed);
+  listening.sockets.clear();
+  if (!listening.path.empty()) {
+    unlink(listening.path.c_str());
+  }
+  keeper->StopHandingOver();
+  closed.store(true, std::memory_order_release);
+  closed.notify_all();
 }
 
 void Acceptor::State::TakeFrom(int listener) {
@@ -147,55 +166,24 @@ bool Acceptor::State::TakeOne(int listener) {
     }
     return error != EAGAIN;
   }
-  if (open.load(std::memory_order_relaxed) >= options.connections_max) {
-    SeeEnded();
+  if (keeper->open() >= connections_max) {
+    keeper->Run();  // some may have ended
   }
-  if (open.load(std::memory_order_relaxed) >= options.connections_max) {
+  if (keeper->open() >= connections_max) {
     Refuse("max_connections are open");
     return true;
   }
   const int on = 1;
   setsockopt(connection.number(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));  // no unix socket's
-  if (!Watch(connection.number())) {
+  if (!keeper->Add(listener, std::move(connection))) {
     Refuse(std::strerror(errno));
-    return true;
   }
-  options.take(listener, connection.Release());
   return true;
-}
-
-bool Acceptor::State::Watch(int connection) {
-  Descriptor duplicate(fcntl(connection, F_DUPFD_CLOEXEC, 0));
-  epoll_event event{};
-  event.events = EPOLLRDHUP;  // the others come unasked
-  event.data.fd = duplicate.number();
-  if (!duplicate.ok() ||
-      epoll_ctl(watched.number(), EPOLL_CTL_ADD, duplicate.number(), &event) != 0) {
-    return false;
-  }
-  duplicate.Release();
-  open.fetch_add(1, std::memory_order_relaxed);
-  return true;
-}
-
-void Acceptor::State::SeeEnded() {
-  constexpr int kAtOnce = 64;
-  std::array<epoll_event, kAtOnce> events{};
-  int count = 0;
-  do {
-    count = epoll_wait(watched.number(), events.data(), kAtOnce, 0);
-    for (int i = 0; i < count; ++i) {
-      const Descriptor duplicate(events[static_cast<std::size_t>(i)].data.fd);
-      // The connection may live on in gRPC, and with it what the epoll watches.
-      epoll_ctl(watched.number(), EPOLL_CTL_DEL, duplicate.number(), nullptr);
-      open.fetch_sub(1, std::memory_order_relaxed);
-    }
-  } while (count == kAtOnce);
 }
 
 void Acceptor::State::Refuse(std::string_view reason) {
   refused.fetch_add(1, std::memory_order_relaxed);
-  refusal.Log(reason, options.connections_max);
+  refusal.Log(reason, "max_connections", connections_max);
 }
 
 // Who waits is told by a close, which needs a descriptor for a moment; left alone, the socket would
@@ -210,14 +198,14 @@ bool Acceptor::State::RefuseWithSpare(int listener, int error) {
   if (accepted) {
     Refuse(std::strerror(error));
   } else if (exhausted) {
-    refusal.Log(std::strerror(error), options.connections_max);
+    refusal.Log(std::strerror(error), "max_connections", connections_max);
   }
   return accepted;
 }
 
 Result<std::unique_ptr<Acceptor>> Acceptor::Start(ListenSockets listening, Options options) {
   auto state = std::make_unique<State>(std::move(listening), std::move(options));
-  if (!state->wakeup.ok() || !state->watched.ok() || !state->spare.ok()) {
+  if (!state->wakeup.ok() || state->keeper->descriptor() < 0 || !state->spare.ok()) {
     return Error{ErrorCode::kFailedPrecondition,
                  fmt::format("the acceptor has no descriptors: {}", std::strerror(errno))};
   }
@@ -233,30 +221,38 @@ Result<std::unique_ptr<Acceptor>> Acceptor::Start(ListenSockets listening, Optio
 Acceptor::Acceptor(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 Acceptor::~Acceptor() {
-  Close();
+  Stop();
 }
 
 void Acceptor::Close() {
   State& state = *state_;
-  const std::lock_guard lock(state.closing);
+  state.closing.store(true, std::memory_order_release);
+  eventfd_write(state.wakeup.number(), 1);
+  state.closed.wait(false, std::memory_order_acquire);
+}
+
+void Acceptor::Stop() {
+  State& state = *state_;
+  const std::lock_guard lock(state.stop);
   if (!state.thread.joinable()) {
     return;
   }
+  Close();
   state.stopping.store(true, std::memory_order_release);
   eventfd_write(state.wakeup.number(), 1);
   state.thread.join();
-  state.listening.sockets.clear();
-  if (!state.listening.path.empty()) {
-    unlink(state.listening.path.c_str());
-  }
 }
 
 std::int64_t Acceptor::open() const {
-  return state_->open.load(std::memory_order_relaxed);
+  return state_->keeper->open();
 }
 
 std::int64_t Acceptor::refused() const {
   return state_->refused.load(std::memory_order_relaxed);
+}
+
+std::int64_t Acceptor::told_off() const {
+  return state_->keeper->refused();
 }
 
 AcceptorProgress Acceptor::progress() const {

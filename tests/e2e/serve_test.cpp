@@ -371,15 +371,15 @@ TEST_CASE("connections fit the limit of descriptors, or serve refuses", "[e2e]")
                           "--max-model-len", "256",     "--max-num-seqs", "1"};
   Process adapted("ulimit -n 128", base);
   REQUIRE(adapted.WaitForErr("\"configuration\""));
-  CHECK(adapted.err().find("\"max_connections\":32") != std::string::npos);
+  CHECK(adapted.err().find("\"max_connections\":21") != std::string::npos);
   adapted.Signal(SIGTERM);
   CHECK(adapted.Wait().exit_code == 0);
   Arguments asked = base;
-  asked.insert(asked.end(), {"--max-connections", "33"});
+  asked.insert(asked.end(), {"--max-connections", "22"});
   const Ended refused = Process("ulimit -n 128", asked).Wait();
   CHECK(refused.exit_code == 3);
   CHECK(refused.err ==
-        "error: max_connections: 33 need 130 descriptors, but the limit of open "
+        "error: max_connections: 22 need 130 descriptors, but the limit of open "
         "files is 128 (ulimit -Hn)\n");
   // A soft limit is raised.
   Process raised("ulimit -Sn 128", base);
