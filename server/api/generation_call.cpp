@@ -3,6 +3,7 @@
 #include "common/log.h"
 #include "server/api/errors.h"
 
+#include <algorithm>
 #include <new>
 #include <utility>
 
@@ -12,11 +13,17 @@ namespace dsa {
 namespace {
 
 constexpr double kUsPerMs = 1000.0;
-// A client whose deadline has passed cancels its call this much before our clock says so: timers
-// count in milliseconds, and from a second on the wire has a timeout rounded up to two or three
-// digits, so that ours is up to a hundredth longer than the client's.
-constexpr std::int64_t kDeadlineRoundingUs = 2'000;
-constexpr std::int64_t kDeadlineRoundingShare = 100;
+
+// A client whose deadline has passed cancels its call before our clock says so.  From a second on
+// the wire has a timeout rounded up to two or three digits, so that ours is up to a hundredth
+// longer than the client's; and ours began when its message was read, later on a busy machine by
+// more than its cancellation.  How long before the end a cancellation is the deadline's:
+std::int64_t DeadlineTolerance(std::int64_t timeout_us) {
+  constexpr std::int64_t kRoundingShare = 100;
+  constexpr std::int64_t kDelayUs = 25'000;
+  constexpr std::int64_t kDelayShare = 10;  // at most, of a short timeout
+  return timeout_us / kRoundingShare + std::min(kDelayUs, timeout_us / kDelayShare);
+}
 
 }  // namespace
 
@@ -162,8 +169,7 @@ void GenerationCall::OnCancel() {
   const MonotonicUs now_us = context_.clock.NowUs();
   const bool late =
       facts_.deadline_us &&
-      now_us + kDeadlineRoundingUs + (*facts_.deadline_us - arrival_us_) / kDeadlineRoundingShare >=
-          *facts_.deadline_us;
+      now_us + DeadlineTolerance(*facts_.deadline_us - arrival_us_) >= *facts_.deadline_us;
   Depart(late ? Departure::kDeadline : Departure::kCancelled);
   if (!late) {
     Cancel();

@@ -53,6 +53,12 @@ class RecordingWriter final : public ReplyWriter {
   int drops = 0;
 };
 
+class HandSetClock final : public Clock {
+ public:
+  MonotonicUs NowUs() const override { return now_us; }
+  MonotonicUs now_us = 1000;
+};
+
 struct World {
   World() {
     context.model.id = "m";
@@ -67,7 +73,7 @@ struct World {
         {.method = "Test/Call",
          .fields = &kNames,
          .request_id_header = header,
-         .deadline_us = std::nullopt},
+         .deadline_us = deadline_us},
         10,
         [ask](Ask& target) {
           target = ask;
@@ -78,7 +84,8 @@ struct World {
   }
 
   testing::FakeEngine engine;
-  SteadyClock clock;
+  HandSetClock clock;
+  std::optional<MonotonicUs> deadline_us;
   ServiceContext context{.engine = engine,
                          .clock = clock,
                          .tokenizer = nullptr,
@@ -185,6 +192,33 @@ TEST_CASE("a client that has left gets nothing more", "[api][call]") {
   CHECK(world.writer.finishes == 1);
   CHECK(world.writer.status.error().code == ErrorCode::kCancelled);
   call->OnDone();
+}
+
+// Its timer runs out before ours does; a request that is cancelled is given up at once, one whose
+// deadline has passed ends by the engine's own clock.
+TEST_CASE("a client that leaves shortly before its deadline left because of it", "[api][call]") {
+  const auto is_cancelled = [](MonotonicUs timeout_us, MonotonicUs leaves_us) {
+    World world;
+    const MonotonicUs start_us = world.clock.now_us;
+    world.deadline_us = start_us + timeout_us;
+    const auto call = world.Start(Ids());
+    world.clock.now_us = start_us + leaves_us;
+    call->OnCancel();
+    const auto submitted = world.engine.Wait(0);
+    const bool cancelled = submitted->sink->cancelled();
+    submitted->sink->OnDelta(LastDelta(FinishReason::kCancelled));
+    CHECK(world.writer.status.error().code ==
+          (cancelled ? ErrorCode::kCancelled : ErrorCode::kDeadlineExceeded));
+    call->OnDone();
+    return cancelled;
+  };
+  CHECK(is_cancelled(1'000'000, 0));
+  CHECK(is_cancelled(1'000'000, 964'999));
+  CHECK_FALSE(is_cancelled(1'000'000, 965'000));
+  CHECK_FALSE(is_cancelled(1'000'000, 1'000'001));
+  CHECK(is_cancelled(100'000, 88'999));
+  CHECK_FALSE(is_cancelled(100'000, 89'000));
+  CHECK_FALSE(is_cancelled(10'000'000, 9'875'000));
 }
 
 }  // namespace
