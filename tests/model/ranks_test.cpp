@@ -60,12 +60,12 @@ const std::string& Split(Architecture architecture, CheckpointType type) {
   return CheckpointFolder(name, SplitOptions(architecture, type));
 }
 
-using Wrap = std::function<std::unique_ptr<Backend>(Backend& inner, int rank)>;
+using WrapRank = std::function<std::unique_ptr<Backend>(Backend& inner, int rank)>;
 
 // A checkpoint on ranks of one thread each.
 class RankModel final {
  public:
-  RankModel(const std::string& folder, const RankLayout& layout, const Wrap& wrap = {})
+  RankModel(const std::string& folder, const RankLayout& layout, const WrapRank& wrap = {})
       : group(static_cast<int>(layout.ranks)), layout_(layout) {
     const auto ranks = static_cast<int>(layout.ranks);
     const Checkpoint checkpoint = Checkpoint::Open(folder).value();
