@@ -11,6 +11,7 @@
 #include <utility>
 
 #include <fmt/core.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -203,6 +204,14 @@ AvailableMemory FindAvailableMemory() {
     }
   }
   return least;
+}
+
+void SaveAddressSpace() {
+  rlimit address_space{};
+  getrlimit(RLIMIT_AS, &address_space);
+  if (address_space.rlim_cur != RLIM_INFINITY) {
+    mallopt(M_ARENA_MAX, 1);
+  }
 }
 
 Status ProbeThreads(std::int64_t threads) {

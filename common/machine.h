@@ -55,6 +55,10 @@ struct AvailableMemory {
 };
 AvailableMemory FindAvailableMemory();
 
+// Keeps malloc to one arena where an address-space limit binds: each further one reserves 64 MB of
+// it, which the stacks of threads need.  Before the process has threads.
+void SaveAddressSpace();
+
 // Starts so many threads at once and ends them again.  FAILED_PRECONDITION with how many there
 // could be: limits of processes, of a container's tasks or of address space are no surprise later.
 Status ProbeThreads(std::int64_t threads);

@@ -44,14 +44,18 @@ void LogMemory(const ServerMemory& memory) {
        {"bound", memory.bound}});
 }
 
-// All threads that serving takes: the backend's, ours, and gRPC's under load, which start when they
-// are needed and may not be missing then.
+// gRPC's threads under load, which start when they are needed and may not be missing then.
+std::int64_t GrpcThreadsAtMost() {
+  constexpr std::int64_t kFixed = 8;
+  constexpr std::int64_t kPerCpu = 4;
+  return kFixed + kPerCpu * CountUsableCpus().affinity;
+}
+
+// All threads that serving takes: the backend's, ours and gRPC's.
 std::int64_t ThreadsAtMost(const ServerConfig& config) {
   constexpr std::int64_t kOurs = 11;  // engine, pump, acceptors, watchdog, log, texts, HTTP
-  constexpr std::int64_t kGrpcFixed = 8;
-  constexpr std::int64_t kGrpcPerCpu = 4;
-  return ChooseCpuThreads(config.threads).count + config.tensor_parallel_size + kOurs + kGrpcFixed +
-         kGrpcPerCpu * CountUsableCpus().affinity;
+  return ChooseCpuThreads(config.threads).count + config.tensor_parallel_size + kOurs +
+         GrpcThreadsAtMost();
 }
 
 Activity ActivityOf(const Acceptor& acceptor) {
@@ -280,6 +284,9 @@ Status App::Listen() {
   listening.guard.cancels_per_s = config_.max_cancels_per_s;
   constexpr std::int64_t kOtherStreams = 512;  // watches of health, tokens, and so on
   listening.streams_max = SequencesMax(config_) + config_.max_queued_requests + kOtherStreams;
+  // Again, now that the model is there: it takes address space too, and gRPC aborts without
+  // threads.
+  DSA_RETURN_IF_ERROR(ProbeThreads(GrpcThreadsAtMost()));
   DSA_ASSIGN_OR_RETURN(server_, GrpcServer::Start(listening, *context_));
   return config_.http_listen.empty() ? Status() : ListenHttp();
 }

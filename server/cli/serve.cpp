@@ -1,4 +1,5 @@
 #include "common/log.h"
+#include "common/machine.h"
 #include "server/app.h"
 #include "server/cli/commands.h"
 #include "server/cli/config_flags.h"
@@ -65,6 +66,7 @@ int Serve(const ConfigFlags& flags, bool print_config) {
     fmt::print("{}\n", ToJson(config.value()));
     return 0;
   }
+  SaveAddressSpace();
   ConfigureLog(*ParseLogLevel(config.value().log_level),
                *ParseLogFormat(config.value().log_format));
   const Status writing = StartLogThread();
