@@ -69,6 +69,7 @@ std::vector<NamedService> MakeServices(ServiceContext& context) {
 
 std::vector<std::string> NamesOf(const std::vector<NamedService>& services) {
   std::vector<std::string> names;
+  names.reserve(services.size());
   for (const NamedService& service : services) {
     names.push_back(service.name);
   }
