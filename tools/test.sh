@@ -28,14 +28,16 @@ sanitized() {  # PRESET CASES LEFT_OUT [TARGET...]: builds, runs the cases, prin
   tail -n 3 "build/$preset-tests.log" >&2
 }
 
-# Laws about bits, answers of the small model, planted faults and large counts, minutes long when sanitized; other
-# cases touch the same memory.
+# Laws about bits, answers of the small model, planted faults and large counts, minutes long when
+# sanitized; other cases touch the same memory.
 arithmetic_cases=' bits|quality gate: |every planted model fault|a body that reads the host'
 arithmetic_cases+='|masked attention agrees|of wide heads matches its equation|of a row depends on that row alone'
 arithmetic_cases+='|the self-test (passes|sees|names a plain)|limits of a header hold exactly'
+arithmetic_cases+='|a narrow model on rank threads|faults of rank threads'
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
 # What runs on more than one thread, gRPC aside, whose own library is not instrumented.
 threaded_cases='^(cache|scheduler|engine|http|net)_tests:|^engine simulator$|thread|Every loaded value'
+one_thread_cases='frames pass unchanged, and are refused alike'  # of those, the longest
 threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests kernels_tests net_tests
   checkpoint_tests model_tests)
 
@@ -43,7 +45,8 @@ step 'format' format
 step 'build (cpu)' tools/build.sh cpu
 ln -sf cpu/dsa build/dsa
 step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeated_cases"
-step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases" "${threaded_targets[@]}"
+step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$one_thread_cases" \
+  "${threaded_targets[@]}"
 if command -v nvcc >/dev/null; then
   step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench
   step 'tests (cuda, no device)' build/cuda/tests/kernels/cuda_start_tests
