@@ -251,7 +251,8 @@ TEST_CASE("under gRPC the cap is filled and refilled by real clients", "[api][ac
   }
 }
 
-TEST_CASE("under gRPC a call with too many headers fails alone", "[api][acceptor]") {
+TEST_CASE("under gRPC a call with too many headers fails and the next one works",
+          "[api][acceptor]") {
   TestServer server;
   const auto stub = v1::AdminService::NewStub(server.NewChannel());
   const auto call = [&](std::size_t header_bytes, bool reconnects = false) {
@@ -263,8 +264,9 @@ TEST_CASE("under gRPC a call with too many headers fails alone", "[api][acceptor
     return stub->GetLoad(&rpc, {}, &load).error_code();
   };
   CHECK(call(10'000) == grpc::StatusCode::OK);
+  // Over gRPC's own limit; its connection sometimes closes behind it.
   CHECK(call(20'000) == grpc::StatusCode::RESOURCE_EXHAUSTED);
-  CHECK(call(10) == grpc::StatusCode::OK);
+  CHECK(call(10, true) == grpc::StatusCode::OK);
   CHECK(server.server().acceptor().told_off() == 0);
   // Far too many end the connection, and the next one works.
   CHECK(call(100'000) == grpc::StatusCode::UNAVAILABLE);
