@@ -266,9 +266,9 @@ TEST_CASE("under gRPC too many headers are refused", "[api][acceptor]") {
   CHECK(call(20'000) == grpc::StatusCode::RESOURCE_EXHAUSTED);
   CHECK(call(10) == grpc::StatusCode::OK);
   CHECK(server.server().acceptor().told_off() == 0);
-  // Over the guard's.
+  // Over the guard's; the client may try it again by itself.
   CHECK(call(100'000) == grpc::StatusCode::UNAVAILABLE);
-  CHECK(server.server().acceptor().told_off() == 1);
+  CHECK(server.server().acceptor().told_off() >= 1);
   CHECK(call(10) == grpc::StatusCode::OK);
 }
 
