@@ -1,22 +1,13 @@
-// The real gRPC server over the real engine, in this process, with an executor whose steps end when
-// the test says: for everything about calls, time and load that needs no model.
-//
-// Token i of a reply is (prompt length + i) % 50, its text one letter.  Nothing ends a reply but
-// max_tokens.
+// The real gRPC server over an engine whose steps end when the test says, in this process.
 #pragma once
 
 #include "common/clock.h"
 #include "server/api/service_context.h"
-#include "server/engine/engine_loop.h"
 #include "server/grpc/grpc_server.h"
-#include "tests/engine/step_control.h"
-#include "tests/engine/testing.h"
+#include "tests/engine/stepped_engine.h"
 
-#include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <string>
 
 namespace grpc {
 class Channel;
@@ -24,8 +15,6 @@ class Channel;
 
 namespace dsa::testing {
 
-// 16 sequences run, 64 wait; 4096 tokens of context, room for 16 such sequences.
-EngineConfig TestEngineConfig();
 // Loopback, any free port.
 GrpcServerConfig TestListenConfig();
 
@@ -44,8 +33,8 @@ class TestServer final {
   TestServer(const TestServer&) = delete;
   TestServer& operator=(const TestServer&) = delete;
 
-  StepControl& steps() { return steps_; }
-  EngineLoop& engine() { return *engine_; }
+  StepControl& steps() { return engine_.steps(); }
+  EngineLoop& engine() { return engine_.loop(); }
   ServiceContext& context() { return *context_; }
   GrpcServer& server() { return *server_; }
 
@@ -56,23 +45,13 @@ class TestServer final {
   // As `dsa serve` does at SIGTERM: refuses, waits for what is live, aborts the rest, stops.
   void Drain(std::int64_t limit_us);
 
-  // Waits until nothing is live and no block is referenced; false after 20 s.
-  bool BecomesQuiet() const;
+  bool BecomesQuiet() const { return engine_.BecomesQuiet(); }
 
  private:
   const SteadyClock clock_;
-  StepControl steps_;
-  ScriptedExecutor executor_;
-  std::unique_ptr<TextDecoderFactory> decoders_;
-  std::unique_ptr<EngineLoop> engine_;
+  SteppedEngine engine_;
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<GrpcServer> server_;
 };
-
-// Waits until `condition` holds, asking every millisecond; false after 20 s.
-bool Eventually(const std::function<bool()>& condition);
-
-// Lets time pass in which something must not happen.
-void Pause(std::chrono::microseconds duration);
 
 }  // namespace dsa::testing

@@ -11,7 +11,7 @@
 namespace dsa {
 namespace {
 
-using testing::BecomesTrue;
+using testing::Eventually;
 using testing::Exchange;
 using testing::FreePort;
 using testing::Get;
@@ -101,7 +101,7 @@ TEST_CASE("all requests together have a limit of memory", "[http][abuse]") {
   CHECK(Exchange(serving.port(), second).status == 503);
   // What is refused, or has left, gives back what it held.
   first.Close();
-  CHECK(BecomesTrue([&] { return Exchange(serving.port(), second).status == 400; }));
+  CHECK(Eventually([&] { return Exchange(serving.port(), second).status == 400; }));
 }
 
 TEST_CASE("who waits for 100 Continue gets it", "[http]") {
@@ -148,16 +148,16 @@ TEST_CASE("a client that leaves frees what it had", "[http][abuse]") {
     engine.steps().Hold();
     RawClient client(serving.port());
     client.Send(Completion(kTokens, stream));
-    CHECK(BecomesTrue([&] { return engine.loop().Load().running == 1; }));
+    CHECK(Eventually([&] { return engine.loop().Load().running == 1; }));
     const std::int64_t before = engine.loop().Load().steps;
     client.Close();
-    CHECK(BecomesTrue([&] {
+    CHECK(Eventually([&] {
       engine.steps().LetPass(1);
       return engine.loop().Load().running == 0;
     }));
     CHECK(engine.loop().Load().steps - before < kTokens / 2);
     CHECK(engine.BecomesQuiet());
-    CHECK(BecomesTrue([&] { return serving.server().connections() == 0; }));
+    CHECK(Eventually([&] { return serving.server().connections() == 0; }));
     engine.steps().Resume();
   }
 }
@@ -184,7 +184,7 @@ TEST_CASE("a client that does not read is dropped, and others get their tokens",
   CHECK(victim.status == 200);
   CHECK(victim.body.find("[DONE]") != std::string::npos);
   // Their connections end, read or not, before they have all.
-  CHECK(BecomesTrue([&] { return serving.server().connections() <= 1; }));
+  CHECK(Eventually([&] { return serving.server().connections() <= 1; }));
   CHECK(engine.BecomesQuiet());
   for (const auto& client : clients) {
     int whole = 0;
@@ -209,11 +209,13 @@ TEST_CASE("one connection too many is closed, and room comes again", "[http][abu
   RawClient more(serving.port());
   CHECK(more.IsClosed());
   clients.pop_back();
-  CHECK(BecomesTrue([&] { return Exchange(serving.port(), Get("/health")).status == 200; }));
+  CHECK(Eventually([&] { return Exchange(serving.port(), Get("/health")).status == 200; }));
 }
 
 TEST_CASE("bursts of requests on many connections all end", "[http][abuse]") {
-  SteppedEngine engine(10'000);
+  EngineConfig config = testing::TestEngineConfig();
+  config.scheduler.waiting_max = 10'000;
+  SteppedEngine engine(config);
   HttpServing serving(engine.loop(), nullptr, FreePort());
   constexpr int kThreads = 8;
   constexpr int kEach = 60;
@@ -238,7 +240,7 @@ TEST_CASE("bursts of requests on many connections all end", "[http][abuse]") {
   }
   CHECK(answered == std::vector<int>(kThreads, kEach));
   CHECK(engine.BecomesQuiet());
-  CHECK(BecomesTrue([&] { return serving.server().connections() == 0; }));
+  CHECK(Eventually([&] { return serving.server().connections() == 0; }));
 }
 
 }  // namespace

@@ -441,12 +441,12 @@ TEST_CASE("a drain lets what runs finish and refuses the rest", "[http]") {
   engine.steps().Hold();
   RawClient running(serving.port());
   running.Send(Post(kCompletions, R"({"prompt": [1, 2], "max_tokens": 3})"));
-  CHECK(testing::BecomesTrue([&] { return engine.loop().Load().running == 1; }));
+  CHECK(testing::Eventually([&] { return engine.loop().Load().running == 1; }));
   RawClient idle(serving.port());
-  CHECK(testing::BecomesTrue([&] { return serving.server().connections() == 2; }));
+  CHECK(testing::Eventually([&] { return serving.server().connections() == 2; }));
   RawClient waiting(serving.port());
   waiting.Send(Post(kCompletions, R"({"prompt": [1, 2], "max_tokens": 3})"));
-  CHECK(testing::BecomesTrue([&] { return engine.loop().Load().waiting == 1; }));
+  CHECK(testing::Eventually([&] { return engine.loop().Load().waiting == 1; }));
   serving.server().BeginDrain();
   CHECK(idle.IsClosed());
   running.Send(Post(kCompletions, R"({"prompt": [3]})"));  // behind the one that runs

@@ -2,13 +2,10 @@
 // engine that says what a test tells it.
 #pragma once
 
-#include "server/engine/engine_loop.h"
 #include "server/http/http_server.h"
 #include "tests/api/fake_engine.h"
-#include "tests/engine/step_control.h"
-#include "tests/engine/testing.h"
+#include "tests/engine/stepped_engine.h"
 
-#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -34,27 +31,5 @@ class HttpServing final {
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<HttpServer> server_;
 };
-
-// Token i of a reply is (prompt length + i) % 50, its text one letter.
-class SteppedEngine final {
- public:
-  explicit SteppedEngine(std::int64_t waiting_max = 64);
-  ~SteppedEngine();  // lets every step end, aborts what is live
-
-  EngineLoop& loop() { return *loop_; }
-  StepControl& steps() { return steps_; }
-  // Waits until nothing is live and no block is referenced; false after 20 s.
-  bool BecomesQuiet() const;
-
- private:
-  const SteadyClock clock_;
-  StepControl steps_;
-  ScriptedExecutor executor_;
-  LetterDecoderFactory decoders_;
-  std::unique_ptr<EngineLoop> loop_;
-};
-
-// Waits until `condition` holds, asking every millisecond; false after 20 s.
-bool BecomesTrue(const std::function<bool()>& condition);
 
 }  // namespace dsa::testing
