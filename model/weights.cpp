@@ -63,24 +63,21 @@ class TensorList final {
   // Of which the rank holds some rows, or some columns.
   void AddRows(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
                const Part& held, TensorTarget target) {
-    visit_({.name = prefix_ + std::string(name),
-            .part = part,
-            .layer = layer_,
-            .rows = rows,
-            .cols = cols,
-            .held_rows = held,
-            .held_cols = {.first = 0, .count = cols},
-            .target = target});
+    AddHeld(part, name, rows, cols, held, {.first = 0, .count = cols}, target);
   }
   void AddColumns(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
                   const Part& held, TensorTarget target) {
+    AddHeld(part, name, rows, cols, {.first = 0, .count = rows}, held, target);
+  }
+  void AddHeld(ModelPart part, std::string_view name, std::int64_t rows, std::int64_t cols,
+               const Part& held_rows, const Part& held_cols, TensorTarget target) {
     visit_({.name = prefix_ + std::string(name),
             .part = part,
             .layer = layer_,
             .rows = rows,
             .cols = cols,
-            .held_rows = {.first = 0, .count = rows},
-            .held_cols = held,
+            .held_rows = held_rows,
+            .held_cols = held_cols,
             .target = target});
   }
   // Rows or columns of the rank's heads.

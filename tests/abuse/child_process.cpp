@@ -1,6 +1,7 @@
 #include "tests/abuse/child_process.h"
 
 #include "common/check.h"
+#include "tests/process_usage.h"
 
 #include <array>
 #include <csignal>
@@ -17,21 +18,6 @@
 extern char** environ;
 
 namespace dsa::testing {
-namespace {
-
-std::int64_t StatusBytes(pid_t pid, const std::string& key) {
-  std::ifstream file(fmt::format("/proc/{}/status", pid));
-  for (std::string word; file >> word;) {
-    if (word == key + ":") {
-      std::int64_t kib = 0;
-      file >> kib;
-      return kib * 1024;
-    }
-  }
-  return 0;
-}
-
-}  // namespace
 
 ChildProcess::ChildProcess(const std::string& arguments) {
   std::array<int, 2> input{};
@@ -80,11 +66,11 @@ bool ChildProcess::Lives() const {
 }
 
 std::int64_t ChildProcess::ResidentBytes() const {
-  return StatusBytes(pid_, "VmRSS");
+  return ProcessStatus(pid_, "VmRSS");
 }
 
 std::int64_t ChildProcess::PeakBytes() const {
-  return StatusBytes(pid_, "VmHWM");
+  return ProcessStatus(pid_, "VmHWM");
 }
 
 void ChildProcess::ResetPeak() const {
@@ -93,16 +79,7 @@ void ChildProcess::ResetPeak() const {
 }
 
 std::int64_t ChildProcess::ProcessorUs() const {
-  constexpr int kUserTicks = 14;  // fields of proc(5), counted from 1
-  std::ifstream file(fmt::format("/proc/{}/stat", pid_));
-  std::string word;
-  for (int field = 1; field < kUserTicks; ++field) {
-    file >> word;
-  }
-  std::int64_t user = 0;
-  std::int64_t system = 0;
-  file >> user >> system;
-  return (user + system) * 1'000'000 / sysconf(_SC_CLK_TCK);
+  return testing::ProcessorUs(pid_);
 }
 
 void SayPort(std::int64_t port) {

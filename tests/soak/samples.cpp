@@ -1,17 +1,16 @@
 #include "tests/soak/samples.h"
 
+#include "tests/process_usage.h"
+
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <string>
-
-#include <unistd.h>
 
 namespace dsa::testing {
 namespace {
 
-constexpr double kKibPerMib = 1024;
+constexpr double kBytesPerMib = 1 << 20;
+constexpr double kUsPerSecond = 1e6;
 constexpr double kSecondsPerHour = 3600;
 
 std::int64_t CountEntries(const std::string& folder) {
@@ -27,33 +26,12 @@ std::int64_t CountEntries(const std::string& folder) {
 }  // namespace
 
 std::optional<Sample> TakeSample(pid_t process, double time_s) {
-  const std::string folder = "/proc/" + std::to_string(process);
   Sample sample{};
   sample.time_s = time_s;
-  std::ifstream status(folder + "/status");
-  for (std::string line; std::getline(status, line);) {
-    std::istringstream words(line);
-    std::string name;
-    words >> name;
-    if (name == "VmRSS:") {
-      words >> sample.resident_mib;
-      sample.resident_mib /= kKibPerMib;
-    } else if (name == "Threads:") {
-      words >> sample.threads;
-    }
-  }
-  std::ifstream stat(folder + "/stat");
-  std::string text;
-  std::getline(stat, text);
-  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
-  for (int i = 0; i < 11; ++i) {
-    fields >> text;
-  }
-  double user = 0;
-  double system = 0;
-  fields >> user >> system;
-  sample.processor_s = (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
-  sample.descriptors = CountEntries(folder + "/fd");
+  sample.resident_mib = static_cast<double>(ProcessStatus(process, "VmRSS")) / kBytesPerMib;
+  sample.threads = ProcessStatus(process, "Threads");
+  sample.processor_s = static_cast<double>(ProcessorUs(process)) / kUsPerSecond;
+  sample.descriptors = CountEntries("/proc/" + std::to_string(process) + "/fd");
   if (sample.threads == 0 || sample.descriptors < 0) {
     return std::nullopt;
   }
