@@ -9,6 +9,8 @@
 namespace dsa {
 namespace {
 
+constexpr std::string_view kChatChunk = "chat.completion.chunk";
+
 std::int64_t SecondsSince1970() {
   return std::chrono::duration_cast<std::chrono::seconds>(
              std::chrono::system_clock::now().time_since_epoch())
@@ -133,19 +135,30 @@ Json MessageOf(const ReplyPart& reply) {
   return message;
 }
 
+// Null where none were asked for.
+Json LogprobsOf(Endpoint endpoint, const ReplyPart& part, const ReplyHead& head,
+                const ServiceContext& context, std::int64_t& text_offset) {
+  if (head.logprobs == ReportLogprobs::kNo) {
+    return nullptr;
+  }
+  return endpoint == Endpoint::kChat ? ChatLogprobs(part, context)
+                                     : CompletionLogprobs(part, context, text_offset);
+}
+
+// What answers of one call share.
 struct Envelope {
-  std::string_view object;
   Endpoint endpoint;
   std::int64_t created;
+  const ServiceContext& context;
 };
 
-Json Wrap(const Envelope& envelope, Json choices, const ReplyHead& head,
-          const ServiceContext& context) {
-  const char* prefix = envelope.endpoint == Endpoint::kChat ? "chatcmpl-" : "cmpl-";
-  return {{"id", prefix + head.request_id},
-          {"object", envelope.object},
+Json Wrap(const Envelope& envelope, std::string_view chat_object, Json choices,
+          const ReplyHead& head) {
+  const bool is_chat = envelope.endpoint == Endpoint::kChat;
+  return {{"id", (is_chat ? "chatcmpl-" : "cmpl-") + head.request_id},
+          {"object", is_chat ? chat_object : "text_completion"},
           {"created", envelope.created},
-          {"model", context.model.id},
+          {"model", envelope.context.model.id},
           {"choices", std::move(choices)}};
 }
 
@@ -160,28 +173,21 @@ AnswerEncoder::AnswerEncoder(Endpoint endpoint, const ServiceContext& context)
 
 std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) {
   Json choice = {{"index", 0}};
-  const bool logprobs = head.logprobs == ReportLogprobs::kYes;
   if (endpoint_ == Endpoint::kChat) {
     choice["message"] = MessageOf(reply);
-    choice["logprobs"] = logprobs ? ChatLogprobs(reply, context_) : Json(nullptr);
   } else {
     choice["text"] = reply.content;
-    choice["logprobs"] =
-        logprobs ? CompletionLogprobs(reply, context_, text_offset_) : Json(nullptr);
   }
+  choice["logprobs"] = LogprobsOf(endpoint_, reply, head, context_, text_offset_);
   choice["finish_reason"] = FinishOf(reply);
-  const Envelope envelope = {
-      .object = endpoint_ == Endpoint::kChat ? "chat.completion" : "text_completion",
-      .endpoint = endpoint_,
-      .created = created_};
-  Json answer = Wrap(envelope, Json::array({std::move(choice)}), head, context_);
+  Json answer = Wrap({endpoint_, created_, context_}, "chat.completion",
+                     Json::array({std::move(choice)}), head);
   answer["usage"] = UsageOf(reply);
   return Dump(answer);
 }
 
 std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
   Json choice = {{"index", 0}};
-  const bool logprobs = head.logprobs == ReportLogprobs::kYes;
   if (endpoint_ == Endpoint::kChat) {
     Json delta = Json::object();
     if (!begun_) {
@@ -197,27 +203,18 @@ std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
       delta["tool_calls"] = ToolCallsOf(part, &tool_calls_);
     }
     choice["delta"] = std::move(delta);
-    choice["logprobs"] = logprobs ? ChatLogprobs(part, context_) : Json(nullptr);
   } else {
     choice["text"] = part.content;
-    choice["logprobs"] =
-        logprobs ? CompletionLogprobs(part, context_, text_offset_) : Json(nullptr);
   }
   begun_ = true;
+  choice["logprobs"] = LogprobsOf(endpoint_, part, head, context_, text_offset_);
   choice["finish_reason"] = FinishOf(part);
-  const Envelope envelope = {
-      .object = endpoint_ == Endpoint::kChat ? "chat.completion.chunk" : "text_completion",
-      .endpoint = endpoint_,
-      .created = created_};
-  return AsEvent(Dump(Wrap(envelope, Json::array({std::move(choice)}), head, context_)));
+  return AsEvent(Dump(
+      Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head)));
 }
 
 std::string AnswerEncoder::UsageEvent(const ReplyPart& last, const ReplyHead& head) const {
-  const Envelope envelope = {
-      .object = endpoint_ == Endpoint::kChat ? "chat.completion.chunk" : "text_completion",
-      .endpoint = endpoint_,
-      .created = created_};
-  Json answer = Wrap(envelope, Json::array(), head, context_);
+  Json answer = Wrap({endpoint_, created_, context_}, kChatChunk, Json::array(), head);
   answer["usage"] = UsageOf(last);
   return AsEvent(Dump(answer));
 }

@@ -69,15 +69,13 @@ void CompletionCall::Write(const ReplyPart& part, const ReplyHead& head) {
 
 std::string CompletionCall::Rest(const ReplyPart& last, const ReplyHead& head,
                                  const Status& status) {
-  std::string rest;
-  if (status.ok()) {
-    rest = encoder_.Event(last, head);
-  } else {
+  if (!status.ok()) {
     ReplyPart unfinished = last;
     unfinished.finish = std::nullopt;
-    rest = last.empty() ? "" : encoder_.Event(unfinished, head);
-    return rest + AsEvent(ErrorBody(status.error()));
+    return (last.empty() ? "" : encoder_.Event(unfinished, head)) +
+           AsEvent(ErrorBody(status.error()));
   }
+  std::string rest = encoder_.Event(last, head);
   if (form_.include_usage) {
     rest += encoder_.UsageEvent(last, head);
   }
