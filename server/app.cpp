@@ -99,9 +99,10 @@ Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerCon
       devices.backends.push_back(backend.get());
     }
   }
-  DSA_ASSIGN_OR_RETURN(ModelSource source,
-                       ModelSource::Open(config.model, ParseLoadMode(config.load),
-                                         ParseGenerationFile(config.generation_config)));
+  DSA_ASSIGN_OR_RETURN(
+      ModelSource source,
+      ModelSource::Open(config.model, ParseLoadMode(config.load),
+                        ParseGenerationFile(config.generation_config), config.slice));
   auto app = std::unique_ptr<App>(new App(config, std::move(source)));
   app->own_devices_ = std::move(own_devices);
   app->devices_ = std::move(devices);

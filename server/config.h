@@ -20,6 +20,7 @@ struct ServerConfig {
   std::string chat_format = "auto";
   std::string generation_config = "auto";
   std::string load = "checkpoint";
+  std::string slice = "all";
 
   std::string device = "cpu";
   std::int64_t threads = 0;

@@ -1,3 +1,4 @@
+#include "model/model_slice.h"
 #include "server/config.h"
 #include "server/device_name.h"
 
@@ -12,6 +13,10 @@ using C = ServerConfig;
 
 bool IsDevice(std::string_view text) {
   return ParseDevice(text).has_value();
+}
+
+bool IsSlice(std::string_view text) {
+  return ParseModelSlice(text).ok();
 }
 
 std::vector<ConfigKey> ModelKeys() {
@@ -34,9 +39,11 @@ std::vector<ConfigKey> ModelKeys() {
        ChoiceValue{&C::generation_config, {"auto", "none"}}},
       {"load", "Model",
        "checkpoint: the weights of the model's directory. dummy: random weights made on the "
-       "device, "
-       "for which config.json is enough; for benchmarks.",
+       "device, for which config.json is enough; for benchmarks.",
        ChoiceValue{&C::load, {"checkpoint", "dummy"}}},
+      {"slice", "Model",
+       "With load: dummy. layers=N: the first N layers; epN: the experts of one of N ranks.",
+       FormValue{&C::slice, kModelSlices, IsSlice}},
       {"device", "Computation",
        "Where the model runs. cuda: the first CUDA device; a build without CUDA has the CPU only.",
        FormValue{&C::device, kDeviceNames, IsDevice}},

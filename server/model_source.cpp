@@ -1,5 +1,6 @@
 #include "server/model_source.h"
 
+#include "model/model_slice.h"
 #include "model/random_weights.h"
 
 #include <utility>
@@ -15,10 +16,15 @@ GenerationFile ParseGenerationFile(const std::string& text) {
 }
 
 Result<ModelSource> ModelSource::Open(const std::string& folder, LoadMode mode,
-                                      GenerationFile generation) {
+                                      GenerationFile generation, const std::string& slice) {
+  DSA_ASSIGN_OR_RETURN(const ModelSlice wanted, ParseModelSlice(slice));
+  if (!wanted.is_whole() && mode != LoadMode::kDummy) {
+    return InvalidArgument("slice: '" + slice + "' needs load: dummy, a checkpoint is whole");
+  }
   ModelSource source;
   if (mode == LoadMode::kDummy) {
-    DSA_ASSIGN_OR_RETURN(source.dummy_, LoadModelConfig(folder, generation));
+    DSA_ASSIGN_OR_RETURN(const ModelConfig whole, LoadModelConfig(folder, generation));
+    DSA_ASSIGN_OR_RETURN(source.dummy_, SliceOf(whole, wanted));
   } else {
     DSA_ASSIGN_OR_RETURN(source.checkpoint_, Checkpoint::Open(folder, generation));
   }

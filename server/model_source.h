@@ -1,5 +1,5 @@
 // The model that a server or a command runs: a checkpoint's, or random weights for a configuration
-// alone (`load`: dummy).
+// alone (`load`: dummy) or a slice of it (`slice`).
 #pragma once
 
 #include "common/status.h"
@@ -26,9 +26,11 @@ GenerationFile ParseGenerationFile(const std::string& text);
 
 class ModelSource final {
  public:
-  // Reads config.json and, for a checkpoint, all headers.  INVALID_ARGUMENT or NOT_FOUND, one line.
+  // Reads config.json and, for a checkpoint, all headers.  `slice` as ParseModelSlice takes it; a
+  // checkpoint has none.  INVALID_ARGUMENT or NOT_FOUND, one line.
   static Result<ModelSource> Open(const std::string& folder, LoadMode mode,
-                                  GenerationFile generation = GenerationFile::kRead);
+                                  GenerationFile generation = GenerationFile::kRead,
+                                  const std::string& slice = "all");
 
   const ModelConfig& config() const;
   std::int64_t weight_bytes(const RankPlace& place) const;  // on the device of a rank

@@ -71,9 +71,10 @@ Result<std::string> Inspect(const ConfigFlags& flags, const Gpus& gpus) {
     DSA_ASSIGN_OR_RETURN(
         report, InspectCheckpoint(config.model, ParseGenerationFile(config.generation_config)));
   }
-  DSA_ASSIGN_OR_RETURN(const ModelSource source,
-                       ModelSource::Open(config.model, ParseLoadMode(config.load),
-                                         ParseGenerationFile(config.generation_config)));
+  DSA_ASSIGN_OR_RETURN(
+      const ModelSource source,
+      ModelSource::Open(config.model, ParseLoadMode(config.load),
+                        ParseGenerationFile(config.generation_config), config.slice));
   DSA_ASSIGN_OR_RETURN(const std::string text, TextReport(config, source.config()));
   DSA_ASSIGN_OR_RETURN(const std::string memory, MemoryToServe(config, source));
   std::string layouts;

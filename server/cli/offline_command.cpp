@@ -1,6 +1,7 @@
 #include "server/cli/offline_command.h"
 
 #include "common/file.h"
+#include "model/model_slice.h"
 #include "server/cli/report.h"
 #include "server/device_name.h"
 #include "server/devices.h"
@@ -87,6 +88,10 @@ void AddOfflineOptions(CLI::App& command, OfflineArguments& arguments) {
       ->check(CLI::IsMember({"checkpoint", "dummy"}))
       ->capture_default_str();
   command
+      .add_option("--slice", arguments.slice,
+                  fmt::format("A part of the model, with --load dummy: {}", kModelSlices))
+      ->capture_default_str();
+  command
       .add_option("--generation-config", arguments.generation_config,
                   "none: as if the checkpoint had no generation_config.json")
       ->check(CLI::IsMember({"auto", "none"}))
@@ -131,9 +136,10 @@ Result<OfflineResult> RunOfflineCommand(
   DSA_ASSIGN_OR_RETURN(std::vector<TokenId> ids, ParseIds(arguments.ids));
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                        MakeBackend(arguments.device, arguments.threads));
-  DSA_ASSIGN_OR_RETURN(const ModelSource source,
-                       ModelSource::Open(arguments.model, ParseLoadMode(arguments.load),
-                                         ParseGenerationFile(arguments.generation_config)));
+  DSA_ASSIGN_OR_RETURN(
+      const ModelSource source,
+      ModelSource::Open(arguments.model, ParseLoadMode(arguments.load),
+                        ParseGenerationFile(arguments.generation_config), arguments.slice));
   const ModelConfig& config = source.config();
   DSA_ASSIGN_OR_RETURN(const KvFormat kv_format, ParseKvFormat(arguments.kv_cache_dtype, config));
   LoadProgressBar progress;

@@ -21,6 +21,7 @@ namespace dsa {
 struct OfflineArguments {
   std::string model;
   std::string load = "checkpoint";
+  std::string slice = "all";
   std::string generation_config = "auto";
   std::string device = "cpu";
   std::string ids;
