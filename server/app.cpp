@@ -5,6 +5,7 @@
 #include "kernels/device_failure.h"
 #include "server/connections.h"
 #include "server/load_progress_bar.h"
+#include "server/masked_border.h"
 #include "server/net/listen_sockets.h"
 #include "server/self_test.h"
 #include "server/sizing.h"
@@ -154,7 +155,7 @@ Status App::LoadModel() {
                                             ? static_cast<std::int32_t>(model.vocabulary)
                                             : text_.tokenizer->size();
   DSA_ASSIGN_OR_RETURN(
-      const ServerSizes sizes,
+      ServerSizes sizes,
       SizeServer(
           config_,
           {.config = model,
@@ -172,6 +173,10 @@ Status App::LoadModel() {
   DSA_ASSIGN_OR_RETURN(weights_, source_.LoadRanks(LayoutOf(config_), devices_.backends, progress));
   DSA_RETURN_IF_ERROR(SelfTest(sizes));
   DSA_RETURN_IF_ERROR(MakeExecutor(sizes));
+  if (MeasuresMaskedBorder(config_)) {
+    MeasureMasked(sizes);
+  }
+  masked_mha_until_ = sizes.engine.scheduler.masked_mha_until;
   if (text_.tokenizer != nullptr) {
     decoders_ = MakeTextDecoderFactory(*text_.tokenizer);
   }
@@ -212,6 +217,27 @@ Status App::MakeExecutor(const ServerSizes& sizes) {
   return {};
 }
 
+void App::MeasureMasked(ServerSizes& sizes) const {
+  const SchedulerConfig& scheduler = sizes.engine.scheduler;
+  const MaskedBorder border =
+      MeasureMaskedBorder(*executor_, clock_,
+                          {.positions_max = sizes.executor.limits.masked_until,
+                           .rows_max = sizes.executor.limits.tokens_max,
+                           .context_max = sizes.executor.limits.context_max,
+                           .vocabulary = source_.config().vocabulary,
+                           .attention = scheduler.attention,
+                           .index_topk = scheduler.index_topk});
+  SetMaskedUntil(config_, border.until, sizes);
+  const auto text = [](const PrefillRates& rates) {
+    return fmt::format("masked {:.0f}, {:.0f} without, at {}", rates.masked_per_s,
+                       rates.absorbed_per_s, rates.position);
+  };
+  Log(LogLevel::kInfo, "masked_mha_until measured",
+      {{"masked_mha_until", border.until},
+       {"tokens_per_s_near", text(border.near)},
+       {"tokens_per_s_far", text(border.far)}});
+}
+
 // Of a device that is not the CPU, whose ops are what others are held to.  While memory is free.
 Status App::SelfTest(const ServerSizes& sizes) const {
   if (own_devices_.backends.empty() || config_.device == "cpu") {
@@ -220,7 +246,7 @@ Status App::SelfTest(const ServerSizes& sizes) const {
   return RunSelfTest({.config = source_.config(), .weights = weights_.front().weights},
                      {.make_device = [this] { return MakeBackend(config_.device, 0); },
                       .kv_format = sizes.executor.kv_format,
-                      .masked_mha_until = config_.masked_mha_until,
+                      .masked_mha_until = sizes.executor.limits.masked_until,
                       .step_tokens_max = config_.max_num_batched_tokens,
                       .threads = static_cast<int>(ChooseCpuThreads(config_.threads).count)});
 }
@@ -244,6 +270,7 @@ ServedModel App::DescribeModel() const {
   served.vocabulary = static_cast<std::int32_t>(model.vocabulary);
   served.layers = model.layers;
   served.index_topk = model.index_topk;
+  served.masked_mha_until = masked_mha_until_;
   for (const std::int32_t id : model.end_ids) {
     served.end_ids.push_back(TokenId{id});
   }

@@ -1,7 +1,7 @@
 // The composition root: makes every part of the server in order, and takes it down in order.
 //
 //   configuration -> address free -> device -> checkpoint -> tokenizer -> weights -> self-test of
-//   the device -> caches -> engine -> one real prefill and decode -> listening
+//   the device -> caches -> masked_mha_until -> engine -> one real prefill and decode -> listening
 //
 // Nothing listens before all of that has happened.  Main thread.
 #pragma once
@@ -69,6 +69,7 @@ class App final {
   void LogText() const;
   Status LoadModel();
   Status MakeExecutor(const ServerSizes& sizes);
+  void MeasureMasked(ServerSizes& sizes) const;
   Status SelfTest(const ServerSizes& sizes) const;
   Status WarmUp();
   Status Listen();
@@ -90,6 +91,7 @@ class App final {
   RankDevices devices_;                 // what is used
   std::vector<DeviceWeights> weights_;  // of each rank
   std::int64_t context_length_ = 0;
+  std::int64_t masked_mha_until_ = 0;  // measured or configured
   std::int64_t connections_max_ = 0;
   std::int64_t grpc_bytes_max_ = 0;
   std::unique_ptr<StepExecutor> executor_;

@@ -25,6 +25,22 @@ Status Assign(T& target, Result<T> value) {
   return {};
 }
 
+constexpr std::string_view kAutomaticText = "auto";
+
+Status ReadAutomatic(const AutomaticIntValue& value, std::string_view name, JsonObject& object,
+                     ServerConfig& config) {
+  DSA_ASSIGN_OR_RETURN(const Json* json, object.ReadAny(name));
+  if (*json == Json(kAutomaticText)) {
+    config.*value.field = kAutomatic;
+    return {};
+  }
+  if (!json->is_number_integer()) {
+    return object.MakeError(
+        name, fmt::format("{} is not \"{}\" or an integer", Brief(*json), kAutomaticText));
+  }
+  return Assign(config.*value.field, object.ReadInt(name, value.minimum, value.maximum));
+}
+
 Status ReadKey(const ConfigKey& key, JsonObject& object, ServerConfig& config) {
   const std::string_view name = key.name;
   return std::visit(
@@ -45,13 +61,34 @@ Status ReadKey(const ConfigKey& key, JsonObject& object, ServerConfig& config) {
           [&](const IntValue& v) {
             return Assign(config.*v.field, object.ReadInt(name, v.minimum, v.maximum));
           },
+          [&](const AutomaticIntValue& v) { return ReadAutomatic(v, name, object, config); },
           [&](const SwitchValue& v) { return Assign(config.*v.field, object.ReadBool(name)); },
       },
       key.value);
 }
 
 Json ToJsonValue(const ConfigKey& key, const ServerConfig& config) {
-  return std::visit([&](const auto& v) { return Json(config.*v.field); }, key.value);
+  return std::visit(Overloaded{
+                        [&](const AutomaticIntValue& v) {
+                          return config.*v.field == kAutomatic ? Json(kAutomaticText)
+                                                               : Json(config.*v.field);
+                        },
+                        [&](const auto& v) { return Json(config.*v.field); },
+                    },
+                    key.value);
+}
+
+// False, and `value` is as it was, where the text is no integer in [minimum, maximum].
+bool ParseInt(std::string_view text, std::int64_t minimum, std::int64_t maximum,
+              std::int64_t& value) {
+  std::int64_t parsed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+  if (error != std::errc() || end != text.data() + text.size() || parsed < minimum ||
+      parsed > maximum) {
+    return false;
+  }
+  value = parsed;
+  return true;
 }
 
 // The log and --print-config are JSON, which holds no other text.
@@ -155,14 +192,19 @@ Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& co
             return Status();
           },
           [&](const IntValue& v) {
-            std::int64_t value = 0;
-            const auto [end, error] =
-                std::from_chars(text.data(), text.data() + text.size(), value);
-            if (error != std::errc() || end != text.data() + text.size() || value < v.minimum ||
-                value > v.maximum) {
+            if (!ParseInt(text, v.minimum, v.maximum, config.*v.field)) {
               return refuse("an integer in " + AllowedValues(key));
             }
-            config.*v.field = value;
+            return Status();
+          },
+          [&](const AutomaticIntValue& v) {
+            if (text == kAutomaticText) {
+              config.*v.field = kAutomatic;
+              return Status();
+            }
+            if (!ParseInt(text, v.minimum, v.maximum, config.*v.field)) {
+              return refuse(AllowedValues(key));
+            }
             return Status();
           },
           [&](const SwitchValue& v) {
@@ -235,6 +277,10 @@ std::string AllowedValues(const ConfigKey& key) {
           [](const FormValue& v) { return std::string(v.allowed); },
           [](const ChoiceValue& v) { return fmt::format("{}", fmt::join(v.allowed, ", ")); },
           [](const IntValue& v) { return fmt::format("[{}, {}]", v.minimum, v.maximum); },
+          [](const AutomaticIntValue& v) {
+            return fmt::format("{} or an integer in [{}, {}]", kAutomaticText, v.minimum,
+                               v.maximum);
+          },
           [](const SwitchValue&) { return std::string("true, false"); },
       },
       key.value);

@@ -12,6 +12,9 @@
 
 namespace dsa {
 
+// What the field of an AutomaticIntValue holds for "auto".
+inline constexpr std::int64_t kAutomatic = -1;
+
 // What each key means is said once, in ConfigKeys().
 struct ServerConfig {
   std::string model;
@@ -27,7 +30,7 @@ struct ServerConfig {
   std::int64_t tensor_parallel_size = 1;
   bool expert_parallel = false;
   std::string attention = "sparse";
-  std::int64_t masked_mha_until = 0;
+  std::int64_t masked_mha_until = kAutomatic;
   bool batch_invariant = false;
 
   std::string kv_cache_dtype = "auto";
@@ -76,6 +79,12 @@ struct IntValue {
   std::int64_t minimum;
   std::int64_t maximum;
 };
+// "auto", which is kAutomatic, or an integer.
+struct AutomaticIntValue {
+  std::int64_t ServerConfig::*field;
+  std::int64_t minimum;  // >= 0
+  std::int64_t maximum;
+};
 struct SwitchValue {
   bool ServerConfig::*field;
 };
@@ -84,7 +93,7 @@ struct ConfigKey {
   std::string_view name;   // in the file; the flag has dashes instead: --max-num-seqs
   std::string_view group;  // the heading in --help and in configs/README.md
   std::string_view help;   // one sentence or two
-  std::variant<TextValue, FormValue, ChoiceValue, IntValue, SwitchValue> value;
+  std::variant<TextValue, FormValue, ChoiceValue, IntValue, AutomaticIntValue, SwitchValue> value;
 };
 
 struct ListenAddress {

@@ -65,9 +65,10 @@ std::vector<ConfigKey> ModelKeys() {
        ChoiceValue{&C::attention, {"sparse", "dense"}}},
       {"masked_mha_until", "Computation",
        "Prompt rows below this position attend with expanded keys under the selection's mask, "
-       "where "
-       "at least 192 of a prompt are to be computed. 0: none do.",
-       IntValue{&C::masked_mha_until, 0, kTokensMax}},
+       "where at least 192 of a prompt are to be computed. 0: none do. auto: on CUDA up to where "
+       "it is faster, measured at start, rounded to 1,024 and logged; 0 on the CPU. Results "
+       "depend on it within their rounding: a number pins them (docs/numerics.md).",
+       AutomaticIntValue{&C::masked_mha_until, 0, kTokensMax}},
       {"batch_invariant", "Computation",
        "true: how attention sums over a row's keys follows from their number alone, never from the "
        "batch, at some cost in speed. The CPU always computes so; what else depends on the batch "

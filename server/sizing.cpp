@@ -5,6 +5,7 @@
 #include "scheduler/validate.h"
 #include "server/device_name.h"
 #include "server/engine/batch_builder.h"
+#include "server/masked_border.h"
 
 #include <algorithm>
 #include <limits>
@@ -113,10 +114,19 @@ std::int64_t StepTimeTargetUs(const ServerConfig& config) {
   return kUsPerMs * (config.step_time_target_ms < 0 ? default_ms : config.step_time_target_ms);
 }
 
+// masked_mha_until, or the largest that it can become.
+std::int64_t MaskedUntil(const ServerConfig& config, std::int64_t context_length) {
+  if (config.masked_mha_until != kAutomatic) {
+    return config.masked_mha_until;
+  }
+  return MeasuresMaskedBorder(config) ? std::min(kMaskedBorderMax, context_length) : 0;
+}
+
 // Requests whose cached keys may be shared: the same weights, computed the same way.
-std::string CacheIdentity(const ServerConfig& config, KvFormat format) {
+std::string CacheIdentity(const ServerConfig& config, KvFormat format,
+                          std::int64_t masked_mha_until) {
   return fmt::format("{} kv={} attention={} masked_mha_until={}", config.model,
-                     static_cast<int>(format), config.attention, config.masked_mha_until);
+                     static_cast<int>(format), config.attention, masked_mha_until);
 }
 
 EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& model,
@@ -137,14 +147,14 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
                       .preemptions_max = SchedulerConfig().preemptions_max,
                       .attention = sparse ? AttentionMode::kSparse : AttentionMode::kDense,
                       .index_topk = model.index_topk,
-                      .masked_mha_until = config.masked_mha_until};
+                      .masked_mha_until = executor.limits.masked_until};
   engine.blocks = executor.blocks;
   engine.tokens_per_block = kTokensPerBlock;
   engine.vocabulary = model.vocabulary;
   for (const std::int32_t id : model.end_ids) {
     engine.end_ids.push_back(TokenId{id});
   }
-  engine.cache_identity = CacheIdentity(config, executor.kv_format);
+  engine.cache_identity = CacheIdentity(config, executor.kv_format, executor.limits.masked_until);
   if (IsCuda(config)) {  // there, launching op by op costs more than rows of padding
     engine.row_buckets = RowBuckets(SequencesMax(config), kTokensPerBlock);
   }
@@ -161,7 +171,7 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelCo
                      .context_max = context_length,
                      .logit_rows_max = SequencesMax(config),
                      .adjustments_max = SequencesMax(config) * adjustments_per_row,
-                     .masked_until = config.masked_mha_until,
+                     .masked_until = MaskedUntil(config, context_length),
                      .score_bytes_max = kScoreBytesMax,
                      .logits_rows_host = 0},
           .blocks = 0,
@@ -176,6 +186,10 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelCo
 
 RankLayout LayoutOf(const ServerConfig& config) {
   return {.ranks = config.tensor_parallel_size, .expert_parallel = config.expert_parallel};
+}
+
+bool MeasuresMaskedBorder(const ServerConfig& config) {
+  return config.masked_mha_until == kAutomatic && IsCuda(config);
 }
 
 Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& model) {
@@ -275,6 +289,11 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
                                      : ", max_queued_requests, max_message_bytes or threads")};
   }
   return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
+}
+
+void SetMaskedUntil(const ServerConfig& config, std::int64_t masked_mha_until, ServerSizes& sizes) {
+  sizes.engine.scheduler.masked_mha_until = masked_mha_until;
+  sizes.engine.cache_identity = CacheIdentity(config, sizes.executor.kv_format, masked_mha_until);
 }
 
 }  // namespace dsa

@@ -52,16 +52,24 @@ RankLayout LayoutOf(const ServerConfig& config);
 // many ranks.
 Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& model);
 
+// Whether masked_mha_until is measured once the model is there (server/masked_border.h).
+bool MeasuresMaskedBorder(const ServerConfig& config);
+
 // What a rank's executor is made with, but for the blocks of its caches, which are 0.
 Result<ModelExecutorConfig> PlanExecutor(const ServerConfig& config, const ModelConfig& model);
 
 // What gRPC may take for its own buffers where so much memory is free.
 std::int64_t GrpcBytesMax(std::int64_t available_bytes);
 
+// Where masked_mha_until is measured, the sizes are those of the largest it can become, and so are
+// the scheduler's and the executor's numbers; SetMaskedUntil puts in what was measured.
+//
 // `backend` is one of the ranks'.  INVALID_ARGUMENT naming the key where the configuration does not
 // fit the model, such as a context that the cache cannot hold; FAILED_PRECONDITION with all parts
 // where they need more than the backend's available memory.
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                const Backend& backend);
+
+void SetMaskedUntil(const ServerConfig& config, std::int64_t masked_mha_until, ServerSizes& sizes);
 
 }  // namespace dsa

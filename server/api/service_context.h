@@ -26,6 +26,7 @@ struct ServedModel {
   std::int32_t vocabulary = 0;      // ids are in [0, vocabulary)
   std::int64_t layers = 0;
   std::int64_t index_topk = 0;
+  std::int64_t masked_mha_until = 0;  // as configured or measured
   std::vector<TokenId> end_ids;
   std::optional<ChatFormat> chat_format;  // nullopt: chat is refused
   std::string chat_format_reason;         // why it is this one, or none

@@ -42,6 +42,7 @@ inline ServedModel LoopbackModel() {
   model.id = "m";
   model.model_type = "deepseek_v32";
   model.context_length = 4096;
+  model.masked_mha_until = 3072;
   model.vocabulary = 129280;
   model.layers = 4;
   model.index_topk = 64;

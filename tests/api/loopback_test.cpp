@@ -372,6 +372,7 @@ TEST_CASE("models, load and server info", "[api]") {
   REQUIRE(list.models_size() == 1);
   CHECK(list.models(0).id() == "m");
   CHECK(list.models(0).context_length() == 4096);
+  CHECK(list.models(0).masked_mha_until() == 3072);
   grpc::ClientContext second;
   v1::GetModelRequest wanted;
   wanted.set_id("other");

@@ -302,6 +302,21 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   CHECK(other.executor.batch_invariant);
   // Keys computed otherwise are not shared.
   CHECK(other.engine.cache_identity != plain.engine.cache_identity);
+  // Measured at start on CUDA alone: until then it is the largest that it can become.
+  CHECK_FALSE(MeasuresMaskedBorder(config));
+  config.device = "cuda";
+  CHECK_FALSE(MeasuresMaskedBorder(config));
+  config.masked_mha_until = kAutomatic;
+  CHECK(MeasuresMaskedBorder(config));
+  ServerSizes measured = sizes();
+  CHECK(measured.engine.scheduler.masked_mha_until == 512);  // the context
+  CHECK(measured.executor.limits.masked_until == 512);
+  const std::string identity = measured.engine.cache_identity;
+  SetMaskedUntil(config, 0, measured);
+  CHECK(measured.engine.scheduler.masked_mha_until == 0);
+  CHECK(measured.engine.cache_identity != identity);
+  config.device = "cpu";
+  CHECK(sizes().executor.limits.masked_until == 0);
   config.kv_cache_dtype = "f32";
   config.kv_cache_memory_bytes = 0;
   CHECK(sizes().executor.kv_format == KvFormat::kF32);

@@ -1,7 +1,9 @@
 // A kernel that traps, queued like any other: the CUDA context is lost when the stream gets there.
+// And one that never ends.
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/forwarding_backend.h"
 #include "tests/e2e/failing_backend.h"
+#include "tests/gpu/hanging_backend.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -16,9 +18,17 @@ __global__ void TrapKernel() {
   asm volatile("trap;");
 }
 
+__global__ void SpinKernel() {
+  while (true) {
+    __nanosleep(1000);
+  }
+}
+
+// Queues a kernel behind some step.
 class Failing final : public ForwardingBackend {
  public:
-  explicit Failing(CudaBackend& inner) : ForwardingBackend(inner), stream_(inner.stream()) {}
+  Failing(CudaBackend& inner, void (*kernel)())
+      : ForwardingBackend(inner), stream_(inner.stream()), kernel_(kernel) {}
 
   void Sample(const SampleParams& params) override {
     ForwardingBackend::Sample(params);
@@ -37,11 +47,12 @@ class Failing final : public ForwardingBackend {
  private:
   void Step() {
     if (!is_recording_ && ++steps_ == kStepsBeforeFailure) {
-      TrapKernel<<<1, 1, 0, stream_>>>();
+      kernel_<<<1, 1, 0, stream_>>>();
     }
   }
 
   CUstream_st* const stream_;
+  void (*const kernel_)();
   bool is_recording_ = false;
   int steps_ = 0;
 };
@@ -59,7 +70,13 @@ std::unique_ptr<CudaBackend> MustMakeCuda() {
 
 Backend& FailingBackend() {
   static const std::unique_ptr<CudaBackend> cuda = MustMakeCuda();
-  static Failing backend(*cuda);
+  static Failing backend(*cuda, TrapKernel);
+  return backend;
+}
+
+Backend& HangingBackend() {
+  static const std::unique_ptr<CudaBackend> cuda = MustMakeCuda();
+  static Failing backend(*cuda, SpinKernel);
   return backend;
 }
 

@@ -75,13 +75,24 @@ const std::vector<std::string>& Sentences() {
   return sentences;
 }
 
-GpuServer::GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences) {
+namespace {
+
+ServerConfig Sized(std::int64_t context_tokens, std::int64_t sequences) {
   ServerConfig config;
-  config.model = kGpuModel;
   config.device = "cuda";  // decode steps are recorded, as in a server
-  config.listen = "127.0.0.1:0";
   config.max_model_len = context_tokens;
   config.max_num_seqs = sequences;
+  return config;
+}
+
+}  // namespace
+
+GpuServer::GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences)
+    : GpuServer(backend, Sized(context_tokens, sequences)) {}
+
+GpuServer::GpuServer(Backend& backend, ServerConfig config) {
+  config.model = kGpuModel;
+  config.listen = "127.0.0.1:0";
   ConfigureLog(LogLevel::kWarning, LogFormat::kText);
   auto started = App::StartOn(backend, config);
   DSA_CHECK(started.ok(), "{}", std::string_view(started.error().message));

@@ -30,6 +30,8 @@ const std::vector<std::string>& Sentences();
 // A server in this process on `backend`, its context `context_tokens`.
 struct GpuServer {
   GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences);
+  // Model and address are set; the device's kind is what it says, "cpu" for steps op by op.
+  GpuServer(Backend& backend, ServerConfig config);
   std::unique_ptr<App> app;
   std::shared_ptr<grpc::Channel> channel;
 };

@@ -15,6 +15,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
@@ -30,6 +31,7 @@ struct Run {
   std::string device = "cpu";
   std::int64_t masked_mha_until = 0;
   std::int64_t step_tokens_max = 2048;
+  std::optional<KvFormat> kv_format = std::nullopt;  // the checkpoint's own
 };
 
 std::vector<float> Logits(const std::string& model, const std::vector<TokenId>& ids,
@@ -44,12 +46,13 @@ std::vector<float> Logits(const std::string& model, const std::vector<TokenId>& 
   request.sampling.temperature = 0.0F;
   request.stop.max_tokens = 1;
   request.prompt_logits = PromptLogits::kAll;
-  auto result = RunOffline(*backend, {.config = checkpoint.config(), .weights = loaded.weights},
-                           {.kv_format = checkpoint.config().default_kv_format(),
-                            .attention = AttentionMode::kSparse,
-                            .step_tokens_max = run.step_tokens_max,
-                            .masked_mha_until = run.masked_mha_until},
-                           std::move(request));
+  auto result =
+      RunOffline(*backend, {.config = checkpoint.config(), .weights = loaded.weights},
+                 {.kv_format = run.kv_format.value_or(checkpoint.config().default_kv_format()),
+                  .attention = AttentionMode::kSparse,
+                  .step_tokens_max = run.step_tokens_max,
+                  .masked_mha_until = run.masked_mha_until},
+                 std::move(request));
   INFO((result.ok() ? "" : result.error().message));
   REQUIRE(result.ok());
   return std::move(result.value().prompt_logits);
@@ -118,6 +121,40 @@ TEST_CASE("in float32 logits on CUDA are the CPU's, below and past top-k", "[log
                  ToString(options.architecture), length, step, error);
       CAPTURE(length, step);
       CHECK(error < kFloat32);
+    }
+  }
+  std::filesystem::remove_all(folder);
+}
+
+// Random models carry roundings less far than a trained one.
+TEST_CASE("logits of random models on CUDA, with every type and cache format", "[logits]") {
+  constexpr double kQuantized = 3e-2;  // measured: 1e-5 to 1.7e-2
+  RandomCheckpointOptions options;
+  options.architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kDeepseekV3, Architecture::kGlmMoeDsa);
+  const std::string folder = "build/random-checkpoint";
+  for (const CheckpointType type : {CheckpointType::kFp8, CheckpointType::kBf16}) {
+    options.type = type;
+    REQUIRE(WriteRandomCheckpoint(options, folder).ok());
+    for (const KvFormat format : {KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32}) {
+      for (const std::int64_t length : {60, 300}) {  // top-k is 64
+        std::vector<TokenId> ids;
+        for (std::int64_t i = 0; i < length; ++i) {
+          ids.push_back(static_cast<TokenId>((i * 131 + i * i * 7 + 3) % options.vocabulary));
+        }
+        const std::vector<float> cpu = Logits(folder, ids, {.device = "cpu", .kv_format = format});
+        const std::vector<float> cuda =
+            Logits(folder, ids, {.device = "cuda", .kv_format = format});
+        const double error = RelativeError(cuda, cpu, cpu.size());
+        fmt::print("logits  {:12} {} weights, cache {}  tokens={:4}  error {:.1e}\n",
+                   ToString(options.architecture), type == CheckpointType::kFp8 ? "fp8 " : "bf16",
+                   format == KvFormat::kFp8    ? "fp8 "
+                   : format == KvFormat::kBf16 ? "bf16"
+                                               : "f32 ",
+                   length, error);
+        CAPTURE(length, static_cast<int>(format), static_cast<int>(type));
+        CHECK(error < kQuantized);
+      }
     }
   }
   std::filesystem::remove_all(folder);

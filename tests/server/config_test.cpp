@@ -121,6 +121,21 @@ TEST_CASE("values beyond a key's border are refused by name", "[config]") {
         CHECK(status.error().message.rfind(FlagName(key) + ": ", 0) == 0);
       }
       bad.insert(bad.end(), {std::to_string(range->maximum + 1), "\"1\"", "true"});
+    } else if (const auto* automatic = std::get_if<AutomaticIntValue>(&key.value)) {
+      CHECK(SetFromFlag(key, std::to_string(automatic->maximum), config).ok());
+      CHECK(config.*automatic->field == automatic->maximum);
+      CHECK(ReadText("{\"" + name + "\": \"auto\"}", config).ok());
+      CHECK(config.*automatic->field == kAutomatic);
+      CHECK(ValueText(key, config) == "\"auto\"");
+      CHECK(ReadText("{\"" + name + "\": 5}", config).ok());
+      CHECK(ValueText(key, config) == "5");
+      CHECK(SetFromFlag(key, "auto", config).ok());
+      CHECK(config.*automatic->field == kAutomatic);
+      for (const char* text : {"-1", "Auto", "", "5x"}) {
+        CHECK(SetFromFlag(key, text, config).error().message ==
+              fmt::format("{}: \"{}\" is not {}", FlagName(key), text, AllowedValues(key)));
+      }
+      bad.insert(bad.end(), {"-1", "\"1\"", "true", std::to_string(automatic->maximum + 1)});
     } else if (std::holds_alternative<ChoiceValue>(key.value)) {
       CHECK_FALSE(SetFromFlag(key, "other", config).ok());
       bad.insert(bad.end(), {"\"other\"", "true"});

@@ -15,6 +15,7 @@ v1::ModelInfo Describe(const ServedModel& model) {
   info.set_vocabulary(model.vocabulary);
   info.set_layers(model.layers);
   info.set_index_topk(model.index_topk);
+  info.set_masked_mha_until(model.masked_mha_until);
   if (model.chat_format) {
     info.set_chat_format(std::string(ToString(*model.chat_format)));
   }
