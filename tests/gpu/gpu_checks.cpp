@@ -6,6 +6,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "server/devices.h"
+#include "tokenizer/chat_format.h"
 
 #include <cstdlib>
 
@@ -73,6 +74,33 @@ const std::vector<std::string>& Sentences() {
     return found;
   }();
   return sentences;
+}
+
+std::vector<std::vector<TokenId>> QuestionPrompts() {
+  constexpr std::size_t kOfHaystack = 2;
+  const std::string path = "text/questions.json";
+  const Json all = ParseJson(MustRead(path), path).value();
+  std::vector<std::string> texts;
+  for (const Json& haystack : all["haystacks"]) {
+    for (std::size_t i = 0; i < kOfHaystack; ++i) {
+      texts.push_back(haystack["text"].get<std::string>() + "\n\n" +
+                      haystack["questions"][i]["question"].get<std::string>());
+    }
+  }
+  for (const char* kind : {"definitions", "sums"}) {
+    for (const Json& question : all[kind]) {
+      texts.push_back(question["question"].get<std::string>());
+    }
+  }
+  const ChatFormat format = *FindChatFormat(kGpuModel, GpuTokenizer(), std::nullopt).value().format;
+  std::vector<std::vector<TokenId>> prompts;
+  for (const std::string& text : texts) {
+    Chat chat;
+    chat.messages.push_back({.content = text});
+    const RenderedPrompt rendered = RenderChat(chat, format).value();
+    prompts.push_back(GpuTokenizer().EncodeWithAdded(rendered.text, rendered.template_ranges));
+  }
+  return prompts;
 }
 
 namespace {

@@ -27,6 +27,10 @@ std::vector<TokenId> TextIds(std::size_t first, std::size_t count);
 // Sentences of text/, each with its full stop.
 const std::vector<std::string>& Sentences();
 
+// Prompts of the quality gate's questions, as a chat begins: two of each haystack, definitions,
+// sums.
+std::vector<std::vector<TokenId>> QuestionPrompts();
+
 // A server in this process on `backend`, its context `context_tokens`.
 struct GpuServer {
   GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences);

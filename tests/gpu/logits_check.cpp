@@ -98,6 +98,33 @@ struct Agreement {
   double Share(std::size_t margin) const { return different[margin] / positions[margin]; }
 };
 
+// Greedy, up to the model's end.
+std::vector<TokenId> CpuAnswer(const std::vector<TokenId>& prompt) {
+  constexpr std::int64_t kTokensMax = 40;
+  const std::unique_ptr<Backend> backend = testing::MustMake("cpu");
+  const Checkpoint checkpoint = Checkpoint::Open(testing::kGpuModel).value();
+  NoProgress progress;
+  const DeviceWeights loaded = LoadWeights(checkpoint, *backend, progress).value();
+  Request request;
+  request.external_id = "answer";
+  request.prompt = prompt;
+  request.sampling.temperature = 0.0F;
+  request.stop.max_tokens = kTokensMax;
+  const auto result =
+      RunOffline(*backend, {.config = checkpoint.config(), .weights = loaded.weights},
+                 {.kv_format = checkpoint.config().default_kv_format(),
+                  .attention = AttentionMode::kSparse,
+                  .step_tokens_max = 2048,
+                  .masked_mha_until = 0},
+                 std::move(request));
+  REQUIRE(result.ok());
+  std::vector<TokenId> ids;
+  for (const std::int32_t id : result.value().ids) {
+    ids.push_back(TokenId{id});
+  }
+  return ids;
+}
+
 }  // namespace
 
 TEST_CASE("in float32 logits on CUDA are the CPU's, below and past top-k", "[logits]") {
@@ -208,6 +235,33 @@ TEST_CASE("the small model's logits on CUDA are as near to the CPU's as those ar
         Agreement::kMargins[i], 100 * cuda_agreement.Share(i), 100 * cpu_agreement.Share(i));
     CHECK(cuda_agreement.Share(i) < kOfSensitivity * cpu_agreement.Share(i) + 1e-3);
   }
+}
+
+// What a client sees: the tokens of answers, each behind what the CPU has answered before it.
+TEST_CASE("along the CPU's answers CUDA's best token is the CPU's", "[logits]") {
+  const ModelConfig config = LoadModelConfig(testing::kGpuModel).value();
+  Agreement agreement;
+  for (const std::vector<TokenId>& prompt : testing::QuestionPrompts()) {
+    const std::vector<TokenId> answer = CpuAnswer(prompt);
+    std::vector<TokenId> ids = prompt;
+    ids.insert(ids.end(), answer.begin(), answer.end() - 1);
+    const auto first = static_cast<std::ptrdiff_t>((prompt.size() - 1) *
+                                                   static_cast<std::size_t>(config.vocabulary));
+    const auto answers = [&](const std::string& device) {
+      const std::vector<float> logits = Logits(testing::kGpuModel, ids, {.device = device});
+      return std::vector<float>(logits.begin() + first, logits.end());
+    };
+    agreement.Count(answers("cuda"), answers("cpu"), config.vocabulary);
+  }
+  for (std::size_t i = 0; i < Agreement::kMargins.size(); ++i) {
+    fmt::print(
+        "logits  along the CPU's answers: {:.0f} of {:.0f} best tokens differ where the "
+        "margin is over {}\n",
+        agreement.different[i], agreement.positions[i], Agreement::kMargins[i]);
+  }
+  CHECK(agreement.positions[1] > 150);
+  CHECK(agreement.Share(0) <= 0.01);
+  CHECK(agreement.different[1] == 0);
 }
 
 }  // namespace dsa

@@ -41,9 +41,9 @@ class WatchSelection final : public ForwardingBackend {
   void SelectKeys(const SelectKeysParams& params) override {
     scores.emplace_back();
     if (is_cpu_) {
-      Backend::SelectKeys(params);  // op by op, through IndexerLogits below
+      ForwardingBackend::SelectKeys(params);  // op by op, through IndexerLogits below
     } else {
-      ForwardingBackend::SelectKeys(params);
+      inner_.SelectKeys(params);
     }
     const std::int64_t rows = params.slots.rows;
     const std::vector<std::int32_t> slots = Copy(params.slots.data, rows * params.slots.row_stride);

@@ -8,6 +8,7 @@
 #include "tests/gpu/gpu_checks.h"
 #include "tests/gpu/hanging_backend.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -103,6 +104,9 @@ class Counting final : public ForwardingBackend {
   void Replay(GraphId graph) override {
     ++launches;
     ForwardingBackend::Replay(graph);
+    if (gaps_us.size() < gaps_us.capacity()) {
+      gaps_us.push_back((testing::Now() - seen_) * kUsPerSecond);
+    }
   }
   void Download(const HostBuffer& target, std::size_t offset, const void* source,
                 std::size_t bytes) override {
@@ -112,6 +116,7 @@ class Counting final : public ForwardingBackend {
   void WaitFor(int event) override {
     ++waits;
     ForwardingBackend::WaitFor(event);
+    seen_ = testing::Now();
   }
 
   std::atomic<std::int64_t> uploads = 0;
@@ -119,6 +124,12 @@ class Counting final : public ForwardingBackend {
   std::atomic<std::int64_t> downloads = 0;
   std::atomic<std::int64_t> waits = 0;
   std::atomic<std::int64_t> others = 0;
+  // From a step's result seen to the next graph launched.  Read while no request is live.
+  std::vector<double> gaps_us;
+
+ private:
+  static constexpr double kUsPerSecond = 1e6;
+  double seen_ = 0;
 };
 
 // Makes the first logit of a step's first sampled row NaN, once it is told to.
@@ -149,9 +160,11 @@ TEST_CASE("a steady step on CUDA is one upload, one launch, one download, one wa
   constexpr std::int64_t kTokens = 400;
   const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
   Counting counting(*cuda);
-  const testing::GpuServer server(counting, 4'000, 8);
-  for (const std::size_t streams : {std::size_t{1}, std::size_t{6}}) {
+  counting.gaps_us.reserve(10'000);
+  const testing::GpuServer server(counting, 4'000, 64);
+  for (const std::size_t streams : {std::size_t{1}, std::size_t{64}}) {
     (void)AskTogether(server, streams, 8);
+    counting.gaps_us.clear();
     const std::int64_t steps = Steps(server);
     const std::int64_t before[] = {counting.uploads, counting.launches, counting.downloads,
                                    counting.waits, counting.others};
@@ -167,6 +180,13 @@ TEST_CASE("a steady step on CUDA is one upload, one launch, one download, one wa
         "waits, {} other copies, waits and allocations\n",
         streams, taken, launches, counting.uploads - before[0], counting.downloads - before[2],
         counting.waits - before[3], counting.others - before[4]);
+    std::sort(counting.gaps_us.begin(), counting.gaps_us.end());
+    const std::size_t gaps = counting.gaps_us.size();
+    REQUIRE(gaps > 0);
+    fmt::print(
+        "serving  {} streams: {:.1f} us from a result seen to the next graph launched, p90 "
+        "{:.1f}\n",
+        streams, counting.gaps_us[gaps / 2], counting.gaps_us[gaps * 9 / 10]);
     CHECK(counting.uploads - before[0] == taken);
     CHECK(counting.downloads - before[2] == taken);
     CHECK(counting.waits - before[3] == taken);
