@@ -44,6 +44,11 @@ std::vector<ConfigKey> ModelKeys() {
       {"slice", "Model",
        "With load: dummy. layers=N: the first N layers; epN: the experts of one of N ranks.",
        FormValue{&C::slice, kModelSlices, IsSlice}},
+  };
+}
+
+std::vector<ConfigKey> DeviceKeys() {
+  return {
       {"device", "Computation",
        "Where the model runs. cuda: the first CUDA device; a build without CUDA has the CPU only.",
        FormValue{&C::device, kDeviceNames, IsDevice}},
@@ -183,7 +188,7 @@ std::vector<ConfigKey> ServingKeys() {
 const std::vector<ConfigKey>& ConfigKeys() {
   static const std::vector<ConfigKey> keys = [] {
     std::vector<ConfigKey> all = ModelKeys();
-    for (const std::vector<ConfigKey>& more : {LimitKeys(), ServingKeys()}) {
+    for (const std::vector<ConfigKey>& more : {DeviceKeys(), LimitKeys(), ServingKeys()}) {
       all.insert(all.end(), more.begin(), more.end());
     }
     return all;
