@@ -106,16 +106,16 @@ std::int64_t BorderOf(const PrefillRates& near, const PrefillRates& far,
   const auto lost_s = [](const PrefillRates& rates) {  // per masked row
     return 1.0 / rates.masked_per_s - 1.0 / rates.absorbed_per_s;
   };
-  const std::int64_t most = positions_max / kMaskedBorderUnit * kMaskedBorderUnit;
+  const std::int64_t units_max = positions_max / kMaskedBorderUnit;
   const double slope =
       (lost_s(far) - lost_s(near)) / static_cast<double>(far.position - near.position);
   if (slope <= 0.0) {  // masked rows never get slower than the others, or always are
-    return lost_s(far) < 0.0 && lost_s(near) < 0.0 ? most : 0;
+    return lost_s(far) < 0.0 && lost_s(near) < 0.0 ? units_max * kMaskedBorderUnit : 0;
   }
   const double crossing = static_cast<double>(near.position) - lost_s(near) / slope;
   const double units = std::round(crossing / static_cast<double>(kMaskedBorderUnit));
-  const double most_units = static_cast<double>(most / kMaskedBorderUnit);
-  return static_cast<std::int64_t>(std::clamp(units, 0.0, most_units)) * kMaskedBorderUnit;
+  return static_cast<std::int64_t>(std::clamp(units, 0.0, static_cast<double>(units_max))) *
+         kMaskedBorderUnit;
 }
 
 MaskedBorder MeasureMaskedBorder(StepExecutor& executor, const Clock& clock,
