@@ -29,7 +29,6 @@ __device__ WarpSums SumOverWarps(unsigned warp_value, unsigned* sums) {
   if (lane == 0) {
     sums[warp] = warp_value;
   }
-  __syncwarp();  // callers may come from divergent code, and a barrier is one instruction of a warp
   __syncthreads();
   const unsigned inclusive = InclusiveWarpSum(lane < kWarps ? sums[lane] : 0U, lane);
   return {.before = __shfl_sync(kAllLanes, inclusive, warp) - warp_value,

@@ -25,9 +25,9 @@ namespace dsa {
 namespace {
 
 constexpr int kStreams = 64;
-constexpr int kRequestsEach = 3;
+constexpr int kRequestsEach = 2;
 constexpr std::int64_t kContext = 2'400;
-constexpr std::int64_t kBlocks = 150;  // four of the longest: some are preempted
+constexpr std::int64_t kBlocks = 60;  // not two of the longest: some are preempted
 
 struct Asked {
   std::vector<TokenId> prompt;

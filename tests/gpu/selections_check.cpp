@@ -1,17 +1,25 @@
-// Which keys the indexer selects on CUDA, beside the CPU: in the first layer, whose rows are
-// nearly the same values on both, the same ones; further up, where roundings have moved what rows
-// are, other keys only near the border of the selection.
+// Which keys the indexer selects on CUDA, beside the CPU.
+//
+// In float32 the same ones, but for ties.  In fp8 Hopper's tensor cores keep 14 bits of a sum, so
+// roundings move already in the first layer, and keys near the border with them.  How many is
+// measured beside: the CPU against itself with its products off by as much as the contract of
+// BlockScaledLinear states.
+#include "common/numeric.h"
+#include "common/prng.h"
 #include "kernels/forwarding_backend.h"
 #include "kernels/fused/select_keys.h"
 #include "kernels/fused/write_keys.h"
+#include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/indexer_logits.h"
 #include "model/checkpoint.h"
+#include "model/random_checkpoint.h"
 #include "model/weight_loader.h"
 #include "server/engine/offline.h"
 #include "tests/gpu/gpu_checks.h"
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -83,8 +91,39 @@ class WatchSelection final : public ForwardingBackend {
   std::map<std::int64_t, std::int32_t> position_of_slot_;
 };
 
-void Select(WatchSelection& backend, const Checkpoint& checkpoint,
-            const std::vector<TokenId>& ids) {
+// A CPU whose fp8 products are off by the relative error of Hopper's tensor cores, 1.25e-4.
+class InexactProducts final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+
+  void BlockScaledLinear(const BlockScaledLinearParams& params) override {
+    constexpr float kErrorMax = 2.2e-4F;  // drawn evenly: 1.25e-4 in the mean of squares
+    constexpr std::uint64_t kSeed = 5;
+    const std::int64_t cols = params.y.cols;
+    std::vector<float> sums(static_cast<std::size_t>(params.y.rows * cols));
+    BlockScaledLinearParams exact = params;
+    exact.y.data = sums.data();
+    exact.y.type = DataType::kF32;
+    exact.y.row_stride = cols;
+    inner_.BlockScaledLinear(exact);
+    for (std::int64_t i = 0; i < params.y.rows * cols; ++i) {
+      const float draw = CounterUniform(kSeed, drawn_++);
+      const float value = sums[static_cast<std::size_t>(i)] * (1.0F + kErrorMax * (2 * draw - 1));
+      const std::int64_t at = i / cols * params.y.row_stride + i % cols;
+      if (params.y.type == DataType::kBf16) {
+        static_cast<Bf16*>(params.y.data)[at] = ToBf16(value);
+      } else {
+        static_cast<float*>(params.y.data)[at] = value;
+      }
+    }
+  }
+
+ private:
+  std::uint64_t drawn_ = 0;
+};
+
+void Select(WatchSelection& backend, const std::string& folder, const std::vector<TokenId>& ids) {
+  const Checkpoint checkpoint = Checkpoint::Open(folder).value();
   NoProgress progress;
   const DeviceWeights loaded = LoadWeights(checkpoint, backend, progress).value();
   Request request;
@@ -102,62 +141,98 @@ void Select(WatchSelection& backend, const Checkpoint& checkpoint,
   REQUIRE(result.ok());
 }
 
-// How far the CPU scores a key that only CUDA selects below the last one that it selects itself,
-// as a part of that.
-double BelowBorder(const std::vector<float>& scores, const Positions& selected, std::int32_t key) {
-  float border = INFINITY;
-  for (const std::int32_t position : selected) {
-    border = std::min(border, scores[static_cast<std::size_t>(position)]);
+// Keys of one layer that are not the CPU's.
+struct Others {
+  std::int64_t keys = 0;  // all
+  std::int64_t others = 0;
+  double furthest = 0;  // below the CPU's border by the CPU's score, as a part of the largest score
+
+  double Share() const { return static_cast<double>(others) / static_cast<double>(keys); }
+};
+
+Others Compare(const WatchSelection& cpu, const WatchSelection& other, std::size_t layer) {
+  Others found;
+  REQUIRE(other.selected.size() == cpu.selected.size());
+  REQUIRE(other.selected[layer].size() == cpu.selected[layer].size());
+  for (std::size_t row = 0; row < cpu.selected[layer].size(); ++row) {
+    const Positions& expected = cpu.selected[layer][row];
+    const std::vector<float>& scores = cpu.scores[layer][row];
+    REQUIRE(other.selected[layer][row].size() == expected.size());
+    float border = INFINITY;
+    for (const std::int32_t key : expected) {
+      border = std::min(border, scores[static_cast<std::size_t>(key)]);
+    }
+    const double largest = std::abs(*std::max_element(scores.begin(), scores.end()));
+    for (const std::int32_t key : other.selected[layer][row]) {
+      ++found.keys;
+      if (!expected.contains(key)) {
+        ++found.others;
+        found.furthest =
+            std::max(found.furthest, (border - scores[static_cast<std::size_t>(key)]) / largest);
+      }
+    }
   }
-  return (border - scores[static_cast<std::size_t>(key)]) / std::abs(border);
+  return found;
+}
+
+void Print(const char* who, std::size_t tokens, std::size_t layer, const Others& found) {
+  fmt::print(
+      "selections  tokens={:5} layer {}  {}: {} of {} keys are others ({:.3f} %), at most "
+      "{:.2f} % of the largest score below the border\n",
+      tokens, layer, who, found.others, found.keys, 100 * found.Share(), 100 * found.furthest);
 }
 
 }  // namespace
 
-TEST_CASE("CUDA selects the CPU's keys", "[selections]") {
-  constexpr double kNear = 0.01;
-  const Checkpoint checkpoint = Checkpoint::Open(testing::kGpuModel).value();
-  const std::size_t length = GENERATE(as<std::size_t>(), 600, 1500, 4000);
+TEST_CASE("in float32 CUDA selects the CPU's keys", "[selections]") {
+  constexpr double kTie = 1e-5;  // of the largest score
+  RandomCheckpointOptions options;
+  options.type = CheckpointType::kF32;
+  options.architecture = GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa);
+  const std::string folder = "build/random-checkpoint";
+  REQUIRE(WriteRandomCheckpoint(options, folder).ok());
+  std::vector<TokenId> ids;
+  for (std::int64_t i = 0; i < 500; ++i) {  // top-k is 64
+    ids.push_back(static_cast<TokenId>((i * 131 + i * i * 7 + 3) % options.vocabulary));
+  }
+  const std::unique_ptr<Backend> cpu = testing::MustMake("cpu");
+  WatchSelection of_cpu(*cpu, true);
+  Select(of_cpu, folder, ids);
+  const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+  WatchSelection of_cuda(*cuda, false);
+  Select(of_cuda, folder, ids);
+  std::filesystem::remove_all(folder);
+  for (std::size_t layer = 0; layer < of_cpu.selected.size(); ++layer) {
+    const Others found = Compare(of_cpu, of_cuda, layer);
+    Print("CUDA in float32", ids.size(), layer, found);
+    CAPTURE(layer);
+    CHECK(found.furthest < kTie);
+    CHECK(found.Share() < 1e-3);
+  }
+}
+
+TEST_CASE("in fp8 CUDA selects as many other keys as inexact products do", "[selections]") {
+  constexpr double kOfSensitivity = 1.5;  // measured: 0.97 to 1.1
+  const std::size_t length = GENERATE(as<std::size_t>(), 600, 1500);
   const std::vector<TokenId> ids = testing::TextIds(length, length);
   const std::unique_ptr<Backend> cpu = testing::MustMake("cpu");
   WatchSelection of_cpu(*cpu, true);
-  Select(of_cpu, checkpoint, ids);
+  Select(of_cpu, testing::kGpuModel, ids);
+  const std::unique_ptr<Backend> cpu_again = testing::MustMake("cpu");
+  InexactProducts inexact(*cpu_again);
+  WatchSelection of_inexact(inexact, true);
+  Select(of_inexact, testing::kGpuModel, ids);
+  for (std::size_t layer = 0; layer < of_cpu.selected.size(); ++layer) {
+    Print("inexact CPU", length, layer, Compare(of_cpu, of_inexact, layer));
+  }
   const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
   WatchSelection of_cuda(*cuda, false);
-  Select(of_cuda, checkpoint, ids);
-  REQUIRE(of_cuda.selected.size() == of_cpu.selected.size());
+  Select(of_cuda, testing::kGpuModel, ids);
   for (std::size_t layer = 0; layer < of_cpu.selected.size(); ++layer) {
-    std::int64_t keys = 0;
-    std::int64_t others = 0;
-    std::int64_t far = 0;
-    double furthest = 0;
-    REQUIRE(of_cuda.selected[layer].size() == of_cpu.selected[layer].size());
-    for (std::size_t row = 0; row < of_cpu.selected[layer].size(); ++row) {
-      const Positions& expected = of_cpu.selected[layer][row];
-      const Positions& actual = of_cuda.selected[layer][row];
-      REQUIRE(actual.size() == expected.size());
-      keys += static_cast<std::int64_t>(actual.size());
-      for (const std::int32_t key : actual) {
-        if (!expected.contains(key)) {
-          const double below = BelowBorder(of_cpu.scores[layer][row], expected, key);
-          ++others;
-          far += below > kNear ? 1 : 0;
-          furthest = std::max(furthest, below);
-        }
-      }
-    }
-    fmt::print(
-        "selections  tokens={:5} layer {}: {} of {} keys are others ({:.4f} %), {} of them more "
-        "than 1 % below the border ({:.2f} % of all), the furthest {:.1f} %\n",
-        length, layer, others, keys,
-        100.0 * static_cast<double>(others) / static_cast<double>(keys), far,
-        100.0 * static_cast<double>(far) / static_cast<double>(keys), 100 * furthest);
+    const Others found = Compare(of_cpu, of_cuda, layer);
+    Print("CUDA", length, layer, found);
     CAPTURE(length, layer);
-    if (layer == 0) {
-      CHECK(others == 0);
-    } else {
-      CHECK(far == 0);
-    }
+    CHECK(found.Share() < kOfSensitivity * Compare(of_cpu, of_inexact, layer).Share());
   }
 }
 
