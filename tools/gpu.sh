@@ -23,6 +23,8 @@
 #     sanitize                     the operators under compute-sanitizer's tools
 #     bench                        time every operator, dsa_cuda_bench
 #     step                         the decode step of the slice, and of its operators: below
+#     position                     what a token costs at each position: the slice, and 8 layers of it
+#                                  with 64 sequences, to be scaled to all layers; into position/
 #     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
 #   Without a stage: all but sanitize, bench, step and slice.
 #
@@ -151,6 +153,15 @@ slice() {
   serve_slice 5 131072
 }
 
+position() {
+  local slice batch
+  while read -r slice batch; do
+    ./dsa bench position --model configs/models/deepseek-v32 --load dummy --slice "$slice" \
+      --device cuda --quick --max-batch "$batch" --commit "$(cat commit)" \
+      --output "position/$slice"
+  done <<<$'ep32 64\nep32,layers=8 64'
+}
+
 stage() {
   case $1 in
     start) start ;;
@@ -163,6 +174,7 @@ stage() {
     sanitize) sanitize ;;
     bench) ./dsa_cuda_bench ;;
     step) ./dsa_step_bench "$slice_model" 64 8192 1 8192 ;;
+    position) position ;;
     slice) slice ;;
     *)
       echo "gpu.sh run: no stage '$1'" >&2

@@ -4,164 +4,162 @@
 #include "common/prng.h"
 
 #include <algorithm>
-#include <cstring>
-#include <span>
+#include <numeric>
 
 namespace dsa::bench {
 namespace {
 
-constexpr int kChangedValues = 8;  // of a copied key
-constexpr std::int64_t kScaleBytes = 4;
+constexpr std::int64_t kShiftPerStep = 97;  // of the source: no two sequences have the same keys
+constexpr std::uint64_t kSeed = 0x5ca77e8ed;
 
-// Other low mantissa bits of a few values, so that no two keys are equal.  e4m3's largest finite
-// values are left alone: beside them lies NaN.
-void MakeDistinct(std::uint8_t* values, int count, KvFormat format, std::uint64_t key) {
-  const int bytes = format == KvFormat::kFp8 ? 1 : ElementBytes(format);
-  for (int i = 0; i < kChangedValues; ++i) {
-    const std::uint64_t place =
-        CounterBits(key, static_cast<std::uint64_t>(i)) % static_cast<std::uint64_t>(count);
-    std::uint8_t& low = values[place * static_cast<std::uint64_t>(bytes)];
-    const bool may_change = format != KvFormat::kFp8 || (low & 0x7F) < 0x7E;
-    low ^= may_change ? 1 : 0;
-  }
+std::int64_t RowBytes(const ConstAnyMatrix& matrix) {
+  return matrix.cols * SizeOf(matrix.type);
 }
 
-// Bytes of an indexer key's values; in fp8 its scale lies elsewhere in the block.
-std::int64_t IndexerValueBytes(KvFormat format) {
-  return format == KvFormat::kFp8 ? kIndexerValues : IndexerTokenBytes(format);
-}
-
-struct Place {
-  std::int64_t block;
-  std::int64_t token;
-};
-Place PlaceOf(std::int64_t slot) {
-  return {.block = slot / kTokensPerBlock, .token = slot % kTokensPerBlock};
-}
-
-std::uint8_t* LatentRecord(const LatentCacheView& view, const Place& place) {
-  return view.data + (place.block * kTokensPerBlock + place.token) * LatentTokenBytes(view.format);
-}
-std::uint8_t* IndexerBlockOf(const IndexerCacheView& view, const Place& place) {
-  return view.data + place.block * kTokensPerBlock * IndexerTokenBytes(view.format);
+ConstAnyMatrix RowsAt(const ConstAnyMatrix& like, const DeviceBuffer& rows, std::int64_t first,
+                      std::int64_t count) {
+  ConstAnyMatrix part = like;
+  part.data = rows.As<const std::uint8_t>() + first * RowBytes(like);
+  part.rows = count;
+  part.row_stride = like.cols;
+  return part;
 }
 
 }  // namespace
 
+Result<std::unique_ptr<CopyingExecutor>> CopyingExecutor::Create(ModelExecutor& model,
+                                                                 OperatorBackend& backend,
+                                                                 std::int32_t blocks,
+                                                                 std::int64_t rows_max) {
+  std::unique_ptr<CopyingExecutor> executor(new CopyingExecutor(model, backend));
+  const auto rows = static_cast<std::size_t>(rows_max);
+  DSA_ASSIGN_OR_RETURN(executor->positions_, backend.Allocate(rows * sizeof(std::int32_t)));
+  DSA_ASSIGN_OR_RETURN(executor->slots_, backend.Allocate(rows * sizeof(std::int64_t)));
+  std::vector<std::int32_t>& names = executor->names_;
+  names.resize(static_cast<std::size_t>(blocks) + 1);
+  std::iota(names.begin(), names.end(), 0);
+  for (std::int32_t i = blocks - 1; i > 0; --i) {
+    const std::uint64_t bits = CounterBits(kSeed, static_cast<std::uint64_t>(i));
+    std::swap(names[static_cast<std::size_t>(i)], names[bits % static_cast<std::uint64_t>(i + 1)]);
+  }
+  return executor;
+}
+
 void CopyingExecutor::Launch(const ForwardBatch& batch) {
+  const ForwardBatch renamed = Renamed(batch);
   copied_ = mode_ == Mode::kCopy;
-  if (copied_) {
-    Copy(batch);
-    model_.ApplyTableUpdates(batch);
-    blank_.Reset(batch.shape);
+  if (!copied_) {
+    model_.Launch(renamed);
     return;
   }
-  if (records_source_) {
-    source_slots_.insert(source_slots_.end(), batch.slots.begin(), batch.slots.end());
-  }
-  model_.Launch(batch);
+  Copy(renamed);
+  model_.ApplyTableUpdates(renamed);
+  backend_.Synchronize();
+  blank_.Reset(batch.shape);
 }
 
 const StepResult& CopyingExecutor::Collect() {
   return copied_ ? blank_.result() : model_.Collect();
 }
 
+ForwardBatch CopyingExecutor::Renamed(const ForwardBatch& batch) {
+  packed_.assign(batch.packed.begin(), batch.packed.end());
+  const StepInputs inputs = InputsAt(packed_.data(), batch.shape);
+  for (std::int64_t row = 0; row < inputs.slots.size; ++row) {
+    std::int64_t& slot = inputs.slots.data[row];
+    slot =
+        std::int64_t{names_[static_cast<std::size_t>(slot / kTokensPerBlock)]} * kTokensPerBlock +
+        slot % kTokensPerBlock;
+  }
+  for (const TableUpdate& update : batch.table_updates) {
+    for (std::int32_t i = 0; i < update.count; ++i) {
+      std::int32_t& block = inputs.ids[update.source + i];
+      block = names_[static_cast<std::size_t>(block)];
+    }
+  }
+  ForwardBatch renamed = batch;
+  renamed.packed = packed_;
+  renamed.slots = {inputs.slots.data, batch.slots.size()};
+  renamed.ids = {inputs.ids, batch.ids.size()};
+  return renamed;
+}
+
 void CopyingExecutor::BeginSource() {
-  records_source_ = true;
-  source_slots_.clear();
+  layers_.resize(static_cast<std::size_t>(model_.arena().extents().layers));
+  layer_ = 0;
+  backend_.SetKeyListener([this](const WriteKeysParams& params) { KeepRows(params); });
 }
 
-void CopyingExecutor::EndSource() {
-  records_source_ = false;
-  const KvArenaExtents& extents = model_.arena().extents();
-  const std::int64_t latent_bytes = LatentTokenBytes(extents.format);
-  const std::int64_t indexer_bytes = IndexerTokenBytes(extents.format);
-  const std::int64_t value_bytes = IndexerValueBytes(extents.format);
-  const std::size_t rows = source_slots_.size();
-  latent_source_.assign(static_cast<std::size_t>(extents.layers), {});
-  indexer_source_.assign(static_cast<std::size_t>(extents.indexer_layers), {});
-  for (int layer = 0; layer < extents.layers; ++layer) {
-    auto& latent = latent_source_[static_cast<std::size_t>(layer)];
-    latent.resize(rows * static_cast<std::size_t>(latent_bytes));
-    for (std::size_t i = 0; i < rows; ++i) {
-      backend_.CopyToHost(latent.data() + i * static_cast<std::size_t>(latent_bytes),
-                          LatentRecord(model_.arena().Latent(layer), PlaceOf(source_slots_[i])),
-                          static_cast<std::size_t>(latent_bytes));
-    }
-  }
-  for (int layer = 0; layer < extents.indexer_layers; ++layer) {
-    auto& indexer = indexer_source_[static_cast<std::size_t>(layer)];
-    indexer.resize(rows * static_cast<std::size_t>(indexer_bytes));
-    for (std::size_t i = 0; i < rows; ++i) {
-      const Place place = PlaceOf(source_slots_[i]);
-      const std::uint8_t* block = IndexerBlockOf(model_.arena().Indexer(layer), place);
-      std::uint8_t* target = indexer.data() + i * static_cast<std::size_t>(indexer_bytes);
-      backend_.CopyToHost(target, block + place.token * value_bytes,
-                          static_cast<std::size_t>(value_bytes));
-      if (extents.format == KvFormat::kFp8) {
-        backend_.CopyToHost(target + value_bytes,
-                            block + IndexerBlock::Scale(static_cast<int>(place.token)),
-                            kScaleBytes);
-      }
-    }
+void CopyingExecutor::KeepRows(const WriteKeysParams& params) {
+  Layer& layer = layers_[layer_];
+  layer_ = (layer_ + 1) % layers_.size();
+  layer.params = params;
+  layer.params.query_latent = {};
+  const auto keep = [this](const ConstAnyMatrix& matrix, std::vector<std::uint8_t>& rows) {
+    DSA_CHECK(matrix.row_stride == matrix.cols, "CopyingExecutor: rows of {} lie {} apart",
+              matrix.cols, matrix.row_stride);
+    const auto bytes = static_cast<std::size_t>(matrix.rows * RowBytes(matrix));
+    rows.resize(rows.size() + bytes);
+    backend_.CopyToHost(rows.data() + rows.size() - bytes, matrix.data, bytes);
+  };
+  keep(params.latent.kv, layer.kv_rows);
+  if (params.indexer_key) {
+    keep(params.indexer_key->k, layer.k_rows);
   }
   backend_.Synchronize();
 }
 
-// Rows that lie side by side in a block are copied at once: a device's copies cost by the call.
+Status CopyingExecutor::EndSource() {
+  backend_.SetKeyListener({});
+  const auto upload = [this](std::vector<std::uint8_t>& rows, DeviceBuffer& buffer) -> Status {
+    DSA_ASSIGN_OR_RETURN(buffer, backend_.Allocate(rows.size()));
+    backend_.CopyToDevice(buffer.data(), rows.data(), rows.size());
+    rows = {};
+    return {};
+  };
+  for (Layer& layer : layers_) {
+    source_rows_ =
+        static_cast<std::int64_t>(layer.kv_rows.size()) / RowBytes(layer.params.latent.kv);
+    DSA_RETURN_IF_ERROR(upload(layer.kv_rows, layer.kv));
+    if (layer.params.indexer_key) {
+      DSA_RETURN_IF_ERROR(upload(layer.k_rows, layer.k));
+    }
+  }
+  backend_.Synchronize();
+  return {};
+}
+
 void CopyingExecutor::Copy(const ForwardBatch& batch) {
-  const std::size_t sources = source_slots_.size();
-  DSA_CHECK(sources > 0, "CopyingExecutor: nothing to copy from");
-  const KvFormat format = model_.arena().extents().format;
-  const std::int64_t latent_bytes = LatentTokenBytes(format);
-  const std::int64_t indexer_bytes = IndexerTokenBytes(format);
-  const std::int64_t value_bytes = IndexerValueBytes(format);
-  region_.resize(static_cast<std::size_t>(kTokensPerBlock * std::max(latent_bytes, indexer_bytes)));
-  const auto rows = batch.slots.size();
-  for (std::size_t first = 0, end = 0; first < rows; first = end) {
-    const Place place = PlaceOf(batch.slots[first]);
-    end = first + 1;
-    while (end < rows && batch.slots[end] == batch.slots[end - 1] + 1 &&
-           PlaceOf(batch.slots[end]).block == place.block) {
-      ++end;
+  const auto rows = static_cast<std::size_t>(batch.tokens);
+  backend_.CopyToDevice(positions_.data(), batch.positions.data(), rows * sizeof(std::int32_t));
+  backend_.CopyToDevice(slots_.data(), batch.slots.data(), rows * sizeof(std::int64_t));
+  for (std::int64_t first = 0; first < batch.tokens;) {
+    const std::int64_t count = std::min(batch.tokens - first, source_rows_ - source_next_);
+    for (const Layer& layer : layers_) {
+      WriteRun(layer, first, source_next_, count);
     }
-    const auto source_of = [&](std::size_t row, std::size_t layer) {
-      const auto slot = static_cast<std::uint64_t>(batch.slots[row]);
-      return CounterBits(slot, static_cast<std::uint64_t>(batch.positions[row]) * 1024 + layer);
-    };
-    for (std::size_t layer = 0; layer < latent_source_.size(); ++layer) {
-      for (std::size_t row = first; row < end; ++row) {
-        const std::uint64_t key = source_of(row, layer);
-        std::uint8_t* target = region_.data() + (row - first) * latent_bytes;
-        std::memcpy(target, latent_source_[layer].data() + key % sources * latent_bytes,
-                    static_cast<std::size_t>(latent_bytes));
-        MakeDistinct(target, kLatentValues, format, key);
-      }
-      backend_.CopyToDevice(LatentRecord(model_.arena().Latent(static_cast<int>(layer)), place),
-                            region_.data(), (end - first) * latent_bytes);
-    }
-    for (std::size_t layer = 0; layer < indexer_source_.size(); ++layer) {
-      std::uint8_t* values = region_.data();
-      std::uint8_t* scales = values + (end - first) * value_bytes;
-      for (std::size_t row = first; row < end; ++row) {
-        const std::uint64_t key = source_of(row, layer);
-        const std::uint8_t* source = indexer_source_[layer].data() + key % sources * indexer_bytes;
-        std::uint8_t* target = values + (row - first) * value_bytes;
-        std::memcpy(target, source, static_cast<std::size_t>(value_bytes));
-        MakeDistinct(target, kIndexerValues, format, key);
-        if (format == KvFormat::kFp8) {
-          std::memcpy(scales + (row - first) * kScaleBytes, source + value_bytes, kScaleBytes);
-        }
-      }
-      std::uint8_t* block = IndexerBlockOf(model_.arena().Indexer(static_cast<int>(layer)), place);
-      backend_.CopyToDevice(block + place.token * value_bytes, values, (end - first) * value_bytes);
-      if (format == KvFormat::kFp8) {
-        backend_.CopyToDevice(block + IndexerBlock::Scale(static_cast<int>(place.token)), scales,
-                              (end - first) * kScaleBytes);
-      }
-    }
+    first += count;
+    source_next_ = (source_next_ + count) % source_rows_;
   }
-  backend_.Synchronize();
+  source_next_ = (source_next_ + kShiftPerStep) % source_rows_;
+}
+
+void CopyingExecutor::WriteRun(const Layer& layer, std::int64_t first, std::int64_t source,
+                               std::int64_t rows) {
+  WriteKeysParams params = layer.params;
+  const Vector<const std::int32_t> positions{.data = positions_.As<const std::int32_t>() + first,
+                                             .size = rows};
+  const Vector<const std::int64_t> slots{.data = slots_.As<const std::int64_t>() + first,
+                                         .size = rows};
+  params.latent.kv = RowsAt(params.latent.kv, layer.kv, source, rows);
+  params.latent.positions = positions;
+  params.latent.slots = slots;
+  if (params.indexer_key) {
+    params.indexer_key->k = RowsAt(params.indexer_key->k, layer.k, source, rows);
+    params.indexer_key->positions = positions;
+    params.indexer_key->slots = slots;
+  }
+  backend_.WriteKeys(params);
 }
 
 }  // namespace dsa::bench

@@ -1,5 +1,8 @@
-// How long each operator of a step takes, by the host's clock around the call: for backends whose
-// calls return when they have run, which is the CPU.  Thread of the backend.
+// How long each operator of a step takes, and what it is called.
+//
+// Where calls return when they have run, which is on the CPU, by the host's clock around each plain
+// op of real steps.  On a device, where fused ops have kernels of their own, by leaving out all
+// others: a step recorded with one op alone and replayed (StepRunner).  Thread of the backend.
 #pragma once
 
 #include "kernels/forwarding_backend.h"
@@ -7,7 +10,10 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string_view>
+#include <utility>
 
 namespace dsa::bench {
 
@@ -33,8 +39,19 @@ enum class Operator : std::uint8_t {
   kGate,
   kRoutedExperts,
   kSample,
+  // Fused, of a device.
+  kAddNorm,
+  kProjectInput,  // query latent, latent and index keys, the indexer's head weights
+  kWriteKeys,
+  kProjectQuery,
+  kSelectKeys,
+  kAttend,
+  kProjectOutput,
+  kGatedMlp,
+  kExpertMlp,
+  kHead,
 };
-inline constexpr std::array<std::string_view, 20> kOperatorNames = {"embed",
+inline constexpr std::array<std::string_view, 30> kOperatorNames = {"embed",
                                                                     "gather_rows",
                                                                     "rms_norm",
                                                                     "quantize_fp8",
@@ -53,16 +70,29 @@ inline constexpr std::array<std::string_view, 20> kOperatorNames = {"embed",
                                                                     "swiglu",
                                                                     "gate",
                                                                     "routed_experts",
-                                                                    "sample"};
+                                                                    "sample",
+                                                                    "add_norm",
+                                                                    "project_input",
+                                                                    "write_keys",
+                                                                    "project_query",
+                                                                    "select_keys",
+                                                                    "attend",
+                                                                    "project_output",
+                                                                    "gated_mlp",
+                                                                    "expert_mlp",
+                                                                    "head"};
 
 // Microseconds of each operator, summed over its calls.
 using OperatorTimes = std::array<double, kOperatorNames.size()>;
 
-class TimingBackend final : public ForwardingBackend {
+class OperatorBackend final : public ForwardingBackend {
  public:
-  using ForwardingBackend::ForwardingBackend;
+  // `fused`: fused ops are passed on whole, else as the plain ops that define them.
+  OperatorBackend(Backend& inner, bool fused) : ForwardingBackend(inner), fused_(fused) {}
 
-  // From now on calls are timed, from nothing; or not timed.
+  bool fused() const { return fused_; }
+
+  // From now on calls are timed by the host's clock, from nothing; or not timed.
   void Start() {
     times_us_.fill(0);
     timing_ = true;
@@ -70,6 +100,20 @@ class TimingBackend final : public ForwardingBackend {
   void Stop() { timing_ = false; }
   const OperatorTimes& times_us() const { return times_us_; }
 
+  // From now on this op alone is passed on, and nothing that is no op of the model; or everything.
+  void Only(std::optional<Operator> wanted) {
+    wanted_ = wanted;
+    calls_ = 0;
+  }
+  int calls() const { return calls_; }  // passed on since
+
+  // Called before every WriteKeys.
+  void SetKeyListener(std::function<void(const WriteKeysParams&)> listener) {
+    key_listener_ = std::move(listener);
+  }
+
+  void Zero(void* target, std::size_t bytes) override;
+  void UpdateBlockTables(const UpdateBlockTablesParams& params) override;
   void Embed(const EmbedParams& params) override;
   void GatherRows(const GatherRowsParams& params) override;
   void RmsNorm(const RmsNormParams& params) override;
@@ -90,10 +134,22 @@ class TimingBackend final : public ForwardingBackend {
   void Gate(const GateParams& params) override;
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;
+  void AddNorm(const AddNormParams& params) override;
+  void Project(const ProjectParams& params) override;
+  void WriteKeys(const WriteKeysParams& params) override;
+  void SelectKeys(const SelectKeysParams& params) override;
+  void AttendLatent(const AttendLatentParams& params) override;
+  void AttendMasked(const AttendMaskedParams& params) override;
+  void GatedMlp(const GatedMlpParams& params) override;
+  void ExpertMlp(const ExpertMlpParams& params) override;
 
  private:
   template <typename Params>
   void Time(Operator name, void (Backend::*call)(const Params&), const Params& params) {
+    if (wanted_ && *wanted_ != name) {
+      return;
+    }
+    ++calls_;
     if (!timing_) {
       (inner_.*call)(params);
       return;
@@ -104,8 +160,12 @@ class TimingBackend final : public ForwardingBackend {
         std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
   }
 
+  const bool fused_;
   bool timing_ = false;
+  std::optional<Operator> wanted_;
+  int calls_ = 0;
   OperatorTimes times_us_{};
+  std::function<void(const WriteKeysParams&)> key_listener_;
 };
 
 }  // namespace dsa::bench

@@ -1,5 +1,6 @@
 #include "server/bench/position_bench.h"
 
+#include "model/model_slice.h"
 #include "server/bench/output_folder.h"
 #include "server/bench/progress_line.h"
 #include "server/bench/statistics.h"
@@ -9,6 +10,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <functional>
 #include <set>
 
@@ -25,9 +27,11 @@ constexpr double kConfidence = 1.96;
 constexpr double kWantedInterval = 0.01;
 constexpr double kErrorMin = 0.002;  // clocks and neighbours: no median is better known
 
+constexpr std::int64_t kCheapFactor = 5;
+
 // How long a point is repeated.
 struct RepeatLimits {
-  std::int64_t minimum;
+  std::int64_t minimum;  // kCheapFactor times as many where that takes no time to speak of
   std::int64_t maximum;
   double seconds;
 };
@@ -36,7 +40,9 @@ struct Sizes {
   std::vector<std::int64_t> positions;
   std::int64_t chunk;
   std::int64_t batch_max;
-  std::int64_t context;
+  std::int64_t prefill_context;
+  std::int64_t decode_context;
+  std::int64_t masked_until;  // -1: measured
   RepeatLimits repeats;
 };
 
@@ -50,6 +56,10 @@ double MedianError(const std::vector<double>& sorted) {
 bool IsEnough(std::vector<double> times, const RepeatLimits& limits, double seconds) {
   const auto count = static_cast<std::int64_t>(times.size());
   if (count < limits.minimum) {
+    return false;
+  }
+  constexpr double kCheapSeconds = 0.1;
+  if (count < kCheapFactor * limits.minimum && seconds < kCheapSeconds) {
     return false;
   }
   if (count >= limits.maximum || seconds > limits.seconds) {
@@ -68,8 +78,12 @@ Result<Sizes> ChooseSizes(const PositionOptions& options, const ModelConfig& mod
       options.quick ? RepeatLimits{2, 16, cpu ? 0.25 : 0.5} : RepeatLimits{5, 200, cpu ? 5.0 : 3.0};
   if (options.batch > sizes.batch_max || sizes.batch_max > sizes.chunk) {
     return InvalidArgument(
-        fmt::format("batch: {} and batch-max: {} must ascend to the {} rows of a step (--chunk)",
+        fmt::format("batch: {} and max-batch: {} must ascend to the {} rows of a step (--chunk)",
                     options.batch, sizes.batch_max, sizes.chunk));
+  }
+  if (sizes.chunk % kTokensPerBlock != 0) {
+    return InvalidArgument(fmt::format("chunk: {} is no multiple of the {} tokens of a block",
+                                       sizes.chunk, kTokensPerBlock));
   }
   if (model.context_max < sizes.chunk + sizes.repeats.maximum) {
     return InvalidArgument(
@@ -92,6 +106,9 @@ Result<Sizes> ChooseSizes(const PositionOptions& options, const ModelConfig& mod
   if (positions.empty()) {
     const std::int64_t top = model.index_topk;
     positions = {0, top / 2, top, 2 * top, limit};
+    if (!options.quick) {
+      positions.insert(3 * top);
+    }
     for (std::int64_t position = 1024; position < limit; position *= 2) {
       positions.insert(position);
       if (!options.quick && position >= 8192) {
@@ -102,8 +119,10 @@ Result<Sizes> ChooseSizes(const PositionOptions& options, const ModelConfig& mod
   }
   sizes.positions.assign(positions.begin(), positions.end());
   const std::int64_t longest = std::max(sizes.positions.back(), sizes.chunk);
-  const std::int64_t chunks = (longest + sizes.chunk - 1) / sizes.chunk;
-  sizes.context = std::min(model.context_max, chunks * sizes.chunk + sizes.repeats.maximum + 4);
+  sizes.prefill_context = std::min(model.context_max, longest / sizes.chunk * sizes.chunk + 4);
+  sizes.decode_context = std::min(
+      model.context_max, sizes.positions.back() + sizes.repeats.maximum + 2 * kTokensPerBlock);
+  sizes.masked_until = options.masked_until < 0 && cpu ? 0 : options.masked_until;
   return sizes;
 }
 
@@ -118,16 +137,18 @@ class Sweep final {
         points_(2 * static_cast<std::int64_t>(sizes.positions.size()) *
                 (sizes.batch_max > options.batch ? 3 : 2)) {}
 
-  Status MeasureArm(const ModelSource& source, Attention attention);
+  void MeasureArm(const BenchModel& model, Attention attention);
 
  private:
   using Clock = std::chrono::steady_clock;
   static double Since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
+  Status PrefillArm(const BenchModel& model, Attention attention);
+  Status DecodeArm(const BenchModel& model, Attention attention);
   Status Prefill(StepRunner& runner, Attention attention, std::int64_t position);
   Status Decode(StepRunner& runner, Attention attention, std::int64_t position, std::int64_t batch);
-  Status Operators(StepRunner& runner, Attention attention, std::int64_t position, double plain_us);
+  Status TimeOperators(StepRunner& runner, PositionRow& row);
   Status Compare(StepRunner& runner);
   std::function<bool(const std::vector<double>&)> KeepGoing() const;
   void Keep(PositionRow row, std::vector<double> times);
@@ -141,6 +162,7 @@ class Sweep final {
   PositionResult& result_;
   const std::int64_t points_;
   std::int64_t done_ = 0;
+  std::int64_t batch_max_ = 0;  // the largest that fits, found by the first arm; 0: not yet
   ProgressLine progress_;
   const Clock::time_point start_ = Clock::now();
 };
@@ -171,9 +193,12 @@ void Sweep::Keep(PositionRow row, std::vector<double> times) {
   ++done_;
 }
 
+// Its clock starts with the first call: filling caches before is not counted.
 std::function<bool(const std::vector<double>&)> Sweep::KeepGoing() const {
-  const auto start = Clock::now();
-  return [this, start](const std::vector<double>& times) {
+  return [this, start = Clock::time_point()](const std::vector<double>& times) mutable {
+    if (times.empty()) {
+      start = Clock::now();
+    }
     return !interrupted_.load(std::memory_order_relaxed) &&
            !IsEnough(times, sizes_.repeats, Since(start));
   };
@@ -186,7 +211,9 @@ std::int64_t Sweep::DecodeStart(std::int64_t position) const {
 
 Status Sweep::Prefill(StepRunner& runner, Attention attention, std::int64_t position) {
   const std::int64_t chunk = sizes_.chunk;
-  const std::int64_t end = std::max(chunk, position / chunk * chunk);
+  // A prompt of the whole context could not be answered.
+  const std::int64_t last = std::min(position, result_.config.context_max - 1);
+  const std::int64_t end = std::max(chunk, last / chunk * chunk);
   const bool measured =
       std::any_of(result_.rows.begin(), result_.rows.end(), [&](const PositionRow& row) {
         return !row.decode && row.attention == attention && row.end == end;
@@ -214,7 +241,7 @@ Status Sweep::Prefill(StepRunner& runner, Attention attention, std::int64_t posi
         .batch = 1,
         .chunk = chunk},
        std::move(times));
-  return {};
+  return runner.operators().fused() ? TimeOperators(runner, result_.rows.back()) : Status();
 }
 
 Status Sweep::Decode(StepRunner& runner, Attention attention, std::int64_t position,
@@ -234,37 +261,47 @@ Status Sweep::Decode(StepRunner& runner, Attention attention, std::int64_t posit
         .batch = batch,
         .chunk = batch},
        std::move(times));
-  if (batch == options_.batch && runner.operators_can_be_timed()) {
-    return Operators(runner, attention, position, result_.rows.back().step_us);
-  }
-  return {};
+  const bool cheap = runner.operators().fused() || batch == options_.batch;
+  return cheap ? TimeOperators(runner, result_.rows.back()) : Status();
 }
 
-Status Sweep::Operators(StepRunner& runner, Attention attention, std::int64_t position,
-                        double plain_us) {
-  OperatorRow row = {.decode = true, .attention = attention, .position = position};
-  std::vector<double> steps;
+// Of the point that was measured last.
+Status Sweep::TimeOperators(StepRunner& runner, PositionRow& row) {
+  PointOperators operators;
+  if (runner.operators().fused()) {
+    const StepRunner::Sections sections = runner.MeasureSections();
+    operators.step_us = sections.step_us;
+    operators.times_us = sections.times_us;
+    double sum_us = 0;
+    for (const double time : sections.times_us) {
+      sum_us += time;
+    }
+    operators.to_plain = sum_us / row.step_us;
+    row.operators = operators;
+    return {};
+  }
   const auto once = KeepGoing();
   DSA_ASSIGN_OR_RETURN(
-      steps, runner.MeasureDecode(options_.batch, DecodeStart(position), Keys::kCopied,
-                                  [&](const std::vector<double>& times) {
-                                    if (times.empty()) {
-                                      runner.operators().Start();  // the steps before are behind
-                                    }
-                                    return once(times);
-                                  }));
+      std::vector<double> steps,
+      runner.MeasureDecode(row.batch, DecodeStart(row.position), Keys::kCopied,
+                           [&](const std::vector<double>& times) {
+                             if (times.empty()) {
+                               runner.operators().Start();  // the steps before are behind
+                             }
+                             return once(times);
+                           }));
   runner.operators().Stop();
   if (steps.empty()) {
     return {};
   }
-  row.times_us = runner.operators().times_us();
-  for (double& time : row.times_us) {
+  operators.times_us = runner.operators().times_us();
+  for (double& time : operators.times_us) {
     time /= static_cast<double>(steps.size());
   }
-  row.step_us = Describe(steps).average;  // as the operators' times are means
+  operators.step_us = Describe(steps).average;  // as the operators' times are means
   std::sort(steps.begin(), steps.end());
-  row.instrumented_ratio = PercentileOf(steps, 50) / plain_us;
-  result_.operators.push_back(row);
+  operators.to_plain = PercentileOf(steps, 50) / row.step_us;
+  row.operators = operators;
   return {};
 }
 
@@ -288,31 +325,58 @@ Status Sweep::Compare(StepRunner& runner) {
   return {};
 }
 
-Status Sweep::MeasureArm(const ModelSource& source, Attention attention) {
+Status Sweep::PrefillArm(const BenchModel& model, Attention attention) {
+  constexpr std::int64_t kSequences = 2;  // room for the chunks of repeats beside the context
+  const bool all = attention == Attention::kDense && sizes_.masked_until != 0;
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                       StepRunner::Create(source, {.device = options_.device,
-                                                   .threads = options_.threads,
-                                                   .attention = attention,
-                                                   .sequences_max = sizes_.batch_max,
-                                                   .context_tokens = sizes_.context,
-                                                   .chunk_tokens = sizes_.chunk}));
+                       StepRunner::Create(model, {.attention = attention,
+                                                  .sequences_max = kSequences,
+                                                  .context_tokens = sizes_.prefill_context,
+                                                  .chunk_tokens = sizes_.chunk,
+                                                  .masked_until = all ? sizes_.prefill_context
+                                                                      : sizes_.masked_until}));
   result_.device_name = runner->device_name();
-  result_.kv_format = runner->kv_format();
-  std::vector<std::int64_t> batches = {options_.batch};
-  if (sizes_.batch_max > options_.batch) {
-    batches.push_back(sizes_.batch_max);
+  if (attention == Attention::kSparse) {
+    result_.masked_until = runner->masked_until();
+  } else {
+    result_.dense_is_masked = all;
   }
   for (const std::int64_t position : sizes_.positions) {
     if (interrupted_.load(std::memory_order_relaxed)) {
-      Skip(true, attention, position, "interrupted");
+      Skip(false, attention, position, "interrupted");
       continue;
     }
-    Show(fmt::format("{}, position {}", NameOf(attention), position));
+    Show(fmt::format("prefill, {}, position {}", NameOf(attention), position));
     const Status prefill = Prefill(*runner, attention, position);
     if (!prefill.ok()) {
       Skip(false, attention, position, prefill.error().message);
     }
+  }
+  return {};
+}
+
+Status Sweep::DecodeArm(const BenchModel& model, Attention attention) {
+  StepRunnerOptions wanted = {.attention = attention,
+                              .sequences_max = sizes_.batch_max,
+                              .context_tokens = sizes_.decode_context,
+                              .chunk_tokens = sizes_.chunk,
+                              .masked_until = 0};
+  if (batch_max_ == 0) {
+    batch_max_ = std::max(StepRunner::FittingSequences(model, wanted), options_.batch);
+  }
+  wanted.sequences_max = batch_max_;
+  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner, StepRunner::Create(model, wanted));
+  std::vector<std::int64_t> batches = {options_.batch};
+  if (batch_max_ > options_.batch) {
+    batches.push_back(batch_max_);
+  }
+  for (const std::int64_t position : sizes_.positions) {
     for (const std::int64_t batch : batches) {
+      if (interrupted_.load(std::memory_order_relaxed)) {
+        Skip(true, attention, position, "interrupted");
+        continue;
+      }
+      Show(fmt::format("decode, {}, position {}, batch {}", NameOf(attention), position, batch));
       const Status decode = Decode(*runner, attention, position, batch);
       if (!decode.ok()) {
         Skip(true, attention, position, decode.error().message);
@@ -322,97 +386,67 @@ Status Sweep::MeasureArm(const ModelSource& source, Attention attention) {
   return attention == Attention::kSparse ? Compare(*runner) : Status();
 }
 
-void FitCurves(PositionResult& result) {
+void Sweep::MeasureArm(const BenchModel& model, Attention attention) {
   for (const bool decode : {false, true}) {
-    for (const std::int64_t batch : BatchesOf(result, decode)) {
-      for (const Attention attention : {Attention::kSparse, Attention::kDense}) {
-        const auto curve = CurveOf(result, decode, attention, batch);
-        const auto fit = attention == Attention::kSparse ? FitKnee(curve) : FitLine(curve);
-        if (fit) {
-          result.fits.push_back(
-              {.decode = decode, .attention = attention, .batch = batch, .fit = *fit});
-        }
-      }
+    const Status status = decode ? DecodeArm(model, attention) : PrefillArm(model, attention);
+    if (!status.ok()) {
+      result_.complete = false;
+      result_.skipped.push_back(
+          fmt::format("{}, {}: {}", PhaseName(decode), NameOf(attention), status.error().message));
     }
   }
+}
+
+std::string ModelName(const PositionOptions& options) {
+  const auto path = std::filesystem::path(options.model).lexically_normal();
+  const std::string name = path.has_filename() ? path.filename() : path.parent_path().filename();
+  std::string slice = options.slice;
+  std::replace(slice.begin(), slice.end(), ',', ' ');  // it stands in a column
+  return slice == "all" ? name : fmt::format("{} ({})", name, slice);
 }
 
 }  // namespace
-
-std::vector<CostPoint> CurveOf(const PositionResult& result, bool decode, Attention attention,
-                               std::int64_t batch) {
-  std::vector<CostPoint> curve;
-  for (const PositionRow& row : result.rows) {
-    if (row.decode == decode && row.attention == attention && row.batch == batch) {
-      curve.push_back({.position = row.middle(),
-                       .cost_us = row.us_per_token(),
-                       .error_us = row.error_us / static_cast<double>(row.chunk)});
-    }
-  }
-  std::sort(curve.begin(), curve.end(),
-            [](const auto& a, const auto& b) { return a.position < b.position; });
-  return curve;
-}
-
-std::vector<std::int64_t> BatchesOf(const PositionResult& result, bool decode) {
-  std::set<std::int64_t> batches;
-  for (const PositionRow& row : result.rows) {
-    if (row.decode == decode) {
-      batches.insert(row.batch);
-    }
-  }
-  return {batches.begin(), batches.end()};
-}
-
-std::vector<std::string> PositionSentences(const PositionResult& result) {
-  std::vector<std::string> sentences;
-  for (const bool decode : {false, true}) {
-    for (const std::int64_t batch : BatchesOf(result, decode)) {
-      const auto sparse = CurveOf(result, decode, Attention::kSparse, batch);
-      const auto dense = CurveOf(result, decode, Attention::kDense, batch);
-      if (sparse.empty() || sparse.size() != dense.size()) {
-        continue;
-      }
-      const std::optional<double> crossing = Crossing(sparse, dense);
-      std::string text = fmt::format(
-          "{}, batch {}: DSA is {}", PhaseName(decode), batch,
-          crossing ? fmt::format("cheaper than dense from position {:.0f} on", *crossing)
-                   : "not cheaper than dense at any measured position");
-      for (std::size_t i = 0; i < sparse.size(); ++i) {
-        const double position = sparse[i].position;
-        const bool named = std::abs(position - 32768) < 1024 || std::abs(position - 131072) < 4096;
-        if (named || i + 1 == sparse.size()) {
-          text += fmt::format("; at {:.0f} dense costs {:.2f}x", position,
-                              dense[i].cost_us / sparse[i].cost_us);
-        }
-      }
-      sentences.push_back(std::move(text));
-    }
-  }
-  return sentences;
-}
 
 Result<PositionResult> MeasurePositions(const PositionOptions& options,
                                         const std::atomic<bool>& interrupted) {
   constexpr std::array<std::string_view, 2> kFiles = {"position.csv", "position.json"};
   DSA_RETURN_IF_ERROR(PrepareFolder(options.output, kFiles));
-  DSA_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Open(options.model, options.load));
-  if (!source.config().has_indexer()) {
+  DSA_ASSIGN_OR_RETURN(
+      const ModelSource source,
+      ModelSource::Open(options.model, options.load, GenerationFile::kRead, options.slice));
+  const ModelConfig& config = source.config();
+  if (!config.has_indexer()) {
     return InvalidArgument("model: it has no indexer, so there is nothing to compare");
   }
-  DSA_ASSIGN_OR_RETURN(const Sizes sizes, ChooseSizes(options, source.config()));
+  DSA_ASSIGN_OR_RETURN(ModelSlice uncut, ParseModelSlice(options.slice));
   PositionResult result;
-  result.config = source.config();
+  if (uncut.layers > 0) {
+    uncut.layers = 0;
+    DSA_ASSIGN_OR_RETURN(const ModelConfig whole, LoadModelConfig(options.model));
+    DSA_ASSIGN_OR_RETURN(result.whole, SliceOf(whole, uncut));
+  } else {
+    result.whole = config;
+  }
+  if (config.layers < result.whole.layers && config.layers == config.dense_layers) {
+    return InvalidArgument(fmt::format(
+        "slice: none of the first {} layers has experts; to be scaled to {} layers it must be "
+        "layers={} at least",
+        config.layers, result.whole.layers, config.layers + 1));
+  }
+  DSA_ASSIGN_OR_RETURN(const Sizes sizes, ChooseSizes(options, config));
+  DSA_ASSIGN_OR_RETURN(
+      const BenchModel model,
+      LoadBenchModel(source, options.device, options.threads, options.dense_keeps_index));
+  result.config = config;
+  result.model_name = ModelName(options);
+  result.kv_format = config.default_kv_format();
   Sweep sweep(options, sizes, interrupted, result);
   for (const Attention attention : {Attention::kSparse, Attention::kDense}) {
-    const Status status = sweep.MeasureArm(source, attention);
-    if (!status.ok() && result.rows.empty()) {
-      return status.error();
-    }
-    if (!status.ok()) {
-      result.complete = false;
-      result.skipped.push_back(fmt::format("{}: {}", NameOf(attention), status.error().message));
-    }
+    sweep.MeasureArm(model, attention);
+  }
+  if (result.rows.empty()) {
+    return Error{ErrorCode::kFailedPrecondition,
+                 result.skipped.empty() ? "no point" : result.skipped.front()};
   }
   FitCurves(result);
   return result;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
-#include <filesystem>
 
 #include <fmt/chrono.h>
 #include <fmt/core.h>
@@ -30,11 +29,6 @@ const char* KvName(KvFormat format) {
   return "";
 }
 
-std::string ModelName(const std::string& folder) {
-  const auto path = std::filesystem::path(folder).lexically_normal();
-  return path.has_filename() ? path.filename() : path.parent_path().filename();
-}
-
 std::string Today() {
   return fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::time(nullptr)));
 }
@@ -46,15 +40,21 @@ struct WorkPerK {
   double indexer_flops;
   double indexer_bytes;
 };
-WorkPerK WorkOf(const PositionResult& result) {
+// `expanded`: keys and values of each head, as the masked path has them.
+WorkPerK WorkOf(const PositionResult& result, bool expanded) {
   const ModelConfig& model = result.config;
   const double tokens = kTokensPerK * static_cast<double>(model.layers);
-  return {.attention_flops =
-              static_cast<double>(model.heads) * kLatentAttentionWidth * kFlopsPerProduct * tokens,
+  const double width =
+      expanded ? static_cast<double>(model.nope + kRopeWidth + model.value) : kLatentAttentionWidth;
+  return {.attention_flops = static_cast<double>(model.heads) * width * kFlopsPerProduct * tokens,
           .attention_bytes = static_cast<double>(LatentTokenBytes(result.kv_format)) * tokens,
           .indexer_flops =
               static_cast<double>(model.index_heads) * kIndexerWidth * kFlopsPerProduct * tokens,
           .indexer_bytes = static_cast<double>(IndexerTokenBytes(result.kv_format)) * tokens};
+}
+
+const char* PartName(Part part) {
+  return part == Part::kStep ? "step" : "indexer and attention";
 }
 
 Json EstimateOf(const Estimate& estimate) {
@@ -74,9 +74,11 @@ Json SegmentOf(const Estimate& slope, double flops, double bytes, bool decode) {
   return json;
 }
 
-Json FitOf(const PositionFit& fitted, const WorkPerK& work) {
+Json FitOf(const PositionResult& result, const PositionFit& fitted) {
   const CostFit& fit = fitted.fit;
   const bool sparse = fitted.attention == Attention::kSparse;
+  const bool masked = sparse ? result.masked_until > 0 : result.dense_is_masked;
+  const WorkPerK work = WorkOf(result, !fitted.decode && masked);
   const double flops = work.attention_flops + (sparse ? work.indexer_flops : 0);
   const double bytes = work.attention_bytes + (sparse ? work.indexer_bytes : 0);
   Json segments = Json::array();
@@ -88,29 +90,50 @@ Json FitOf(const PositionFit& fitted, const WorkPerK& work) {
   return {{"phase", PhaseName(fitted.decode)},
           {"attn", NameOf(fitted.attention)},
           {"batch", fitted.batch},
+          {"part", PartName(fitted.part)},
           {"fixed_us", EstimateOf(fit.fixed_us)},
           {"knee", fit.knee ? EstimateOf(*fit.knee) : Json()},
           {"segments", segments},
           {"relative_residual", fit.residual}};
 }
 
-Json OperatorsOf(const OperatorRow& row) {
+Json OperatorsOf(const PositionRow& row) {
+  const PointOperators& operators = *row.operators;
   Json shares = Json::object();
   double sum_us = 0;
   for (std::size_t i = 0; i < kOperatorNames.size(); ++i) {
-    if (row.times_us[i] > 0) {
-      shares[std::string(kOperatorNames[i])] = {{"us", row.times_us[i]},
-                                                {"share", row.times_us[i] / row.step_us}};
+    const double us = operators.times_us[i];
+    if (us > 0) {
+      shares[std::string(kOperatorNames[i])] = {{"us", us}, {"share", us / operators.step_us}};
     }
-    sum_us += row.times_us[i];
+    sum_us += us;
   }
   return {{"phase", PhaseName(row.decode)},
           {"attn", NameOf(row.attention)},
           {"position", row.position},
-          {"step_us", row.step_us},
+          {"batch", row.batch},
+          {"step_us", operators.step_us},
           {"operators_us", sum_us},
-          {"instrumented_to_plain", row.instrumented_ratio},
+          {"instrumented_to_plain", operators.to_plain},
           {"operators", shares}};
+}
+
+// Bytes of keys that a decode step must read at least, and the rate that its time over the
+// operators that read them, where known, stands for: above the device's it would read less.
+Json KeyBytesOf(const PositionResult& result, const PositionRow& row) {
+  const ModelConfig& model = result.config;
+  const double keys = row.middle();
+  const bool sparse = row.attention == Attention::kSparse;
+  const auto topk = static_cast<double>(model.index_topk);
+  double per_layer = static_cast<double>(LatentTokenBytes(result.kv_format)) *
+                     (sparse ? std::min(keys, topk) : keys);
+  if (sparse && keys > topk) {
+    per_layer += static_cast<double>(IndexerTokenBytes(result.kv_format)) * keys;
+  }
+  const double bytes =
+      per_layer * static_cast<double>(model.layers) * static_cast<double>(row.batch);
+  const double us = row.attention_us() > 0 ? row.attention_us() : row.step_us;
+  return {{"bytes", bytes}, {"gb_per_s", bytes / us / 1e3}};
 }
 
 // Seconds to the first token of a prompt that has the device for itself: the prefill curve, summed
@@ -150,6 +173,7 @@ Json PromptsOf(const PositionResult& result) {
 }
 
 std::string Csv(const PositionOptions& options, const PositionResult& result) {
+  const std::string model = result.model_name + (result.is_scaled ? " scaled to all layers" : "");
   std::string text =
       "phase,attn,pos_start,pos_end,pos_mid,batch,chunk,tokens,steps,step_ms_p50,step_ms_p10,"
       "step_ms_p90,gpu_us_per_token,tok_per_s_per_gpu,usd_per_mtok,gpu_hour_usd,gpus,gpu_name,tp,"
@@ -162,41 +186,63 @@ std::string Csv(const PositionOptions& options, const PositionResult& result) {
         row.chunk, row.chunk * row.steps, row.steps, row.step_us / 1e3, row.step_us_p10 / 1e3,
         row.step_us_p90 / 1e3, row.us_per_token(), 1e6 / row.us_per_token(),
         row.us_per_token() * options.gpu_hour_usd / kSecondsPerHour, options.gpu_hour_usd,
-        result.device_name, KvName(result.kv_format), ModelName(options.model),
-        result.config.layers, options.commit, Today());
+        result.device_name, KvName(result.kv_format), model, result.config.layers, options.commit,
+        Today());
   }
   return text;
 }
 
-std::string ToJsonText(const PositionOptions& options, const PositionResult& result) {
+Json PointsOf(const PositionOptions& options, const PositionResult& result) {
   Json rows = Json::array();
   for (const PositionRow& row : result.rows) {
-    rows.push_back({{"phase", PhaseName(row.decode)},
-                    {"attn", NameOf(row.attention)},
-                    {"position", row.position},
-                    {"pos_mid", row.middle()},
-                    {"batch", row.batch},
-                    {"chunk", row.chunk},
-                    {"steps", row.steps},
-                    {"step_ms_p50", row.step_us / 1e3},
-                    {"gpu_us_per_token", row.us_per_token()},
-                    {"relative_error", row.error_us / row.step_us},
-                    {"usd_per_mtok", row.us_per_token() * options.gpu_hour_usd / kSecondsPerHour}});
+    Json json = {{"phase", PhaseName(row.decode)},
+                 {"attn", NameOf(row.attention)},
+                 {"position", row.position},
+                 {"pos_mid", row.middle()},
+                 {"batch", row.batch},
+                 {"chunk", row.chunk},
+                 {"steps", row.steps},
+                 {"step_ms_p50", row.step_us / 1e3},
+                 {"gpu_us_per_token", row.us_per_token()},
+                 {"relative_error", row.error_us / row.step_us},
+                 {"usd_per_mtok", row.us_per_token() * options.gpu_hour_usd / kSecondsPerHour}};
+    if (row.attention_us() > 0) {
+      json["indexer_and_attention_us_per_token"] =
+          row.attention_us() / static_cast<double>(row.chunk);
+    }
+    if (row.decode) {
+      json["keys_read"] = KeyBytesOf(result, row);
+    }
+    rows.push_back(std::move(json));
   }
-  const WorkPerK work = WorkOf(result);
+  return rows;
+}
+
+// What the points say together.
+Json FindingsOf(const PositionOptions& options, const PositionResult& result) {
   Json fits = Json::array();
   for (const PositionFit& fit : result.fits) {
-    fits.push_back(FitOf(fit, work));
+    fits.push_back(FitOf(result, fit));
   }
   Json operators = Json::array();
-  for (const OperatorRow& row : result.operators) {
-    operators.push_back(OperatorsOf(row));
+  for (const PositionRow& row : result.rows) {
+    if (row.operators) {
+      operators.push_back(OperatorsOf(row));
+    }
   }
-  return Json({{"model", ModelName(options.model)},
-               {"layers", result.config.layers},
+  return {{"layers", result.config.layers}, {"summary", PositionSentences(result)},
+          {"decomposition", fits},          {"prompts", PromptsOf(result)},
+          {"operators", operators},         {"points", PointsOf(options, result)}};
+}
+
+std::string ToJsonText(const PositionOptions& options, const PositionResult& result) {
+  Json json = {{"model", result.model_name},
+               {"slice", options.slice},
+               {"dense", options.dense_keeps_index ? "attention: dense" : "twin without indexer"},
                {"index_topk", result.config.index_topk},
                {"device", result.device_name},
                {"kv_dtype", KvName(result.kv_format)},
+               {"masked_mha_until", result.masked_until},
                {"version", kVersion},
                {"git_sha", options.commit},
                {"date", Today()},
@@ -206,22 +252,20 @@ std::string ToJsonText(const PositionOptions& options, const PositionResult& res
                {"computed_to_copied_step",
                 result.computed_to_copied ? Json(*result.computed_to_copied) : Json()},
                {"complete", result.complete},
-               {"skipped", result.skipped},
-               {"summary", PositionSentences(result)},
-               {"decomposition", fits},
-               {"prompts", PromptsOf(result)},
-               {"operators", operators},
-               {"points", rows}})
-             .dump(2) +
-         "\n";
+               {"skipped", result.skipped}};
+  json.update(FindingsOf(options, result));
+  if (result.is_cut()) {
+    json["scaled_to_all_layers"] = FindingsOf(options, ScaledToWhole(result));
+  }
+  return json.dump(2) + "\n";
 }
 
 std::string FitText(const PositionFit& fitted) {
   const CostFit& fit = fitted.fit;
   std::string text = fmt::format(
-      "{} {} batch {}: {:.1f} +- {:.1f} us a token, {:+.2f} +- {:.2f} us per 1K of context",
-      PhaseName(fitted.decode), NameOf(fitted.attention), fitted.batch, fit.fixed_us.value,
-      fit.fixed_us.error, fit.slope_us_per_k.value, fit.slope_us_per_k.error);
+      "{} {} batch {}, {}: {:.1f} +- {:.1f} us per token, {:+.2f} +- {:.2f} us per 1K of context",
+      PhaseName(fitted.decode), NameOf(fitted.attention), fitted.batch, PartName(fitted.part),
+      fit.fixed_us.value, fit.fixed_us.error, fit.slope_us_per_k.value, fit.slope_us_per_k.error);
   if (fit.knee) {
     text += fmt::format(" up to {:.0f} +- {:.0f}, then {:+.2f} +- {:.2f}", fit.knee->value,
                         fit.knee->error, fit.slope_after_us_per_k->value,
@@ -230,9 +274,7 @@ std::string FitText(const PositionFit& fitted) {
   return text + fmt::format(" (off by {:.1f} %)\n", 100 * fit.residual);
 }
 
-void Print(const PositionOptions& options, const PositionResult& result) {
-  fmt::print("{}, {}, ${} an hour; keys copied from a real prefill\n", ModelName(options.model),
-             result.device_name, options.gpu_hour_usd);
+void PrintTable(const PositionOptions& options, const PositionResult& result) {
   fmt::print("{:<8}{:<8}{:>10}{:>7}{:>7}{:>12}{:>9}{:>14}{:>12}{:>12}\n", "phase", "attn",
              "position", "batch", "steps", "step ms", "+- %", "us per token", "tokens/s",
              "$ per M");
@@ -243,19 +285,15 @@ void Print(const PositionOptions& options, const PositionResult& result) {
                1e6 / row.us_per_token(),
                row.us_per_token() * options.gpu_hour_usd / kSecondsPerHour);
   }
+}
+
+void PrintFindings(const PositionResult& result) {
   fmt::print("{}\n", TerminalPlot(result));
   for (const PositionFit& fit : result.fits) {
     fmt::print("{}", FitText(fit));
   }
-  if (result.computed_to_copied) {
-    fmt::print("a decode step over computed keys took {:.3f} of one over copied keys\n",
-               *result.computed_to_copied);
-  }
   for (const std::string& sentence : PositionSentences(result)) {
     fmt::print("{}\n", sentence);
-  }
-  if (!result.skipped.empty()) {
-    fmt::print("{} points skipped, the first: {}\n", result.skipped.size(), result.skipped.front());
   }
 }
 
@@ -264,10 +302,29 @@ void Print(const PositionOptions& options, const PositionResult& result) {
 Status WritePositions(const PositionOptions& options, const PositionResult& result) {
   DSA_RETURN_IF_ERROR(WriteTextFile(options.output, "position.csv", Csv(options, result)));
   DSA_RETURN_IF_ERROR(WriteTextFile(options.output, "position.json", ToJsonText(options, result)));
-  Print(options, result);
-  const std::string title = fmt::format("{}, {} layers, {}", ModelName(options.model),
-                                        result.config.layers, result.device_name);
-  return DrawPicture(options.output, title, options.gpu_hour_usd, result);
+  fmt::print("{}, {} layers, {}, ${} an hour; keys copied from a real prefill\n", result.model_name,
+             result.config.layers, result.device_name, options.gpu_hour_usd);
+  PrintTable(options, result);
+  std::string title =
+      fmt::format("{}, {} layers, {}", result.model_name, result.config.layers, result.device_name);
+  PositionResult shown = result;
+  if (result.is_cut()) {
+    shown = ScaledToWhole(result);
+    DSA_RETURN_IF_ERROR(WriteTextFile(options.output, "position_scaled.csv", Csv(options, shown)));
+    title = fmt::format("{}, scaled from {} to {} layers, {}", result.model_name,
+                        result.config.layers, result.whole.layers, result.device_name);
+    fmt::print("\nscaled from {} to {} layers:\n", result.config.layers, result.whole.layers);
+    PrintTable(options, shown);
+  }
+  PrintFindings(shown);
+  if (result.computed_to_copied) {
+    fmt::print("a decode step over computed keys took {:.3f} of one over copied keys\n",
+               *result.computed_to_copied);
+  }
+  if (!result.skipped.empty()) {
+    fmt::print("{} points skipped, the first: {}\n", result.skipped.size(), result.skipped.front());
+  }
+  return DrawPicture(options.output, title, options.gpu_hour_usd, shown);
 }
 
 }  // namespace dsa::bench

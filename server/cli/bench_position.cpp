@@ -1,4 +1,5 @@
 // `dsa bench position`: what a token costs against its position.
+#include "model/model_slice.h"
 #include "server/bench/position_bench.h"
 #include "server/cli/commands.h"
 #include "server/cli/interrupt_flag.h"
@@ -43,6 +44,15 @@ void AddBenchPositionCommand(CLI::App& bench, int& exit_code) {
                    "checkpoint; or dummy: random weights, for which config.json is enough")
       ->check(CLI::IsMember({"checkpoint", "dummy"}))
       ->capture_default_str();
+  command
+      ->add_option("--slice", options->slice,
+                   fmt::format("A part of the model, with --load dummy: {}; costs of N layers are "
+                               "scaled to all, too",
+                               kModelSlices))
+      ->capture_default_str();
+  command->add_flag("--dense-keeps-index", options->dense_keeps_index,
+                    "The dense curve is that of attention: dense, which still writes index keys, "
+                    "instead of the twin's without indexer");
   command->add_option("--device", options->device, "Where to run: cpu or cuda")
       ->check(NotEmpty())
       ->capture_default_str();
@@ -61,13 +71,20 @@ void AddBenchPositionCommand(CLI::App& bench, int& exit_code) {
       ->check(CLI::Range(std::int64_t{1}, kRowsMax))
       ->capture_default_str();
   command
-      ->add_option("--max-batch", options->batch_max,
-                   "The largest decode batch that is tried; without it 4 on a CPU, else 256")
+      ->add_option(
+          "--max-batch", options->batch_max,
+          "The largest decode batch that is tried: less where caches do not fit at the last "
+          "position; without it 4 on a CPU, else 256")
       ->check(CLI::Range(std::int64_t{1}, kRowsMax));
   command
       ->add_option("--chunk", options->chunk_tokens,
-                   "Rows of a prefill step; without it 64 on a CPU, else 2048")
+                   "Rows of a prefill step, whole blocks of 64; without it 64 on a CPU, else 2048")
       ->check(CLI::Range(std::int64_t{1}, kRowsMax));
+  command
+      ->add_option("--masked-mha-until", options->masked_until,
+                   "Prompt rows below take the masked attention path, and all of the dense twin's "
+                   "where it is not 0; without it as a server measures it, on a CPU 0")
+      ->check(CLI::Range(std::int64_t{0}, kPositionMax));
   command->add_option("--gpu-hour-usd", options->gpu_hour_usd, "Price of the device for an hour")
       ->check(FiniteIn(1e-6, 1e6))
       ->capture_default_str();

@@ -133,6 +133,10 @@ void ModelExecutor::ApplyTableUpdates(const ForwardBatch& batch) {
   }
 }
 
+void ModelExecutor::RecordLast(GraphId graph) {
+  backend_.Record(graph, [this] { Queue(launched_); });
+}
+
 void ModelExecutor::Launch(const ForwardBatch& batch) {
   const StepShape& shape = batch.shape;
   const std::size_t bytes = batch.packed.size();

@@ -84,6 +84,9 @@ class ModelExecutor final : public StepExecutor {
   const StepResult& Collect() override;
   bool RunsAhead() const override { return config_.runs_ahead; }
 
+  // Records what the last Launch queued under another id, for tools that leave parts of it out.
+  void RecordLast(GraphId graph);
+
   // The changes of the block tables that a batch brings, for an executor that runs it otherwise.
   void ApplyTableUpdates(const ForwardBatch& batch);
 

@@ -6,6 +6,7 @@
 #include "tests/temporary_folder.h"
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -112,8 +113,8 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   CHECK(json["complete"] == true);
   CHECK(json["skipped"].empty());
   CHECK(json["points"].size() == lines.size());
-  CHECK(json["decomposition"].size() == 6);
-  CHECK(json["summary"].size() == 3);
+  CHECK(json["decomposition"].size() == 8);  // of batch 1 decode also attention alone
+  CHECK(json["summary"].size() == 4);
   CHECK(json["prompts"].size() >= 3);
   // About 1; neighbours on the machine may slow either.
   CHECK(json["computed_to_copied_step"].get<double>() > 0.3);
@@ -140,6 +141,55 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   CHECK(pictures != (ended.err.find("no picture: gnuplot") != std::string::npos));
 }
 
+TEST_CASE("an interrupted run writes what it has, marked as incomplete", "[bench][position]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "out";
+  testing::Process process({"bench", "position", "--model", Model(), "--output", output},
+                           testing::Streams::kTerminal);
+  REQUIRE(process.WaitForOut(" s left", 0));  // a point is done
+  process.Signal(SIGINT);
+  const Ended ended = process.Wait();
+  CAPTURE(ended.out);
+  CHECK(ended.exit_code == 130);
+  CHECK(ended.out.find("interrupted: what was measured is in") != std::string::npos);
+  const Json json = Json::parse(FileText(output + "/position.json"));
+  CHECK(json["complete"] == false);
+  CHECK_FALSE(json["points"].empty());
+  REQUIRE_FALSE(json["skipped"].empty());
+  CHECK(json["skipped"].back().get<std::string>().find("interrupted") != std::string::npos);
+  CHECK(CsvLines(FileText(output + "/position.csv")).size() == json["points"].size());
+}
+
+TEST_CASE("a slice of the layers is scaled to all of them, and says so", "[bench][position]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "out";
+  const Ended ended = testing::RunDsa(
+      {"bench", "position", "--model", Model(), "--load", "dummy", "--slice", "layers=3", "--quick",
+       "--positions", "0,256,512,768,1024", "--max-batch", "1", "--output", output},
+      "");
+  CAPTURE(ended.err, ended.out);
+  REQUIRE(ended.exit_code == 0);
+  const Json json = Json::parse(FileText(output + "/position.json"));
+  const Json& scaled = json["scaled_to_all_layers"];
+  CHECK(json["layers"] == 3);
+  CHECK(scaled["layers"] == 5);
+  REQUIRE(scaled["points"].size() == json["points"].size());
+  for (std::size_t i = 0; i < scaled["points"].size(); ++i) {
+    const double ratio = scaled["points"][i]["step_ms_p50"].get<double>() /
+                         json["points"][i]["step_ms_p50"].get<double>();
+    // Embedding and head stay as they are; of the 3 layers 2 have experts, of the 5 there are 4.
+    CHECK(ratio > 1.2);
+    CHECK(ratio < 2.0);
+  }
+  CHECK(CsvLines(FileText(output + "/position.csv"))[0].at("layers") == "3");
+  const auto line = CsvLines(FileText(output + "/position_scaled.csv"))[0];
+  CHECK(line.at("layers") == "5");
+  CHECK(line.at("model") == "dsa-tiny (layers=3) scaled to all layers");
+  CHECK(FileText(output + "/position.gnuplot").find("scaled from 3 to 5 layers") !=
+        std::string::npos);
+  CHECK(ended.out.find("scaled from 3 to 5 layers:") != std::string::npos);
+}
+
 TEST_CASE("what cannot be measured by position is told in one line", "[bench][position]") {
   const TemporaryFolder folder;
   struct Case {
@@ -151,6 +201,11 @@ TEST_CASE("what cannot be measured by position is told in one line", "[bench][po
       {{"--model", Model(), "--positions", "40000"}, 2, "positions: 40000 is not in [0, 32768]"},
       {{"--model", Model(), "--max-position", "40000"}, 2, "max-position: 40000 is not in"},
       {{"--model", Model(), "--batch", "65"}, 2, "batch: 65"},
+      {{"--model", Model(), "--chunk", "100"}, 2, "chunk: 100 is no multiple of the 64"},
+      {{"--model", Model(), "--slice", "layers=4"}, 2, "slice: 'layers=4' needs load: dummy"},
+      {{"--model", Model(), "--load", "dummy", "--slice", "layers=9"}, 2, "layers=9 of a model"},
+      {{"--model", Model(), "--load", "dummy", "--slice", "half"}, 2, "slice: 'half' is not all,"},
+      {{"--model", Model(), "--load", "dummy", "--slice", "layers=1"}, 2, "layers=2 at least"},
       {{"--model", Model(), "--device", "tpu"}, 2, "tpu"},
       {{"--model", Model(), "--gpu-hour-usd", "nan"}, 2, "--gpu-hour-usd"},
       {{"--model", Model(), "--positions", "x"}, 2, "--positions"},
