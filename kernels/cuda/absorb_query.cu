@@ -107,25 +107,59 @@ struct Tile {
 
 constexpr int kColumnTiles = kLatentValues / kColumns;
 
-// The RoPE columns of a tile of tokens of one head; each of the head's column tiles takes some.
+// What a thread rotates: RoPE columns of a tile of tokens of one head, of which each of the head's
+// column tiles takes some.  Read before the products and stored behind them, so that nothing waits.
 template <int kTokens>
-__device__ void RotateQueries(const RopeParams& p, std::int64_t first_token, std::int64_t head) {
-  constexpr int kPairs = kLatentRopeValues / 2;
-  for (int i = static_cast<int>(threadIdx.x); i < kTokens / kColumnTiles * kPairs; i += kThreads) {
-    const std::int64_t token = first_token + i / kPairs * kColumnTiles + blockIdx.x;
-    const int pair = i % kPairs;
-    if (token < p.x.rows) {
-      auto* x =
-          static_cast<__nv_bfloat16*>(p.x.data) + token * p.x.row_stride + head * p.x.head_stride;
-      const auto [first, second] = cuda::PairColumns(pair, kLatentRopeValues, p.layout);
-      float a = __bfloat162float(x[first]);
-      float b = __bfloat162float(x[second]);
-      cuda::Rotate(p.table, p.positions.data[token], pair, a, b);
-      x[first] = __float2bfloat16_rn(a);
-      x[second] = __float2bfloat16_rn(b);
+class Rotation final {
+ public:
+  __device__ Rotation(const RopeParams& p, std::int64_t first_token, std::int64_t head)
+      : columns_(cuda::PairColumns(static_cast<int>(threadIdx.x) % kPairs, kLatentRopeValues,
+                                   p.layout)) {
+    const int pair = static_cast<int>(threadIdx.x) % kPairs;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      const int place = static_cast<int>(threadIdx.x) / kPairs + i * kAtOnce;
+      const std::int64_t token = first_token + place * kColumnTiles + blockIdx.x;
+      rows_[i] = nullptr;
+      if (place < kTokens / kColumnTiles && token < p.x.rows) {
+        rows_[i] =
+            static_cast<__nv_bfloat16*>(p.x.data) + token * p.x.row_stride + head * p.x.head_stride;
+        const std::int64_t position = p.positions.data[token];
+        first_[i] = rows_[i][columns_.first];
+        second_[i] = rows_[i][columns_.second];
+        cosine_[i] = p.table.cos.Row(position)[pair];
+        sine_[i] = p.table.sin.Row(position)[pair];
+      }
     }
   }
-}
+  __device__ void Store() const {
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+      if (rows_[i] != nullptr) {
+        float a = __bfloat162float(first_[i]);
+        float b = __bfloat162float(second_[i]);
+        cuda::Rotate(cosine_[i], sine_[i], a, b);
+        rows_[i][columns_.first] = __float2bfloat16_rn(a);
+        rows_[i][columns_.second] = __float2bfloat16_rn(b);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPairs = kLatentRopeValues / 2;
+  static constexpr int kAtOnce = kThreads / kPairs;  // tokens
+  static constexpr int kTurns = (kTokens / kColumnTiles + kAtOnce - 1) / kAtOnce;
+
+  cuda::RopePair columns_;
+  __nv_bfloat16* rows_[kTurns];
+  __nv_bfloat16 first_[kTurns];
+  __nv_bfloat16 second_[kTurns];
+  float cosine_[kTurns];
+  float sine_[kTurns];
+};
+struct NoRotation {
+  __device__ void Store() const {}
+};
 
 // Grid: tiles of latent values, tiles of tokens, heads.  kRotates: the queries' RoPE columns as
 // well.
@@ -149,9 +183,13 @@ __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
   cuda::ptx::WaitForPredecessors();
   T::LoadQueries(shared, p, 0, first_token, head);
   cuda::ptx::CommitCopies();
-  if (kRotates) {
-    RotateQueries<kTokens>(rope, first_token, head);
-  }
+  const auto rotation = [&] {
+    if constexpr (kRotates) {
+      return Rotation<kTokens>(rope, first_token, head);
+    } else {
+      return NoRotation{};
+    }
+  }();
   for (int stage = 0; stage < stages; ++stage) {
     if (stage + 1 < stages) {
       std::uint8_t* const next = shared + (stage + 1) % kStages * T::kStageBytes;
@@ -180,16 +218,25 @@ __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
     }
   }
   __syncthreads();
-  auto* output =
-      static_cast<__nv_bfloat16*>(p.q_latent.data) + head * p.q_latent.head_stride + first_column;
-  for (int i = static_cast<int>(threadIdx.x); i < kTokens * kColumns; i += kThreads) {
-    const int t = i / kColumns;
-    const int c = i % kColumns;
-    if (first_token + t < p.q_latent.rows) {
-      output[(first_token + t) * p.q_latent.row_stride + c] =
-          __float2bfloat16_rn(results[t * kResultStride + c]);
+  // 16 lanes store a token's tile.
+  constexpr int kWidth = 8;
+  constexpr int kLanes = kColumns / kWidth;
+  const int value = static_cast<int>(threadIdx.x) % kLanes * kWidth;
+  auto* const output = static_cast<__nv_bfloat16*>(p.q_latent.data) +
+                       head * p.q_latent.head_stride + first_column + value;
+#pragma unroll
+  for (int first = 0; first < kTokens; first += kThreads / kLanes) {
+    const int t = first + static_cast<int>(threadIdx.x) / kLanes;
+    if (t < kTokens && first_token + t < p.q_latent.rows) {
+      cuda::Pack<__nv_bfloat16, kWidth> rounded;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        rounded.values[i] = __float2bfloat16_rn(results[t * kResultStride + value + i]);
+      }
+      cuda::StorePack(output + (first_token + t) * p.q_latent.row_stride, rounded);
     }
   }
+  rotation.Store();
 }
 
 template <typename T, typename W>

@@ -2,14 +2,11 @@
 // tensor cores (row_product.cuh), other types in float32 without them (plain_product.cuh).
 //
 // With few rows the weights' 2 H V 512 bytes are the bound; the first stages of them are read
-// before the kernels ahead have ended.  ExpandAndQuantize makes the output's fp8 copy in the same
-// launch.
-#include "kernels/cuda/attend_latent.h"
+// before the kernels ahead have ended.  Where the output has an fp8 copy, expand_and_quantize.cu.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/plain_product.cuh"
-#include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/row_product.cuh"
 #include "kernels/ops/expand_value.h"
 
@@ -18,12 +15,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Grid: tiles of the head's values, tiles of tokens, heads.  kQuantizes: a tile is a whole block of
-// 128 columns of the output, and goes to `fp8` as well.
-template <int kTokens, bool kQuantizes>
+// Grid: tiles of the head's values, tiles of tokens, heads.
+template <int kTokens>
 __global__ __launch_bounds__(kThreads) void ExpandValueKernel(
-    const __grid_constant__ ExpandValueParams p, const __grid_constant__ QuantizedView fp8,
-    bool is_aligned) {
+    const __grid_constant__ ExpandValueParams p, bool is_aligned) {
   using Product = cuda::RowProduct<__nv_bfloat16, kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
   cuda::ptx::AllowSuccessor();
@@ -52,44 +47,28 @@ __global__ __launch_bounds__(kThreads) void ExpandValueKernel(
        .is_aligned = is_aligned},
       [] { cuda::ptx::WaitForPredecessors(); });
 
-  // Half a warp stores a token's tile, eight values a lane.
-  constexpr int kWidth = cuda::kQuantizeWidth;
-  const int value = static_cast<int>(threadIdx.x) % cuda::kQuantizeLanes * kWidth;
+  // 16 lanes store a token's tile, eight values each.
+  constexpr int kWidth = 8;
+  constexpr int kLanes = Product::kWeightRows / kWidth;
+  const int value = static_cast<int>(threadIdx.x) % kLanes * kWidth;
   auto* const output =
       static_cast<__nv_bfloat16*>(p.o.data) + head * p.o.head_stride + first_value + value;
-  for (int first = 0; first < tokens; first += kThreads / cuda::kQuantizeLanes) {
-    const int token = first + static_cast<int>(threadIdx.x) / cuda::kQuantizeLanes;
-    const bool exists = token < tokens;  // all lanes stay, to exchange maxima
+  for (int token = static_cast<int>(threadIdx.x) / kLanes; token < tokens;
+       token += kThreads / kLanes) {
     cuda::Pack<__nv_bfloat16, kWidth> rounded = {};
-    float quantizable[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      if (exists && value + i < values) {
+      if (value + i < values) {
         rounded.values[i] =
             __float2bfloat16_rn(results[token * Product::kResultStride + value + i]);
       }
-      quantizable[i] = __bfloat162float(rounded.values[i]);
     }
-    const std::int64_t row = first_token + token;
-    if (exists) {
-      __nv_bfloat16* const to = output + row * p.o.row_stride;
-      if (value + kWidth <= values) {
-        cuda::StorePack(to, rounded);
-      } else {
-        for (int i = 0; value + i < values; ++i) {
-          to[i] = rounded.values[i];
-        }
-      }
-    }
-    if constexpr (kQuantizes) {
-      float scale = 0.0F;
-      const auto quantized = cuda::QuantizeBlock(quantizable, fp8.format, scale);
-      const std::int64_t column = head * p.o.cols + first_value + value;
-      if (exists) {
-        cuda::StorePack(fp8.values.Row(row) + column, quantized);
-        if (value == 0) {
-          fp8.scales.Row(row)[column / kValuesPerScale] = scale;
-        }
+    __nv_bfloat16* const to = output + (first_token + token) * p.o.row_stride;
+    if (value + kWidth <= values) {
+      cuda::StorePack(to, rounded);
+    } else {
+      for (int i = 0; value + i < values; ++i) {
+        to[i] = rounded.values[i];
       }
     }
   }
@@ -131,62 +110,32 @@ dim3 GridOf(const ExpandValueExtents& extents, int value_rows, int token_rows) {
           static_cast<unsigned>(extents.heads)};
 }
 
-template <int kTokens, bool kQuantizes>
-void Launch(const ExpandValueParams& params, const QuantizedView& fp8,
-            const ExpandValueExtents& extents, cudaStream_t stream) {
+template <int kTokens>
+void Launch(const ExpandValueParams& params, const ExpandValueExtents& extents,
+            cudaStream_t stream) {
   using Product = cuda::RowProduct<__nv_bfloat16, kTokens>;
-  const auto kernel = ExpandValueKernel<kTokens, kQuantizes>;
+  const auto kernel = ExpandValueKernel<kTokens>;
   DSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       Product::kSharedBytes));
   cuda::LaunchDependent(kernel,
                         {.grid = GridOf(extents, Product::kWeightRows, kTokens),
                          .threads = kThreads,
                          .shared_bytes = Product::kSharedBytes},
-                        stream, params, fp8,
+                        stream, params,
                         cuda::HasAlignedRows(params.o_latent) && cuda::HasAlignedRows(params.w_uv));
 }
 
-template <bool kQuantizes>
-void LaunchTensor(const ExpandValueParams& params, const QuantizedView& fp8,
-                  const ExpandValueExtents& extents, cudaStream_t stream) {
-  constexpr std::int64_t kFew = 8;
-  extents.tokens <= kFew ? Launch<8, kQuantizes>(params, fp8, extents, stream)
-                         : Launch<64, kQuantizes>(params, fp8, extents, stream);
-}
-
-bool TensorCoresTake(const ExpandValueParams& params) {
-  return params.o_latent.type == DataType::kBf16 && params.w_uv.type == DataType::kBf16;
-}
-
 }  // namespace
-
-bool cuda::ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8,
-                             cudaStream_t stream) {
-  const ExpandValueExtents extents = Validate(expand);
-  if (!TensorCoresTake(expand) || fp8.values.data == nullptr ||
-      extents.value % kValuesPerScale != 0 || expand.o.head_stride != extents.value) {
-    return false;
-  }
-  const AnyMatrix o{.data = expand.o.data,
-                    .type = expand.o.type,
-                    .rows = expand.o.rows,
-                    .cols = extents.heads * extents.value,
-                    .row_stride = expand.o.row_stride};
-  Validate(QuantizeFp8Params{
-      .x = o, .values = fp8.values, .scales = fp8.scales, .scale_format = fp8.format});
-  if (extents.tokens > 0) {
-    LaunchTensor<true>(expand, fp8, extents, stream);
-  }
-  return true;
-}
 
 void CudaBackend::ExpandValue(const ExpandValueParams& params) {
   const ExpandValueExtents extents = Validate(params);
   if (extents.tokens == 0 || extents.value == 0) {
     return;
   }
-  if (TensorCoresTake(params)) {
-    LaunchTensor<false>(params, {}, extents, state_->stream);
+  if (params.o_latent.type == DataType::kBf16 && params.w_uv.type == DataType::kBf16) {
+    constexpr std::int64_t kFew = 8;
+    extents.tokens <= kFew ? Launch<8>(params, extents, state_->stream)
+                           : Launch<64>(params, extents, state_->stream);
   } else {
     cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
       cuda::DispatchFloat(params.w_uv.type, [&]<typename W>(W) {
