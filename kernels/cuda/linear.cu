@@ -112,7 +112,7 @@ void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
     return;
   }
   if (cuda::SmallProductTakes(params)) {
-    cuda::SmallProducts({&params, 1}, state_->stream);
+    cuda::SmallProducts({&params, 1}, nullptr, state_->stream);
     return;
   }
   DSA_CHECK(state_->scratch_reserved, "BlockScaledLinear: before ReserveScratch");

@@ -1,169 +1,32 @@
-// NarrowProduct: y = x W^T in bfloat16 for a narrow weight.
-//
-// A cluster of 8 blocks computes 16 outputs of all rows.  K is cut into chunks of 32 columns; warp
-// w of the cluster's 64 takes chunks w, w + 64, ...:
-//
-//   A   weight  [16 outputs, 32 of K]   mma.m16n8k16, two per chunk; straight from memory
-//   B   rows    [8 of T, 32 of K]       kTiles times
-//
-// The order of the columns in a product is free if both operands have the same, so a lane takes 16
-// adjacent bytes of a row.  The warps' sums meet in shared memory, the blocks' sums in that of the
-// cluster, each added in a fixed order.
-//
-// The weight's first chunks are read before the kernels ahead have ended.  Bytes: 2 N K + 2 T K of
-// the L2 cache per 16 outputs: bound by latency, some 4 us.
-#include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/element.cuh"
+// NarrowProduct: a cluster of 8 blocks per 16 outputs (narrow_product.cuh).
+#include "kernels/cuda/narrow_product.cuh"
 #include "kernels/cuda/narrow_product.h"
-#include "kernels/cuda/ptx/mma.cuh"
-
-#include <cooperative_groups.h>
 
 namespace dsa::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
-
 constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kCluster = 8;
-constexpr int kOutputs = 16;  // of a cluster
-constexpr int kChunk = 32;    // columns
-constexpr int kAhead = 4;     // chunks of the weight in registers before x is there
 constexpr std::int64_t kTokensMax = 64;
 constexpr std::int64_t kOutputsMax = 256;
 
-// 16 bytes of a row, the operands of two products.
-struct Piece {
-  unsigned words[4];
-};
-__device__ Piece LoadPiece(const __nv_bfloat16* from) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
-  return {{raw.x, raw.y, raw.z, raw.w}};
-}
-
-// The rows g and g + 8 of a chunk of the weight.
-struct WeightPiece {
-  Piece low;
-  Piece high;
-};
-
 template <int kTiles>
-__device__ void MultiplyChunk(const WeightPiece& a, const Piece (&b)[kTiles],
-                              float (&sums)[kTiles][4]) {
-#pragma unroll
-  for (int step = 0; step < 2; ++step) {
-    const unsigned words[4] = {a.low.words[2 * step], a.high.words[2 * step],
-                               a.low.words[2 * step + 1], a.high.words[2 * step + 1]};
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      ptx::MmaBf16(sums[tile], words, b[tile].words[2 * step], b[tile].words[2 * step + 1]);
-    }
-  }
-}
-
-template <int kTiles>
-__global__ __launch_bounds__(kThreads) void NarrowProductKernel(
+__global__ __launch_bounds__(kWarps* kWarpSize) void NarrowProductKernel(
     const __grid_constant__ LinearParams p) {
-  constexpr int kTokens = kTiles * 8;
-  constexpr int kSums = kOutputs * kTokens;
-  __shared__ float warp_sums[kWarps][kSums];  // [output, token]
-  __shared__ float block_sums[kSums];
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int rank = static_cast<int>(cluster.block_rank());
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int g = lane / 4;
-  const int q = lane % 4;
-  const int first_output = static_cast<int>(blockIdx.x) / kCluster * kOutputs;
-  const int chunks = static_cast<int>(p.x.cols) / kChunk;
-  const int first_chunk = rank * kWarps + warp;
-  constexpr int kStep = kCluster * kWarps;
-  const auto* weight = static_cast<const __nv_bfloat16*>(p.weight.data) +
-                       (first_output + g) * p.weight.row_stride + q * 8;
-  const auto load_weight = [&](int chunk) {
-    return WeightPiece{LoadPiece(weight + chunk * kChunk),
-                       LoadPiece(weight + 8 * p.weight.row_stride + chunk * kChunk)};
-  };
-
+  __shared__ narrow_product::Shared<kTiles, kWarps> shared;
   ptx::AllowSuccessor();
-  WeightPiece ahead[kAhead];
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (first_chunk + i * kStep < chunks) {
-      ahead[i] = load_weight(first_chunk + i * kStep);
-    }
-  }
-  ptx::WaitForPredecessors();
-
-  // Multiply.
-  float sums[kTiles][4] = {};
-  const auto multiply = [&](const WeightPiece& a, int chunk) {
-    const auto* x = static_cast<const __nv_bfloat16*>(p.x.data) + chunk * kChunk + q * 8;
-    Piece b[kTiles];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int token = tile * 8 + g;
-      b[tile] = token < p.x.rows ? LoadPiece(x + token * p.x.row_stride) : Piece{};
-    }
-    MultiplyChunk<kTiles>(a, b, sums);
-  };
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (first_chunk + i * kStep < chunks) {
-      multiply(ahead[i], first_chunk + i * kStep);
-    }
-  }
-  for (int chunk = first_chunk + kAhead * kStep; chunk < chunks; chunk += kStep) {
-    multiply(load_weight(chunk), chunk);
-  }
-
-  // Add up.
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      warp_sums[warp][(g + i / 2 * 8) * kTokens + tile * 8 + q * 2 + i % 2] = sums[tile][i];
-    }
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kSums; i += kThreads) {
-    float sum = 0.0F;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      sum += warp_sums[w][i];
-    }
-    block_sums[i] = sum;
-  }
-  cluster.sync();
-  constexpr int kShare = kSums / kCluster;  // of each block
-  for (int i = static_cast<int>(threadIdx.x); i < kShare; i += kThreads) {
-    const int at = rank * kShare + i;
-    float sum = 0.0F;
-#pragma unroll
-    for (int block = 0; block < kCluster; ++block) {
-      sum += cluster.map_shared_rank(block_sums, block)[at];
-    }
-    const int token = at % kTokens;
-    const std::int64_t place = token * p.y.row_stride + first_output + at / kTokens;
-    if (token < p.y.rows) {
-      if (p.y.type == DataType::kF32) {
-        static_cast<float*>(p.y.data)[place] = sum;
-      } else {
-        static_cast<__nv_bfloat16*>(p.y.data)[place] = __float2bfloat16_rn(sum);
-      }
-    }
-  }
-  cluster.sync();  // a block's memory lives until nobody reads it
+  narrow_product::Run<kTiles, kWarps>(
+      p, static_cast<int>(blockIdx.x) / kCluster * narrow_product::kOutputs, shared);
 }
 
 template <int kTiles>
 void Launch(const LinearParams& params, cudaStream_t stream) {
-  LaunchDependent(NarrowProductKernel<kTiles>,
-                  {.grid = static_cast<unsigned>(params.weight.rows / kOutputs * kCluster),
-                   .threads = kThreads,
-                   .cluster = kCluster},
-                  stream, params);
+  LaunchDependent(
+      NarrowProductKernel<kTiles>,
+      {.grid = static_cast<unsigned>(params.weight.rows / narrow_product::kOutputs * kCluster),
+       .threads = kWarps * kWarpSize,
+       .cluster = kCluster},
+      stream, params);
 }
 
 }  // namespace
@@ -171,8 +34,9 @@ void Launch(const LinearParams& params, cudaStream_t stream) {
 bool NarrowProductTakes(const LinearParams& params) {
   return params.x.type == DataType::kBf16 && params.weight.type == DataType::kBf16 &&
          params.x.rows <= kTokensMax && params.weight.rows <= kOutputsMax &&
-         params.weight.rows % kOutputs == 0 && params.x.cols % kChunk == 0 &&
-         HasAlignedRows(params.x) && HasAlignedRows(params.weight);
+         params.weight.rows % narrow_product::kOutputs == 0 &&
+         params.x.cols % narrow_product::kChunk == 0 && HasAlignedRows(params.x) &&
+         HasAlignedRows(params.weight);
 }
 
 void NarrowProduct(const LinearParams& params, cudaStream_t stream) {

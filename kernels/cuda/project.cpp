@@ -1,8 +1,14 @@
-// Project: the fp8 products of a decode step in one launch, others one by one.
+// Project: the fp8 products of a decode step in one launch, with a narrow bf16 one beside them;
+// others one by one.
 #include "kernels/fused/project.h"
 
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/narrow_product.h"
 #include "kernels/cuda/small_product.h"
+
+#include <array>
+#include <cstddef>
+#include <optional>
 
 namespace dsa {
 
@@ -10,6 +16,9 @@ void CudaBackend::Project(const ProjectParams& params) {
   static_assert(kProjectionsMax <= cuda::kSmallProductsMax);
   std::array<BlockScaledLinearParams, kProjectionsMax> small{};
   std::size_t count = 0;
+  std::optional<LinearParams> narrow;
+  std::array<const Projection*, kProjectionsMax> others{};
+  std::size_t other_count = 0;
   for (const Projection& projection : params.projections) {
     if (projection.weight.weight.data == nullptr) {
       continue;
@@ -22,11 +31,24 @@ void CudaBackend::Project(const ProjectParams& params) {
         small[count++] = product;
         continue;
       }
+    } else if (!narrow) {
+      const LinearParams product = {
+          .x = params.x.x, .weight = projection.weight.weight, .y = projection.y};
+      const LinearExtents extents = Validate(product);
+      if (extents.tokens > 0 && cuda::NarrowProductTakes(product)) {
+        narrow = product;
+        continue;
+      }
     }
-    Multiply(*this, params.x, projection.weight, projection.y);
+    others[other_count++] = &projection;
+  }
+  for (std::size_t i = 0; i < other_count; ++i) {
+    Multiply(*this, params.x, others[i]->weight, others[i]->y);
   }
   if (count > 0) {
-    cuda::SmallProducts({small.data(), count}, state_->stream);
+    cuda::SmallProducts({small.data(), count}, narrow ? &*narrow : nullptr, state_->stream);
+  } else if (narrow) {
+    cuda::NarrowProduct(*narrow, state_->stream);
   }
 }
 

@@ -12,16 +12,21 @@
 //
 //   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
 //   warp 4      one thread: weight tiles, by tensor map, from before the kernels ahead have ended
-//   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read
+//   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
+//               beyond K are zeros
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
 // split depends on the weight's shape alone, so a row's bits do not depend on the rows beside it.
 //
+// A narrow bfloat16 product of the same rows may stand beside them, in clusters of its own behind
+// theirs (narrow_product.cuh): it waits for x as they do, not for them.
+//
 // Bytes: N K + T K + 4 N K / 128^2, and T N of y.  Memory-bound to T = 64.
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/narrow_product.cuh"
 #include "kernels/cuda/small_product.h"
 #include "kernels/cuda/weight_map.h"
 
@@ -34,7 +39,8 @@ namespace {
 
 constexpr int kConsumerWarps = 4;
 constexpr int kInputWarps = 2;
-constexpr int kThreads = (kConsumerWarps + 1 + kInputWarps) * kWarpSize;
+constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
+constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kTokensMax = 64;
 constexpr int kOutputsPerWarp = 16;
 
@@ -56,6 +62,8 @@ struct SmallProductParams {
   int blocks;  // of K
   int split;   // blocks of a cluster, each a part of K
   int stages;
+  LinearParams narrow;
+  int narrow_block;  // the first of its blocks; the grid has none of it if this is its end
 
   __device__ int PartOf(int tile) const {
     int part = 0;
@@ -76,8 +84,9 @@ struct Plan {
   static constexpr int kScaleBytes = (kTokens + 4) * 4;
   static constexpr int kStageBytes = kSlabBytes + kInputBytes + kScaleBytes + 2 * 8;
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
+  using Narrow = narrow_product::Shared<kTokens / 8, kWarps>;
   // Stages whose products are under way at once; a consumer holds that many.
-  static constexpr int kInFlight = kTokens == 64 ? 1 : (kTokens == 32 ? 2 : 4);
+  static constexpr int kInFlight = kTokens >= 32 ? 2 : 4;
   // Warps whose sums one block of a cluster owns, at most.
   static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
   // Everything but the stages.
@@ -126,7 +135,7 @@ struct Share {
         k_first(p.blocks * rank / p.split),
         k_end(p.blocks * (rank + 1) / p.split),
         first(static_cast<int>(blockIdx.x) / p.split),
-        step(static_cast<int>(gridDim.x) / p.split),
+        step(p.narrow_block / p.split),
         tiles(p.tiles) {}
 };
 
@@ -175,14 +184,16 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
         }
         const unsigned target = ring.inputs + at.stage * P::kInputBytes;
         const unsigned scales = ring.scales + at.stage * P::kScaleBytes;
-        const Fp8E4m3* source = p.x.data + k * kValuesPerScale + chunk * kChunkBytes;
+        const int column = k * kValuesPerScale + chunk * kChunkBytes;
+        const bool exists = column < static_cast<int>(p.x.cols);
+        const Fp8E4m3* source = p.x.data + (exists ? column : 0);
 #pragma unroll
         for (int i = 0; i < kTokens / kRowsAtOnce; ++i) {
           const int t = row + kRowsAtOnce * i;
           if (t < tokens) {
             const int place = chunk ^ (t % kChunks);  // the 128-byte swizzle
             ptx::CopyAsync16(target + t * kValuesPerScale + place * kChunkBytes,
-                             source + t * p.x.row_stride);
+                             source + t * p.x.row_stride, exists ? kChunkBytes : 0);
           }
         }
 #pragma unroll
@@ -226,14 +237,18 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
                               ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
         }(),
         ...);
+    const auto load_scales = [&](int index) {
+      const unsigned from = ring.scales + stage[index] * P::kScaleBytes;
+      LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[index]);
+    };
+    if constexpr (kTokens < kTokensMax) {
+      (load_scales(kIndex), ...);
+    }
     (
         [&] {
-          const unsigned from = ring.scales + stage[kIndex] * P::kScaleBytes;
-          LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[kIndex]);
-        }(),
-        ...);
-    (
-        [&] {
+          if constexpr (kTokens == kTokensMax) {  // there are no registers for all of them
+            load_scales(kIndex);
+          }
           ptx::WgmmaWait<kCount - 1 - kIndex>();
           __syncwarp();
           if (lane == 0) {
@@ -301,7 +316,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     SmallProductKernel(const __grid_constant__ WeightMaps weights,
                        const __grid_constant__ SmallProductParams p) {
   using P = Plan<kTokens>;
-  extern __shared__ std::uint8_t shared[];
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  const int block = static_cast<int>(blockIdx.x);
+  if (block >= p.narrow_block) {
+    ptx::AllowSuccessor();
+    const int first_output = (block - p.narrow_block) / p.split * narrow_product::kOutputs;
+    narrow_product::Run<kTokens / 8, kWarps>(p.narrow, first_output,
+                                             *reinterpret_cast<typename P::Narrow*>(shared));
+    return;
+  }
   const Ring ring = MakeRing<kTokens>(shared, p.stages);
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -379,10 +402,11 @@ int MultiprocessorsFor(int split) {
 }
 
 template <int kTokens>
-void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
+void Launch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
+            cudaStream_t stream) {
   using P = Plan<kTokens>;
   const BlockScaledLinearParams& first = products.front();
-  const int blocks = static_cast<int>(first.x.cols / kValuesPerScale);
+  const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
   WeightMaps weights;
   SmallProductParams params{.x = first.x,
                             .x_scales = first.x_scales,
@@ -391,7 +415,9 @@ void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stre
                             .tiles = 0,
                             .blocks = blocks,
                             .split = 1,
-                            .stages = 0};
+                            .stages = 0,
+                            .narrow = narrow != nullptr ? *narrow : LinearParams{},
+                            .narrow_block = 0};
   for (std::size_t i = 0; i < products.size(); ++i) {
     const BlockScaledLinearParams& product = products[i];
     weights.maps[i] = WeightMap(product.weight, kSlabRows);
@@ -406,7 +432,10 @@ void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stre
   const int tiles = params.tiles;
   const int split = SplitOf(tiles, first.x.cols);
   const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
-  const int per_multiprocessor = clusters * split > MultiprocessorsFor(split) ? 2 : 1;
+  const int narrow_clusters =
+      static_cast<int>(params.narrow.weight.rows) / narrow_product::kOutputs;
+  const int all_blocks = (clusters + narrow_clusters) * split;
+  const int per_multiprocessor = all_blocks > MultiprocessorsFor(split) ? 2 : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
                      kBlockSystemBytes - P::FixedBytes(split);
   const int tiles_each = (tiles + clusters - 1) / clusters;
@@ -415,7 +444,9 @@ void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stre
   DSA_CHECK(stages >= std::min(P::kInFlight, needed),
             "SmallProduct: {} stages for {} tiles of {} columns, {} rows", stages, tiles,
             first.x.cols, first.x.rows);
-  const int shared_bytes = P::FixedBytes(split) + stages * P::kStageBytes;
+  const int shared_bytes =
+      std::max(P::FixedBytes(split) + stages * P::kStageBytes,
+               narrow != nullptr ? static_cast<int>(sizeof(typename P::Narrow)) : 0);
   const auto kernel = SmallProductKernel<kTokens>;
   static const cudaError_t attribute = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBlockSharedBytesMax);
@@ -423,8 +454,9 @@ void Launch(std::span<const BlockScaledLinearParams> products, cudaStream_t stre
 
   params.split = split;
   params.stages = stages;
+  params.narrow_block = clusters * split;
   LaunchDependent(kernel,
-                  {.grid = static_cast<unsigned>(clusters * split),
+                  {.grid = static_cast<unsigned>(all_blocks),
                    .threads = kThreads,
                    .shared_bytes = shared_bytes,
                    .cluster = static_cast<unsigned>(split)},
@@ -439,7 +471,7 @@ bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignme
 
 bool SmallProductTakes(const BlockScaledLinearParams& params) {
   constexpr std::int64_t kAlignment = 16;
-  return params.x.rows <= kTokensMax && params.x.cols % kValuesPerScale == 0 &&
+  return params.x.rows <= kTokensMax && params.x.cols % kAlignment == 0 &&
          params.weight.rows % kOutputsPerWarp == 0 &&
          IsAligned(params.x.data, params.x.row_stride, kAlignment) &&
          IsAligned(params.weight.data, params.weight.row_stride, kAlignment) &&
@@ -447,7 +479,8 @@ bool SmallProductTakes(const BlockScaledLinearParams& params) {
                    2 * SizeOf(params.y.type));
 }
 
-void SmallProducts(std::span<const BlockScaledLinearParams> products, cudaStream_t stream) {
+void SmallProducts(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
+                   cudaStream_t stream) {
   DSA_CHECK(!products.empty() && products.size() <= kSmallProductsMax,
             "SmallProducts: {} products, at most {}", products.size(), kSmallProductsMax);
   const std::int64_t tokens = products.front().x.rows;
@@ -455,14 +488,16 @@ void SmallProducts(std::span<const BlockScaledLinearParams> products, cudaStream
     DSA_CHECK(product.x.data == products.front().x.data && product.x.rows == tokens,
               "SmallProducts: products of {} and {} rows, not of one x", tokens, product.x.rows);
   }
+  DSA_CHECK(narrow == nullptr || narrow->x.rows == tokens,
+            "SmallProducts: a narrow product of {} rows beside {}", narrow->x.rows, tokens);
   if (tokens <= 8) {
-    Launch<8>(products, stream);
+    Launch<8>(products, narrow, stream);
   } else if (tokens <= 16) {
-    Launch<16>(products, stream);
+    Launch<16>(products, narrow, stream);
   } else if (tokens <= 32) {
-    Launch<32>(products, stream);
+    Launch<32>(products, narrow, stream);
   } else {
-    Launch<64>(products, stream);
+    Launch<64>(products, narrow, stream);
   }
 }
 

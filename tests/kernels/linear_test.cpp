@@ -193,8 +193,15 @@ TEST_CASE("A decode step's products match their equation, each row alone as amon
     return;  // one way for all shapes, which the cases above hold
   }
   const auto tokens = GENERATE(as<std::int64_t>(), 1, 7, 9, 17, 33, 64);
-  const auto extents = GENERATE(values<Extents>(
-      {{16, 256}, {576, 512}, {1040, 384}, {3200, 128}, {6400, 256}, {8512, 128}, {6464, 8192}}));
+  const auto extents = GENERATE(values<Extents>({{16, 256},
+                                                 {576, 512},
+                                                 {1040, 384},
+                                                 {3200, 128},
+                                                 {6400, 256},
+                                                 {8512, 128},
+                                                 {6464, 8192},
+                                                 {1040, 192},
+                                                 {80, 112}}));
   const auto type = GENERATE(DataType::kF32, DataType::kBf16);
   if (extents.inputs == 8192 && tokens > 7 && tokens < 64) {
     return;  // the reference takes seconds
