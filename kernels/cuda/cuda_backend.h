@@ -72,6 +72,7 @@ class CudaBackend final : public Backend {
   void SelectKeys(const SelectKeysParams& params) override;
   void AttendLatent(const AttendLatentParams& params) override;
   void GatedMlp(const GatedMlpParams& params) override;
+  void ExpertMlp(const ExpertMlpParams& params) override;
 
  private:
   struct State;  // kernels/cuda/cuda_state.h

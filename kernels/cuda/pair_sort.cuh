@@ -59,9 +59,10 @@ inline SortedPairs TakeSortedPairs(ScratchArena& arena, std::int64_t tiles, std:
 }
 
 // The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
-__device__ inline unsigned long long ExclusiveSum(unsigned long long value) {
-  constexpr int kWarps = kSortThreads / kWarpSize;
-  static_assert(kWarps == kWarpSize);
+template <int kThreads>
+__device__ unsigned long long ExclusiveSum(unsigned long long value) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  static_assert(kWarps <= kWarpSize);
   __shared__ unsigned long long warp_sums[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -77,21 +78,23 @@ __device__ inline unsigned long long ExclusiveSum(unsigned long long value) {
     warp_sums[warp] = inclusive;
   }
   __syncthreads();
-  const unsigned long long before = inclusive_sum(warp_sums[lane]) - warp_sums[lane];
+  const unsigned long long own = lane < kWarps ? warp_sums[lane] : 0;
+  const unsigned long long before = inclusive_sum(own) - own;
   return __shfl_sync(kAllLanes, before, warp) + inclusive - value;
 }
 
-// By one block of kSortThreads, of which thread e has expert e.  The order of an expert's pairs is
+// By one block of kThreads, of which thread e has expert e.  The order of an expert's pairs is
 // open: no result may depend on it.
-__device__ inline void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_max,
-                                 const SortedPairs& sorted) {
-  __shared__ int cursors[kSortThreads];  // counts, then where an expert's next pair goes
+template <int kThreads = kSortThreads>
+__device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_max,
+                          const SortedPairs& sorted) {
+  __shared__ int cursors[kThreads];  // counts, then where an expert's next pair goes
   __shared__ int tiles_used;
   const int thread = static_cast<int>(threadIdx.x);
   const int slots = choice.slots();
   cursors[thread] = 0;
   __syncthreads();
-  for (int pair = thread; pair < choice.pairs(); pair += kSortThreads) {
+  for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
     const int expert = choice.ExpertOf(pair / slots, pair % slots);
     if (expert >= 0) {
       atomicAdd(&cursors[expert], 1);
@@ -100,8 +103,8 @@ __device__ inline void SortPairs(const PairChoice& choice, int tile_tokens, int 
   __syncthreads();
   const int count = cursors[thread];
   const int tiles = (count + tile_tokens - 1) / tile_tokens;
-  const unsigned long long sums =
-      ExclusiveSum(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(count));
+  const unsigned long long sums = ExclusiveSum<kThreads>(
+      static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(count));
   const int first = static_cast<int>(sums & 0xFFFFFFFFU);
   const int first_tile = static_cast<int>(sums >> 32);
   cursors[thread] = first;
@@ -110,15 +113,15 @@ __device__ inline void SortPairs(const PairChoice& choice, int tile_tokens, int 
                                     .first = first + i * tile_tokens,
                                     .count = min(tile_tokens, count - i * tile_tokens)};
   }
-  if (thread == kSortThreads - 1) {
+  if (thread == kThreads - 1) {
     tiles_used = first_tile + tiles;
     *sorted.tiles_used = tiles_used;
   }
   __syncthreads();
-  for (int i = tiles_used + thread; i < tiles_max; i += kSortThreads) {
+  for (int i = tiles_used + thread; i < tiles_max; i += kThreads) {
     sorted.tiles[i] = {};
   }
-  for (int pair = thread; pair < choice.pairs(); pair += kSortThreads) {
+  for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
     const int expert = choice.ExpertOf(pair / slots, pair % slots);
     const int place = expert >= 0 ? atomicAdd(&cursors[expert], 1) : -1;
     if (expert >= 0) {
@@ -127,6 +130,23 @@ __device__ inline void SortPairs(const PairChoice& choice, int tile_tokens, int 
     }
     sorted.places[pair] = place;
   }
+}
+
+// What a launch of experts finds done: its pairs sorted, its counters zero.
+struct PairPreparation {
+  PairChoice choice;
+  int tile_tokens;
+  int tiles_max;
+  SortedPairs sorted;
+  int* counters;
+  int counter_count;
+};
+template <int kThreads>
+__device__ void PreparePairs(const PairPreparation& p) {
+  for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kThreads) {
+    p.counters[i] = 0;
+  }
+  SortPairs<kThreads>(p.choice, p.tile_tokens, p.tiles_max, p.sorted);
 }
 
 }  // namespace dsa::cuda

@@ -1,6 +1,7 @@
 // The launches of ResidentExperts and the kernel that prepares them; resident_experts.cuh has the
 // other.
 #include "common/view_parts.h"
+#include "kernels/cuda/gate_choice.cuh"
 #include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/resident_experts.cuh"
 #include "kernels/cuda/resident_experts.h"
@@ -54,11 +55,7 @@ Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
 }
 
 struct PrepareParams {
-  PairChoice choice;
-  int tiles_max;
-  SortedPairs sorted;
-  int* counters;
-  int counter_count;
+  PairPreparation pairs;
   ConstAnyMatrix x;  // to quantize
   QuantizedView quantized;
 };
@@ -99,10 +96,7 @@ __global__ __launch_bounds__(kSortThreads) void PrepareKernel(
     QuantizeRows(p);
     return;
   }
-  for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kSortThreads) {
-    p.counters[i] = 0;
-  }
-  SortPairs(p.choice, kTilePairs, p.tiles_max, p.sorted);
+  PreparePairs<kSortThreads>(p.pairs);
 }
 
 Matrix<const Fp8E4m3> AllRows(const StackedWeight& weight) {
@@ -172,18 +166,34 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
                   stream, maps, params);
 }
 
+PairChoice ChoiceOf(const RoutedExpertsParams& routed, const SharedExpert* shared_expert) {
+  return {.experts = routed.experts,
+          .first_expert = static_cast<std::int32_t>(routed.first_expert),
+          .expert_count = static_cast<int>(routed.gate.experts),
+          .with_shared = shared_expert != nullptr};
+}
+PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_expert) {
+  return {.tokens = routed.x.rows,
+          .hidden = routed.x.cols,
+          .width = routed.gate.rows,
+          .experts = routed.gate.experts + (shared_expert != nullptr ? 1 : 0),
+          .slots = ChoiceOf(routed, shared_expert).slots()};
+}
+PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
+                              const Regions& regions) {
+  return {.choice = choice,
+          .tile_tokens = kTilePairs,
+          .tiles_max = static_cast<int>(shape.Tiles()),
+          .sorted = regions.sorted,
+          .counters = regions.counters,
+          .counter_count = static_cast<int>(CounterCount(shape))};
+}
+
 void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
              const DeviceBuffer& scratch, cudaStream_t stream) {
   const RoutedExpertsParams& routed = params.routed;
-  const PairChoice choice = {.experts = routed.experts,
-                             .first_expert = static_cast<std::int32_t>(routed.first_expert),
-                             .expert_count = static_cast<int>(routed.gate.experts),
-                             .with_shared = params.shared_expert != nullptr};
-  const PassShape shape = {.tokens = routed.x.rows,
-                           .hidden = routed.x.cols,
-                           .width = routed.gate.rows,
-                           .experts = choice.expert_count + (choice.with_shared ? 1 : 0),
-                           .slots = choice.slots()};
+  const PairChoice choice = ChoiceOf(params.routed, params.shared_expert);
+  const PassShape shape = ShapeOf(params.routed, params.shared_expert);
   ScratchArena arena(scratch);
   const Regions regions = TakeRegions(arena, shape);
   arena.CheckFits("RoutedExperts");
@@ -198,14 +208,10 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                                         .row_stride = blocks},
                              .format = routed.scale_format};
   const QuantizedView& input = params.quantized_input != nullptr ? *params.quantized_input : own;
-  LaunchPrepare({.choice = choice,
-                 .tiles_max = static_cast<int>(shape.Tiles()),
-                 .sorted = regions.sorted,
-                 .counters = regions.counters,
-                 .counter_count = static_cast<int>(CounterCount(shape)),
-                 .x = routed.x,
-                 .quantized = own},
-                params.quantized_input == nullptr, stream);
+  if (!params.is_prepared) {
+    LaunchPrepare({.pairs = PreparationOf(choice, shape, regions), .x = routed.x, .quantized = own},
+                  params.quantized_input == nullptr, stream);
+  }
   ExpertsParams experts = {.choice = choice,
                            .sorted = regions.sorted,
                            .tiles_max = static_cast<int>(shape.Tiles()),
@@ -256,11 +262,29 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params) {
          params.experts.cols < kWarpSize;
 }
 
+bool ResidentExpertsTakes(const RoutedExpertsParams& params, const QuantizedView& quantized_input) {
+  return ResidentExpertsTakes(params) && IsAligned(quantized_input.values.data) &&
+         quantized_input.values.row_stride % 16 == 0;
+}
+
 bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert,
                           const QuantizedView& quantized_input) {
-  return ResidentExpertsTakes(params) && IsFp8(shared_expert.gate) && IsFp8(shared_expert.up) &&
-         IsFp8(shared_expert.down) && shared_expert.gate.weight.rows == params.gate.rows &&
-         IsAligned(quantized_input.values.data) && quantized_input.values.row_stride % 16 == 0;
+  return ResidentExpertsTakes(params, quantized_input) && IsFp8(shared_expert.gate) &&
+         IsFp8(shared_expert.up) && IsFp8(shared_expert.down) &&
+         shared_expert.gate.weight.rows == params.gate.rows;
+}
+
+bool StartsInOneWave(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
+  const PassShape shape = ShapeOf(params, &shared_expert);
+  return shape.Tiles() * (shape.width / kBoxRows) <= Multiprocessors();
+}
+
+PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena& arena) {
+  DSA_CHECK(params.quantized_input != nullptr && params.routed.x.rows <= kPreparedRowsMax,
+            "RoutedExperts: {} rows cannot be prepared", params.routed.x.rows);
+  const PairChoice choice = ChoiceOf(params.routed, params.shared_expert);
+  const PassShape shape = ShapeOf(params.routed, params.shared_expert);
+  return PreparationOf(choice, shape, TakeRegions(arena, shape));
 }
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
@@ -270,6 +294,9 @@ std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
                       .width = limits.expert_width,
                       .experts = limits.experts + 1,
                       .slots = limits.experts_per_token + 1});
+  // Beside them the logits of the gate that prepares.
+  arena.Take<float>(GateSlices(limits.hidden) * std::min(limits.tokens_max, kPreparedRowsMax) *
+                    limits.experts);
   return arena.used();
 }
 

@@ -565,7 +565,7 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
       return;
     }
     if (tile != ready) {
-      WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps, 500, lane);
+      WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps, 200, lane);
       ready = tile;
     }
     SumColumns(p, item % tokens, tile * std::int64_t{kSumColumns} + lane * 8, lane);

@@ -2,6 +2,7 @@
 // bfloat16 activations.
 #pragma once
 
+#include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/fused/activation.h"
 #include "kernels/ops/routed_experts.h"
@@ -21,16 +22,27 @@ struct ResidentExpertsParams {
   RoutedExpertsParams routed;            // its `shared` is added unless `shared_expert` is here
   const SharedExpert* shared_expert;     // null: none
   const QuantizedView* quantized_input;  // the fp8 copy of x; null: made here
+  bool is_prepared = false;              // what PreparationOf says has been done
 };
 
 // Whether ResidentExperts computes them: bfloat16 x and y with 16-byte aligned rows, fp8 weights,
 // D and I multiples of 128, room for the sort.
 bool ResidentExpertsTakes(const RoutedExpertsParams& params);
-// The same of a shared expert beside them and an fp8 copy of x, whose rows are to be aligned, too.
+// The same with an fp8 copy of x, whose rows are to be aligned, too, and with a shared expert.
+bool ResidentExpertsTakes(const RoutedExpertsParams& params, const QuantizedView& quantized_input);
 bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert,
                           const QuantizedView& quantized_input);
 
+// Whether each block has at most one tile of gate and up, whatever experts the rows go to.
+bool StartsInOneWave(const RoutedExpertsParams& params, const SharedExpert& shared_expert);
+
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits);
+
+// What a launch before ResidentExperts may do instead of its own short one, for rows that take one
+// pass and have `quantized_input`.  Takes the first regions of an arena over the scratch that
+// ResidentExperts gets; nothing may write to them until then.
+inline constexpr std::int64_t kPreparedRowsMax = 64;
+PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena& arena);
 
 // A token's bits do not depend on the tokens beside it, nor on where tokens are cut into passes.
 // Any stream, capture included.

@@ -5,7 +5,7 @@
 
 namespace dsa {
 
-void Backend::ExpertMlp(const ExpertMlpParams& params) {
+void Validate(const ExpertMlpParams& params) {
   const bool has_shared = params.routed.shared.data != nullptr;
   DSA_CHECK(params.gate.experts.data == params.routed.experts.data &&
                 params.gate.weights.data == params.routed.weights.data,
@@ -14,6 +14,10 @@ void Backend::ExpertMlp(const ExpertMlpParams& params) {
                 (!has_shared || params.shared->y.data == params.routed.shared.data),
             "ExpertMlp: the experts do not add the shared expert of {} rows",
             params.routed.shared.rows);
+}
+
+void Backend::ExpertMlp(const ExpertMlpParams& params) {
+  Validate(params);
   Gate(params.gate);
   if (params.shared) {
     GatedMlp(*params.shared);

@@ -17,5 +17,7 @@ struct ExpertMlpParams {
   std::optional<GatedMlpParams> shared;  // its y is routed.shared, and may be routed.y
   RoutedExpertsParams routed;
 };
+// CHECKs that the experts read what the gate writes and add what the shared expert gives.
+void Validate(const ExpertMlpParams& params);
 
 }  // namespace dsa

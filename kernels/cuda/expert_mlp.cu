@@ -1,0 +1,64 @@
+// ExpertMlp of a decode step, on one fp8 copy of x for the shared expert and the routed ones.
+//
+// Where the first products of all experts are no more tiles than multiprocessors, as in a small
+// model or where few rows go to few experts, it is two launches: the gate's, which also sorts the
+// pairs, and the experts', which computes the shared one as well.  Otherwise some blocks of that
+// would begin a second tile while the others wait, and the shared expert has launches of its own.
+// The sort then follows them: a launch of small blocks, beside which those of the experts get ready
+// (docs/kernels/experts.md).
+#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/few_gate.h"
+#include "kernels/cuda/resident_experts.h"
+#include "kernels/cuda/scratch_arena.h"
+#include "kernels/fused/expert_mlp.h"
+
+namespace dsa {
+namespace {
+
+// One x with an fp8 copy of the experts' format, few rows, and kernels for all of it.
+bool IsTaken(const ExpertMlpParams& params) {
+  if (!params.shared) {
+    return false;
+  }
+  const RoutedExpertsParams& routed = params.routed;
+  const Activation& input = params.shared->x;
+  return input.fp8.values.data != nullptr && input.fp8.format == routed.scale_format &&
+         input.x.data == routed.x.data && params.gate.x.data == routed.x.data &&
+         routed.x.rows <= cuda::kPreparedRowsMax && routed.gate.experts < cuda::kFewGateExperts &&
+         cuda::FewGateTakes(params.gate) && cuda::ResidentExpertsTakes(routed, input.fp8);
+}
+
+}  // namespace
+
+void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
+  Validate(params);
+  Validate(params.gate);
+  Validate(params.routed);
+  if (!IsTaken(params)) {
+    Backend::ExpertMlp(params);
+    return;
+  }
+  const cuda::SharedExpert shared{
+      .gate = params.shared->gate, .up = params.shared->up, .down = params.shared->down};
+  const QuantizedView& input = params.shared->x.fp8;
+  cuda::ResidentExpertsParams experts{
+      .routed = params.routed, .shared_expert = nullptr, .quantized_input = &input};
+  if (!cuda::ResidentExpertsTakes(params.routed, shared, input) ||
+      !cuda::StartsInOneWave(params.routed, shared)) {
+    Gate(params.gate);
+    GatedMlp(*params.shared);
+    cuda::ResidentExperts(experts, state_->scratch, state_->stream);
+    return;
+  }
+  experts.shared_expert = &shared;
+  experts.is_prepared = true;
+  cuda::ScratchArena arena(state_->scratch);
+  const cuda::PairPreparation preparation = cuda::PreparationOf(experts, arena);
+  float* const logits = cuda::TakeFewGateLogits(arena, params.gate);
+  arena.CheckFits("ExpertMlp");
+  cuda::FewGate(params.gate, &preparation, logits, state_->attention_counters.As<unsigned>(),
+                state_->stream);
+  cuda::ResidentExperts(experts, state_->scratch, state_->stream);
+}
+
+}  // namespace dsa

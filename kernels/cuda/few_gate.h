@@ -1,0 +1,28 @@
+// Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it.
+#pragma once
+
+#include "kernels/cuda/pair_sort.cuh"
+#include "kernels/cuda/scratch_arena.h"
+#include "kernels/ops/gate.h"
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+namespace dsa::cuda {
+
+// bfloat16 x and weight with 16-byte aligned rows, E <= 256, 1 to 64 tokens, and no more blocks
+// than all run at once.
+bool FewGateTakes(const GateParams& params);
+
+// The parts of the logits, for one call.
+float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params);
+
+// `preparation` of at most kFewGateExperts experts, its choice that of the gate; null: no sort.
+// `counters`: two words, zero between ops.  Any stream, capture included.  A row's bits do not
+// depend on the rows beside it.
+inline constexpr std::int64_t kFewGateExperts = 256;
+void FewGate(const GateParams& params, const PairPreparation* preparation, float* logits,
+             unsigned* counters, cudaStream_t stream);
+
+}  // namespace dsa::cuda

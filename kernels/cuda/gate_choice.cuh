@@ -1,0 +1,212 @@
+// The gate's choice: a warp per token adds the parts of its logits and takes the K largest, one
+// after the other.  The lanes hold the candidates, as integers that order as they do.
+#pragma once
+
+#include "kernels/cuda/element.cuh"
+#include "kernels/ops/gate.h"
+
+#include <cfloat>
+#include <cstdint>
+
+namespace dsa::cuda {
+
+// Logits come in parts, over slices of so many columns, [slices, T, E] in float32.
+inline constexpr int kGateSliceColumns = 1024;
+
+__host__ __device__ inline std::int64_t GateSlices(std::int64_t hidden) {
+  return (hidden + kGateSliceColumns - 1) / kGateSliceColumns;
+}
+
+// Candidates are finite: NaN and -inf count as the lowest finite value.
+__device__ inline float AsCandidate(float value) {
+  return value > -FLT_MAX ? value : -FLT_MAX;
+}
+
+// Orders candidates as unsigned integers; -0 equals +0.  Never 0, which marks what may not be
+// chosen.
+__device__ inline unsigned KeyOf(float value) {
+  const unsigned bits = __float_as_uint(value == 0.0F ? 0.0F : value);
+  const auto sign = static_cast<unsigned>(static_cast<int>(bits) >> 31);
+  return bits ^ (sign | 0x80000000U);
+}
+
+// The id of the largest key of the warp's candidates, of which a lane has 32 i + lane in keys[i];
+// the lower id on ties.  It is taken out.
+template <int kPerLane>
+__device__ int TakeLargest(unsigned (&keys)[kPerLane], int lane) {
+  unsigned best = 0;
+  int place = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (keys[i] > best) {
+      best = keys[i];
+      place = i;
+    }
+  }
+  const unsigned largest = __reduce_max_sync(kAllLanes, best);
+  const auto own = static_cast<unsigned>(place * kWarpSize + lane);
+  const auto id =
+      static_cast<int>(__reduce_min_sync(kAllLanes, best == largest ? own : 0xFFFFFFFFU));
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (i * kWarpSize + lane == id) {
+      keys[i] = 0;
+    }
+  }
+  return id;
+}
+
+// The sum of the two largest of values[0, count), by `lanes` adjacent lanes, a power of two.
+__device__ inline float SumOfTwoLargest(const float* values, int count, int lanes, int lane) {
+  float first = -FLT_MAX;
+  float second = -FLT_MAX;
+  for (int i = lane % lanes; i < count; i += lanes) {
+    second = fmaxf(second, fminf(first, values[i]));
+    first = fmaxf(first, values[i]);
+  }
+  for (int offset = 1; offset < lanes; offset *= 2) {
+    const float other_first = __shfl_xor_sync(kAllLanes, first, offset);
+    const float other_second = __shfl_xor_sync(kAllLanes, second, offset);
+    second = fmaxf(fmaxf(second, other_second), fminf(first, other_first));
+    first = fmaxf(first, other_first);
+  }
+  return count == 1 ? first : AsCandidate(first + second);
+}
+
+// Marks the experts of all but the best groups.  Leaves other values in `biased`.
+template <int kPerLane>
+__device__ void DropGroups(const GateParams& p, float* biased, int lane,
+                           unsigned (&keys)[kPerLane]) {
+  const int groups = static_cast<int>(p.groups);
+  const int size = static_cast<int>(p.weight.rows) / groups;
+  int lanes = 1;  // of a group
+  while (2 * lanes * groups <= kWarpSize) {
+    lanes *= 2;
+  }
+  unsigned group_keys[kPerLane] = {};
+  const int at_once = kWarpSize / lanes;
+  for (int first = 0; first < groups; first += at_once) {
+    const int group = first + lane / lanes;
+    const float score =
+        SumOfTwoLargest(biased + group * size, group < groups ? size : 0, lanes, lane);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int wanted = i * kWarpSize + lane - first;  // its place among these
+      const float value = __shfl_sync(kAllLanes, score, max(0, min(wanted, at_once - 1)) * lanes);
+      if (wanted >= 0 && wanted < at_once && first + wanted < groups) {
+        group_keys[i] = KeyOf(value);
+      }
+    }
+  }
+  for (int i = 0; i < static_cast<int>(p.groups_kept); ++i) {
+    TakeLargest(group_keys, lane);
+  }
+  __syncwarp();  // the biased scores were read
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (i * kWarpSize + lane < groups) {
+      biased[i * kWarpSize + lane] = group_keys[i] == 0 ? 1.0F : 0.0F;  // kept
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * kWarpSize + lane;
+    keys[i] = e < groups * size && biased[e / size] != 0.0F ? keys[i] : 0U;
+  }
+}
+
+// The logits of a token, of which a lane gets 32 i + lane in sums[i]: its parts in order.
+template <int kPerLane>
+__device__ void AddLogitParts(const GateParams& p, const float* logits, std::int64_t token,
+                              int lane, float (&sums)[kPerLane]) {
+  constexpr int kAtOnce = 64 / kPerLane;  // as many loads are under way
+  const int slices = static_cast<int>(GateSlices(p.x.cols));
+  const int experts = static_cast<int>(p.weight.rows);
+  const float* const parts = logits + token * experts + lane;
+  for (int first = 0; first < slices; first += kAtOnce) {
+    float loaded[kAtOnce][kPerLane];
+#pragma unroll
+    for (int slice = 0; slice < kAtOnce; ++slice) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const bool exists = first + slice < slices && i * kWarpSize + lane < experts;
+        loaded[slice][i] =
+            exists ? __ldcg(parts + (first + slice) * p.x.rows * experts + i * kWarpSize) : 0.0F;
+      }
+    }
+#pragma unroll
+    for (int slice = 0; slice < kAtOnce; ++slice) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        sums[i] += loaded[slice][i];
+      }
+    }
+  }
+}
+
+// What a warp needs of shared memory to choose.
+template <int kPerLane>
+struct ChoiceShared {
+  float scores[kPerLane * kWarpSize];
+  union {
+    float biased[kPerLane * kWarpSize];
+    int chosen[kPerLane * kWarpSize];
+  };
+};
+
+// The experts and weights of one token, by a warp.  E <= 32 kPerLane.
+template <int kPerLane>
+__device__ void ChooseExperts(const GateParams& p, const float* logits, std::int64_t token,
+                              int lane, ChoiceShared<kPerLane>& shared) {
+  const int experts = static_cast<int>(p.weight.rows);
+
+  // Scores.
+  float bias[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * kWarpSize + lane;
+    bias[i] = e < experts ? p.bias.data[e] : 0.0F;
+  }
+  float sums[kPerLane] = {};
+  AddLogitParts<kPerLane>(p, logits, token, lane, sums);
+  unsigned keys[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * kWarpSize + lane;
+    keys[i] = 0;
+    if (e < experts) {
+      const float score = 1.0F / (1.0F + expf(-sums[i]));
+      const float biased = AsCandidate(score + bias[i]);
+      shared.scores[e] = score;
+      shared.biased[e] = biased;
+      keys[i] = KeyOf(biased);
+    }
+  }
+  __syncwarp();
+  if (p.groups_kept < p.groups) {
+    DropGroups(p, shared.biased, lane, keys);
+  }
+  __syncwarp();  // nobody reads the biased scores any more
+
+  // Choice.
+  const int chosen = static_cast<int>(p.experts.cols);
+  float sum = 0.0F;
+  for (int k = 0; k < chosen; ++k) {
+    const int id = TakeLargest(keys, lane);
+    sum += shared.scores[id];
+    if (lane == 0) {
+      shared.chosen[k] = id;
+    }
+  }
+  __syncwarp();
+  constexpr float kTiny = 1e-20F;  // keeps a sum of zeros from dividing by zero
+  const float divisor = p.normalize ? sum + kTiny : 1.0F;
+  for (int k = lane; k < chosen; k += kWarpSize) {
+    const int id = shared.chosen[k];
+    p.experts.Row(token)[k] = id;
+    p.weights.Row(token)[k] = shared.scores[id] / divisor * p.scale;
+  }
+}
+
+}  // namespace dsa::cuda
