@@ -135,22 +135,23 @@ sanitize() {
 
 slice_model=configs/models/deepseek-v32-ep32
 
-# Serves sequences of a length, as many as it says at once, and asks for answers of 16 tokens.
-serve_slice() {  # SEQUENCES TOKENS
+# Serves sequences of a length, as many as it says at once: answers are so long that the first one
+# still runs when the last prompt has been computed.
+serve_slice() {  # SEQUENCES TOKENS ANSWER
   local address=127.0.0.1:50077 start=${EPOCHREALTIME/./}
   start_serving ./dsa "$address" slice.log --model "$slice_model" --load dummy --device cuda \
     --max-num-seqs "$1" --max-model-len "$2" --max-num-batched-tokens 4096
   echo "$1 sequences of $2: ready after $(((${EPOCHREALTIME/./} - start) / 1000)) ms"
   ./dsa bench serve --address "$address" --dataset random --requests "$1" --concurrency "$1" \
-    --warmup-requests 0 --input-len $(($2 - 64)) --output-len 16 --output "slice-$1" | tail -n 30
+    --warmup-requests 0 --input-len $(($2 - $3)) --output-len "$3" --output "slice-$1" | tail -n 30
   stop_serving
 }
 
 slice() {
   # shellcheck source=tools/serving.sh
   source tools/serving.sh
-  serve_slice 64 8192
-  serve_slice 5 131072
+  serve_slice 64 8192 2560
+  serve_slice 5 131072 4096
 }
 
 position() {
