@@ -57,7 +57,7 @@ class TimedExecutor final : public StepExecutor, public Clock {
   StepResult result_{};
 };
 
-MaskedBorderOptions Options(std::int64_t positions, std::int64_t index_topk) {
+MaskedBorderOptions BorderOptions(std::int64_t positions, std::int64_t index_topk) {
   return {.positions_max = positions,
           .rows_max = 2048,
           .context_max = 163'840,
@@ -71,7 +71,7 @@ MaskedBorderOptions Options(std::int64_t positions, std::int64_t index_topk) {
 TEST_CASE("the border lies where two lines cross, to the nearest 1,024", "[model][masked_border]") {
   // Equal at 100 us = 40 + 0.01 keys: 6,000 keys.
   TimedExecutor executor({.us = 40, .us_per_key = 0.01}, {.us = 100, .us_per_key = 0});
-  const MaskedBorder border = MeasureMaskedBorder(executor, executor, Options(16'384, 2048));
+  const MaskedBorder border = MeasureMaskedBorder(executor, executor, BorderOptions(16'384, 2048));
   CHECK(border.until == 6 * 1024);
   CHECK(border.near.position == 2048 + 512);
   CHECK(border.far.position == 16'384 - 512);
@@ -86,7 +86,7 @@ TEST_CASE("borders at the ends", "[model][masked_border]") {
   const auto until = [](TimedExecutor::Line masked, TimedExecutor::Line absorbed,
                         std::int64_t positions, std::int64_t index_topk) {
     TimedExecutor executor(masked, absorbed);
-    return MeasureMaskedBorder(executor, executor, Options(positions, index_topk)).until;
+    return MeasureMaskedBorder(executor, executor, BorderOptions(positions, index_topk)).until;
   };
   // Masked always slower; always faster; a crossing further away than there is room.
   CHECK(until({.us = 90, .us_per_key = 0.1}, {.us = 50, .us_per_key = 0}, 16'384, 2048) == 0);
@@ -102,7 +102,7 @@ TEST_CASE("borders at the ends", "[model][masked_border]") {
   CHECK(until({.us = 20, .us_per_key = 0}, {.us = 50, .us_per_key = 0}, 100, 0) == 0);
   // Without a selection masked attention is compared with dense.
   TimedExecutor dense({.us = 10, .us_per_key = 0.01}, {.us = 1, .us_per_key = 0.02});
-  CHECK(MeasureMaskedBorder(dense, dense, Options(16'384, 0)).until == 0);
+  CHECK(MeasureMaskedBorder(dense, dense, BorderOptions(16'384, 0)).until == 0);
   CHECK(dense.selecting == 0);
 }
 
