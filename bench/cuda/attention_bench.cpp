@@ -21,7 +21,9 @@ constexpr std::int64_t kNope = 128;
 constexpr std::int64_t kSelected = 2048;
 
 // Rows of sequences whose blocks lie mixed.  As many positions as are selected cut what a row sees
-// into pieces of equal length, and one lies anywhere in each.
+// into pieces of equal length, and one lies anywhere in each.  Of a chunk a row keeps all but one
+// of kLifetime positions of the row before it, as neighbours in a text select mostly the same keys.
+constexpr std::int64_t kLifetime = 32;
 struct AttentionRows {
   DeviceBuffer positions, sequences, tables, selected, counts, mask;
   PagedRows view;
@@ -30,7 +32,7 @@ struct AttentionRows {
 
 AttentionRows MakeRows(const DeviceBench& bench, const std::vector<std::int32_t>& positions,
                        const std::vector<std::int32_t>& sequences, std::int64_t sequence_count,
-                       std::int64_t context) {
+                       std::int64_t context, bool is_chunk = false) {
   const auto rows = static_cast<std::int64_t>(positions.size());
   const std::int64_t blocks = context / kTokensPerBlock;
   std::vector<std::int32_t> tables(static_cast<std::size_t>(sequence_count * blocks));
@@ -46,10 +48,15 @@ AttentionRows MakeRows(const DeviceBench& bench, const std::vector<std::int32_t>
     const std::int64_t count = std::min(visible, kSelected);
     const auto first_block = static_cast<std::size_t>(sequences[row] * blocks);
     for (std::int64_t i = 0; i < kSelected; ++i) {
-      const std::int64_t from = i * visible / count;
-      const std::int64_t length = std::max<std::int64_t>((i + 1) * visible / count - from, 1);
+      // The row that chose position i, and what it saw.
+      const std::int64_t age =
+          is_chunk ? (static_cast<std::int64_t>(row) + i) % kLifetime : std::int64_t{0};
+      const std::int64_t chooser = static_cast<std::int64_t>(row) - age;
+      const std::int64_t seen = is_chunk ? positions[0] + std::int64_t{1} : visible;
+      const std::int64_t from = i * seen / count;
+      const std::int64_t length = std::max<std::int64_t>((i + 1) * seen / count - from, 1);
       const std::int64_t key =
-          std::min(visible - 1, from + static_cast<std::int64_t>(CounterBits(row, i) % length));
+          std::min(seen - 1, from + static_cast<std::int64_t>(CounterBits(chooser, i) % length));
       const auto block = static_cast<std::size_t>(key / kTokensPerBlock);
       selected.push_back(i < count ? tables[first_block + block] * kTokensPerBlock +
                                          static_cast<std::int32_t>(key % kTokensPerBlock)
@@ -158,6 +165,18 @@ void BenchDecode(const DeviceBench& bench, std::int64_t tokens, std::int64_t hea
       rows, heads, tokens * context / kTokensPerBlock);
 }
 
+// The last rows of a prompt.
+void BenchChunk(const DeviceBench& bench, std::int64_t tokens, std::int64_t context) {
+  std::vector<std::int32_t> positions;
+  for (std::int64_t i = context - tokens; i < context; ++i) {
+    positions.push_back(static_cast<std::int32_t>(i));
+  }
+  const std::vector<std::int32_t> sequences(positions.size(), 0);
+  BenchLatent(bench, fmt::format("T={} H=128, one chunk, 2048 of {}", tokens, context),
+              MakeRows(bench, positions, sequences, 1, context, true), 128,
+              context / kTokensPerBlock);
+}
+
 }  // namespace
 
 void BenchAttentionOps(DeviceBench& bench) {
@@ -173,14 +192,10 @@ void BenchAttentionOps(DeviceBench& bench) {
     BenchDecode(bench, 1, 8, context, false);
   }
   BenchDecode(bench, 128, 128, 8192, false);
-  constexpr std::int64_t kContext = 8192;
-  std::vector<std::int32_t> chunk;
-  for (std::int64_t i = kContext - 1024; i < kContext; ++i) {
-    chunk.push_back(static_cast<std::int32_t>(i));
+  BenchChunk(bench, 1024, 8192);
+  for (const std::int64_t context : {8192, 32768, 131072}) {
+    BenchChunk(bench, 4096, context);
   }
-  BenchLatent(bench, "T=1024 H=128, one chunk",
-              MakeRows(bench, chunk, std::vector<std::int32_t>(chunk.size(), 0), 1, kContext), 128,
-              kContext / kTokensPerBlock);
 }
 
 }  // namespace dsa::bench

@@ -4,7 +4,7 @@
 //
 //   warpgroup 0     S^T = K Q^T, 64 keys by 16 heads; P = 2^(S - reference) in half
 //   warpgroups 1, 2 O^T += V^T P^T, 256 latent values each
-//   warpgroup 3     records to tiles of half, latent_records.cuh
+//   warpgroups 3, 4 records to tiles of half, latent_records.cuh
 //
 // References, ranges of keys and how parts are joined: as in latent_attention_many_heads.cu.  Bound
 // by the gather.
@@ -24,12 +24,20 @@ constexpr int kGroupThreads = 128;
 constexpr int kGroupWarps = kGroupThreads / kWarpSize;
 constexpr int kValueGroups = 2;
 constexpr int kValueThreads = kValueGroups * kGroupThreads;
-constexpr int kThreads = (1 + kValueGroups + 1) * kGroupThreads;
+constexpr int kGatherGroups = 2;
+constexpr int kThreads = (1 + kValueGroups + kGatherGroups) * kGroupThreads;
 constexpr int kGroupValues = kLatentValues / kValueGroups;
 constexpr int kGroupTiles = kGroupValues / 64;
 
-using Tiles = KeyTiles<2, 2, 3>;
+using Tiles = KeyTiles<2, 2, 3, 8>;
 using Share = AttentionShare<kHeads, Tiles::kKeys>;
+
+// Registers per thread: 480 in all, as launched.
+constexpr int kScoreRegisters = 96;  // as launched
+constexpr int kValueRegisters = 136;
+constexpr int kGatherRegisters = 56;
+static_assert(kScoreRegisters + kValueGroups * kValueRegisters + kGatherGroups * kGatherRegisters ==
+              kThreads / kGroupThreads * 96);
 constexpr int kSteps = kRecordValues / 16;  // of K of the scores
 constexpr int kFirstPartSteps = 256 / 16;
 constexpr int kQueryTileBytes = kHeads * 128;
@@ -205,9 +213,11 @@ class Scorer final {
   // Scores to powers in shared memory.
   __device__ void Publish(float (&scores)[kScores], int parity) {
     const int buffer = at_.buffer;
-    const unsigned present =
-        ptx::LoadWord(plan_.keys.present + (buffer * Tiles::kTurns + warp_ / 2) * 4) >>
-        (warp_ % 2 * 16 + lane_ / 4);
+    // Of keys g and 8 + g; a gathering warp's four are a word.
+    static_assert(Tiles::kWarpKeys == 4);
+    const unsigned words = plan_.keys.Present(buffer) + (4 * warp_ + lane_ / 16) * 4;
+    const unsigned lower = ptx::LoadWord(words);
+    const unsigned upper = ptx::LoadWord(words + 8);
     float largest[kThreadHeads];
 #pragma unroll
     for (int n = 0; n < kThreadHeads; ++n) {
@@ -215,7 +225,8 @@ class Scorer final {
     }
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      scores[i] = (present >> (i / 2 % 2 * 8) & 1U) != 0 ? scores[i] * scale_ : -INFINITY;
+      const unsigned keys = i / 2 % 2 == 0 ? lower : upper;
+      scores[i] = (keys >> (lane_ / 4 % 4) & 1U) != 0 ? scores[i] * scale_ : -INFINITY;
       float& own = largest[i / 4 * 2 + i % 2];
       own = fmaxf(own, scores[i]);
     }
@@ -492,10 +503,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::NamedBarrierSync(kQueriesLoaded, kGroupThreads + kValueThreads);
     scorer.Run(share.turns);
     scorer.Finish(parts.splits > 1 ? LogsOf(parts, share, share.split) : nullptr);
-  } else if (group == 3) {
-    GatherKeys(plan.keys, share.keys, p.cache.data, share.first, share.last,
-               share.turns * Tiles::kTurns);
+  } else if (group > kValueGroups) {
+    ptx::LowerRegisters<kGatherRegisters>();
+    GatherKeys(plan.keys, share.keys, p.cache.data, share.first, share.last, share.turns);
   } else {
+    ptx::RaiseRegisters<kValueRegisters>();
     RunValues(p, parts, plan, share, group - 1);
   }
 }

@@ -1,13 +1,14 @@
 // LatentAttention of bfloat16 queries over the fp8 cache: a block attends with 64 heads of a row to
-// a range of its keys, 32 at a time.
+// a range of its keys, 64 at a time.
 //
-//   warpgroup 0     S = Q K^T, 64 heads by 32 keys; P = 2^(S - reference) in half
+//   warpgroup 0     S = Q K^T, 64 heads by 64 keys; P = 2^(S - reference) in half
 //   warpgroups 1, 2 O += P V, 256 latent values each, in registers for the whole range
 //   warpgroup 3     records to tiles of half, latent_records.cuh
 //
-// Q lies in registers of warpgroup 0 for values [0, 320), in shared memory for the others, so that
-// a turn reads 32 KB of it and not 72.  P V of a turn is under way beside the scores of the next. P
-// takes the place of its own keys' RoPE tile, which nobody reads once the scores are there.
+// Q lies in registers of warpgroup 0 for values [0, 256), in shared memory for the others, which is
+// what leaves room for two buffers of keys.  P V of a turn is under way beside the scores of the
+// next.  P takes the place of its own keys' RoPE tile, which nobody reads once the scores are
+// there.
 //
 // References are those of a running softmax, but move only when a row's largest score exceeds them
 // by 2^8: P fits a half, the division by the sum makes up for it, and O is rescaled in the first
@@ -47,14 +48,15 @@ constexpr int kGatherRegisters = 64;
 static_assert(kScoreRegisters + kValueGroups * kValueRegisters + kGatherRegisters ==
               kThreads / kGroupThreads * 128);
 
-using Tiles = KeyTiles<3, 1, 4>;
+using Tiles = KeyTiles<2, 2, 2, 4>;
 constexpr int kSteps = kRecordValues / 16;  // of K of the scores
 constexpr int kFirstPartSteps = kGroupValues / 16;
-constexpr int kRegisterSteps = 20;  // whose Q is in registers
+constexpr int kRegisterSteps = 16;  // whose Q is in registers
 constexpr int kSharedTiles = (kSteps - kRegisterSteps) / 4;
 constexpr int kQueryTileBytes = kHeads * 128;
-constexpr int kScores = kTurnKeys / 2;  // of a thread
-constexpr float kSlack = 8.0F;          // log2 by which scores may exceed their reference
+static_assert(Tiles::kWarpKeys == 8);
+constexpr int kScores = Tiles::kKeys / 2;  // of a thread
+constexpr float kSlack = 8.0F;             // log2 by which scores may exceed their reference
 constexpr float kNoReference = -1e30F;
 constexpr float kLog2E = 1.44269504088896340736F;
 
@@ -85,11 +87,11 @@ struct Plan {
 };
 static_assert(Plan::kBytes <= 227 * 1024, "a block may have no more on sm_90");
 constexpr int kStagePitch = kGroupValues * 2 + 16;  // of a row of output on its way, bytes
-static_assert(kHeads * kValueGroups * kStagePitch <= Tiles::kStages * Tiles::kStageBytes);
+static_assert(kHeads * kValueGroups * kStagePitch <= Tiles::kBuffers * Tiles::kBufferBytes);
 
-using Share = AttentionShare<kHeads, kTurnKeys>;
+using Share = AttentionShare<kHeads, Tiles::kKeys>;
 
-// Q of values from 320 on, by the warpgroups of the values.
+// Q of values from 256 on, by the warpgroups of the values.
 __device__ void LoadSharedQueries(const LatentAttentionParams& p, const Plan& plan,
                                   const Share& share, int thread) {
   constexpr int kRowChunks = kSharedTiles * 8;
@@ -195,10 +197,10 @@ class Scorer final {
       const std::uint64_t key = keys + (step / 4 * Tiles::kTileBytes + step % 4 * 32) / 16;
       if (step < kRegisterSteps) {
         const unsigned(&query)[4] = queries_[step];
-        ptx::WgmmaHalf<32>::Run(scores, query[0], query[1], query[2], query[3], key, step > 0);
+        ptx::WgmmaHalf<64>::Run(scores, query[0], query[1], query[2], query[3], key, step > 0);
       } else {
         constexpr int kFirstTile = kRegisterSteps / 4;
-        ptx::WgmmaHalf32(scores,
+        ptx::WgmmaHalf64(scores,
                          queries + ((step / 4 - kFirstTile) * kQueryTileBytes + step % 4 * 32) / 16,
                          key, true);
       }
@@ -211,11 +213,20 @@ class Scorer final {
   // Scores to powers in shared memory.
   __device__ void Publish(float (&scores)[kScores]) {
     const int buffer = at_.buffer;
-    const unsigned present = ptx::LoadWord(plan_.keys.present + buffer * 4) >> (lane_ % 4 * 2);
+    unsigned present[Tiles::kPresentWords];
+#pragma unroll
+    for (int i = 0; i < Tiles::kPresentWords; i += 4) {
+      const uint4 words = ptx::LoadWords4(plan_.keys.Present(buffer) + i * 4);
+      present[i] = words.x;
+      present[i + 1] = words.y;
+      present[i + 2] = words.z;
+      present[i + 3] = words.w;
+    }
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      scores[i] = (present >> (i / 4 * 8 + i % 2) & 1U) != 0 ? scores[i] * scale_ : -INFINITY;
+      const unsigned keys = present[i / 4] >> (lane_ % 4 * 2);  // of a gathering warp
+      scores[i] = (keys >> i % 2 & 1U) != 0 ? scores[i] * scale_ : -INFINITY;
       largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], scores[i]);
     }
 #pragma unroll
@@ -242,10 +253,10 @@ class Scorer final {
     // Every warp has its scores of this turn, so the RoPE tile is read no more.
     ptx::NamedBarrierSync(kScored, kGroupThreads);
     const int row = row_ - lane_ / 4 + lane_ % 16;
-    const unsigned target = plan_.Rope(buffer) + row * 64;
+    const unsigned target = plan_.Rope(buffer) + row * 128;
 #pragma unroll
     for (int i = 0; i < kScores / 2; i += 4) {  // 16 keys
-      const int piece = (i / 2 + lane_ / 16) ^ (row / 2 % 4);
+      const int piece = (i / 2 + lane_ / 16) ^ (row % 8);
       ptx::StoreMatrices(target + piece * 16,
                          {powers[i], powers[i + 1], powers[i + 2], powers[i + 3]});
     }
@@ -279,7 +290,7 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
   BufferCursor<Tiles::kBuffers> at;
 #pragma unroll 1
   for (int turn = 0; turn < turns; ++turn) {
-    const std::uint64_t powers = ptx::NarrowTile(plan.Rope(at.buffer));
+    const std::uint64_t powers = ptx::SwizzledTile(plan.Rope(at.buffer));
     const std::uint64_t values =
         ptx::SwizzledColumns(plan.keys.buffers + at.buffer * Tiles::kBufferBytes +
                                  group * kGroupTiles * Tiles::kTileBytes,
@@ -298,7 +309,7 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
     ptx::PinRegisters(sums[1]);
     ptx::WgmmaFence();
 #pragma unroll
-    for (int step = 0; step < kTurnKeys / 16; ++step) {
+    for (int step = 0; step < Tiles::kKeys / 16; ++step) {
 #pragma unroll
       for (int product = 0; product < kProducts; ++product) {
         ptx::WgmmaHalf128(
@@ -317,12 +328,12 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
   }
 }
 
-// Through shared memory, where the ring was, to whole rows.
+// Through shared memory, where the keys were, to whole rows.
 __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, const Share& share,
                              int group, const Sums& sums, float lower, float upper) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGroupWarps;
-  const unsigned stage = plan.keys.ring + (group * kGroupWarps + warp) * 16 * kStagePitch;
+  const unsigned stage = plan.keys.buffers + (group * kGroupWarps + warp) * 16 * kStagePitch;
 #pragma unroll
   for (int i = 0; i < kProducts * kSums; i += 2) {
     const float inverse = i / 2 % 2 == 0 ? lower : upper;

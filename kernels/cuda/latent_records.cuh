@@ -5,11 +5,13 @@
 //   buffers  [kBuffers]          9 tiles [keys, 64 values], K-major with the 128-byte swizzle:
 //                                8 of the latent, times its scales, and 1 of the RoPE key
 //
-// Four warps gather, each for itself: 8 keys a turn, in a part of the ring of their own.
-// Whoever waits for a part of a buffer orders what was written there before the tensor cores by an
-// AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for loads of
-// slots that are under way.  Rows of a tile are keys, so the same bytes are K of the scores, and V
-// of the outputs read with keys as the inner dimension.
+// Four or eight warps gather, each for itself: 8 or 4 keys a turn, in a part of the ring of their
+// own.
+// Whoever waits for a part of a
+// buffer orders what was written there before the tensor cores by an AsyncProxyFence of his own,
+// for himself and for whom he signals: here it would wait for loads of slots that are under way.
+// Rows of a tile are keys, so the same bytes are K of the scores, and V of the outputs read with
+// keys as the inner dimension.
 //
 // Halves hold a latent exactly from scales of 2^-15 to 2^7; below, an error of at most 2^-25 comes
 // in, above, values from 65520 on become infinite and their row's output NaN.  A latent leaves
@@ -23,14 +25,15 @@
 
 namespace dsa::cuda {
 
-inline constexpr int kGatherWarps = 4;
-inline constexpr int kWarpKeys = 8;  // of a turn
-inline constexpr int kTurnKeys = kGatherWarps * kWarpKeys;
-inline constexpr int kKeyParts = 2;  // a buffer is full in two parts: values [0, 256), the others
+inline constexpr int kTurnKeys = 32;
+inline constexpr int kRoundKeys = 4;  // that a warp converts at once
+inline constexpr int kKeyParts = 2;   // a buffer is full in two parts: values [0, 256), the others
 
 // kTurns turns fill a buffer.
-template <int kBufferCount, int kTurnCount, int kStageCount>
+template <int kBufferCount, int kTurnCount, int kStageCount, int kGatherWarpCount>
 struct KeyTiles {
+  static constexpr int kGatherWarps = kGatherWarpCount;
+  static constexpr int kWarpKeys = kTurnKeys / kGatherWarps;  // of a turn
   static constexpr int kBuffers = kBufferCount;
   static constexpr int kTurns = kTurnCount;
   static constexpr int kStages = kStageCount;
@@ -39,17 +42,20 @@ struct KeyTiles {
   static constexpr int kRopeTile = 8;
   static constexpr int kBufferBytes = (kRopeTile + 1) * kTileBytes;
   static constexpr int kStageBytes = kTurnKeys * LatentBlock::kTokenBytes;
+  static constexpr int kPresentWords = kKeys / kWarpKeys;
 
   // Addresses in shared memory.
   unsigned buffers;  // [kBuffers], at a multiple of 1,024
   unsigned ring;     // [kStages]
   unsigned full;     // [kBuffers, kKeyParts] barriers, on which the gathering warps arrive
   unsigned empty;    // [kBuffers] barriers, on which the readers of V arrive
-  unsigned present;  // [kBuffers, kTurns] words, a bit per key
+  unsigned present;  // [kBuffers, kPresentWords], a bit per key, kWarpKeys per word
 
   static constexpr int kBarriers = kBuffers * (kKeyParts + 1);
-  static constexpr int kBytes =
-      kBuffers * kBufferBytes + kStages * kStageBytes + kBarriers * 8 + kBuffers * kTurns * 4;
+  static constexpr int kPresentOffset =
+      kBuffers * kBufferBytes + kStages * kStageBytes + kBarriers * 8;
+  static constexpr int kBytes = kPresentOffset + kBuffers * kPresentWords * 4;
+  static_assert(kPresentOffset % 16 == 0);
 
   __device__ explicit KeyTiles(unsigned base)
       : buffers(base),
@@ -58,7 +64,7 @@ struct KeyTiles {
         empty(full + kBuffers * kKeyParts * 8),
         present(empty + kBuffers * 8) {}
 
-  // By one thread, before everybody meets.
+  // By one thread, before everybody meets.  `readers` are warps of a block.
   __device__ void InitBarriers(int readers) const {
     for (int i = 0; i < kBuffers * kKeyParts; ++i) {
       ptx::BarrierInit(full + i * 8, kGatherWarps * kTurns);
@@ -70,6 +76,7 @@ struct KeyTiles {
   __device__ unsigned Full(int buffer, int part) const {
     return full + (buffer * kKeyParts + part) * 8;
   }
+  __device__ unsigned Present(int buffer) const { return present + buffer * kPresentWords * 4; }
 };
 
 // Where somebody is among the buffers.
@@ -127,16 +134,17 @@ struct Codes {
   float2 scales;
 };
 
-// One warp's part of the work.  `turns` turns of keys [first, last), the last of which may be
-// without keys.
+// One warp's part of the work: of keys [first, last) in `buffers` buffers, of which the last may
+// have turns without keys.
 template <typename Tiles>
 __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache,
-                           int first, int last, int turns) {
+                           int first, int last, int buffers) {
   constexpr int kRecordBytes = LatentBlock::kTokenBytes;
   constexpr int kPieces = kRecordBytes / 16;
   constexpr int kTailPieces = kPieces - kWarpSize;  // a record is a piece per lane and these
-  constexpr int kRounds = 2;                        // of four keys each
-  constexpr int kRoundKeys = kWarpKeys / kRounds;
+  constexpr int kGatherWarps = Tiles::kGatherWarps;
+  constexpr int kWarpKeys = Tiles::kWarpKeys;
+  constexpr int kRounds = kWarpKeys / kRoundKeys;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGatherWarps;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   // Eight lanes have 16-byte columns c .. c + 3 of an even key and c + 3 .. c + 6 (mod 8) of the
@@ -151,6 +159,7 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
   const unsigned rope_place =
       Tiles::kRopeTile * Tiles::kTileBytes + tile_row * 128 + (column ^ (tile_row % 8)) * 16;
   const unsigned ring = tiles.ring + warp * kWarpKeys * kRecordBytes;
+  const int turns = buffers * Tiles::kTurns;
 
   // Lanes below kWarpKeys have a key of the turn each.
   const auto slot_of = [&](int turn, int own) {
@@ -214,11 +223,13 @@ __device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::u
     constexpr int kSteps = kKeyParts * kRounds;
     Codes codes[kSteps];  // loaded two steps ahead
     codes[0] = load(0, 0);
-    codes[1] = load(0, 1);
+    codes[1] = load(1 / kRounds, 1 % kRounds);
     ptx::BarrierWait(tiles.empty + to.buffer * 8, to.phase ^ 1U);
     if (lane == 0) {
-      ptx::StoreByte(tiles.present + (to.buffer * Tiles::kTurns + part_turn) * 4 + warp,
-                     present >> from.buffer * kWarpKeys);
+      constexpr unsigned kAll = (1U << kWarpKeys) - 1U;
+      const unsigned word = present >> from.buffer * kWarpKeys & kAll;
+      const unsigned address = tiles.Present(to.buffer) + (part_turn * kGatherWarps + warp) * 4;
+      ptx::StoreWord(address, word);
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {

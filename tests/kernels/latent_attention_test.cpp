@@ -209,11 +209,12 @@ TEST_CASE("LatentAttention of 16, 17, 65 and 128 heads", "[kernels][latent_atten
                                                             .format = KvFormat::kFp8,
                                                             .selection = Selection::kSome,
                                                             .heads = heads,
-                                                            .visible = {1, 97, 300},
+                                                            .visible = {1, 32, 33, 64, 97, 300},
                                                             .selected = 150});
   const std::vector<double> expected = Expected(batch);
-  CheckRows(batch, expected, 0, 3);
+  CheckRows(batch, expected, 0, 6);
   CheckRows(batch, expected, 2, 1);
+  CheckRows(batch, expected, 5, 1);
 }
 
 TEST_CASE("LatentAttention that is batch-invariant gives a row its bits in any batch",

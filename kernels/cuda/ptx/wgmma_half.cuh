@@ -76,15 +76,15 @@ struct WgmmaHalf<128> {
 };
 
 // Both in shared memory, K-major.
-__device__ inline void WgmmaHalf32(float (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
+__device__ inline void WgmmaHalf64(float (&d)[32], std::uint64_t a, std::uint64_t b, bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
-      "setp.ne.b32 add, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" DSA_WGMMA_NAMES_16
-      "}, %16, %17, add, 1, 1, 0, 0;\n"
+      "setp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" DSA_WGMMA_NAMES_32
+      "}, %32, %33, add, 1, 1, 0, 0;\n"
       "}\n"
-      : DSA_WGMMA_D16(d, 0)
+      : DSA_WGMMA_D32(d, 0)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
