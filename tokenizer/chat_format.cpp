@@ -5,6 +5,8 @@
 #include "tokenizer/chat_render.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,8 @@ namespace {
 
 constexpr std::int64_t kTemplateBytesMax = std::int64_t{16} << 20;
 constexpr std::string_view kHowToChoose = "choose by chat_format";
+// A list without a default is there, and describes nothing that we know.
+constexpr std::string_view kNoDefault = "{# no default #}";
 
 struct Template {
   std::string source;  // "chat_template.jinja"
@@ -79,25 +83,48 @@ Result<std::string> ReadConfigTemplate(const std::string& text, const std::strin
   }
   DSA_ASSIGN_OR_RETURN(std::string found,
                        value->is_array() ? ReadNamed(*value, path) : ReadNamed(config));
-  // A list without a default is there, and describes nothing that we know.
-  return found.empty() ? std::string("{# no default #}") : std::move(found);
+  return found.empty() ? std::string(kNoDefault) : std::move(found);
+}
+
+// Where newer libraries put named templates, the default of which is chat_template.jinja.  "" for
+// none.
+Result<std::string> ReadFolderOfTemplates(const std::string& folder) {
+  std::error_code ignored;
+  std::string found;
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".jinja") {
+      DSA_ASSIGN_OR_RETURN(found, ReadFile(entry.path().string(), kTemplateBytesMax));
+      ++count;
+    }
+  }
+  return count == 0 ? std::string() : count == 1 ? found : std::string(kNoDefault);
 }
 
 Result<std::optional<Template>> FindTemplate(const std::string& folder) {
-  for (const char* name : {"chat_template.jinja", "tokenizer_config.json"}) {
+  constexpr std::string_view kJinja = "chat_template.jinja";
+  DSA_ASSIGN_OR_RETURN(std::optional<std::string> jinja,
+                       ReadIfThere(fmt::format("{}/{}", folder, kJinja)));
+  if (jinja) {
+    return std::optional(Template{.source = std::string(kJinja), .text = *std::move(jinja)});
+  }
+  for (const char* name : {"tokenizer_config.json", "chat_template.json"}) {
     const std::string path = fmt::format("{}/{}", folder, name);
     DSA_ASSIGN_OR_RETURN(const std::optional<std::string> file, ReadIfThere(path));
-    if (!file.has_value()) {
-      continue;
+    std::string text;
+    if (file) {
+      DSA_ASSIGN_OR_RETURN(text, ReadConfigTemplate(*file, path));
     }
-    const bool jinja = path.ends_with(".jinja");
-    DSA_ASSIGN_OR_RETURN(std::string text,
-                         jinja ? Result<std::string>(*file) : ReadConfigTemplate(*file, path));
-    if (jinja || !text.empty()) {
+    if (!text.empty()) {
       return std::optional(
-          Template{.source = jinja ? name : "tokenizer_config.json's chat_template",
-                   .text = std::move(text)});
+          Template{.source = fmt::format("{}'s chat_template", name), .text = std::move(text)});
     }
+  }
+  constexpr std::string_view kNamed = "additional_chat_templates";
+  DSA_ASSIGN_OR_RETURN(std::string named,
+                       ReadFolderOfTemplates(fmt::format("{}/{}", folder, kNamed)));
+  if (!named.empty()) {
+    return std::optional(Template{.source = std::string(kNamed), .text = std::move(named)});
   }
   return std::optional<Template>();
 }

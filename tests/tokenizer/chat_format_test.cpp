@@ -4,6 +4,7 @@
 #include "tests/temporary_folder.h"
 #include "tests/tokenizer/fixtures.h"
 
+#include <filesystem>
 #include <fstream>
 
 #include <catch2/catch.hpp>
@@ -108,6 +109,22 @@ TEST_CASE("a template counts wherever it lies", "[tokenizer][chat]") {
   CHECK(Find(folder).format == ChatFormat::kV31);
   config(Json{{"rag", kLikeV31}, {"tool_use", kLikeV31}});
   CHECK_FALSE(Find(folder).format.has_value());
+  // Files that libraries write beside it count where it says nothing.
+  config(nullptr);
+  Write(folder, "chat_template.json", Json{{"chat_template", kChatMl}}.dump());
+  CHECK_FALSE(Find(folder).format.has_value());
+  CHECK(Find(folder).reason.starts_with("chat_template.json's chat_template is neither"));
+  config(kLikeV31);
+  CHECK(Find(folder).format == ChatFormat::kV31);
+  config(nullptr);
+  std::filesystem::remove(folder / "chat_template.json");
+  std::filesystem::create_directory(folder / "additional_chat_templates");
+  CHECK(Find(folder).format == ChatFormat::kV32);  // as without one
+  Write(folder, "additional_chat_templates/tool_use.jinja", kLikeV31);
+  CHECK(Find(folder).format == ChatFormat::kV31);
+  Write(folder, "additional_chat_templates/rag.jinja", kLikeV31);
+  CHECK_FALSE(Find(folder).format.has_value());
+  CHECK(Find(folder).reason.starts_with("additional_chat_templates is neither"));
   // A file of its own goes before the configuration.
   config(kChatMl);
   Write(folder, "chat_template.jinja", kLikeV31);
