@@ -14,11 +14,11 @@ namespace {
 
 using nlohmann::json_sax;
 
-// Builds the document and refuses what nlohmann's own parser lets pass: duplicate keys and deep
-// nesting.
+// Builds the document and refuses what nlohmann's own parser lets pass: duplicate keys, deep
+// nesting and values without end.
 class StrictBuilder final : public json_sax<Json> {
  public:
-  StrictBuilder(std::string_view text, int depth_max) : text_(text), depth_max_(depth_max) {}
+  StrictBuilder(std::string_view text, const JsonLimits& limits) : text_(text), limits_(limits) {}
 
   Json document;
   std::string problem;  // empty: none
@@ -75,13 +75,19 @@ class StrictBuilder final : public json_sax<Json> {
   }
 
   bool Add(Json value) {
+    if (++values_ > limits_.values_max) {
+      return Fail(fmt::format("more than {} values", limits_.values_max));
+    }
     Place(std::move(value));
     return true;
   }
 
   bool Open(Json container) {
-    if (static_cast<int>(stack_.size()) >= depth_max_) {
-      return Fail(fmt::format("nested deeper than {}", depth_max_));
+    if (static_cast<int>(stack_.size()) >= limits_.depth_max) {
+      return Fail(fmt::format("nested deeper than {}", limits_.depth_max));
+    }
+    if (++values_ > limits_.values_max) {
+      return Fail(fmt::format("more than {} values", limits_.values_max));
     }
     stack_.push_back(Place(std::move(container)));
     keys_.emplace_back();
@@ -95,7 +101,8 @@ class StrictBuilder final : public json_sax<Json> {
   }
 
   std::string_view text_;
-  int depth_max_;
+  const JsonLimits limits_;
+  std::size_t values_ = 0;
   std::string key_;
   std::vector<Json*> stack_;  // a parent does not grow while a child is open, so these stay valid
   std::vector<std::unordered_set<std::string>> keys_;
@@ -130,12 +137,12 @@ std::string Join(const std::string& path, std::string_view key) {
 
 }  // namespace
 
-Result<Json> ParseJson(std::string_view text, std::string_view source, int depth_max) {
+Result<Json> ParseJson(std::string_view text, std::string_view source, const JsonLimits& limits) {
   // The library takes a NUL as the end and skips a byte-order mark; neither is JSON.
   if (text.find('\0') != std::string_view::npos || text.starts_with("\xEF\xBB\xBF")) {
     return InvalidArgument(fmt::format("{}: not valid JSON: NUL or byte-order mark", source));
   }
-  StrictBuilder builder(text, depth_max);
+  StrictBuilder builder(text, limits);
   if (!Json::sax_parse(text.begin(), text.end(), &builder) || !builder.problem.empty()) {
     return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, builder.problem));
   }

@@ -6,6 +6,7 @@
 
 #include "common/status.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <set>
@@ -21,10 +22,19 @@ using Json = nlohmann::ordered_json;
 
 inline constexpr int kJsonDepthMax = 64;
 
-// Strict: UTF-8, no comments, no duplicate keys, nesting at most `depth_max`, nothing behind the
-// value.  `source` opens every message.
+// Of what a client sends: a value of two bytes takes fifty times as many once it is read.  More
+// than any conversation or context has.
+inline constexpr std::size_t kClientJsonValuesMax = std::size_t{1} << 18;
+
+struct JsonLimits {
+  int depth_max = kJsonDepthMax;
+  std::size_t values_max = std::numeric_limits<std::size_t>::max();
+};
+
+// Strict: UTF-8, no comments, no duplicate keys, within `limits`, nothing behind the value.
+// `source` opens every message.
 Result<Json> ParseJson(std::string_view text, std::string_view source,
-                       int depth_max = kJsonDepthMax);
+                       const JsonLimits& limits = {});
 
 // Where JSON goes wrong and what stands there, from what the library tells a json_sax's
 // parse_error: "line 3, column 7: unexpected '}'".  No line where `text` has but one; columns count

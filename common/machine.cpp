@@ -214,6 +214,11 @@ void SaveAddressSpace() {
   }
 }
 
+void GiveLargeBlocksBack() {
+  constexpr int kLargeBytes = 1 << 20;
+  mallopt(M_MMAP_THRESHOLD, kLargeBytes);
+}
+
 Status ProbeThreads(std::int64_t threads) {
   std::mutex mutex;
   std::condition_variable changed;

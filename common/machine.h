@@ -59,6 +59,11 @@ AvailableMemory FindAvailableMemory();
 // it, which the stacks of threads need.  Before the process has threads.
 void SaveAddressSpace();
 
+// From now on malloc gives blocks of a megabyte and more back as they are freed.  By itself it
+// begins to keep those that it has seen freed, and a server would hold the largest messages that it
+// ever read, once for each thread.
+void GiveLargeBlocksBack();
+
 // Starts so many threads at once and ends them again.  FAILED_PRECONDITION with how many there
 // could be: limits of processes, of a container's tasks or of address space are no surprise later.
 Status ProbeThreads(std::int64_t threads);

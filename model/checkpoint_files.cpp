@@ -57,7 +57,7 @@ Status ReadWeightMap(const Json& map, const std::string& source, CheckpointFiles
 }
 
 Status ReadIndex(const std::string& text, const std::string& source, CheckpointFiles& files) {
-  DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text, source, kIndexDepthMax));
+  DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(text, source, {.depth_max = kIndexDepthMax}));
   DSA_ASSIGN_OR_RETURN(JsonObject json, JsonObject::From(document, source, ""));
   if (json.Has("metadata")) {
     DSA_RETURN_IF_ERROR(json.ReadObject("metadata"));  // total_size need not be true: not used

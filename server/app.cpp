@@ -59,11 +59,6 @@ std::int64_t ThreadsAtMost(const ServerConfig& config) {
          GrpcThreadsAtMost();
 }
 
-Activity ActivityOf(const Acceptor& acceptor) {
-  const AcceptorProgress progress = acceptor.progress();
-  return {.done = progress.rounds, .waiting = progress.working, .estimate_us = 0};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<App>> App::Start(const ServerConfig& config) {
@@ -298,6 +293,7 @@ Status App::Listen() {
                                                .ready_us = clock_.NowUs()},
                                     .slow_client = {},
                                     .draining = false,
+                                    .answers = {},
                                     .request_ids = {},
                                     .open_calls = {},
                                     .workers = {}});
@@ -371,7 +367,7 @@ Status App::Watch() {
        .read = [this, of_loop] { return of_loop(engine_->EngineActivity()); },
        .vital = true},
       {.name = "acceptor",
-       .read = [this] { return ActivityOf(server_->acceptor()); },
+       .read = [this] { return ActivityOf(server_->acceptor().progress()); },
        .vital = false},
       {.name = "log",
        .read =
@@ -384,7 +380,7 @@ Status App::Watch() {
   };
   if (http_ != nullptr) {
     parts.push_back({.name = "HTTP acceptor",
-                     .read = [this] { return ActivityOf(http_->acceptor()); },
+                     .read = [this] { return ActivityOf(http_->acceptor().progress()); },
                      .vital = false});
   }
   Watchdog::Options options;

@@ -3,6 +3,7 @@
 #include "common/machine.h"
 #include "model/inspect.h"
 #include "scheduler/validate.h"
+#include "server/api/answer_budget.h"
 #include "server/device_name.h"
 #include "server/engine/batch_builder.h"
 #include "server/masked_border.h"
@@ -74,7 +75,10 @@ std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
   constexpr std::int64_t kTextCopies = 5;
   constexpr std::int64_t kTextsAtOnce = 2;
   const std::int64_t requests = SequencesMax(config) + config.max_queued_requests;
-  return GrpcBytesMax(available) + kTextsAtOnce * kTextCopies * config.max_message_bytes +
+  const std::int64_t servers =
+      config.http_listen.empty() ? 1 : 2;  // each with as much as the other
+  return servers * GrpcBytesMax(available) + kAnswerBytesMax +
+         kTextsAtOnce * kTextCopies * config.max_message_bytes +
          requests * context_length * kBytesPerToken;
 }
 

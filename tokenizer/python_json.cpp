@@ -63,6 +63,7 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
     problem = what;
     return false;
   }
+  bool FailByValues() { return Fail(fmt::format("more than {} values", kClientJsonValuesMax)); }
 
   PythonValue* Place(Kind kind, std::string text) {
     PythonValue* place = &document;
@@ -75,6 +76,9 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
   }
 
   bool Add(Kind kind, std::string text) {
+    if (++values_ > kClientJsonValuesMax) {
+      return FailByValues();
+    }
     Place(kind, std::move(text));
     return true;
   }
@@ -82,6 +86,9 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
   bool Open(Kind kind) {
     if (stack_.size() >= static_cast<std::size_t>(kJsonDepthMax)) {
       return Fail(fmt::format("nested deeper than {}", kJsonDepthMax));
+    }
+    if (++values_ > kClientJsonValuesMax) {
+      return FailByValues();
     }
     stack_.push_back(Place(kind, ""));
     keys_.emplace_back();
@@ -95,6 +102,7 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
   }
 
   std::string_view text_;
+  std::size_t values_ = 0;
   std::vector<PythonValue*> stack_;  // a parent does not grow while a child is open
   std::vector<std::unordered_set<std::string>> keys_;
 };

@@ -25,7 +25,8 @@ struct PythonValue {
 };
 
 // INVALID_ARGUMENT "<source>: not valid JSON: ..." for what is not strict JSON in UTF-8: duplicate
-// keys, NaN, numbers beyond double's range and nesting beyond 64 too.
+// keys, NaN, numbers beyond double's range, nesting beyond 64 and more than kClientJsonValuesMax
+// values (common/json.h) too.
 Result<PythonValue> ParsePython(std::string_view json, std::string_view source);
 
 // json.dumps(value, ensure_ascii=False): separators ", " and ": ".

@@ -32,7 +32,8 @@ Status CheckMessage(const ChatMessage& message, const std::string& path) {
 
 // The text of a JSON object with a name.
 Status CheckTool(const std::string& json, const std::string& path) {
-  DSA_ASSIGN_OR_RETURN(const Json document, ParseJson(json, path));
+  DSA_ASSIGN_OR_RETURN(const Json document,
+                       ParseJson(json, path, {.values_max = kClientJsonValuesMax}));
   DSA_ASSIGN_OR_RETURN(JsonObject object, JsonObject::From(document, path, ""));
   DSA_ASSIGN_OR_RETURN(const std::string name, object.ReadString("name"));
   if (name.empty()) {
@@ -128,6 +129,27 @@ Result<std::vector<TokenId>> EncodeWithin(std::string_view text, std::span<const
   }
   return InvalidArgument(
       fmt::format("{}: more than {} tokens, at most {}", field, kTextTokensMax, kTextTokensMax));
+}
+
+Result<std::string> DecodeWithin(std::span<const std::int64_t> ids, std::string_view field,
+                                 const ServiceContext& context) {
+  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
+  if (ids.size() > kTextTokensMax) {
+    return InvalidArgument(
+        fmt::format("{}: {} tokens, at most {}", field, ids.size(), kTextTokensMax));
+  }
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, ToTokenIds(ids, field, context));
+  std::string text;
+  IncrementalDecoder decoder(*tokenizer);
+  for (const TokenId id : tokens) {
+    decoder.Push(id, text);
+    if (text.size() > kAnswerTextBytesMax) {
+      return InvalidArgument(fmt::format("{}: more than {} bytes of text, at most {}", field,
+                                         kAnswerTextBytesMax, kAnswerTextBytesMax));
+    }
+  }
+  decoder.Finish(text);
+  return text;
 }
 
 }  // namespace dsa

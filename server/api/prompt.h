@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -45,5 +46,14 @@ inline constexpr std::size_t kTextTokensMax = std::size_t{1} << 20;
 // As EncodePrompt.  INVALID_ARGUMENT naming `field` for more than kTextTokensMax.
 Result<std::vector<TokenId>> EncodeWithin(std::string_view text, std::span<const TextRange> ranges,
                                           std::string_view field, const ServiceContext& context);
+
+// Of the text of ids: no smaller than a text that comes in may be, by default.
+inline constexpr std::size_t kAnswerTextBytesMax = std::size_t{16} << 20;
+
+// The text of `ids`.  FAILED_PRECONDITION without a tokenizer; INVALID_ARGUMENT naming `field` for
+// more than kTextTokensMax of them, one outside the vocabulary, or a text beyond
+// kAnswerTextBytesMax: a token may have a hundred bytes, and its id one.
+Result<std::string> DecodeWithin(std::span<const std::int64_t> ids, std::string_view field,
+                                 const ServiceContext& context);
 
 }  // namespace dsa

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/clock.h"
+#include "server/api/answer_budget.h"
 #include "server/api/open_calls.h"
 #include "server/api/request_ids.h"
 #include "server/api/text_workers.h"
@@ -52,6 +53,7 @@ struct ServerDescription {
 struct SlowClientLimits {
   std::int64_t pending_bytes_max = std::int64_t{1} << 20;  // text and ids waiting to be written
   std::int64_t stalled_us_max = 30'000'000;                // one write in flight, of any size
+  std::int64_t answer_bytes_max = kAnswerBytesMax;         // of all short calls together
 };
 
 // Constant after construction, but for `draining` and what follows it.
@@ -63,6 +65,7 @@ struct ServiceContext {
   ServerDescription server;
   SlowClientLimits slow_client;
   std::atomic<bool> draining{false};  // a hint: the engine decides
+  AnswerBudget answers{};             // of short calls
   RequestIds request_ids;
   OpenCalls open_calls;
   TextWorkers workers;

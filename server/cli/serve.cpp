@@ -67,6 +67,7 @@ int Serve(const ConfigFlags& flags, bool print_config) {
     return 0;
   }
   SaveAddressSpace();
+  GiveLargeBlocksBack();
   ConfigureLog(*ParseLogLevel(config.value().log_level),
                *ParseLogFormat(config.value().log_format));
   const Status writing = StartLogThread();

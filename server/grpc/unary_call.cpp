@@ -8,15 +8,18 @@
 #include <new>
 #include <utility>
 
+#include <fmt/core.h>
+
 namespace dsa {
 namespace {
 
-class UnaryReactor final : public grpc::ServerUnaryReactor {
+class UnaryReactor final : public grpc::ServerUnaryReactor, private OpenCall {
  public:
   UnaryReactor(const UnaryCall& call, UnaryAnswer answer)
       : call_(call), answer_(std::move(answer)), start_us_(call.context.clock.NowUs()) {}
 
   void Start() {
+    call_.context.open_calls.Add(this);
     const Status taken = call_.context.workers.Do(call_.request.Length(), [this] { End(Work()); });
     if (!taken.ok()) {
       End(taken);
@@ -24,7 +27,12 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
   }
 
   void OnCancel() override { cancelled_.store(true, std::memory_order_relaxed); }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    call_.context.open_calls.Remove(this);
+    call_.context.answers.Give(taken_bytes_);
+    Log();
+    delete this;
+  }
 
  private:
   Status Work() {
@@ -32,41 +40,77 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
       return Error{ErrorCode::kCancelled, "cancelled by the client"};
     }
     try {
-      DSA_ASSIGN_OR_RETURN(call_.response, answer_(call_.request));
+      DSA_ASSIGN_OR_RETURN(grpc::ByteBuffer response, answer_(call_.request));
+      const auto bytes = static_cast<std::int64_t>(response.Length());
+      const std::int64_t bytes_max = call_.context.slow_client.answer_bytes_max;
+      if (!call_.context.answers.Take(bytes, bytes_max)) {
+        return Error{
+            ErrorCode::kResourceExhausted,
+            fmt::format("too many answers wait to be read: {} bytes more, at most {} of all", bytes,
+                        bytes_max)};
+      }
+      taken_bytes_ = bytes;
+      call_.response = std::move(response);
     } catch (const std::bad_alloc&) {
       return NoMemoryError();
     }
     return {};
   }
 
-  // Once, and the last that touches the reactor.
+  // Once; `this` may be gone behind it.
   void End(const Status& status) {
-    const grpc::Status answer = ToGrpc(status);
+    outcome_ = ToGrpc(status);
     const std::string request_id = ClientRequestId(call_.rpc);
     if (IsRequestId(request_id)) {
       // Where the calls of chat and completion have it, too.
-      if (status.ok()) {
+      if (outcome_.ok()) {
         call_.rpc.AddInitialMetadata(kRequestIdHeader, request_id);
       } else {
         call_.rpc.AddTrailingMetadata(kRequestIdHeader, request_id);
       }
     }
-    if (answer.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    if (outcome_.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
       call_.rpc.AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
     }
-    const double total_ms = static_cast<double>(call_.context.clock.NowUs() - start_us_) / 1000.0;
-    Log(LogLevel::kInfo, "request",
-        {{"id", Escape(request_id, kLoggedBytesMax)},
-         {"method", call_.name},
-         {"code", CodeName(answer.error_code())},
-         {"error", Escape(answer.error_message(), kLoggedBytesMax)},
-         {"total_ms", total_ms}});
+    const grpc::Status answer = outcome_;
+    ended_us_.store(call_.context.clock.NowUs(), std::memory_order_release);
     Finish(answer);
+  }
+
+  // Thread of the open calls.
+  void Look() override {
+    const MonotonicUs ended_us = ended_us_.load(std::memory_order_acquire);
+    const bool stalled = ended_us != 0 && call_.context.clock.NowUs() - ended_us >=
+                                              call_.context.slow_client.stalled_us_max;
+    if (stalled && !dropped_.exchange(true, std::memory_order_relaxed)) {
+      call_.rpc.TryCancel();
+    }
+  }
+
+  void Log() const {
+    grpc::Status outcome = outcome_;
+    if (dropped_.load(std::memory_order_relaxed)) {
+      outcome = {grpc::StatusCode::RESOURCE_EXHAUSTED, "client too slow: it does not read"};
+    } else if (cancelled_.load(std::memory_order_relaxed)) {
+      outcome = {grpc::StatusCode::CANCELLED, "cancelled by the client"};
+    }
+    const double total_ms = static_cast<double>(call_.context.clock.NowUs() - start_us_) / 1000.0;
+    dsa::Log(LogLevel::kInfo, "request",
+             {{"id", Escape(ClientRequestId(call_.rpc), kLoggedBytesMax)},
+              {"method", call_.name},
+              {"code", CodeName(outcome.error_code())},
+              {"error", Escape(outcome.error_message(), kLoggedBytesMax)},
+              {"total_ms", total_ms}});
   }
 
   const UnaryCall call_;
   const UnaryAnswer answer_;
   const MonotonicUs start_us_;
+  // Set before Finish.
+  std::int64_t taken_bytes_ = 0;
+  grpc::Status outcome_;
+  std::atomic<MonotonicUs> ended_us_{0};  // 0: no answer is on its way
+  std::atomic<bool> dropped_{false};
   std::atomic<bool> cancelled_{false};  // a hint: nothing is ordered by it
 };
 

@@ -1,21 +1,102 @@
 #include "server/grpc/wire.h"
 
+#include <cstddef>
 #include <vector>
 
 #include <fmt/core.h>
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/unknown_field_set.h>
+#include <google/protobuf/wire_format_lite.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 
 namespace dsa {
 namespace {
 
+using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
 
 constexpr int kNestingMax = 16;
 constexpr std::size_t kMessageBytesMax = 1024;
+
+// Reads what a message is made of, without making it: a field of two bytes takes a hundred once it
+// is read, and a message has millions.
+class FieldCounter final {
+ public:
+  explicit FieldCounter(CodedInputStream& stream) : stream_(stream) {}
+
+  // False where there are more than may be.  What cannot be read counts no further: the parser will
+  // say so.
+  bool Count(const Descriptor* type, int nesting) {
+    std::uint32_t tag = 0;
+    while (CountsOn() && (tag = stream_.ReadTag()) != 0) {
+      const FieldDescriptor* field =
+          type == nullptr ? nullptr
+                          : type->FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
+      const bool is_packed =
+          WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+      const bool is_number = field != nullptr && field->is_packable() && !is_packed;
+      ++(is_number ? numbers_ : fields_);
+      if (!Pass(tag, field, nesting)) {
+        return CountsOn();
+      }
+    }
+    return CountsOn();
+  }
+
+  std::size_t fields() const { return fields_; }
+  std::size_t numbers() const { return numbers_; }
+
+ private:
+  bool CountsOn() const { return fields_ <= kMessageFieldsMax && numbers_ <= kMessageNumbersMax; }
+
+  // False where it ends too early, or nothing more need be counted.
+  bool Pass(std::uint32_t tag, const FieldDescriptor* field, int nesting) {
+    switch (WireFormatLite::GetTagWireType(tag)) {
+      case WireFormatLite::WIRETYPE_LENGTH_DELIMITED: return CountWithin(field, nesting);
+      case WireFormatLite::WIRETYPE_START_GROUP:  // whose fields count as others
+      case WireFormatLite::WIRETYPE_END_GROUP: return true;
+      default: return WireFormatLite::SkipField(&stream_, tag);
+    }
+  }
+
+  bool CountWithin(const FieldDescriptor* field, int nesting) {
+    std::uint32_t bytes = 0;
+    if (!stream_.ReadVarint32(&bytes)) {
+      return false;
+    }
+    const bool is_message = field != nullptr && field->message_type() != nullptr;
+    if (is_message && nesting < kNestingMax) {
+      const auto limit = stream_.PushLimit(static_cast<int>(bytes));
+      const bool all = Count(field->message_type(), nesting + 1);
+      stream_.PopLimit(limit);
+      return all;
+    }
+    if (field != nullptr && field->is_packable()) {
+      return CountPacked(static_cast<int>(bytes));
+    }
+    return stream_.Skip(static_cast<int>(bytes));
+  }
+
+  bool CountPacked(int bytes) {
+    const auto limit = stream_.PushLimit(bytes);
+    std::uint64_t number = 0;
+    bool all = true;
+    while (all && CountsOn() && stream_.BytesUntilLimit() > 0) {
+      all = stream_.ReadVarint64(&number);
+      ++numbers_;
+    }
+    stream_.PopLimit(limit);
+    return all;
+  }
+
+  CodedInputStream& stream_;
+  std::size_t fields_ = 0;
+  std::size_t numbers_ = 0;
+};
 
 // The first unknown field of `message` or of a message in it, as INVALID_ARGUMENT.
 Status CheckAllKnown(const Message& message, const std::string& path) {
@@ -44,12 +125,34 @@ Status CheckAllKnown(const Message& message, const std::string& path) {
   return {};
 }
 
+// INVALID_ARGUMENT where the message would take far more memory than its bytes.
+Status CheckFields(const grpc::ByteBuffer& bytes, const Descriptor& type) {
+  if (bytes.Length() <= kMessageFieldsMax) {  // a field has a byte at least
+    return {};
+  }
+  grpc::ByteBuffer copy(bytes);
+  grpc::ProtoBufferReader reader(&copy);
+  CodedInputStream stream(&reader);
+  FieldCounter counter(stream);
+  counter.Count(&type, 0);
+  if (counter.fields() > kMessageFieldsMax) {
+    return InvalidArgument(fmt::format("{}: more than {} fields, at most {}", type.name(),
+                                       kMessageFieldsMax, kMessageFieldsMax));
+  }
+  if (counter.numbers() > kMessageNumbersMax) {
+    return InvalidArgument(fmt::format("{}: more than {} ids, at most {}", type.name(),
+                                       kMessageNumbersMax, kMessageNumbersMax));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status ParseMessage(const grpc::ByteBuffer& bytes, UnknownFields unknown, Message& message) {
+  DSA_RETURN_IF_ERROR(CheckFields(bytes, *message.GetDescriptor()));
   grpc::ByteBuffer copy(bytes);  // shares the slices; the reader wants it writable
   grpc::ProtoBufferReader reader(&copy);
-  google::protobuf::io::CodedInputStream stream(&reader);
+  CodedInputStream stream(&reader);
   stream.SetRecursionLimit(kNestingMax);
   const std::string name = message.GetDescriptor()->name();
   if (!reader.status().ok() || !message.ParseFromCodedStream(&stream) ||

@@ -4,6 +4,7 @@
 
 #include "common/status.h"
 
+#include <cstddef>
 #include <cstdint>
 
 #include <google/protobuf/message.h>
@@ -16,8 +17,14 @@ namespace dsa {
 // protocol has made a mistake, one of another's may be newer than we are.
 enum class UnknownFields : std::uint8_t { kRefused, kIgnored };
 
+// What a message may have at any depth, however many bytes it may have: fields, and numbers of
+// lists of numbers, as many as a text may have tokens.
+inline constexpr std::size_t kMessageFieldsMax = std::size_t{1} << 18;
+inline constexpr std::size_t kMessageNumbersMax = std::size_t{1} << 20;
+
 // Parses `bytes` into `message`.  INVALID_ARGUMENT for what is no such message, for strings that
-// are not UTF-8, for nesting deeper than 16 and for fields that are `unknown` and refused.
+// are not UTF-8, for nesting deeper than 16, for more fields or numbers than there may be and for
+// fields that are `unknown` and refused.
 Status ParseMessage(const grpc::ByteBuffer& bytes, UnknownFields unknown,
                     google::protobuf::Message& message);
 

@@ -33,6 +33,8 @@ constexpr std::size_t kReadBytes = std::size_t{16} << 10;
 // What a client may send ahead of its answer; more is left to its socket, and its end is then seen
 // by the next write only.
 constexpr std::size_t kAheadBytesMax = std::size_t{64} << 10;
+// An answer up to here is given however much waits to be read by other clients.
+constexpr std::size_t kSmallAnswerBytesMax = std::size_t{16} << 10;
 // How long and how much of what a client still sends is read behind a last answer: a socket that is
 // closed with bytes unread takes back what the client has not read yet.
 constexpr std::int64_t kLingerMs = 2'000;
@@ -80,9 +82,21 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   // Of the request that is being answered.
   void Respond(const HttpResponse& response) {
+    const auto bytes = static_cast<std::int64_t>(response.body.size());
+    const bool has_room =
+        context_.memory_bytes.load(std::memory_order_relaxed) - counted_bytes_ + bytes <=
+        context_.config.memory_bytes_max;
+    if (response.body.size() > kSmallAnswerBytesMax && !has_room) {
+      const HttpFault fault{.status = kUnavailableStatus,
+                            .message = fmt::format("more than {} bytes of answers wait to be read",
+                                                   context_.config.memory_bytes_max)};
+      Respond({.status = fault.status, .body = context_.fault_body(fault)});
+      return;
+    }
     const std::string length = fmt::format("Content-Length: {}\r\n", response.body.size());
     Arm(context_.config.write_ms_max);
-    Write(MakeHead(response, length) + response.body, Last::kYes);
+    const std::string_view body = head_only_ ? std::string_view() : response.body;
+    Write(MakeHead(response, length).append(body), Last::kYes);
   }
   void Begin(const HttpResponse& head) {
     // A client of HTTP/1.0 knows no chunks: the connection's end is the body's.
@@ -94,6 +108,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   void End(std::string_view bytes) {
     Write(Chunk(bytes) + (chunked_ ? std::string(kLastChunk) : ""), Last::kYes);
   }
+  void ReleaseBody() { Count(static_cast<std::int64_t>(input_.size() + out_.size())); }
   void Drop() { CloseSocket(); }
 
   // Any thread: does `work` on the loop's, unless request `number` has been answered by then.
@@ -108,7 +123,8 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
  private:
-  enum class Phase : std::uint8_t { kIdle, kReading, kAnswering, kLingering, kClosed };
+  // kAhead: answered, and what came ahead is to be read next.
+  enum class Phase : std::uint8_t { kIdle, kReading, kAnswering, kAhead, kLingering, kClosed };
   enum class Last : std::uint8_t { kNo, kYes };
 
   std::string MakeHead(const HttpResponse& response, std::string_view length) {
@@ -187,10 +203,16 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     input_.append(bytes.data(), count);
-    if (phase_ != Phase::kAnswering) {
+    if (!IsAhead()) {
       Parse();
     }
-    if (phase_ != Phase::kAnswering || input_.size() < kAheadBytesMax) {
+    WaitWithin();
+  }
+
+  // Whether what comes now is for a later request.
+  bool IsAhead() const { return phase_ == Phase::kAnswering || phase_ == Phase::kAhead; }
+  void WaitWithin() {
+    if (!IsAhead() || input_.size() < kAheadBytesMax) {
       WaitReadable();
     }
   }
@@ -239,8 +261,9 @@ class Session final : public std::enable_shared_from_this<Session> {
     }
   }
 
-  void StartAnswer(bool keep_alive, bool chunked) {
+  void StartAnswer(bool keep_alive, bool chunked, bool head_only) {
     Disarm();
+    head_only_ = head_only;
     phase_ = Phase::kAnswering;
     keep_alive_ = keep_alive;
     chunked_ = chunked;
@@ -251,13 +274,14 @@ class Session final : public std::enable_shared_from_this<Session> {
   void Dispatch();
 
   void Refuse(const HttpFault& fault) {
-    StartAnswer(false, true);
+    StartAnswer(false, true, false);
     parser_.reset();
     Respond({.status = fault.status, .body = context_.fault_body(fault)});
   }
 
   void Write(std::string bytes, Last last) {
     out_ = std::move(bytes);
+    Count(static_cast<std::int64_t>(input_.size() + out_.size()));
     asio::async_write(socket_, asio::buffer(out_),
                       [self = shared_from_this(), last](const ErrorOf& error, std::size_t) {
                         self->OnWritten(!error, last);
@@ -268,6 +292,8 @@ class Session final : public std::enable_shared_from_this<Session> {
     if (!ok) {
       CloseSocket();
     }
+    out_ = {};
+    Count(static_cast<std::int64_t>(input_.size()));
     if (last == Last::kNo) {
       if (call_ != nullptr) {
         call_->OnWritten(ok);
@@ -275,11 +301,9 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     Disarm();
-    out_ = {};
     if (const std::shared_ptr<HttpCall> call = std::exchange(call_, nullptr)) {
       call->OnDone();
     }
-    Count(static_cast<std::int64_t>(input_.size()));
     if (!socket_.is_open()) {
       Close();
     } else if (!keep_alive_) {
@@ -288,16 +312,16 @@ class Session final : public std::enable_shared_from_this<Session> {
       input_ = {};  // with its memory
       BecomeIdle();
     } else {
-      phase_ = Phase::kReading;
+      phase_ = Phase::kAhead;
       asio::post(sessions_.context, [self = shared_from_this()] { self->ReadAhead(); });
     }
   }
 
   // What came before the last answer had left.
   void ReadAhead() {
-    if (phase_ == Phase::kReading) {
+    if (phase_ == Phase::kAhead) {
       Parse();
-      WaitReadable();
+      WaitWithin();
     }
   }
 
@@ -347,6 +371,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   bool waiting_ = false;  // for bytes
   bool keep_alive_ = true;
   bool chunked_ = true;
+  bool head_only_ = false;  // the answer has no body, whatever it says
   bool told_gone_ = false;
   std::uint64_t request_number_ = 0;
   std::string input_;  // not parsed yet
@@ -376,6 +401,9 @@ class Exchange final : public HttpExchange {
   void End(std::string bytes) override {
     session_->Post(number_, [bytes = std::move(bytes)](Session& session) { session.End(bytes); });
   }
+  void ReleaseBody() override {
+    session_->Post(number_, [](Session& session) { session.ReleaseBody(); });
+  }
   void Drop() override {
     session_->Post(number_, [](Session& session) { session.Drop(); });
   }
@@ -386,13 +414,14 @@ class Exchange final : public HttpExchange {
 };
 
 void Session::Dispatch() {
-  StartAnswer(parser_->keep_alive(), parser_->knows_chunks());
+  const bool keep_alive = parser_->keep_alive();
+  const bool knows_chunks = parser_->knows_chunks();
   HttpRequest request = parser_->Take();
+  StartAnswer(keep_alive, knows_chunks, request.method == "HEAD");
   parser_.reset();
+  Count(static_cast<std::int64_t>(request.body.size() + input_.size()));
   call_ = context_.handler(std::move(request),
                            std::make_shared<Exchange>(shared_from_this(), request_number_));
-  // Whoever holds the body now bounds how many there are.
-  Count(static_cast<std::int64_t>(input_.size()));
 }
 
 }  // namespace

@@ -51,6 +51,9 @@ class HttpExchange {
   virtual void Send(std::string bytes) = 0;
   virtual void End(std::string bytes) = 0;
 
+  // The request's body is held no more; until then it counts as being read.
+  virtual void ReleaseBody() = 0;
+
   // Closes the connection, unanswered or not.  One of the above is still to come where none did.
   virtual void Drop() = 0;
 };
@@ -78,7 +81,8 @@ struct TransportConfig {
   std::int64_t connections_max = 1024;
   std::int64_t header_bytes_max = std::int64_t{16} << 10;
   std::int64_t body_bytes_max = std::int64_t{16} << 20;
-  std::int64_t memory_bytes_max = std::int64_t{512} << 20;  // of all requests that are being read
+  std::int64_t memory_bytes_max = std::int64_t{512} << 20;  // of all requests that are being read,
+                                                            // and of answers that are not yet
   std::int64_t header_ms_max = 10'000;                      // from a request's first byte
   std::int64_t body_ms_max = 60'000;                        // from its header
   std::int64_t write_ms_max = 30'000;                       // of a whole answer

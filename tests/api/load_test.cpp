@@ -2,6 +2,8 @@
 #include "proto/completion.grpc.pb.h"
 #include "proto/health.grpc.pb.h"
 #include "proto/token.grpc.pb.h"
+#include "server/grpc/wire.h"
+#include "tests/abuse/raw_http2.h"
 #include "tests/api/test_server.h"
 #include "tests/log_capture.h"
 #include "tests/paths.h"
@@ -244,6 +246,137 @@ TEST_CASE("more large texts than there are places are refused, and the rest answ
   CHECK(workers.Do(TextWorkers::kMediumBytesMax, [&] { medium.set_value(); }).ok());
   medium.get_future().wait();
   release.set_value();
+}
+
+// A call of raw frames, whose answer finds a window of 64 KiB that nobody opens again.
+std::string UnreadDetokenize(std::uint32_t stream) {
+  v1::DetokenizeRequest request;
+  for (int i = 0; i < 16'000; ++i) {
+    request.add_ids(0);  // "<｜begin▁of▁sentence｜>": 464,000 bytes of text
+  }
+  const std::string bytes = request.SerializeAsString();
+  std::string message(1, '\0');
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    message.push_back(static_cast<char>(bytes.size() >> shift & 0xff));
+  }
+  return testing::Frame(testing::kHeadersFrame, testing::kEndHeadersFlag, stream,
+                        testing::RequestHeaders("/dsa.v1.TokenService/Detokenize")) +
+         testing::Frame(testing::kDataFrame, testing::kEndStreamFlag, stream, message + bytes);
+}
+
+TEST_CASE("short calls whose answers nobody reads are few, and dropped", "[load]") {
+  const LogCapture log;
+  TestServerOptions options = WithText();
+  options.slow_client = {.stalled_us_max = 1'000'000, .answer_bytes_max = 1'000'000};
+  TestServer server(options);
+  testing::RawConnection unread(server.port());
+  std::string bytes =
+      testing::ClientPreface() + testing::Frame(testing::kSettingsFrame, testing::kAckFlag, 0, "");
+  constexpr std::uint32_t kCalls = 5;
+  for (std::uint32_t i = 0; i < kCalls; ++i) {
+    bytes += UnreadDetokenize(2 * i + 1);
+  }
+  REQUIRE(unread.Send(bytes));
+  // Two have room.  The others are refused, and heard at once.
+  CHECK(Eventually([&] { return log.Lines("too many answers wait to be read").size() == 3; }));
+  // Whose answer is small has it.
+  const auto stub = v1::TokenService::NewStub(server.NewChannel());
+  const auto detokenize = [&](int ids) {
+    grpc::ClientContext rpc;
+    v1::DetokenizeRequest request;
+    for (int i = 0; i < ids; ++i) {
+      request.add_ids(0);
+    }
+    v1::DetokenizeResponse response;
+    return stub->Detokenize(&rpc, request, &response).error_code();
+  };
+  CHECK(detokenize(10) == grpc::StatusCode::OK);
+  CHECK(Eventually([&] { return log.Lines("client too slow").size() == 2; }));
+  CHECK(log.Lines("client too slow")[0].find("code=\"RESOURCE_EXHAUSTED\"") != std::string::npos);
+  CHECK(detokenize(16'000) == grpc::StatusCode::OK);  // there is room again
+  unread.ReadFor(100);
+  CHECK(unread.frames(testing::kResetFrame) == 2);
+  CHECK_FALSE(unread.ended());
+}
+
+TEST_CASE("the text of ids has a limit", "[load]") {
+  TestServer server(WithText());
+  v1::DetokenizeRequest request;
+  request.mutable_ids()->Resize(600'000, 0);  // of 29 bytes each
+  grpc::ClientContext rpc;
+  v1::DetokenizeResponse response;
+  const grpc::Status status =
+      v1::TokenService::NewStub(server.NewChannel())->Detokenize(&rpc, request, &response);
+  CHECK(status.error_message() == "ids: more than 16777216 bytes of text, at most 16777216");
+}
+
+std::string Repeated(std::string_view part, std::size_t count) {
+  std::string all;
+  all.reserve(part.size() * count);
+  for (std::size_t i = 0; i < count; ++i) {
+    all += part;
+  }
+  return all;
+}
+
+template <typename MessageType>
+std::string ParseError(const std::string& bytes) {
+  const grpc::Slice slice(bytes);
+  MessageType message;
+  const Status status = ParseMessage(grpc::ByteBuffer(&slice, 1), UnknownFields::kIgnored, message);
+  return status.ok() ? "" : status.error().message;
+}
+
+// Sixteen megabytes of these took up to 1.4 GB.
+TEST_CASE("a message has a number of parts that no honest one has", "[load][wire]") {
+  constexpr std::size_t kMax = kMessageFieldsMax;
+  const std::string refused = "ChatRequest: more than 262144 fields, at most 262144";
+  const std::string empty_message("\x12\x00", 2);
+  const std::string empty_tool("\x1a\x00", 2);
+  CHECK(ParseError<v1::ChatRequest>(Repeated(empty_message, kMax)).empty());
+  CHECK(ParseError<v1::ChatRequest>(Repeated(empty_message, kMax + 1)) == refused);
+  CHECK(ParseError<v1::ChatRequest>(Repeated(empty_message, kMax / 2) +
+                                    Repeated(empty_tool, kMax / 2 + 1)) == refused);
+  // Within one message, and what nobody knows, alone and in a group.
+  v1::ChatRequest inner;
+  for (std::size_t i = 0; i < kMax; ++i) {
+    inner.mutable_messages()->Add();
+  }
+  v1::CountTokensRequest outer;
+  *outer.mutable_conversation()->mutable_messages() = inner.messages();
+  CHECK(ParseError<v1::CountTokensRequest>(outer.SerializeAsString()) ==
+        "CountTokensRequest: more than 262144 fields, at most 262144");
+  const std::string unknown("\xf8\x07\x01", 3);
+  CHECK(ParseError<v1::ChatRequest>(Repeated(unknown, kMax + 1)) == refused);
+  CHECK(ParseError<v1::ChatRequest>("\xfb\x07" + Repeated(unknown, kMax + 1) + "\xfc\x07") ==
+        refused);
+  // One text may have all the bytes.
+  v1::CompletionRequest text;
+  text.set_text(std::string(std::size_t{16} << 20, 'a'));
+  CHECK(ParseError<v1::CompletionRequest>(text.SerializeAsString()).empty());
+  // What ends too early, or is longer than what it is in, is the parser's to refuse.
+  const std::string broken =
+      "ChatRequest: not a valid protobuf message, or it has text that is not UTF-8";
+  CHECK(ParseError<v1::ChatRequest>(Repeated(empty_message, kMax - 1) + "\x12") == broken);
+  CHECK(ParseError<v1::ChatRequest>(Repeated(empty_message, kMax - 1) +
+                                    "\x12\xff\xff\xff\xff\x0f") == broken);
+}
+
+TEST_CASE("a message has as many ids as a text may have tokens", "[load][wire]") {
+  constexpr std::size_t kMax = kMessageNumbersMax;
+  const std::string refused = "CompletionRequest: more than 1048576 ids, at most 1048576";
+  v1::CompletionRequest request;
+  request.mutable_token_ids()->mutable_ids()->Resize(static_cast<int>(kMax), 5);
+  CHECK(ParseError<v1::CompletionRequest>(request.SerializeAsString()).empty());
+  request.mutable_stop()->add_stop_token_ids(300);
+  CHECK(ParseError<v1::CompletionRequest>(request.SerializeAsString()) == refused);
+  request.mutable_stop()->clear_stop_token_ids();
+  request.mutable_token_ids()->mutable_ids()->Resize(static_cast<int>(kMax) + 1, 100'000);
+  CHECK(ParseError<v1::CompletionRequest>(request.SerializeAsString()) == refused);
+  // Not packed.
+  CHECK(ParseError<v1::DetokenizeRequest>(Repeated("\x10\x07", kMax)).empty());
+  CHECK(ParseError<v1::DetokenizeRequest>(Repeated("\x10\x07", kMax + 1)) ==
+        "DetokenizeRequest: more than 1048576 ids, at most 1048576");
 }
 
 TEST_CASE("a health check is small", "[load]") {

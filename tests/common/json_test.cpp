@@ -12,8 +12,14 @@ TEST_CASE("JSON with duplicates, depth, trailing text or bad UTF-8 is refused", 
   CHECK(ParseJson(R"({"a": 1, "b": [1, {"c": null}]})", "f").ok());
   CHECK(ParseJson(R"({"a": 1, "a": 2})", "f").error().message ==
         "f: not valid JSON: duplicate key \"a\"");
-  CHECK(ParseJson("[[[1]]]", "f", 2).error().message == "f: not valid JSON: nested deeper than 2");
-  CHECK(ParseJson("[[1]]", "f", 2).ok());
+  CHECK(ParseJson("[[[1]]]", "f", {.depth_max = 2}).error().message ==
+        "f: not valid JSON: nested deeper than 2");
+  CHECK(ParseJson("[[1]]", "f", {.depth_max = 2}).ok());
+  CHECK(ParseJson("[1, [2]]", "f", {.values_max = 4}).ok());
+  CHECK(ParseJson("[1, [2]]", "f", {.values_max = 3}).error().message ==
+        "f: not valid JSON: more than 3 values");
+  CHECK(ParseJson("[1, [], 2]", "f", {.values_max = 2}).error().message ==
+        "f: not valid JSON: more than 2 values");
   CHECK_FALSE(ParseJson("{} x", "f").ok());
   CHECK_FALSE(ParseJson("", "f").ok());
   CHECK_FALSE(ParseJson("{\"a\": \"\xff\"}", "f").ok());

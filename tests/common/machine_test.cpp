@@ -5,10 +5,12 @@
 
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <catch2/catch.hpp>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -130,6 +132,19 @@ TEST_CASE("an address-space limit binds memory and threads", "[common][machine]"
   REQUIRE_FALSE(threads.ok());
   CHECK(ExitCode(threads.error()) == 3);
   CHECK(threads.error().message.starts_with("not enough threads: 40 needed, "));
+}
+#endif
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose malloc is another one
+TEST_CASE("a large block goes back when it is freed, also the second time", "[common][machine]") {
+  GiveLargeBlocksBack();
+  const std::size_t before = mallinfo2().hblks;
+  for (int i = 0; i < 3; ++i) {
+    auto block = std::make_unique<std::vector<char>>(std::size_t{16} << 20);
+    CHECK(mallinfo2().hblks == before + 1);
+    block.reset();
+    CHECK(mallinfo2().hblks == before);
+  }
 }
 #endif
 

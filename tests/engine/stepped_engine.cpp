@@ -82,6 +82,7 @@ std::unique_ptr<ServiceContext> MakeTestContext(Engine& engine, const Clock& clo
       .server = {.version = "9", .device = "cpu", .configuration_json = "{}", .ready_us = 0},
       .slow_client = slow_client,
       .draining = false,
+      .answers = {},
       .request_ids = {},
       .open_calls = {},
       .workers = {}});

@@ -2,6 +2,7 @@
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
+#include <future>
 #include <thread>
 #include <vector>
 
@@ -104,6 +105,60 @@ TEST_CASE("all requests together have a limit of memory", "[http][abuse]") {
   CHECK(Eventually([&] { return Exchange(serving.port(), second).status == 400; }));
 }
 
+TEST_CASE("answers that nobody reads have a limit of memory", "[http][abuse]") {
+  constexpr int kUnread = 6;
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.memory_bytes_max = 12'000'000;
+  HttpServing serving(engine.loop(), &testing::ChatTokenizer(), config);
+  std::string ids = "0";
+  for (int i = 1; i < 200'000; ++i) {
+    ids += ",0";  // "<｜begin▁of▁sentence｜>": 5.8 MB of text, more than sockets hold
+  }
+  const std::string request = Post("/detokenize", R"({"tokens": [)" + ids + "]}");
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < kUnread; ++i) {
+    clients.push_back(std::make_unique<RawClient>(serving.port(), 4096));
+    clients.back()->Send(request);
+    // One after the other is answered.
+    CHECK(Exchange(serving.port(),
+                   Post("/tokenize", R"({"prompt": ")" + std::string(300'000, 'a') + "\"}"))
+              .status == 200);
+  }
+  int answered = 0;
+  int refused = 0;
+  for (const auto& client : clients) {
+    const std::optional<Reply> reply = client->Read();
+    REQUIRE(reply);
+    answered += reply->status == 200 ? 1 : 0;
+    refused += reply->status == 503 ? 1 : 0;
+  }
+  CHECK(answered >= 1);
+  CHECK(answered <= 3);
+  CHECK(refused == kUnread - answered);
+  CHECK(Exchange(serving.port(), request).status == 200);  // what was read is given back
+}
+
+TEST_CASE("a body counts until it has been read, and no longer", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.memory_bytes_max = 100'000;
+  HttpServing serving(engine.loop(), nullptr, config);
+  engine.steps().Hold();
+  const auto padded = [](int bytes) {
+    return Post(kCompletions, R"({"prompt": [1], "max_tokens": 1, "user": ")" +
+                                  std::string(static_cast<std::size_t>(bytes), 'x') + "\"}");
+  };
+  RawClient first(serving.port());
+  first.Send(padded(80'000));
+  CHECK(Eventually([&] { return engine.loop().Load().running == 1; }));
+  RawClient second(serving.port());
+  second.Send(padded(80'000));
+  engine.steps().Resume();
+  CHECK(first.Read().value_or(Reply{}).status == 200);
+  CHECK(second.Read().value_or(Reply{}).status == 200);
+}
+
 TEST_CASE("who waits for 100 Continue gets it", "[http]") {
   SteppedEngine engine;
   HttpServing serving(engine.loop(), nullptr, FreePort());
@@ -119,20 +174,22 @@ TEST_CASE("who waits for 100 Continue gets it", "[http]") {
 
 TEST_CASE("requests sent ahead are answered in order", "[http][abuse]") {
   SteppedEngine engine;
-  HttpServing serving(engine.loop(), nullptr, FreePort());
+  HttpServerConfig config = FreePort();
+  config.memory_bytes_max = 200'000;  // some more than one connection may hold
+  HttpServing serving(engine.loop(), nullptr, config);
   RawClient client(serving.port());
-  constexpr int kRequests = 2000;  // more than a connection holds
+  constexpr int kRequests = 20'000;
   std::thread sender([&] {
     for (int i = 0; i < kRequests; ++i) {
-      const bool generates = i % 100 == 50;
-      client.Send(generates ? Completion(1 + i % 3, i % 200 == 50) : Get("/version"));
+      const bool generates = i % 1000 == 50;
+      client.Send(generates ? Completion(1 + i % 3, i % 2000 == 50) : Get("/version"));
     }
   });
   int answered = 0;
   for (; answered < kRequests; ++answered) {
     const std::optional<Reply> reply = client.Read();
     if (!reply || reply->status != 200 ||
-        (reply->body.find("version") == std::string::npos) != (answered % 100 == 50)) {
+        (reply->body.find("version") == std::string::npos) != (answered % 1000 == 50)) {
       break;
     }
   }
@@ -160,6 +217,38 @@ TEST_CASE("a client that leaves frees what it had", "[http][abuse]") {
     CHECK(Eventually([&] { return serving.server().connections() == 0; }));
     engine.steps().Resume();
   }
+}
+
+TEST_CASE("the text of a client that has left before its turn is not read", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServing serving(engine.loop(), &testing::ChatTokenizer(), FreePort());
+  const std::string request =
+      Post("/tokenize", R"({"prompt": ")" + std::string(300'000, '1') + "\"}");
+  const auto seconds_of = [](const auto& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  const auto ask = [&] { CHECK(Exchange(serving.port(), request).status == 200); };
+  const double alone_s = seconds_of(ask);
+  std::promise<void> go_on;
+  const std::shared_future<void> held = go_on.get_future().share();
+  REQUIRE(serving.context().workers.Do(request.size(), [held] { held.wait(); }).ok());
+  constexpr int kLeaving = 14;
+  for (int i = 0; i < kLeaving; ++i) {
+    RawClient client(serving.port());
+    client.Send(request);
+  }
+  CHECK(Eventually([&] { return serving.server().acceptor().open() == 0; }));
+  // Both threads have seen it, too.
+  for (int i = 0; i < 40; ++i) {
+    CHECK(Exchange(serving.port(), Get("/health")).status == 200);
+  }
+  const double behind_them_s = seconds_of([&] {
+    go_on.set_value();
+    ask();
+  });
+  CHECK(behind_them_s < alone_s * kLeaving / 2);
 }
 
 TEST_CASE("a client that does not read is dropped, and others get their tokens", "[http][abuse]") {

@@ -72,6 +72,19 @@ TEST_CASE("simple routes answer, others are told what is wrong", "[http]") {
   CHECK(method.headers.at("allow") == "POST");
   CHECK(ask("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}").status ==
         415);
+  const std::string typed = Post("/v1/completions", "{}");
+  CHECK(ErrorMessage(ask(std::string(typed).replace(typed.find("application/json"), 16,
+                                                    "Application/JSON; charset=utf-8")))
+            .starts_with("prompt: missing"));
+  CHECK(ask("GET http://x:1/version?v HTTP/1.1\r\nHost: x:1\r\n\r\n").status == 200);
+  // A HEAD has the header of a GET and no body: what comes next is the next answer.
+  RawClient balancer(serving.port());
+  balancer.Send("HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n" + Get("/version"));
+  const std::optional<Reply> head = balancer.ReadBeginning();
+  REQUIRE(head);
+  CHECK(head->status == 200);
+  CHECK(head->headers.at("content-length") == "18");
+  CHECK(balancer.Read().value_or(Reply{}).body == R"({"version":"9"})");
   serving.server().SetStalled(true);
   CHECK(ask(Get("/ready")).status == 503);
   CHECK(ask(Get("/health")).status == 200);
@@ -426,6 +439,13 @@ TEST_CASE("text and tokens go both ways", "[http]") {
   CHECK(ErrorMessage(ask("/tokenize", "{}")).rfind("prompt: missing", 0) == 0);
   CHECK(ErrorMessage(ask("/detokenize", R"({"tokens": [-1]})")) ==
         "tokens[0]: -1 is not in [0, 129280)");
+  std::string values = R"({"tokens": [0)";
+  for (int i = 1; i < 262'143; ++i) {
+    values += ",0";
+  }
+  CHECK(ask("/detokenize", values + "]}").status == 400);
+  CHECK(ErrorMessage(ask("/detokenize", values + ",0]}")) ==
+        "body: not valid JSON: more than 262144 values");
   // A large text is read by the text workers.
   std::string large;
   for (int i = 0; i < 20'000; ++i) {

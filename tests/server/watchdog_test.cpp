@@ -1,6 +1,7 @@
 // Laws of server/watchdog.h.
 #include "server/watchdog.h"
 
+#include "server/connections.h"
 #include "server/engine/wakeup.h"
 #include "tests/log_capture.h"
 
@@ -10,6 +11,8 @@
 #include <vector>
 
 #include <catch2/catch.hpp>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,26 +28,24 @@ void Pause(std::chrono::milliseconds duration) {
 
 // One part that does what the test says, and what the watchdog said of it.
 struct Rig {
-  explicit Rig(bool vital) {
-    watchdog = std::move(Watchdog::Start({{.name = "part",
-                                           .read =
-                                               [this] {
-                                                 const bool busy = works;
-                                                 done += busy ? 1 : 0;
-                                                 return Activity{.done = done,
-                                                                 .waiting = waiting,
-                                                                 .estimate_us = estimate_us};
-                                               },
-                                           .vital = vital}},
-                                         {.tick = kTick,
-                                          .limit = kLimit,
-                                          .on_change =
-                                              [this](bool stalled) {
-                                                const std::lock_guard lock(mutex);
-                                                told.push_back(stalled);
-                                              },
-                                          .on_lost = [this] { lost = true; }}))
-                   .value();
+  explicit Rig(bool vital)
+      : Rig(vital, [this] {
+          const bool busy = works;
+          done += busy ? 1 : 0;
+          return Activity{.done = done, .waiting = waiting, .estimate_us = estimate_us};
+        }) {}
+  Rig(bool vital, std::function<Activity()> read) {
+    watchdog =
+        std::move(Watchdog::Start({{.name = "part", .read = std::move(read), .vital = vital}},
+                                  {.tick = kTick,
+                                   .limit = kLimit,
+                                   .on_change =
+                                       [this](bool stalled) {
+                                         const std::lock_guard lock(mutex);
+                                         told.push_back(stalled);
+                                       },
+                                   .on_lost = [this] { lost = true; }}))
+            .value();
   }
   std::vector<bool> Told() {
     const std::lock_guard lock(mutex);
@@ -104,6 +105,36 @@ TEST_CASE("a piece of work gets ten times its estimate", "[watchdog]") {
   rig.waiting = true;
   REQUIRE(rig.Hears(1));
   CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(200));
+}
+
+TEST_CASE("an acceptor that stands still is seen, and a silent one is not", "[watchdog]") {
+  const testing::LogCapture log;
+  ListenSockets listening = std::move(OpenListenSockets("127.0.0.1", 0)).value();
+  const std::int64_t port = listening.port;
+  std::mutex held;
+  const auto acceptor =
+      std::move(Acceptor::Start(std::move(listening), {.connections_max = 8,
+                                                       .take =
+                                                           [&held](int /*listener*/, int taken) {
+                                                             const Descriptor socket(taken);
+                                                             const std::lock_guard wait(held);
+                                                           }}))
+          .value();
+  Rig rig(false, [&acceptor] { return ActivityOf(acceptor->progress()); });
+  Pause(4 * kLimit);
+  CHECK(rig.Told().empty());
+  std::unique_lock lock(held);
+  const Descriptor client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  REQUIRE(connect(client.number(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  REQUIRE(rig.Hears(1));
+  CHECK_FALSE(rig.lost);  // what runs goes on without new clients
+  lock.unlock();
+  REQUIRE(rig.Hears(2));
+  CHECK(rig.Told() == std::vector<bool>{true, false});
 }
 
 TEST_CASE("a vital part that stalls ends the process with 5; being stopped is no stall",

@@ -2,6 +2,8 @@
 // ensure_ascii=False) prints.
 #include "tokenizer/python_json.h"
 
+#include "common/json.h"
+
 #include <catch2/catch.hpp>
 
 namespace dsa {
@@ -44,6 +46,21 @@ TEST_CASE("numbers are spelled as in Python", "[tokenizer][json]") {
   for (const auto& [json, expected] : cases) {
     CHECK(Dump(json) == expected);
   }
+}
+
+// Sixteen megabytes of these took 770 MB.
+TEST_CASE("a text has a number of values that no honest one has", "[tokenizer][json]") {
+  const auto array = [](std::size_t values, const std::string& value) {
+    std::string json = "[";
+    for (std::size_t i = 1; i < values; ++i) {  // the array is one itself
+      json += i == 1 ? value : "," + value;
+    }
+    return json + "]";
+  };
+  const std::string value = GENERATE("1", "[]", "{}", "null", "\"\"");
+  CHECK(ParsePython(array(kClientJsonValuesMax, value), "f").ok());
+  CHECK(ParsePython(array(kClientJsonValuesMax + 1, value), "f").error().message ==
+        "f: not valid JSON: more than 262144 values");
 }
 
 TEST_CASE("strings, separators and order are Python's", "[tokenizer][json]") {

@@ -39,17 +39,12 @@ Result<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
 Result<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
                                           const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(CheckModel(request.model(), "model", context));
-  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
   DSA_ASSIGN_OR_RETURN(
-      const std::vector<TokenId> ids,
-      ToTokenIds({request.ids().data(), static_cast<std::size_t>(request.ids_size())}, "ids",
-                 context));
+      std::string text,
+      DecodeWithin({request.ids().data(), static_cast<std::size_t>(request.ids_size())}, "ids",
+                   context));
   v1::DetokenizeResponse response;
-  IncrementalDecoder decoder(*tokenizer);
-  for (const TokenId id : ids) {
-    decoder.Push(id, *response.mutable_text());
-  }
-  decoder.Finish(*response.mutable_text());
+  response.set_text(std::move(text));
   return response;
 }
 

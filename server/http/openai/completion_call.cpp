@@ -37,6 +37,7 @@ Status CompletionCall::Read(UnknownKeys unknown, Ask& ask) {
   Status status = ReadGeneration(endpoint_, request_.body, unknown, ask, form_, names_);
   delivery_ = ask.delivery;
   request_.body = {};  // with its memory: a long reply needs it no more
+  exchange_->ReleaseBody();
   if (form_.ignored_keys > 0) {
     Log(LogLevel::kDebug, "unknown fields ignored", {{"fields", form_.ignored_keys}});
   }

@@ -8,6 +8,8 @@
 #include "server/http/openai/errors.h"
 #include "tokenizer/chat_json.h"
 
+#include <algorithm>
+#include <atomic>
 #include <new>
 #include <string_view>
 #include <utility>
@@ -28,8 +30,14 @@ HttpResponse Answer(const Result<Json>& answer) {
   return answer.ok() ? JsonResponse(answer.value()) : ErrorResponse(answer.error());
 }
 
+// Without the query, and without the host that a proxy's client names.
 std::string_view PathOf(const HttpRequest& request) {
-  return std::string_view(request.target).substr(0, request.target.find('?'));
+  constexpr std::string_view kScheme = "http://";
+  std::string_view target = request.target;
+  if (target.starts_with(kScheme)) {
+    target.remove_prefix(std::min(target.find('/', kScheme.size()), target.size()));
+  }
+  return target.substr(0, target.find('?'));
 }
 
 Json ModelCard(const ServiceContext& context) {
@@ -101,16 +109,9 @@ Result<Json> Detokenize(const std::string& body, UnknownKeys unknown,
                         const ServiceContext& context) {
   DSA_ASSIGN_OR_RETURN(RequestFields fields, RequestFields::Parse(body));
   DSA_RETURN_IF_ERROR(TakeModel(fields, context));
-  DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
-  DSA_ASSIGN_OR_RETURN(const std::vector<std::int64_t> numbers, fields.TakeInts("tokens"));
+  DSA_ASSIGN_OR_RETURN(const std::vector<std::int64_t> ids, fields.TakeInts("tokens"));
   DSA_RETURN_IF_ERROR(fields.CheckRest(unknown));
-  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ToTokenIds(numbers, "tokens", context));
-  std::string text;
-  IncrementalDecoder decoder(*tokenizer);
-  for (const TokenId id : ids) {
-    decoder.Push(id, text);
-  }
-  decoder.Finish(text);
+  DSA_ASSIGN_OR_RETURN(std::string text, DecodeWithin(ids, "tokens", context));
   return Json{{"prompt", std::move(text)}};
 }
 
@@ -145,8 +146,10 @@ HttpResponse Refusal(int status, std::string message) {
 
 // What a page in somebody's browser cannot send to this machine without being asked.
 bool IsJson(std::string_view content_type) {
+  constexpr std::string_view kJson = "application/json";
   const std::string_view type = content_type.substr(0, content_type.find_first_of("; "));
-  return type == "application/json";
+  return std::equal(type.begin(), type.end(), kJson.begin(), kJson.end(),
+                    [](char a, char b) { return (a >= 'A' && a <= 'Z' ? a - 'A' + 'a' : a) == b; });
 }
 
 // Nullopt where the request is one that a route answers.
@@ -158,10 +161,11 @@ std::optional<HttpResponse> Check(const HttpRequest& request, const Route* route
     return Refusal(kNotFound,
                    fmt::format("no such path: {}", Escape(PathOf(request), kShownBytesMax)));
   }
-  if (request.method != route->method) {
+  const bool head = request.method == "HEAD" && route->method == "GET";
+  if (request.method != route->method && !head) {
     HttpResponse refusal =
         Refusal(kMethodNotAllowed, fmt::format("{}: only {}", route->path, route->method));
-    refusal.headers.push_back({"Allow", std::string(route->method)});
+    refusal.headers.push_back({"Allow", route->method == "GET" ? "GET, HEAD" : "POST"});
     return refusal;
   }
   if (route->method == "POST" && !IsJson(request.content_type)) {
@@ -171,6 +175,24 @@ std::optional<HttpResponse> Check(const HttpRequest& request, const Route* route
   }
   return std::nullopt;
 }
+
+// A call that is answered by the text workers: one whose client has left before its turn is not
+// worked on.
+class TextCall final : public HttpCall {
+ public:
+  explicit TextCall(HttpRequest&& request) : request_(std::move(request)) {}
+
+  const HttpRequest& request() const { return request_; }
+  bool gone() const { return gone_.load(std::memory_order_relaxed); }
+
+  void OnWritten(bool /*ok*/) override {}
+  void OnGone() override { gone_.store(true, std::memory_order_relaxed); }
+  void OnDone() override {}
+
+ private:
+  const HttpRequest request_;
+  std::atomic<bool> gone_{false};  // a hint that orders nothing
+};
 
 }  // namespace
 
@@ -196,7 +218,7 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
     return CompletionCall::Start(Endpoint::kCompletion, unknown_, context_, std::move(request),
                                  std::move(exchange));
   } else if (path == "/tokenize" || path == "/detokenize") {
-    AnswerText(std::move(request), exchange);
+    return AnswerText(std::move(request), exchange);
   } else if (path == "/ready") {
     exchange->Respond(Ready());
   } else if (path == "/health") {
@@ -210,14 +232,20 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
 }
 
 // Here or, where there is much of it, by the text workers.
-void Routes::AnswerText(HttpRequest&& request, const std::shared_ptr<HttpExchange>& exchange) {
+std::shared_ptr<HttpCall> Routes::AnswerText(HttpRequest&& request,
+                                             const std::shared_ptr<HttpExchange>& exchange) {
   const bool tokenizes = PathOf(request) == "/tokenize";
   const std::size_t bytes = request.body.size();
-  const auto shared = std::make_shared<HttpRequest>(std::move(request));
-  const Status taken = context_.workers.Do(bytes, [this, tokenizes, shared, exchange] {
+  const auto call = std::make_shared<TextCall>(std::move(request));
+  const Status taken = context_.workers.Do(bytes, [this, tokenizes, call, exchange] {
+    const std::string& body = call->request().body;
+    if (call->gone()) {
+      exchange->Respond(ErrorResponse({ErrorCode::kCancelled, "cancelled by the client"}));
+      return;
+    }
     try {
-      exchange->Respond(Answer(tokenizes ? Tokenize(shared->body, unknown_, context_)
-                                         : Detokenize(shared->body, unknown_, context_)));
+      exchange->Respond(Answer(tokenizes ? Tokenize(body, unknown_, context_)
+                                         : Detokenize(body, unknown_, context_)));
     } catch (const std::bad_alloc&) {
       exchange->Respond(ErrorResponse(NoMemoryError()));
     }
@@ -225,6 +253,7 @@ void Routes::AnswerText(HttpRequest&& request, const std::shared_ptr<HttpExchang
   if (!taken.ok()) {
     exchange->Respond(ErrorResponse(taken.error()));
   }
+  return call;
 }
 
 }  // namespace dsa

@@ -23,7 +23,8 @@ class Routes final {
 
  private:
   HttpResponse Ready() const;
-  void AnswerText(HttpRequest&& request, const std::shared_ptr<HttpExchange>& exchange);
+  std::shared_ptr<HttpCall> AnswerText(HttpRequest&& request,
+                                       const std::shared_ptr<HttpExchange>& exchange);
 
   ServiceContext& context_;
   const UnknownKeys unknown_;
