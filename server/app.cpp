@@ -59,6 +59,31 @@ std::int64_t ThreadsAtMost(const ServerConfig& config) {
          GrpcThreadsAtMost();
 }
 
+// An error of the listening sockets, which know one key.
+Status OfHttp(Status status) {
+  constexpr std::string_view kKey = "listen: ";
+  if (!status.ok() && status.error().message.starts_with(kKey)) {
+    return Error{status.error().code, "http_" + status.error().message};
+  }
+  return status;
+}
+
+// Whether both servers could listen, before anything is loaded.
+Status ProbeAddresses(const ServerConfig& config) {
+  DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
+  if (config.http_listen.empty()) {
+    return ProbeListen(listen.host, listen.port);
+  }
+  DSA_ASSIGN_OR_RETURN(const ListenAddress http, ParseListen(config.http_listen, "http_listen"));
+  const bool any_port = http.port == 0 && !http.host.starts_with(kUnixPrefix);
+  if (http.host == listen.host && http.port == listen.port && !any_port) {
+    return InvalidArgument(
+        fmt::format("http_listen: {} is listen's, too", AddressText(http.host, http.port)));
+  }
+  DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
+  return OfHttp(ProbeListen(http.host, http.port));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<App>> App::Start(const ServerConfig& config) {
@@ -80,12 +105,7 @@ Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerCon
   const std::int64_t servers = config.http_listen.empty() ? 1 : 2;
   DSA_ASSIGN_OR_RETURN(const std::int64_t connections_max,
                        ChooseConnectionsMax(config.max_connections, servers, descriptors));
-  DSA_ASSIGN_OR_RETURN(const ListenAddress listen, ParseListen(config.listen));
-  DSA_RETURN_IF_ERROR(ProbeListen(listen.host, listen.port));
-  if (!config.http_listen.empty()) {
-    DSA_ASSIGN_OR_RETURN(const ListenAddress http, ParseListen(config.http_listen, "http_listen"));
-    DSA_RETURN_IF_ERROR(ProbeListen(http.host, http.port));
-  }
+  DSA_RETURN_IF_ERROR(ProbeAddresses(config));
   RankBackends own_devices;
   if (devices.backends.empty()) {
     DSA_ASSIGN_OR_RETURN(
@@ -325,7 +345,11 @@ Status App::ListenHttp() {
   listening.message_bytes_max = config_.max_message_bytes;
   listening.memory_bytes_max = grpc_bytes_max_;
   listening.strict = config_.http_strict;
-  DSA_ASSIGN_OR_RETURN(http_, HttpServer::Start(listening, *context_));
+  Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(listening, *context_);
+  if (!http.ok()) {
+    return OfHttp(http.error());
+  }
+  http_ = std::move(http).value();
   return {};
 }
 

@@ -4,6 +4,7 @@
 #include "proto/admin.grpc.pb.h"
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
+#include "server/net/listen_sockets.h"
 #include "server/sizing.h"
 #include "tests/e2e/tiny_server.h"
 #include "tests/paths.h"
@@ -13,6 +14,7 @@
 #include <thread>
 
 #include <catch2/catch.hpp>
+#include <fmt/core.h>
 
 namespace dsa {
 namespace {
@@ -467,6 +469,16 @@ TEST_CASE("a configuration or model that cannot be is refused before anything li
   const Error error = App::Start(config).error();
   CHECK(error.message.find("vocabulary") != std::string::npos);
   CHECK(ExitCode(error) == 2);
+  config = TinyConfig();
+  const ListenSockets taken = std::move(OpenListenSockets("127.0.0.1", 0)).value();
+  config.listen = "127.0.0.1:0";
+  config.http_listen = fmt::format("127.0.0.1:{}", taken.port);
+  CHECK(App::Start(config).error().message ==
+        fmt::format("http_listen: {} cannot be bound: another program listens there",
+                    config.http_listen));
+  config.listen = config.http_listen;
+  CHECK(App::Start(config).error().message ==
+        fmt::format("http_listen: {} is listen's, too", config.http_listen));
   config = TinyConfig();
   config.device = "cuda";
   CHECK(ExitCode(App::Start(config).error()) == 3);
