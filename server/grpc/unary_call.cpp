@@ -40,7 +40,7 @@ class UnaryReactor final : public grpc::ServerUnaryReactor, private OpenCall {
       return Error{ErrorCode::kCancelled, "cancelled by the client"};
     }
     try {
-      DSA_ASSIGN_OR_RETURN(grpc::ByteBuffer response, answer_(call_.request));
+      DSA_ASSIGN_OR_RETURN(const grpc::ByteBuffer response, answer_(call_.request));
       const auto bytes = static_cast<std::int64_t>(response.Length());
       const std::int64_t bytes_max = call_.context.slow_client.answer_bytes_max;
       if (!call_.context.answers.Take(bytes, bytes_max)) {
@@ -50,7 +50,7 @@ class UnaryReactor final : public grpc::ServerUnaryReactor, private OpenCall {
                         bytes_max)};
       }
       taken_bytes_ = bytes;
-      call_.response = std::move(response);
+      call_.response = response;  // which shares the bytes
     } catch (const std::bad_alloc&) {
       return NoMemoryError();
     }
