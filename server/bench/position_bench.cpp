@@ -120,8 +120,9 @@ Result<Sizes> ChooseSizes(const PositionOptions& options, const ModelConfig& mod
   sizes.positions.assign(positions.begin(), positions.end());
   const std::int64_t longest = std::max(sizes.positions.back(), sizes.chunk);
   sizes.prefill_context = std::min(model.context_max, longest / sizes.chunk * sizes.chunk + 4);
-  sizes.decode_context = std::min(
-      model.context_max, sizes.positions.back() + sizes.repeats.maximum + 2 * kTokensPerBlock);
+  sizes.decode_context =
+      std::min(model.context_max,
+               sizes.positions.back() + sizes.repeats.maximum + std::int64_t{2} * kTokensPerBlock);
   sizes.masked_until = options.masked_until < 0 && cpu ? 0 : options.masked_until;
   return sizes;
 }
@@ -389,10 +390,13 @@ Status Sweep::DecodeArm(const BenchModel& model, Attention attention) {
 void Sweep::MeasureArm(const BenchModel& model, Attention attention) {
   for (const bool decode : {false, true}) {
     const Status status = decode ? DecodeArm(model, attention) : PrefillArm(model, attention);
-    if (!status.ok()) {
-      result_.complete = false;
-      result_.skipped.push_back(
-          fmt::format("{}, {}: {}", PhaseName(decode), NameOf(attention), status.error().message));
+    for (const std::int64_t position : sizes_.positions) {
+      const auto is_of_it = [&](const PositionRow& row) {
+        return row.decode == decode && row.attention == attention && row.position == position;
+      };
+      if (!status.ok() && std::none_of(result_.rows.begin(), result_.rows.end(), is_of_it)) {
+        Skip(decode, attention, position, status.error().message);
+      }
     }
   }
 }
@@ -420,6 +424,7 @@ Result<PositionResult> MeasurePositions(const PositionOptions& options,
   }
   DSA_ASSIGN_OR_RETURN(ModelSlice uncut, ParseModelSlice(options.slice));
   PositionResult result;
+  result.expert_ranks = uncut.expert_ranks;
   if (uncut.layers > 0) {
     uncut.layers = 0;
     DSA_ASSIGN_OR_RETURN(const ModelConfig whole, LoadModelConfig(options.model));

@@ -80,7 +80,8 @@ struct PositionFit {
 
 struct PositionResult {
   ModelConfig config;
-  ModelConfig whole;  // as many layers as the model has; other slices as they are
+  ModelConfig whole;              // as many layers as the model has; other slices as they are
+  std::int64_t expert_ranks = 1;  // of which the slice is one, without the exchange between them
   std::string model_name;
   std::string device_name;
   KvFormat kv_format;

@@ -180,14 +180,15 @@ std::string Csv(const PositionOptions& options, const PositionResult& result) {
       "ep,dp,kv_dtype,model,layers,git_sha,date\n";
   for (const PositionRow& row : result.rows) {
     text += fmt::format(
-        "{},{},{},{},{},{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{:.3f},{:.6f},{},1,\"{}\",1,1,1,{},"
+        "{},{},{},{},{},{},{},{},{},{:.4f},{:.4f},{:.4f},{:.4f},{:.3f},{:.6f},{},1,\"{}\",1,{},1,{}"
+        ","
         "{},{},{},{}\n",
         PhaseName(row.decode), NameOf(row.attention), row.start, row.end, row.middle(), row.batch,
         row.chunk, row.chunk * row.steps, row.steps, row.step_us / 1e3, row.step_us_p10 / 1e3,
         row.step_us_p90 / 1e3, row.us_per_token(), 1e6 / row.us_per_token(),
         row.us_per_token() * options.gpu_hour_usd / kSecondsPerHour, options.gpu_hour_usd,
-        result.device_name, KvName(result.kv_format), model, result.config.layers, options.commit,
-        Today());
+        result.device_name, result.expert_ranks, KvName(result.kv_format), model,
+        result.config.layers, options.commit, Today());
   }
   return text;
 }
@@ -238,6 +239,7 @@ Json FindingsOf(const PositionOptions& options, const PositionResult& result) {
 std::string ToJsonText(const PositionOptions& options, const PositionResult& result) {
   Json json = {{"model", result.model_name},
                {"slice", options.slice},
+               {"exchange_between_ranks", result.expert_ranks > 1 ? Json("not included") : Json()},
                {"dense", options.dense_keeps_index ? "attention: dense" : "twin without indexer"},
                {"index_topk", result.config.index_topk},
                {"device", result.device_name},
@@ -305,13 +307,14 @@ Status WritePositions(const PositionOptions& options, const PositionResult& resu
   fmt::print("{}, {} layers, {}, ${} an hour; keys copied from a real prefill\n", result.model_name,
              result.config.layers, result.device_name, options.gpu_hour_usd);
   PrintTable(options, result);
-  std::string title =
-      fmt::format("{}, {} layers, {}", result.model_name, result.config.layers, result.device_name);
+  const char* const exchange = result.expert_ranks > 1 ? ", without exchange" : "";
+  std::string title = fmt::format("{}{}, {} layers, {}", result.model_name, exchange,
+                                  result.config.layers, result.device_name);
   PositionResult shown = result;
   if (result.is_cut()) {
     shown = ScaledToWhole(result);
     DSA_RETURN_IF_ERROR(WriteTextFile(options.output, "position_scaled.csv", Csv(options, shown)));
-    title = fmt::format("{}, scaled from {} to {} layers, {}", result.model_name,
+    title = fmt::format("{}{}, scaled from {} to {} layers, {}", result.model_name, exchange,
                         result.config.layers, result.whole.layers, result.device_name);
     fmt::print("\nscaled from {} to {} layers:\n", result.config.layers, result.whole.layers);
     PrintTable(options, shown);
