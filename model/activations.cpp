@@ -8,7 +8,6 @@ Result<Activations> Activations::Create(Backend& backend, const WorkspacePlan& p
                                         DataType type) {
   Activations activations;
   activations.bytes_ = plan.bytes;
-  activations.score_rows_ = plan.score_rows;
   activations.mask_words_ = plan.mask_words;
   activations.type_ = type;
   std::int64_t offset = 0;
@@ -26,6 +25,11 @@ AnyMatrix Activations::AsActivation(Buffer buffer, std::int64_t rows, std::int64
           .rows = rows,
           .cols = cols,
           .row_stride = cols};
+}
+
+std::int64_t Activations::ScoreRows(std::int64_t visible) const {
+  const std::int64_t bytes = bytes_.at(static_cast<std::size_t>(Buffer::kScores));
+  return bytes / (visible * static_cast<std::int64_t>(sizeof(float)));
 }
 
 void* Activations::At(Buffer buffer, std::int64_t bytes) const {

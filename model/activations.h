@@ -38,7 +38,8 @@ class Activations final {
   std::uint8_t* Data(Buffer buffer) const { return static_cast<std::uint8_t*>(At(buffer, 0)); }
 
   DataType type() const { return type_; }
-  std::int64_t score_rows() const { return score_rows_; }
+  // Rows of scores of `visible` keys, more than 0, that are held at a time.
+  std::int64_t ScoreRows(std::int64_t visible) const;
   std::int64_t mask_words() const { return mask_words_; }
 
  private:
@@ -48,7 +49,6 @@ class Activations final {
   DeviceBuffer memory_;
   std::array<std::int64_t, kBuffers> offsets_{};
   std::array<std::int64_t, kBuffers> bytes_{};
-  std::int64_t score_rows_ = 0;
   std::int64_t mask_words_ = 0;
   DataType type_ = DataType::kBf16;
 };

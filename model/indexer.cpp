@@ -82,7 +82,8 @@ KeySelection Transformer::SelectKeys(const LayerView& layer, const Step& step, R
     return selection;
   }
   const std::int64_t heads = parts_.config.index_heads;
-  const std::int64_t score_rows = std::min(activations.score_rows(), rows.count);
+  const std::int64_t score_rows =
+      std::min(activations.ScoreRows(step.shape.visible_max), rows.count);
   backend_.SelectKeys(
       {.q = HeadsOf(RowsOfAny(IndexQuery(step), rows.first, rows.count), heads),
        .head_weights = RowsOfAny(IndexHeadWeights(step), rows.first, rows.count),
