@@ -9,6 +9,7 @@
 #include "kernels/kv_layout.h"
 
 #include <algorithm>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,18 @@ struct Case {
   std::int64_t rows_each = 1;  // the last positions of each sequence
   std::int64_t group = 1;
   std::int64_t score_rows = 0;  // scored at a time; 0: all
+  bool is_prompt = false;       // rows that share their keys as a prompt's do
 };
+
+// Of the size that preparation gives them, of both signs: a histogram of scores covers the size
+// that scores have, and others are selected by another way.
+DeviceBuffer PreparedWeights(const DeviceBench& bench, std::int64_t count) {
+  std::mt19937 engine(3);
+  std::normal_distribution<float> normal(0.0F, 0x1p-14F);
+  std::vector<float> weights(static_cast<std::size_t>(count));
+  std::generate(weights.begin(), weights.end(), [&] { return normal(engine); });
+  return bench.Upload(weights.data(), 4 * count);
+}
 
 class Operands final {
  public:
@@ -44,9 +56,9 @@ class Operands final {
         scores_(bench.Random(DataType::kF32, score_rows_, shape.context)),
         slots_(bench.Random(DataType::kF32, shape.rows, kSelected)),
         counts_(bench.Random(DataType::kF32, 2, shape.rows)),  // and the faults
-        // As halves, bfloat16 of these values is finite.
-        prepared_(bench.Random(DataType::kBf16, shape.rows,
-                               cuda::PreparedQueryBytes(cuda::PaddedIndexHeads(shape.heads)) / 2)),
+        prepared_(bench.Random(DataType::kFp8E4m3, shape.rows,
+                               cuda::PreparedQueryBytes(cuda::PaddedIndexHeads(shape.heads)))),
+        prepared_weights_(PreparedWeights(bench, shape.rows * cuda::PaddedIndexHeads(shape.heads))),
         work_(bench.Allocate(cuda::ScoreWorkInts(shape.rows) * 4)) {
     std::vector<std::int32_t> positions;
     std::vector<std::int32_t> sequences;
@@ -107,11 +119,11 @@ class Operands final {
   }
   cuda::IndexScoresParams Scores() const {
     return {.queries = prepared_.buffer.As<std::uint8_t>(),
-            .weights = head_weights_.buffer.As<const float>(),
+            .weights = prepared_weights_.As<const float>(),
             .padded_heads = cuda::PaddedIndexHeads(shape_.heads),
             .cache = cache(),
             .rows = rows(),
-            .unit_rows = static_cast<int>(shape_.group),
+            .unit_rows = static_cast<int>(shape_.is_prompt ? kRowGroupMax : shape_.group),
             .k = kSelected,
             .scores = scores_.As<float>(),
             .work = work_.As<std::int32_t>()};
@@ -142,6 +154,7 @@ class Operands final {
   std::int64_t score_rows_;
   DeviceBuffer keys_;
   DeviceOperand q_, head_weights_, rope_, queries_, weights_, scores_, slots_, counts_, prepared_;
+  DeviceBuffer prepared_weights_;
   DeviceBuffer work_;
   DeviceBuffer positions_, sequences_of_rows_, tables_;
 };
@@ -158,7 +171,7 @@ void BenchCase(const DeviceBench& bench, const Case& shape) {
   }
   const Work work = operands.work();
   bench.Row("select_keys", name, work, [&] { backend.SelectKeys(operands.Call()); });
-  if (shape.score_rows > 0 || shape.rows > cuda::kIndexScoreRowsMax) {
+  if (shape.score_rows > 0) {
     return;
   }
   const DeviceBuffer& memory = operands.work_memory();
@@ -187,19 +200,23 @@ void BenchCase(const DeviceBench& bench, const Case& shape) {
 }  // namespace
 
 void BenchSelectKeys(DeviceBench& bench) {
-  for (const Case& shape : {Case{.rows = 1, .context = 8192},
-                            {.rows = 1, .context = 32768},
-                            {.rows = 1, .context = 131072},
-                            {.rows = 8, .context = 8192},
-                            {.rows = 8, .context = 32768},
-                            {.rows = 8, .context = 131072},
-                            {.rows = 64, .context = 8192},
-                            {.rows = 64, .context = 32768},
-                            {.rows = 64, .context = 131072},
-                            {.rows = 256, .context = 8192},
-                            {.rows = 64, .context = 32768, .heads = 16},
-                            {.rows = 64, .context = 32768, .rows_each = 2, .group = 2},
-                            {.rows = 128, .context = 32768, .rows_each = 4, .group = 4}}) {
+  for (const Case& shape :
+       {Case{.rows = 1, .context = 8192},
+        {.rows = 1, .context = 32768},
+        {.rows = 1, .context = 131072},
+        {.rows = 8, .context = 8192},
+        {.rows = 8, .context = 32768},
+        {.rows = 8, .context = 131072},
+        {.rows = 64, .context = 8192},
+        {.rows = 64, .context = 32768},
+        {.rows = 64, .context = 131072},
+        {.rows = 256, .context = 8192},
+        {.rows = 64, .context = 32768, .heads = 16},
+        {.rows = 64, .context = 32768, .rows_each = 2, .group = 2},
+        {.rows = 128, .context = 32768, .rows_each = 4, .group = 4},
+        {.rows = 2048, .context = 8192, .rows_each = 2048, .is_prompt = true},
+        {.rows = 256, .context = 65536, .rows_each = 256, .is_prompt = true},
+        {.rows = 128, .context = 131072, .rows_each = 128, .is_prompt = true}}) {
     BenchCase(bench, shape);
   }
   for (const std::int64_t context : {8192, 65536, 131072}) {  // scores of 64 MiB

@@ -3,25 +3,21 @@
 // the rest from a counter, since multiprocessors differ in bandwidth.  Few pages are shared out
 // equally.
 //
-//   3 warpgroups   page i of the block is group i % 3's.  A = keys, converted to half in registers;
-//                  B = queries, half, in shared memory.  A thread has kHeads / 4 heads of 2 keys:
-//                  ReLU, weight, sum, two shuffles
+//   3 warpgroups   page i of the block is group i % 3's.  A = keys, in registers; B = queries in
+//                  shared memory (index_products.cuh)
 //   warp 12        copies pages into a ring, 8,448 contiguous bytes each, scales included; tells
-//   the
-//                  others by a second ring which pages of which rows come next
+//                  the others by a second ring which pages of which rows come next
 //   warp 13        copies the queries of the rows told, one unit of rows ahead
 //
 // A unit is up to `unit_rows` rows of one sequence at consecutive positions: their keys are read
-// and converted once.  The lanes of a quad have 16 adjacent bytes of each half of a key; those of
-// odd g read the upper half first, so that a quarter warp reads all 32 banks.
-//
-// Exact products and float32 sums; a score's bits depend on its key and query alone.
+// once.  A score's bits depend on its key and query alone.
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/index_products.cuh"
 #include "kernels/cuda/index_scores.h"
 #include "kernels/cuda/ptx/shared_memory.cuh"
-#include "kernels/cuda/ptx/wgmma_half.cuh"
 #include "kernels/cuda/score_order.cuh"
+#include "kernels/cuda/warp_sums.cuh"
 
 #include <algorithm>
 
@@ -32,18 +28,20 @@ constexpr int kGroups = 3;
 constexpr int kConsumers = kGroups * 128;
 constexpr int kConsumerWarps = kConsumers / kWarpSize;
 constexpr int kPageWarp = kConsumerWarps;
-constexpr int kThreads = kConsumers + 2 * kWarpSize;
+constexpr int kThreads = kConsumers + 128;  // two warps of the last group have no work
+constexpr int kConsumerRegisters = 152;
+constexpr int kProducerRegisters = 56;
+static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= kThreads * 128);
 constexpr int kStagesMax = 24;
 constexpr int kRuns = 8;
 constexpr int kQuerySlots = 2;
-constexpr int kRowsMax = static_cast<int>(kIndexScoreRowsMax);
 constexpr int kSharedBytesMax = 227 * 1024;
 constexpr int kAllConsumers = 1;  // a named barrier
 
-// Where things lie in shared memory; the ring of pages first.
+// Where things lie in shared memory; the queries first.
 struct Layout {
   int stages;
-  int queries;     // kQuerySlots x unit_rows
+  int ring;
   int weights;     // kQuerySlots x unit_rows
   int histograms;  // unit_rows
   int first_page;  // of each row, counted over all rows
@@ -54,24 +52,25 @@ struct Layout {
   int bytes;
 };
 
-Layout MakeLayout(int padded_heads, int unit_rows) {
+Layout MakeLayout(int padded_heads, int unit_rows, int rows) {
   const int query_bytes = kQuerySlots * unit_rows * PreparedQueryBytes(padded_heads);
   const int weight_bytes = kQuerySlots * unit_rows * padded_heads * 4;
-  const int fixed = query_bytes + weight_bytes + unit_rows * kScoreBins * 4 + (kRowsMax + 4) * 4 +
-                    2 * kRowsMax * 4 + kRuns * 16 + (2 * kRuns + 2 * kQuerySlots) * 8;
+  const int row_bytes = (rows + 3) / 4 * 16;  // 4 a row
+  const int fixed = query_bytes + weight_bytes + unit_rows * kScoreBins * 4 + 16 + 3 * row_bytes +
+                    kRuns * 16 + (2 * kRuns + 2 * kQuerySlots) * 8;
   const int fitting = (kSharedBytesMax - fixed) / (IndexerBlock::kBytes + 2 * 8);
   // A stage is always the same group's.  Otherwise a group could wait for a stage's next but one
   // filling (copies do not end in the order they began in), which a barrier's parity cannot tell
   // from the last.
   Layout layout{};
   layout.stages = std::min(fitting, kStagesMax) / kGroups * kGroups;
-  layout.queries = layout.stages * IndexerBlock::kBytes;
-  layout.weights = layout.queries + query_bytes;
+  layout.ring = query_bytes;
+  layout.weights = layout.ring + layout.stages * IndexerBlock::kBytes;
   layout.histograms = layout.weights + weight_bytes;
   layout.first_page = layout.histograms + unit_rows * kScoreBins * 4;
-  layout.positions = layout.first_page + (kRowsMax + 4) * 4;
-  layout.sequences = layout.positions + kRowsMax * 4;
-  layout.runs = layout.sequences + kRowsMax * 4;
+  layout.positions = layout.first_page + row_bytes + 16;
+  layout.sequences = layout.positions + row_bytes;
+  layout.runs = layout.sequences + row_bytes;
   layout.barriers = layout.runs + kRuns * 16;
   layout.bytes = layout.barriers + (2 * layout.stages + 2 * kRuns + 2 * kQuerySlots) * 8;
   return layout;
@@ -108,8 +107,8 @@ struct Shared {
   unsigned query_empty;
 
   __device__ Shared(std::uint8_t* base, const Layout& layout)
-      : ring(base),
-        queries(base + layout.queries),
+      : ring(base + layout.ring),
+        queries(base),
         weights(reinterpret_cast<float*>(base + layout.weights)),
         histograms(reinterpret_cast<int*>(base + layout.histograms)),
         first_page(reinterpret_cast<int*>(base + layout.first_page)),
@@ -164,24 +163,30 @@ struct Place {
   }
 };
 
-// One warp: the pages of a unit count at its last row.
-__device__ void CountPages(const Shared& shared, int rows, int unit_rows, int lane) {
-  int before = 0;
-  for (int begin = 0; begin < rows; begin += kWarpSize) {
-    const int row = begin + lane;
+// All threads: the pages of a unit count at its last row.
+__device__ void CountPages(const Shared& shared, int rows, int unit_rows) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const auto pages_of = [&](int row) {
     const bool is_last =
-        row < rows && (row + 1 == rows || (row + 1) % unit_rows == 0 || !shared.Continues(row + 1));
-    int sum = is_last ? (shared.positions[row] + kTokensPerBlock) / kTokensPerBlock : 0;
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const int lower = __shfl_up_sync(kAllLanes, sum, offset);
-      sum += lane >= offset ? lower : 0;
-    }
-    if (row < rows) {
-      shared.first_page[row + 1] = before + sum;
-    }
-    before += __shfl_sync(kAllLanes, sum, kWarpSize - 1);
+        row + 1 == rows || (row + 1) % unit_rows == 0 || !shared.Continues(row + 1);
+    return is_last ? (shared.positions[row] + kTokensPerBlock) / kTokensPerBlock : 0;
+  };
+  const int each = (rows + kThreads - 1) / kThreads;
+  const int begin = min(thread * each, rows);
+  const int end = min(begin + each, rows);
+  unsigned sum = 0;
+  for (int row = begin; row < end; ++row) {
+    sum += static_cast<unsigned>(pages_of(row));
   }
-  if (lane == 0) {
+  const unsigned inclusive = InclusiveWarpSum(sum, thread % kWarpSize);
+  const WarpSums warps = SumOverWarps<kThreads / kWarpSize>(
+      __shfl_sync(kAllLanes, inclusive, kWarpSize - 1), reinterpret_cast<unsigned*>(shared.runs));
+  auto before = static_cast<int>(warps.before + inclusive - sum);
+  for (int row = begin; row < end; ++row) {
+    before += pages_of(row);
+    shared.first_page[row + 1] = before;
+  }
+  if (thread == 0) {
     shared.first_page[0] = 0;
   }
 }
@@ -194,9 +199,11 @@ struct Share {
   int shared_pages;  // the others are handed out in pieces
   int piece_pages;
   int all_pages;
-  __device__ explicit Share(int pages) : all_pages(pages) {
+  __device__ Share(int pages, bool is_prompt) : all_pages(pages) {
     const auto blocks = static_cast<int>(gridDim.x);
-    has_pieces = pages >= blocks * 32;
+    // Multiprocessors are equally fast at the products of a prompt, and a piece would be another
+    // unit's.
+    has_pieces = pages >= blocks * 32 && !is_prompt;
     piece_pages = pages >= blocks * 256 ? 16 : 8;
     shared_pages = has_pieces ? pages / 8 * 6 : pages;
     begin = static_cast<int>(std::int64_t{shared_pages} * blockIdx.x / blocks);
@@ -268,7 +275,7 @@ class PageProducer final {
   __device__ void CopyPages(int begin, int end) {
     const auto rows = static_cast<int>(p_.call.rows.positions.size);
     int row = 0;  // the last with first_page[row] <= begin
-    for (int step = kRowsMax / 2; step > 0; step /= 2) {
+    for (int step = static_cast<int>(kIndexScoreRowsMax) / 2; step > 0; step /= 2) {
       if (row + step < rows && shared_.first_page[row + step] <= begin) {
         row += step;
       }
@@ -341,13 +348,6 @@ __device__ void CopyQueries(const KernelParams& p, const Shared& shared) {
   }
 }
 
-// Not fmaxf, which would hide a NaN.
-__device__ __forceinline__ float Relu(float value) {
-  float result;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(value));
-  return result;
-}
-
 // A thread of a warpgroup.
 template <int kHeads>
 class Consumer final {
@@ -357,7 +357,8 @@ class Consumer final {
         shared_(shared),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % kWarpSize),
-        token_(thread_ / kWarpSize % 4 * 16 + lane_ / 4),
+        token_(FirstKey(thread_ % 128)),
+        k_(static_cast<int>(p.call.k)),
         stage_({.index = thread_ / 128, .parity = 0}) {}
 
   __device__ void ScoreAll() {
@@ -374,6 +375,8 @@ class Consumer final {
         }
         ptx::BarrierWait(shared_.query_full + 8 * slot_.index, slot_.parity);
         unit = run;
+        first_row_ = unit.first;
+        first_position_ = shared_.positions[unit.first];
       }
       int page = run.from + skip;
       for (; page < run.to; page += kGroups) {
@@ -385,7 +388,6 @@ class Consumer final {
 
  private:
   static constexpr int kQueryBytes = PreparedQueryBytes(kHeads);
-  static constexpr int kSteps = 8;  // of 16 columns
 
   __device__ Run NextRun() {
     ptx::BarrierWait(shared_.run_full + 8 * run_.index, run_.parity);
@@ -404,37 +406,34 @@ class Consumer final {
       ptx::BarrierArrive(shared_.query_empty + 8 * slot_.index);
     }
     slot_.Advance(1, kQuerySlots);
-    for (int row = unit.first; row <= unit.last; ++row) {
-      int* histogram = shared_.histograms + (row - unit.first) * kScoreBins;
-      std::int32_t* to = p_.call.work + std::int64_t{row} * kRowWorkInts;
-      if (shared_.positions[row] < p_.call.k) {
-        continue;  // nothing was counted
-      }
-      for (int bin = thread_; bin < kScoreBins; bin += kConsumers) {
-        const int count = histogram[bin];
-        if (count != 0) {
-          atomicAdd(to + bin, count);
-          histogram[bin] = 0;
-        }
+    const int rows = unit.last - unit.first + 1;
+    auto* fours = reinterpret_cast<int4*>(shared_.histograms);
+    std::int32_t* work = p_.call.work + std::int64_t{unit.first} * kRowWorkInts;
+    for (int i = thread_; i < rows * kScoreBins / 4; i += kConsumers) {
+      const int4 counts = fours[i];
+      if ((counts.x | counts.y | counts.z | counts.w) != 0) {
+        fours[i] = make_int4(0, 0, 0, 0);
+        std::int32_t* to = work + 4 * i / kScoreBins * kRowWorkInts + 4 * i % kScoreBins;
+        AddCount(to, counts.x);
+        AddCount(to + 1, counts.y);
+        AddCount(to + 2, counts.z);
+        AddCount(to + 3, counts.w);
       }
     }
     ptx::NamedBarrierSync(kAllConsumers, kConsumers);
   }
 
-  // Keys token_ and token_ + 8 as halves: step s has 2 s and 2 s + 1.  Returns the scale of the key
-  // whose score this thread may write.
-  __device__ __forceinline__ float TakeKeys(unsigned (&halves)[2][2 * kSteps]) {
+  __device__ static void AddCount(std::int32_t* to, int count) {
+    if (count != 0) {
+      atomicAdd(to, count);
+    }
+  }
+
+  // Returns the scale of the key whose scores this thread may write.
+  __device__ __forceinline__ float TakeKeys(IndexKeys& keys) {
     ptx::BarrierWait(shared_.full + 8 * stage_.index, stage_.parity);
     const std::uint8_t* page = shared_.ring + stage_.index * IndexerBlock::kBytes;
-    const std::uint8_t* keys = page + IndexerBlock::Values(token_) + lane_ % 4 * 16;
-    const bool is_odd = lane_ / 4 % 2 != 0;
-    uint4 raw[2][2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const std::uint8_t* key = keys + row * 8 * kIndexerValues;
-      raw[row][0] = *reinterpret_cast<const uint4*>(key + (is_odd ? 64 : 0));
-      raw[row][1] = *reinterpret_cast<const uint4*>(key + (is_odd ? 0 : 64));
-    }
+    LoadIndexKeys(page, token_, lane_, keys);
     const float scale =
         *reinterpret_cast<const float*>(page + IndexerBlock::Scale(token_ + lane_ % 2 * 8));
     __syncwarp();
@@ -442,19 +441,6 @@ class Consumer final {
       ptx::BarrierArrive(shared_.empty + 8 * stage_.index);
     }
     stage_.Advance(kGroups, p_.layout.stages);
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint4 even = raw[row][half];
-        const uint4 odd = raw[row][1 - half];
-        unsigned* to = halves[row] + half * kSteps;
-        ToHalves(is_odd ? odd.x : even.x, to[0], to[1]);
-        ToHalves(is_odd ? odd.y : even.y, to[2], to[3]);
-        ToHalves(is_odd ? odd.z : even.z, to[4], to[5]);
-        ToHalves(is_odd ? odd.w : even.w, to[6], to[7]);
-      }
-    }
     return scale;
   }
 
@@ -462,79 +448,71 @@ class Consumer final {
   template <int kRows>
   using Products = float[kRows * kHeads / 2];
 
+  // A score before its scale: of key token_ in even lanes, token_ + 8 in odd ones; of the first row
+  // in lanes 0 and 1 of a quad, of the last in 2 and 3.
   template <int kRows>
-  __device__ __forceinline__ static void Multiply(const unsigned (&halves)[2][2 * kSteps],
-                                                  const std::uint8_t* queries,
-                                                  Products<kRows>& products) {
-    const std::uint64_t tile =
-        ptx::PlainTile(ptx::SharedAddress(queries), kPreparedPieceBytes, kPreparedHeadGroupBytes);
-    ptx::WgmmaFence();
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      ptx::WgmmaHalf<kRows * kHeads>::Run(products, halves[0][2 * s], halves[1][2 * s],
-                                          halves[0][2 * s + 1], halves[1][2 * s + 1],
-                                          tile + s * (kPreparedStepBytes / 16), s > 0);
-    }
-    ptx::WgmmaCommit();
-    ptx::WgmmaWait<0>();
-    ptx::PinRegisters(products);
-  }
-  // The score, before its scale, of key token_ (lanes of even quarter) or token_ + 8 (odd); of row
-  // kRow of those multiplied.
-  template <int kRow, int kRows>
   __device__ __forceinline__ float Sum(const float* weights,
                                        const Products<kRows>& products) const {
-    constexpr int kPairs = kHeads / 8;  // of a thread's heads 8 i + 2 q and the next
-    constexpr int kFirst = kRow * kHeads / 2;
-    const auto* pairs = reinterpret_cast<const float2*>(weights + kRow * kHeads) + lane_ % 4;
-    float sums[2] = {};
+    float sums[kRows];
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const float2 weight = pairs[4 * i];
+    for (int row = 0; row < kRows; ++row) {
+      const auto* fours = reinterpret_cast<const float4*>(weights + row * kHeads) + lane_ % 4;
+      float of_keys[2] = {};
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        sums[row] = fmaf(weight.x, Relu(products[kFirst + 4 * i + 2 * row]), sums[row]);
-        sums[row] = fmaf(weight.y, Relu(products[kFirst + 4 * i + 2 * row + 1]), sums[row]);
+      for (int i = 0; i < kHeads / 16; ++i) {
+        const float4 four = fours[4 * i];
+        const float* of_heads = products + row * kHeads / 2 + 8 * i;
+        AddHeads(four.x, four.y, of_heads, of_keys);
+        AddHeads(four.z, four.w, of_heads + 4, of_keys);
       }
+      sums[row] = SumOfPair(of_keys, lane_);
     }
-    const bool is_odd = lane_ % 2 != 0;
-    float sum = is_odd ? sums[1] : sums[0];
-    sum += __shfl_xor_sync(kAllLanes, is_odd ? sums[0] : sums[1], 1);
-    return sum + __shfl_xor_sync(kAllLanes, sum, 2);
+    const bool is_upper = lane_ % 4 >= 2;
+    return (is_upper ? sums[kRows - 1] : sums[0]) +
+           __shfl_xor_sync(kAllLanes, is_upper ? sums[0] : sums[kRows - 1], 2);
   }
-  // Writes and counts it where the row sees the key; `place` is the row's in its unit.
-  __device__ __forceinline__ void Keep(float score, int row, int place, int key) const {
-    const int position = shared_.positions[row];
-    if (lane_ % 4 < 2 && key <= position) {
-      p_.call.scores.Row(row)[key] = score;
+  // Writes and counts a score where the row sees the key; `row` is of the unit.
+  __device__ __forceinline__ void Keep(float score, float* to, int row, int key) const {
+    const int position = first_position_ + row;
+    if (key <= position) {
+      *to = score;
       if (isnan(score)) {
-        p_.call.work[std::int64_t{row} * kRowWorkInts + kNanFlag] = 1;
-      } else if (position >= p_.call.k) {
-        atomicAdd(shared_.histograms + place * kScoreBins + ScoreBin(ScoreKey(score)), 1);
+        p_.call.work[std::int64_t{first_row_ + row} * kRowWorkInts + kNanFlag] = 1;
+      } else if (position >= k_) {
+        atomicAdd(shared_.histograms + row * kScoreBins + ScoreBin(score), 1);
       }
     }
-    __syncwarp();
   }
 
-  // Two rows at a time: a product of 64 columns keeps the tensor cores half as busy as one of 128.
+  // Two rows at a time: every lane then has a score of its own.
   __device__ __forceinline__ void ScorePage(const Run& unit, int page) {
-    unsigned halves[2][2 * kSteps];
-    const float scale = TakeKeys(halves);
+    IndexKeys keys;
+    const float scale = TakeKeys(keys);
     const int key = page * kTokensPerBlock + token_ + lane_ % 2 * 8;
     const int place = slot_.index * p_.call.unit_rows;
-    const std::uint8_t* queries = shared_.queries + place * kQueryBytes;
+    unsigned queries = ptx::SharedAddress(shared_.queries) + place * kQueryBytes;
     const float* weights = shared_.weights + place * kHeads;
-    int row = unit.first;
-    for (; row < unit.last; row += 2, queries += 2 * kQueryBytes, weights += 2 * kHeads) {
+    const int last = unit.last - unit.first;
+    const int my_row = lane_ / 2 % 2;  // of two
+    float* to = p_.call.scores.Row(unit.first + my_row) + key;
+    int row = 0;
+    for (; row < last; row += 2) {
       Products<2> products;
-      Multiply<2>(halves, queries, products);
-      Keep(Sum<0, 2>(weights, products) * scale, row, row - unit.first, key);
-      Keep(Sum<1, 2>(weights, products) * scale, row + 1, row + 1 - unit.first, key);
+      MultiplyIndexKeys<2 * kHeads>(keys, queries, products);
+      Keep(Sum<2>(weights, products) * scale, to, row + my_row, key);
+      __syncwarp();
+      queries += 2 * kQueryBytes;
+      weights += 2 * kHeads;
+      to += 2 * p_.call.scores.row_stride;
     }
-    if (row == unit.last) {
+    if (row == last) {
       Products<1> products;
-      Multiply<1>(halves, queries, products);
-      Keep(Sum<0, 1>(weights, products) * scale, row, row - unit.first, key);
+      MultiplyIndexKeys<kHeads>(keys, queries, products);
+      const float score = Sum<1>(weights, products) * scale;
+      if (my_row == 0) {
+        Keep(score, to, row, key);
+      }
+      __syncwarp();
     }
   }
 
@@ -543,6 +521,9 @@ class Consumer final {
   int thread_;
   int lane_;
   int token_;  // of the page, and token_ + 8
+  int k_;
+  int first_row_ = 0;       // of the unit
+  int first_position_ = 0;  // of that row
   Place stage_;
   Place run_{.index = 0, .parity = 0};
   Place slot_{.index = 0, .parity = 0};
@@ -551,7 +532,7 @@ class Consumer final {
 template <int kHeads>
 __global__ __launch_bounds__(kThreads,
                              1) void IndexScoresKernel(const __grid_constant__ KernelParams p) {
-  extern __shared__ __align__(128) std::uint8_t memory[];
+  extern __shared__ __align__(1024) std::uint8_t memory[];
   const Shared shared(memory, p.layout);
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize;
@@ -567,22 +548,24 @@ __global__ __launch_bounds__(kThreads,
     shared.histograms[i] = 0;
   }
   __syncthreads();
-  if (warp == 0) {
-    CountPages(shared, rows, p.call.unit_rows, thread % kWarpSize);
-  }
+  CountPages(shared, rows, p.call.unit_rows);
   __syncthreads();
-  const Share share(shared.first_page[rows]);
+  const Share share(shared.first_page[rows], p.call.unit_rows > p.call.rows.group);
   if (share.begin >= share.end) {
     return;
   }
   if (warp < kConsumerWarps) {
+    ptx::RaiseRegisters<kConsumerRegisters>();
     ptx::WaitForPredecessors();
     ptx::AllowSuccessor();
     Consumer<kHeads>(p, shared).ScoreAll();
-  } else if (warp == kPageWarp) {
-    PageProducer(p, shared, share).CopyAll();
-  } else if (thread % kWarpSize == 0) {
-    CopyQueries(p, shared);
+  } else {
+    ptx::LowerRegisters<kProducerRegisters>();
+    if (warp == kPageWarp) {
+      PageProducer(p, shared, share).CopyAll();
+    } else if (warp == kPageWarp + 1 && thread % kWarpSize == 0) {
+      CopyQueries(p, shared);
+    }
   }
 }
 
@@ -592,7 +575,9 @@ void Launch(const IndexScoresParams& params, cudaStream_t stream) {
   static const cudaError_t attribute =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
   DSA_CUDA_CHECK(attribute);
-  const KernelParams p{.call = params, .layout = MakeLayout(kHeads, params.unit_rows)};
+  const KernelParams p{
+      .call = params,
+      .layout = MakeLayout(kHeads, params.unit_rows, static_cast<int>(params.rows.positions.size))};
   LaunchDependent(kernel,
                   {.grid = kMultiprocessors, .threads = kThreads, .shared_bytes = p.layout.bytes},
                   stream, p);

@@ -12,7 +12,7 @@
 
 namespace dsa::cuda {
 
-inline constexpr std::int64_t kIndexScoreRowsMax = 512;
+inline constexpr std::int64_t kIndexScoreRowsMax = 2048;
 inline constexpr std::int64_t kIndexScoreHeadsMax = 64;
 
 inline constexpr int kScoreBins = 2048;  // of a histogram: score_order.cuh
@@ -29,18 +29,10 @@ constexpr int PaddedIndexHeads(std::int64_t heads) {
   return heads <= 16 ? 16 : (heads <= 32 ? 32 : 64);
 }
 
-// A row's queries as the tensor cores read them: half, exact as e4m3 was,
-//
-//   [padded heads / 8][8 steps of 16 columns][2][8 heads] x 8 halves
-//
-// so that the heads of several rows are those of one.  The order of the columns in a product is
-// free if both operands have the same: step 4 h + i takes columns 64 h + 16 q + 4 i .. + 3 for q =
-// 0 .. 3, the first two of each q in the first 8 halves.
-inline constexpr int kPreparedPieceBytes = 8 * 16;                      // 8 heads, 8 halves
-inline constexpr int kPreparedStepBytes = 2 * kPreparedPieceBytes;      // of 8 heads
-inline constexpr int kPreparedHeadGroupBytes = 8 * kPreparedStepBytes;  // 8 heads
+// A row's queries as the tensor cores read them, 128 bytes a head, and its weights, halved, in the
+// order of index_products.cuh.
 constexpr int PreparedQueryBytes(int padded_heads) {
-  return padded_heads / 8 * kPreparedHeadGroupBytes;
+  return padded_heads * static_cast<int>(kIndexerValues);
 }
 
 struct IndexScoresParams {
@@ -58,8 +50,7 @@ struct IndexScoresParams {
 };
 
 // Tables and the cache are read before the kernel ahead has ended, `queries`, `weights` and `work`
-// after: the
-// kernel ahead starts only when all that was written into tables and cache can be read.
+// after: the kernel ahead starts only when all that was written into tables and cache can be read.
 void IndexScores(const IndexScoresParams& params, cudaStream_t stream);
 
 }  // namespace dsa::cuda

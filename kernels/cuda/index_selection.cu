@@ -32,21 +32,43 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kClusterMax = 16;
 constexpr int kLoadsMax = 4;     // of a thread in a turn, 4 scores each
-constexpr int kListMax = 6144;   // of a row
 constexpr int kListMargin = 4;   // where a thread's four may begin at the last place
 constexpr int kTableMax = 1024;  // blocks of a part whose ids are kept
 constexpr int kDigitBits = 9;    // of a pass over the candidates
-constexpr int kNanBits = -1;     // no score: its key is 0
+constexpr int kDigits = 1 << kDigitBits;
+constexpr int kNanBits = -1;  // no score: its key is 0
 
+// A block's size: threads; keys in the list of a row; turns of scores that are on their way; blocks
+// of a multiprocessor; whether blocks may share a row.
+struct Wide {  // few rows, in clusters or alone: registers for three turns
+  static constexpr int kThreads = 512;
+  static constexpr int kListMax = 6144;
+  static constexpr int kBuffers = 3;
+  static constexpr int kBlocks = 1;
+  static constexpr bool kShares = true;
+};
+struct Paired : Wide {
+  static constexpr int kBuffers = 2;
+  static constexpr int kBlocks = 2;
+};
+struct Narrow {  // many short rows: what counts is how many are under way
+  static constexpr int kThreads = 256;
+  static constexpr int kListMax = 4096;
+  static constexpr int kBuffers = 2;
+  static constexpr int kBlocks = 4;
+  static constexpr bool kShares = false;
+};
+
+template <typename Size>
 struct Shared {
-  uint2 list[kListMax + kListMargin];  // key (a score until the sweep has ended) and position
-  unsigned own[kListMax];              // the candidates of this block
-  unsigned gathered[kListMax];         // of the cluster, in order of the blocks
-  int digits[1 << kDigitBits];         // 0 between passes
+  static constexpr int kWarps = Size::kThreads / kWarpSize;
+  // Key (a score until the sweep has ended) and position.
+  uint2 list[Size::kListMax + kListMargin];
+  unsigned own[Size::kListMax];                           // the candidates of this block
+  unsigned gathered[Size::kShares ? Size::kListMax : 1];  // of the cluster, in order of the blocks
+  int digits[kDigits];                                    // 0 between passes
   std::int32_t table[kTableMax];
   unsigned warp_sums[3][kWarps];
   int2 counts[kClusterMax];  // of each block, written by it: above the bin, and in it
@@ -56,11 +78,11 @@ struct Shared {
   int bin;
   int missing;
   int total;
+
+  static_assert(Size::kListMax >= kIndexSelectionMax);
+  static_assert(2 * Size::kListMax >= 4 * kScoreBins,
+                "the passes over a row have four histograms in the memory of lists");
 };
-static_assert(sizeof(Shared) <= 112 * 1024, "two blocks a multiprocessor");
-static_assert(kListMax >= kIndexSelectionMax);
-static_assert((1 << kDigitBits) == kThreads, "a thread has one digit");
-static_assert(2 * kListMax >= 4 * kScoreBins, "the passes over a row have four histograms there");
 
 __device__ float NoScore() {
   return __int_as_float(kNanBits);
@@ -73,15 +95,14 @@ struct KernelParams {
 };
 
 // One row in one block of a cluster.  Every member function is called by all threads.
-// `kBuffers` turns of scores are on their way.
-template <int kBuffers>
+template <typename Size>
 class Selection final {
  public:
-  __device__ Selection(const KernelParams& p, Shared& shared)
+  __device__ Selection(const KernelParams& p, Shared<Size>& shared)
       : s_(shared),
-        cluster_(p.cluster),
-        rank_(p.cluster == 1 ? 0 : static_cast<int>(ptx::ClusterRank())),
-        row_(blockIdx.x / static_cast<unsigned>(p.cluster)),
+        cluster_(Size::kShares ? p.cluster : 1),
+        rank_(cluster_ == 1 ? 0 : static_cast<int>(ptx::ClusterRank())),
+        row_(blockIdx.x / static_cast<unsigned>(cluster_)),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % kWarpSize),
         warp_(thread_ / kWarpSize),
@@ -97,7 +118,9 @@ class Selection final {
         turn_keys_(loads_ * kThreads * 4) {}
 
   __device__ void Run(const KernelParams& p) {
-    s_.digits[thread_] = 0;
+    for (int i = thread_; i < kDigits; i += kThreads) {
+      s_.digits[i] = 0;
+    }
     if (thread_ == 0) {
       s_.inside = 0;
       s_.lower = 0;
@@ -131,6 +154,13 @@ class Selection final {
   }
 
  private:
+  static constexpr int kThreads = Size::kThreads;
+  static constexpr int kWarps = kThreads / kWarpSize;
+  static constexpr int kListMax = Size::kListMax;
+  static constexpr int kBuffers = Size::kBuffers;
+  static constexpr int kBinsEach = kScoreBins / kThreads;
+  static constexpr int kDigitsEach = kDigits / kThreads;
+
   __device__ void SelectBest() {
     float4 turns[kBuffers][kLoadsMax];
 #pragma unroll
@@ -138,9 +168,17 @@ class Selection final {
       LoadTurn(begin_ + i * turn_keys_, turns[i]);
     }
     ClearMask();
-    const int4 bins = __ldcg(reinterpret_cast<const int4*>(work_) + (kThreads - 1 - thread_));
-    const int counts[4] = {bins.w, bins.z, bins.y, bins.x};
-    FindBin<4>(counts, k_);
+    int counts[kBinsEach];
+#pragma unroll
+    for (int i = 0; i < kBinsEach; i += 4) {
+      const int4 four = __ldcg(reinterpret_cast<const int4*>(work_ + kScoreBins) - 1 -
+                               (thread_ * kBinsEach + i) / 4);
+      counts[i] = four.w;
+      counts[i + 1] = four.z;
+      counts[i + 2] = four.y;
+      counts[i + 3] = four.x;
+    }
+    FindBin<kBinsEach>(counts, k_);
     const int bin = s_.bin;
     missing_ = s_.missing;
     fits_ = s_.total <= kListMax;
@@ -351,7 +389,9 @@ class Selection final {
 
   // Counts digits of the row's keys over the cluster, in memory that the other way uses otherwise.
   __device__ void FindThresholdOfRow() {
-    int* local = reinterpret_cast<int*>(s_.own);  // and three of the cluster, in block 0
+    // And three of the cluster, in block 0: where blocks share a row, not where the list will be,
+    // which block 0 may begin while others still read.
+    int* local = Size::kShares ? reinterpret_cast<int*>(s_.own) : reinterpret_cast<int*>(s_.list);
     for (int i = thread_; i < 4 * kScoreBins; i += kThreads) {
       local[i] = 0;
     }
@@ -383,12 +423,12 @@ class Selection final {
         }
       }
       SyncCluster();
-      int counts[4];
+      int counts[kBinsEach];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        counts[i] = total[kScoreBins - 1 - thread_ * 4 - i];
+      for (int i = 0; i < kBinsEach; ++i) {
+        counts[i] = total[kScoreBins - 1 - thread_ * kBinsEach - i];
       }
-      FindBin<4>(counts, missing_);
+      FindBin<kBinsEach>(counts, missing_);
       threshold_ |= static_cast<unsigned>(s_.bin) << shift;
       missing_ = s_.missing;
       __syncthreads();
@@ -472,9 +512,14 @@ class Selection final {
         }
       }
       __syncthreads();
-      const int counts[1] = {s_.digits[kThreads - 1 - thread_]};
-      s_.digits[kThreads - 1 - thread_] = 0;
-      FindBin<1>(counts, missing_);
+      int counts[kDigitsEach];
+#pragma unroll
+      for (int i = 0; i < kDigitsEach; ++i) {
+        int& digit = s_.digits[kDigits - 1 - thread_ * kDigitsEach - i];
+        counts[i] = digit;
+        digit = 0;
+      }
+      FindBin<kDigitsEach>(counts, missing_);
       threshold_ |= static_cast<unsigned>(s_.bin) << shift;
       missing_ = s_.missing;
       bits = shift;
@@ -503,22 +548,28 @@ class Selection final {
   // Who of the list is selected, in order.
   __device__ void Compact() {
     const int listed = above_ + (fits_ ? inside_ : min(inside_, missing_));
-    int above = above_lower_;
-    int ties = ties_lower_;
+    // A warp has a part of the list, counts it, and then knows its places.
+    const int part = (listed + kThreads - 1) / kThreads * kWarpSize;
+    const int begin = min(warp_ * part, listed);
+    const int end = min(begin + part, listed);
+    unsigned counts = 0;
+    for (int i = begin + lane_; i < end; i += kWarpSize) {
+      const unsigned key = s_.list[i].x;
+      counts += (key > threshold_ ? 0x10000U : 0U) + (key == threshold_ ? 1U : 0U);
+    }
+    const WarpSums sums = SumInTurn(__reduce_add_sync(kAllLanes, counts));
+    int above = above_lower_ + static_cast<int>(sums.before >> 16);
+    int ties = ties_lower_ + static_cast<int>(sums.before & 0xFFFFU);
     const unsigned lower_lanes = (1U << lane_) - 1U;
-    for (int first = 0; first < listed; first += kThreads) {
-      const int i = first + thread_;
-      const uint2 entry = i < listed ? s_.list[i] : make_uint2(0U, 0U);
-      const bool is_above = i < listed && entry.x > threshold_;
-      const bool is_tie = i < listed && entry.x == threshold_;
+    for (int first = begin; first < end; first += kWarpSize) {
+      const int i = first + lane_;
+      const uint2 entry = i < end ? s_.list[i] : make_uint2(0U, 0U);
+      const bool is_above = i < end && entry.x > threshold_;
+      const bool is_tie = i < end && entry.x == threshold_;
       const unsigned above_lanes = __ballot_sync(kAllLanes, is_above);
       const unsigned tie_lanes = __ballot_sync(kAllLanes, is_tie);
-      const WarpSums sums = SumInTurn(static_cast<unsigned>(__popc(above_lanes)) << 16 |
-                                      static_cast<unsigned>(__popc(tie_lanes)));
-      const int my_above =
-          above + static_cast<int>(sums.before >> 16) + __popc(above_lanes & lower_lanes);
-      const int my_ties =
-          ties + static_cast<int>(sums.before & 0xFFFFU) + __popc(tie_lanes & lower_lanes);
+      const int my_above = above + __popc(above_lanes & lower_lanes);
+      const int my_ties = ties + __popc(tie_lanes & lower_lanes);
       const int place = my_above + min(my_ties, missing_);
       if ((is_above || (is_tie && my_ties < missing_)) && place < k_) {
         const auto position = static_cast<int>(entry.y);
@@ -527,12 +578,12 @@ class Selection final {
           atomicOr(output_.mask + position / kWarpSize, 1U << (position % kWarpSize));
         }
       }
-      above += static_cast<int>(sums.all >> 16);
-      ties += static_cast<int>(sums.all & 0xFFFFU);
+      above += __popc(above_lanes);
+      ties += __popc(tie_lanes);
     }
   }
 
-  Shared& s_;
+  Shared<Size>& s_;
   int cluster_;
   int rank_;
   std::int64_t row_;
@@ -562,19 +613,21 @@ class Selection final {
   int candidate_count_ = 0;
 };
 
-template <int kBuffers, int kBlocks>
-__global__ __launch_bounds__(kThreads, kBlocks) void IndexSelectionKernel(
+template <typename Size>
+__global__ __launch_bounds__(Size::kThreads, Size::kBlocks) void IndexSelectionKernel(
     const __grid_constant__ KernelParams p) {
   extern __shared__ __align__(16) std::uint8_t memory[];
-  Selection<kBuffers>(p, *reinterpret_cast<Shared*>(memory)).Run(p);
+  Selection<Size>(p, *reinterpret_cast<Shared<Size>*>(memory)).Run(p);
 }
 
-template <int kBuffers, int kBlocks>
+template <typename Size>
 void Launch(const KernelParams& p, cudaStream_t stream) {
-  const auto kernel = IndexSelectionKernel<kBuffers, kBlocks>;
+  constexpr int kReservedBytes = 1024;  // of each block
+  static_assert((sizeof(Shared<Size>) + kReservedBytes) * Size::kBlocks <= 228 * 1024);
+  const auto kernel = IndexSelectionKernel<Size>;
   static const cudaError_t attribute = [&] {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<Size>));
     return error != cudaSuccess
                ? error
                : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -583,8 +636,8 @@ void Launch(const KernelParams& p, cudaStream_t stream) {
   const auto cluster = static_cast<unsigned>(p.cluster);
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(p.call.scores.rows) * cluster,
-                   .threads = kThreads,
-                   .shared_bytes = sizeof(Shared),
+                   .threads = Size::kThreads,
+                   .shared_bytes = sizeof(Shared<Size>),
                    .cluster = cluster},
                   stream, p);
 }
@@ -610,11 +663,14 @@ void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, in
   DSA_CHECK(HasAlignedScores(params.scores), "IndexSelection: rows of scores {} apart",
             params.scores.row_stride);
   const KernelParams p{.call = params, .work = work, .cluster = cluster};
-  // Registers for three turns of scores leave room for one block a multiprocessor.
-  if (cluster <= 2 && params.scores.rows * cluster <= kMultiprocessors) {
-    Launch<3, 1>(p, stream);
+  constexpr std::int64_t kShortRow = 32768;  // keys: above, bytes count and not latencies
+  const std::int64_t blocks = params.scores.rows * cluster;
+  if (cluster == 1 && blocks > 2 * kMultiprocessors && params.scores.cols <= kShortRow) {
+    Launch<Narrow>(p, stream);
+  } else if (cluster > 2 || blocks > kMultiprocessors) {
+    Launch<Paired>(p, stream);
   } else {
-    Launch<2, 2>(p, stream);
+    Launch<Wide>(p, stream);
   }
 }
 

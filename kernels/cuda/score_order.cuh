@@ -26,11 +26,14 @@ __device__ inline unsigned ScoreKey(float score) {
   const unsigned bits = stored == kMinusZero ? 0U : stored;
   return bits ^ (static_cast<unsigned>(static_cast<int>(bits) >> 31) | 0x80000000U);
 }
-__device__ inline int ScoreBin(unsigned key) {
-  const int cut = static_cast<int>(key >> kScoreBinShift);
-  const int positive = min(kZeroBin + 1 + cut - kPositiveBegin, kScoreBins - 1);
-  const int negative = max(kZeroBin + cut - kNegativeEnd, 0);
-  return cut >= kPositiveBegin ? positive : min(negative, kZeroBin);
+// By magnitude, which is mirrored about the bin of zero.
+__device__ inline int ScoreBin(float score) {
+  const unsigned bits = __float_as_uint(score);
+  constexpr int kSmallest = static_cast<int>(kSmallestBits >> kScoreBinShift);
+  const int magnitude = static_cast<int>(bits << 1 >> (kScoreBinShift + 1));
+  const int distance = min(max(magnitude - (kSmallest - 1), 0), kZeroBin);
+  const int sign = static_cast<int>(bits) >> 31;  // 0 or -1
+  return min(kZeroBin + (distance ^ sign) - sign, kScoreBins - 1);
 }
 // The keys of a bin.  0, which stands for "no score", is in none.
 __device__ inline unsigned LowestKey(int bin) {

@@ -11,6 +11,7 @@
 #include "common/view_parts.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/index_products.cuh"
 #include "kernels/cuda/index_scores.h"
 #include "kernels/cuda/index_selection.h"
 #include "kernels/cuda/indexer_vector.cuh"
@@ -38,53 +39,58 @@ struct PrepareParams {
   ConstAnyMatrix head_weights;
   float factor;  // of all head weights
   int padded_heads;
-  std::uint8_t* queries;  // in the order of PreparedQueryBytes
+  std::uint8_t* queries;  // in the order of QueryPlace
   float* weights;
   std::int32_t* work;
 };
 
-// A lane has columns 4 lane .. 4 lane + 3.
+// A lane has columns 4 lane .. 4 lane + 3; a warp, heads a grid's height of warps apart.
 template <typename T>
 __global__ __launch_bounds__(kThreads) void PrepareKernel(const __grid_constant__ PrepareParams p) {
   cuda::ptx::WaitForPredecessors();
   cuda::ptx::AllowSuccessor();  // not earlier: IndexScores relies on it
   const std::int64_t row = blockIdx.x;
-  const int head = static_cast<int>(blockIdx.y) * kWarps +
-                   static_cast<int>(threadIdx.x) / cuda::kWarpSize;  // below padded_heads
+  const int warps = static_cast<int>(gridDim.y) * kWarps;  // of the row
+  const int first =
+      static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / cuda::kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const int thread = head * cuda::kWarpSize + lane;  // of the row
-  for (int i = thread; i < cuda::kRowWorkInts; i += p.padded_heads * cuda::kWarpSize) {
+  const auto heads = static_cast<int>(p.q.heads);
+  const T* q = static_cast<const T*>(p.q.data) + row * p.q.row_stride;
+  cuda::IndexerPart next{};
+  if (first < heads) {
+    cuda::LoadIndexerPart(q + first * p.q.head_stride, lane, next);
+  }
+  const int thread = first * cuda::kWarpSize + lane;  // of the row
+  for (int i = thread; i < cuda::kRowWorkInts; i += warps * cuda::kWarpSize) {
     p.work[row * cuda::kRowWorkInts + i] = 0;
   }
   if (row == 0 && thread == 0) {
     p.work[std::int64_t{gridDim.x} * cuda::kRowWorkInts] = 0;
   }
 
-  unsigned halves[2] = {};
-  float weight = 0.0F;
-  if (head < p.q.heads) {
-    const T* q = static_cast<const T*>(p.q.data) + row * p.q.row_stride + head * p.q.head_stride;
+  std::uint8_t* query = p.queries + row * cuda::PreparedQueryBytes(p.padded_heads);
+  for (int head = first; head < p.padded_heads; head += warps) {
     cuda::IndexerPart part;
-    cuda::LoadIndexerPart(q, lane, part);
-    cuda::RotateByPosition<T>(part, lane, p.table, p.positions.data[row], p.layout);
-    cuda::RotateByHadamard<T>(part, lane);
-    cuda::IndexerCodes codes;
-    const float scale = cuda::QuantizeIndexerPart(part, codes);
-    unsigned word = 0;
-    memcpy(&word, codes.values, sizeof(word));
-    cuda::ToHalves(word, halves[0], halves[1]);
-    const float head_weight =
-        static_cast<const float*>(p.head_weights.data)[row * p.head_weights.row_stride + head];
-    weight = head_weight * p.factor * scale;
-  }
-  std::uint8_t* query = p.queries + row * cuda::PreparedQueryBytes(p.padded_heads) +
-                        head / 8 * cuda::kPreparedHeadGroupBytes;
-  const int step = lane / 16 * 4 + lane % 4;
-  std::uint8_t* to = query + step * cuda::kPreparedStepBytes + head % 8 * 16 + lane / 4 % 4 * 4;
-  *reinterpret_cast<unsigned*>(to) = halves[0];
-  *reinterpret_cast<unsigned*>(to + cuda::kPreparedPieceBytes) = halves[1];
-  if (lane == 0) {
-    p.weights[row * p.padded_heads + head] = weight;
+    memcpy(part, next, sizeof(part));
+    if (head + warps < heads) {  // on its way while this one is turned
+      cuda::LoadIndexerPart(q + (head + warps) * p.q.head_stride, lane, next);
+    }
+    unsigned codes_word = 0;
+    float weight = 0.0F;
+    if (head < heads) {
+      cuda::RotateByPosition<T>(part, lane, p.table, p.positions.data[row], p.layout);
+      cuda::RotateByHadamard<T>(part, lane);
+      cuda::IndexerCodes codes;
+      const float scale = cuda::QuantizeIndexerPart(part, codes);
+      memcpy(&codes_word, codes.values, sizeof(codes_word));
+      const float head_weight =
+          static_cast<const float*>(p.head_weights.data)[row * p.head_weights.row_stride + head];
+      weight = head_weight * p.factor * scale * 0.5F;
+    }
+    *reinterpret_cast<unsigned*>(query + cuda::QueryPlace(head, lane)) = codes_word;
+    if (lane == 0) {
+      p.weights[row * p.padded_heads + cuda::WeightPlace(head)] = weight;
+    }
   }
 }
 
@@ -157,7 +163,9 @@ void SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
       .queries = scratch.queries,
       .weights = scratch.weights,
       .work = scratch.work};
-  const dim3 grid(static_cast<unsigned>(tile.q.rows), static_cast<unsigned>(padded_heads / kWarps));
+  // Few rows are spread out for the latency; of many, a block has one.
+  const int blocks_each = tile.q.rows > 2 * cuda::kMultiprocessors ? 1 : padded_heads / kWarps;
+  const dim3 grid(static_cast<unsigned>(tile.q.rows), static_cast<unsigned>(blocks_each));
   cuda::DispatchFloat(tile.q.type, [&]<typename T>(T) {
     cuda::LaunchDependent(PrepareKernel<T>, {.grid = grid, .threads = kThreads}, stream, prepare);
   });
