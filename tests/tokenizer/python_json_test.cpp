@@ -57,7 +57,7 @@ TEST_CASE("a text has a number of values that no honest one has", "[tokenizer][j
     }
     return json + "]";
   };
-  const std::string value = GENERATE("1", "[]", "{}", "null", "\"\"");
+  const std::string value = GENERATE("1", "{}");
   CHECK(ParsePython(array(kClientJsonValuesMax, value), "f").ok());
   CHECK(ParsePython(array(kClientJsonValuesMax + 1, value), "f").error().message ==
         "f: not valid JSON: more than 262144 values");
