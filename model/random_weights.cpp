@@ -5,12 +5,37 @@
 #include "kernels/ops/fill_random.h"
 #include "model/weight_layout.h"
 
+#include <algorithm>
 #include <cmath>
+#include <string_view>
 #include <utility>
 #include <variant>
 
 namespace dsa {
 namespace {
+
+// A tensor's own seed: its name and not its number, since ranks differ in what they hold.
+std::uint64_t SeedOf(std::uint64_t seed, std::string_view name) {
+  constexpr std::uint64_t kOffset = 0xCBF29CE484222325U;  // FNV-1a
+  constexpr std::uint64_t kPrime = 0x100000001B3U;
+  std::uint64_t hash = kOffset;
+  for (const char c : name) {
+    hash = (hash ^ static_cast<unsigned char>(c)) * kPrime;
+  }
+  return SplitMix64(seed * 0x10001U + hash);
+}
+
+// What a rank holds of a matrix, in its rows of the whole.
+FillPlace PlaceOf(const TensorSpec& spec) {
+  return {.first = spec.held_rows.first * spec.cols + spec.held_cols.first,
+          .cols = std::max<std::int64_t>(spec.held_cols.count, 1),
+          .stride = spec.cols};
+}
+
+// A run of the whole, from value `first` on.
+FillPlace RunFrom(std::int64_t first) {
+  return {.first = first, .cols = 1, .stride = 1};
+}
 
 // Deviation of fp8 values before their scale: wide enough that few round to zero, far from 448.
 constexpr double kFp8Deviation = 64.0;
@@ -29,34 +54,38 @@ class Filler final {
     const TensorSpec& spec = tensor.spec;
     const RandomMoments moments = MomentsOf(spec.name, spec.cols);
     const std::int64_t size = spec.held_rows.count * spec.held_cols.count;
-    std::visit(
-        Overloaded{
-            [&](const VectorTarget&) {
-              FillRun(tensor.values, DataType::kF32, spec.rows, seed, moments);
-            },
-            [&](const MatrixTarget&) { FillRun(tensor.values, tensor.type, size, seed, moments); },
-            [&](const LinearTarget&) { FillWeight(tensor, seed, moments); },
-            [&](const ExpertTarget&) { FillWeight(tensor, seed, moments); },
-            [&](const LatentTarget&) {
-              const std::int64_t heads = spec.held_rows.count / (config_.nope + config_.value);
-              const std::int64_t row = heads * kLatentWidth;
-              FillRun(tensor.values, config_.activation_type, row * config_.nope, seed, moments);
-              FillRun(tensor.scales, config_.activation_type, row * config_.value, SplitMix64(seed),
-                      moments);
-            },
-        },
-        spec.target);
+    std::visit(Overloaded{
+                   [&](const VectorTarget&) {
+                     FillRun(tensor.values, DataType::kF32, spec.rows, seed, moments, RunFrom(0));
+                   },
+                   [&](const MatrixTarget&) {
+                     FillRun(tensor.values, tensor.type, size, seed, moments, PlaceOf(spec));
+                   },
+                   [&](const LinearTarget&) { FillWeight(tensor, seed, moments); },
+                   [&](const ExpertTarget&) { FillWeight(tensor, seed, moments); },
+                   [&](const LatentTarget&) {
+                     const std::int64_t head_rows = config_.nope + config_.value;
+                     const std::int64_t before = spec.held_rows.first / head_rows * kLatentWidth;
+                     const std::int64_t row = spec.held_rows.count / head_rows * kLatentWidth;
+                     FillRun(tensor.values, config_.activation_type, row * config_.nope, seed,
+                             moments, RunFrom(before * config_.nope));
+                     FillRun(tensor.scales, config_.activation_type, row * config_.value,
+                             SplitMix64(seed), moments, RunFrom(before * config_.value));
+                   },
+               },
+               spec.target);
   }
 
  private:
   void FillRun(void* data, DataType type, std::int64_t size, std::uint64_t seed,
-               const RandomMoments& moments) const {
+               const RandomMoments& moments, const FillPlace& place) const {
     backend_.FillRandom({.data = data,
                          .type = type,
                          .size = size,
                          .seed = seed,
                          .mean = static_cast<float>(moments.mean),
-                         .deviation = static_cast<float>(moments.deviation)});
+                         .deviation = static_cast<float>(moments.deviation),
+                         .place = place});
   }
 
   // fp8 under one scale, a power of two as both scale formats have it.
@@ -69,9 +98,9 @@ class Filler final {
       const double scale = std::exp2(std::round(std::log2(moments.deviation / kFp8Deviation)));
       values.deviation = moments.deviation / scale;
       FillRun(tensor.scales, DataType::kF32, ScaleBlocks(rows) * ScaleBlocks(cols), seed,
-              {.mean = scale, .deviation = 0.0});
+              {.mean = scale, .deviation = 0.0}, RunFrom(0));
     }
-    FillRun(tensor.values, tensor.type, rows * cols, seed, values);
+    FillRun(tensor.values, tensor.type, rows * cols, seed, values, PlaceOf(tensor.spec));
   }
 
   const ModelConfig& config_;
@@ -114,14 +143,8 @@ Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, const RankSha
   const WeightLayout layout(config, rank, made.weights, TypeBy(config));
   DSA_ASSIGN_OR_RETURN(PlacedWeights placed, layout.Allocate(backend));
   const Filler filler(config, backend);
-  std::uint64_t index = 0;
   for (const PlacedTensor& tensor : placed.tensors) {
-    const TensorSpec& spec = tensor.spec;
-    const bool split =
-        spec.held_rows.count != spec.rows || (spec.cols > 0 && spec.held_cols.count != spec.cols);
-    const std::uint64_t part = split ? static_cast<std::uint64_t>(rank.rank) << 32U : 0;
-    filler.Fill(tensor, SplitMix64(seed * 0x10001U + index + part));
-    ++index;
+    filler.Fill(tensor, SeedOf(seed, tensor.spec.name));
   }
   backend.Synchronize();
   made.buffers = std::move(placed.buffers);

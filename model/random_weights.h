@@ -26,8 +26,7 @@ std::int64_t RandomWeightBytes(const ModelConfig& config, const RankShape& rank)
 // same seed gives the same bits on every backend.  FAILED_PRECONDITION where memory is short.
 Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, std::uint64_t seed,
                                         Backend& backend);
-// Of one rank.  What every rank holds whole is the same on all of them; what is split is drawn by
-// each rank for itself, so another number of ranks is another model.
+// Of one rank: its part of the same values, so that any number of ranks is the same model.
 Result<DeviceWeights> MakeRandomWeights(const ModelConfig& config, const RankShape& rank,
                                         std::uint64_t seed, Backend& backend);
 

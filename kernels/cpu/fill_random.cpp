@@ -22,7 +22,7 @@ void CpuBackend::FillRandom(const FillRandomParams& params) {
   const float factor = Validate(params);
   pool_.ParallelFor(params.size, [&](std::int64_t first, std::int64_t last, int /*thread*/) {
     for (std::int64_t i = first; i < last; ++i) {
-      const auto sum = static_cast<float>(RandomSum(params.seed, i));
+      const auto sum = static_cast<float>(RandomSum(params.seed, params.place.Of(i)));
       Store(params.data, params.type, i, std::fma(sum, factor, params.mean));
     }
   });

@@ -27,7 +27,7 @@ __global__ __launch_bounds__(kThreads) void FillRandomKernel(
     const __grid_constant__ FillRandomParams p, float factor) {
   for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < p.size;
        i += gridDim.x * std::int64_t{kThreads}) {
-    const auto sum = static_cast<float>(RandomSum(p.seed, i));
+    const auto sum = static_cast<float>(RandomSum(p.seed, p.place.Of(i)));
     Store(p.data, p.type, i, fmaf(sum, factor, p.mean));
   }
 }
