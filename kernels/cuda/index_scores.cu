@@ -15,6 +15,7 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/index_products.cuh"
 #include "kernels/cuda/index_scores.h"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/ptx/shared_memory.cuh"
 #include "kernels/cuda/score_order.cuh"
 #include "kernels/cuda/warp_sums.cuh"
@@ -572,9 +573,11 @@ __global__ __launch_bounds__(kThreads,
 template <int kHeads>
 void Launch(const IndexScoresParams& params, cudaStream_t stream) {
   const auto kernel = IndexScoresKernel<kHeads>;
-  static const cudaError_t attribute =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
-  DSA_CUDA_CHECK(attribute);
+  static PerDevice attribute;
+  attribute.Once([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kSharedBytesMax);
+  });
   const KernelParams p{
       .call = params,
       .layout = MakeLayout(kHeads, params.unit_rows, static_cast<int>(params.rows.positions.size))};

@@ -19,6 +19,7 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/index_selection.h"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/ptx/shared_memory.cuh"
 #include "kernels/cuda/row_selection.cuh"
 #include "kernels/cuda/score_order.cuh"
@@ -625,14 +626,14 @@ void Launch(const KernelParams& p, cudaStream_t stream) {
   constexpr int kReservedBytes = 1024;  // of each block
   static_assert((sizeof(Shared<Size>) + kReservedBytes) * Size::kBlocks <= 228 * 1024);
   const auto kernel = IndexSelectionKernel<Size>;
-  static const cudaError_t attribute = [&] {
+  static PerDevice attribute;
+  attribute.Once([&] {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<Size>));
     return error != cudaSuccess
                ? error
                : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }();
-  DSA_CUDA_CHECK(attribute);
+  });
   const auto cluster = static_cast<unsigned>(p.cluster);
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(p.call.scores.rows) * cluster,

@@ -5,6 +5,7 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_records.cuh"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/siblings.cuh"
 
 #include <type_traits>
@@ -115,9 +116,10 @@ __device__ void WeighParts(const AttentionParts& parts, const Share& share, unsi
 template <auto kKernel, int kGroupHeads, int kThreads, int kSharedBytes>
 void LaunchShares(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream) {
-  static const cudaError_t attribute =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  DSA_CUDA_CHECK(attribute);
+  static PerDevice attribute;
+  attribute.Once([] {
+    return cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  });
   const int groups = HeadGroups(params.q_latent.heads, kGroupHeads);
   const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
   LaunchDependent(kKernel, {.grid = blocks, .threads = kThreads, .shared_bytes = kSharedBytes},

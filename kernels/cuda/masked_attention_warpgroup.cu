@@ -19,6 +19,7 @@
 #include "kernels/cuda/attention_keys.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/masked_attention_producer.cuh"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/weight_map.h"
 
 namespace dsa::cuda {
@@ -571,9 +572,11 @@ void MaskedWarpgroup(const MaskedAttentionParams& params, const MaskedScratch& s
   auto ratio_uk = static_cast<int>(w_uk.row_stride / (warpgroup::kSwapped * w_uk.head_stride));
   auto rows_uv = static_cast<int>(ratio_uv);
   const auto kernel = warpgroup::Kernel;
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, warpgroup::Ring::kBytes);
-  DSA_CUDA_CHECK(attribute);
+  static PerDevice attribute;
+  attribute.Once([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                warpgroup::Ring::kBytes);
+  });
   void* arguments[] = {&maps, const_cast<MaskedAttentionParams*>(&params),
                        const_cast<MaskedScratch*>(&scratch), &ratio_uk, &rows_uv};
   DSA_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),

@@ -27,6 +27,7 @@
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/narrow_product.cuh"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/small_product.h"
 #include "kernels/cuda/weight_map.h"
 
@@ -448,9 +449,11 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
       std::max(P::FixedBytes(split) + stages * P::kStageBytes,
                narrow != nullptr ? static_cast<int>(sizeof(typename P::Narrow)) : 0);
   const auto kernel = SmallProductKernel<kTokens>;
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBlockSharedBytesMax);
-  DSA_CUDA_CHECK(attribute);
+  static PerDevice attribute;
+  attribute.Once([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kBlockSharedBytesMax);
+  });
 
   params.split = split;
   params.stages = stages;
