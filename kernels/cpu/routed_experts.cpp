@@ -216,6 +216,9 @@ void QuantizeInputs(const RoutedExpertsParams& params, std::int64_t token,
 
 void CpuBackend::Compute(const RoutedExpertsParams& params) {
   const auto extents = Validate(params);
+  DSA_CHECK(params.y.type == params.x.type || params.y.type == DataType::kF64,
+            "RoutedExperts: y has type {}, expected that of x, {}, or f64",
+            static_cast<int>(params.y.type), static_cast<int>(params.x.type));
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   const ExpertScratch& experts = scratch.experts;
   const std::int64_t pairs = extents.tokens * extents.experts_per_token;

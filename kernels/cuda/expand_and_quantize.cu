@@ -12,6 +12,7 @@
 #include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/shared_memory.cuh"
@@ -222,9 +223,11 @@ bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8
   if (extents.tokens == 0 || extents.value == 0) {
     return true;
   }
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      ExpandAndQuantizeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  DSA_CUDA_CHECK(attribute);
+  static PerDevice attribute;
+  attribute.Once([] {
+    return cudaFuncSetAttribute(ExpandAndQuantizeKernel,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  });
   LaunchDependent(ExpandAndQuantizeKernel,
                   {.grid = dim3(static_cast<unsigned>(extents.heads),
                                 static_cast<unsigned>((extents.tokens + kTokens - 1) / kTokens),

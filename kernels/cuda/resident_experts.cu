@@ -18,16 +18,16 @@ constexpr std::int64_t kPassTokens = 4096;
 
 struct Regions {
   SortedPairs sorted;
-  Fp8E4m3* inputs;               // [T, D]
-  float* input_scales;           // [T, D / 128]
-  Fp8E4m3* inner;                // [P, I]  of the sorted pairs
-  float* inner_scales;           // [P, I / 128]
-  __nv_bfloat16* contributions;  // [P, D]  of the sorted pairs
+  Fp8E4m3* inputs;              // [T, D]
+  float* input_scales;          // [T, D / 128]
+  Fp8E4m3* inner;               // [P, I]  of the sorted pairs
+  float* inner_scales;          // [P, I / 128]
+  std::uint8_t* contributions;  // [P, D]  of the sorted pairs, of the type of y
   int* counters;
 };
 
 struct PassShape {
-  std::int64_t tokens, hidden, width, experts, slots;
+  std::int64_t tokens, hidden, width, experts, slots, output_bytes;
   std::int64_t pairs() const { return tokens * slots; }
   std::int64_t Tiles() const { return std::min(pairs(), pairs() / kTilePairs + experts); }
   std::int64_t OuterTiles() const { return (hidden + kTileRows - 1) / kTileRows; }
@@ -50,7 +50,7 @@ Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
           .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
           .inner = arena.Take<Fp8E4m3>(pairs * shape.width),
           .inner_scales = arena.Take<float>(pairs * Fp8Blocks(shape.width)),
-          .contributions = arena.Take<__nv_bfloat16>(pairs * shape.hidden),
+          .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.output_bytes),
           .counters = arena.Take<int>(CounterCount(shape))};
 }
 
@@ -134,17 +134,6 @@ ExpertMaps MapsOf(const ResidentExpertsParams& params) {
   return maps;
 }
 
-int Multiprocessors() {
-  static const int count = [] {
-    int device = 0;
-    int value = 0;
-    DSA_CUDA_CHECK(cudaGetDevice(&device));
-    DSA_CUDA_CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
-    return value;
-  }();
-  return count;
-}
-
 void LaunchPrepare(const PrepareParams& params, bool quantizes, cudaStream_t stream) {
   constexpr std::int64_t kTasks = kSortThreads / kQuantizeLanes;
   const std::int64_t tasks = params.x.rows * (params.x.cols / kValuesPerScale);
@@ -152,18 +141,6 @@ void LaunchPrepare(const PrepareParams& params, bool quantizes, cudaStream_t str
   LaunchDependent(PrepareKernel,
                   {.grid = static_cast<unsigned>(1 + blocks), .threads = kSortThreads}, stream,
                   params);
-}
-
-void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
-  static const cudaError_t attribute = cudaFuncSetAttribute(
-      ResidentExpertsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  DSA_CUDA_CHECK(attribute);
-  // All blocks must be there at once: a block waits for tiles that others have taken.
-  LaunchDependent(ResidentExpertsKernel,
-                  {.grid = static_cast<unsigned>(Multiprocessors()),
-                   .threads = kThreads,
-                   .shared_bytes = kSharedBytes},
-                  stream, maps, params);
 }
 
 PairChoice ChoiceOf(const RoutedExpertsParams& routed, const SharedExpert* shared_expert) {
@@ -177,7 +154,8 @@ PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_
           .hidden = routed.x.cols,
           .width = routed.gate.rows,
           .experts = routed.gate.experts + (shared_expert != nullptr ? 1 : 0),
-          .slots = ChoiceOf(routed, shared_expert).slots()};
+          .slots = ChoiceOf(routed, shared_expert).slots(),
+          .output_bytes = SizeOf(routed.y.type)};
 }
 PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
                               const Regions& regions) {
@@ -226,7 +204,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                            .weights = routed.weights,
                            .shared = nullptr,
                            .shared_stride = routed.shared.row_stride,
-                           .y = static_cast<__nv_bfloat16*>(routed.y.data),
+                           .y = routed.y.data,
                            .y_stride = routed.y.row_stride,
                            .width = static_cast<int>(shape.width)};
   experts.scales[kRouted] = {
@@ -236,9 +214,13 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                                .up = params.shared_expert->up.scales,
                                .down = params.shared_expert->down.scales};
   } else {
-    experts.shared = static_cast<const __nv_bfloat16*>(routed.shared.data);
+    experts.shared = routed.shared.data;
   }
-  LaunchExperts(maps, experts, stream);
+  if (routed.y.type == DataType::kF32) {
+    LaunchExpertParts(maps, experts, stream);
+  } else {
+    LaunchExperts<__nv_bfloat16>(maps, experts, stream);
+  }
 }
 
 bool IsAligned(const void* data) {
@@ -293,7 +275,8 @@ std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
                       .hidden = limits.hidden,
                       .width = limits.expert_width,
                       .experts = limits.experts + 1,
-                      .slots = limits.experts_per_token + 1});
+                      .slots = limits.experts_per_token + 1,
+                      .output_bytes = LeavesParts(limits) ? 4 : 2});
   // Beside them the logits of the gate that prepares.
   arena.Take<float>(GateSlices(limits.hidden) * std::min(limits.tokens_max, kPreparedRowsMax) *
                     limits.experts);

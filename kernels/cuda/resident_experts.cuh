@@ -22,6 +22,7 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/pair_sort.cuh"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/swiglu.cuh"
 
 #include <cstdint>
@@ -82,11 +83,11 @@ struct ExpertsParams {
   Fp8E4m3* inner;
   float* inner_scales;
   ScaleFormat scale_format;
-  __nv_bfloat16* contributions;
+  void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
   Matrix<const float> weights;
-  const __nv_bfloat16* shared;  // a shared expert's output, or null
+  const void* shared;  // a shared expert's output, or null
   std::int64_t shared_stride;
-  __nv_bfloat16* y;
+  void* y;
   std::int64_t y_stride;
   int width;
 };
@@ -438,8 +439,8 @@ __device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Wo
   Signal(p.counters.inner_done + work.Group(task.item), lane);
 }
 
-// An expert's rounded output.
-template <int kTokens>
+// An expert's output, rounded to Y.
+template <int kTokens, typename Y>
 __device__ void StoreOuter(const ExpertsParams& p, const Work& work, const Task& task, int warp,
                            int lane, const float (&sum)[2][kTokens / 2]) {
   const std::int64_t hidden = p.x.cols;
@@ -450,14 +451,16 @@ __device__ void StoreOuter(const ExpertsParams& p, const Work& work, const Task&
     if (column < hidden) {
       StoreSlab<kTokens>(
           sum[box], task.count, lane,
-          [&](int pair) { return p.contributions + (task.first + pair) * hidden + column; },
-          __nv_bfloat16{});
+          [&](int pair) {
+            return static_cast<Y*>(p.contributions) + (task.first + pair) * hidden + column;
+          },
+          Y{});
     }
   }
   Signal(p.counters.outer_done + work.Column(task.item), lane);
 }
 
-template <int kTokens>
+template <int kTokens, typename Y>
 __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
                         const Work& work, const Task& task, Cursor& at, int warp, int lane) {
   float sum[2][kTokens / 2];
@@ -465,10 +468,11 @@ __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring&
   if (work.IsInner(task.item)) {
     StoreInner<kTokens>(p, shared, work, task, warp, lane, sum);
   } else {
-    StoreOuter<kTokens>(p, work, task, warp, lane, sum);
+    StoreOuter<kTokens, Y>(p, work, task, warp, lane, sum);
   }
 }
 
+template <typename Y>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
                                const Work& work, int warp, int lane) {
   Cursor at;
@@ -479,48 +483,58 @@ __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, cons
       return;
     }
     if (task.count <= 8) {
-      RunTask<8>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<8, Y>(p, shared, ring, work, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<16, Y>(p, shared, ring, work, task, at, warp, lane);
     } else if (task.count <= 32) {
-      RunTask<32>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<32, Y>(p, shared, ring, work, task, at, warp, lane);
     } else {
-      RunTask<64>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<64, Y>(p, shared, ring, work, task, at, warp, lane);
     }
   }
 }
 
+// 16-byte aligned values that other blocks have written meanwhile.
+template <typename Columns, typename Y>
+__device__ inline void LoadFresh(const Y* from, Columns& to) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Columns) / sizeof(uint4)); ++i) {
+    reinterpret_cast<uint4*>(&to)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
+  }
+}
+
 // 256 columns of a token by one warp: its contributions in order, the shared expert's last.
+template <typename Y>
 __device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_t column,
                                   int lane) {
   constexpr int kWidth = 8;
   constexpr int kAtOnce = 9;  // of DeepSeek-V3: eight experts and the shared one
-  using Columns = Pack<__nv_bfloat16, kWidth>;
+  using Columns = Pack<Y, kWidth>;
+  constexpr int kLineLanes = 128 / static_cast<int>(sizeof(Columns));
   const int slots = p.choice.slots();
   const int own_place = lane < slots ? p.sorted.places[token * slots + lane] : -1;
   const float own_weight =
       lane < static_cast<int>(p.choice.experts.cols) ? p.weights.Row(token)[lane] : 1.0F;
   const bool has_columns = column < p.x.cols;
-  __nv_bfloat16* const contributions = p.contributions + column;
+  Y* const contributions = static_cast<Y*>(p.contributions) + column;
   float sum[kWidth] = {};
   for (int first = 0; first < slots; first += kAtOnce) {
-    uint4 values[kAtOnce];
+    Columns values[kAtOnce];
     int places[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       places[i] = __shfl_sync(kAllLanes, own_place, min(first + i, kWarpSize - 1));
       if (places[i] >= 0 && has_columns) {
-        values[i] = __ldcg(reinterpret_cast<const uint4*>(contributions + places[i] * p.x.cols));
+        LoadFresh(contributions + places[i] * p.x.cols, values[i]);
       }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const float weight = __shfl_sync(kAllLanes, own_weight, min(first + i, kWarpSize - 1));
       if (places[i] >= 0) {
-        const auto columns = *reinterpret_cast<const Columns*>(&values[i]);
 #pragma unroll
         for (int c = 0; c < kWidth; ++c) {
-          sum[c] = __fadd_rn(sum[c], __fmul_rn(weight, ToFloat(columns.values[c])));
+          sum[c] = __fadd_rn(sum[c], __fmul_rn(weight, ToFloat(values[i].values[c])));
         }
       }
     }
@@ -528,7 +542,8 @@ __device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_
   if (has_columns) {
     Columns rounded;
     if (p.shared != nullptr) {
-      const auto shared = LoadPack<kWidth>(p.shared + token * p.shared_stride + column);
+      const auto shared =
+          LoadPack<kWidth>(static_cast<const Y*>(p.shared) + token * p.shared_stride + column);
 #pragma unroll
       for (int c = 0; c < kWidth; ++c) {
         sum[c] += ToFloat(shared.values[c]);
@@ -536,21 +551,22 @@ __device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_
     }
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) {
-      rounded.values[c] = FromFloat<__nv_bfloat16>(sum[c]);
+      rounded.values[c] = FromFloat<Y>(sum[c]);
     }
-    StorePack(p.y + token * p.y_stride + column, rounded);
+    StorePack(static_cast<Y*>(p.y) + token * p.y_stride + column, rounded);
   }
   // Otherwise L2 would write them to memory: 2 % of an expert's bytes at 16 rows.
   __syncwarp();
   for (int slot = 0; slot < slots; ++slot) {
     const int place = __shfl_sync(kAllLanes, own_place, slot);
-    if (place >= 0 && has_columns && lane % 8 == 0) {
+    if (place >= 0 && has_columns && lane % kLineLanes == 0) {
       ptx::DiscardLine(contributions + place * p.x.cols);
     }
   }
 }
 
 // A warp takes 256 columns of a token as soon as all experts have given theirs.
+template <typename Y>
 __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
   const int tokens = static_cast<int>(p.x.rows);
   int ready = -1;
@@ -568,10 +584,12 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
       WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps, 200, lane);
       ready = tile;
     }
-    SumColumns(p, item % tokens, tile * std::int64_t{kSumColumns} + lane * 8, lane);
+    SumColumns<Y>(p, item % tokens, tile * std::int64_t{kSumColumns} + lane * 8, lane);
   }
 }
 
+// Y: bfloat16, or float32 of a rank that leaves its part of the sum.
+template <typename Y>
 __global__ static void __launch_bounds__(kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
@@ -613,9 +631,36 @@ __global__ static void __launch_bounds__(kThreads, 1)
     return;
   }
   if (warp < kConsumerWarps) {
-    Consume(p, shared, ring, work, warp, lane);
+    Consume<Y>(p, shared, ring, work, warp, lane);
   }
-  Sum(p, work, lane);
+  Sum<Y>(p, work, lane);
 }
+
+// Of the device that the thread is bound to.
+inline int Multiprocessors() {
+  int device = 0;
+  int count = 0;
+  DSA_CUDA_CHECK(cudaGetDevice(&device));
+  DSA_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// All blocks must be there at once: a block waits for tiles that others have taken.
+template <typename Y>
+void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
+  static PerDevice attribute;
+  attribute.Once([] {
+    return cudaFuncSetAttribute(ResidentExpertsKernel<Y>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  });
+  LaunchDependent(ResidentExpertsKernel<Y>,
+                  {.grid = static_cast<unsigned>(Multiprocessors()),
+                   .threads = kThreads,
+                   .shared_bytes = kSharedBytes},
+                  stream, maps, params);
+}
+
+// Of float32: resident_expert_parts.cu.
+void LaunchExpertParts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
 
 }  // namespace dsa::cuda::resident_experts

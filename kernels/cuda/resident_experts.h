@@ -25,8 +25,8 @@ struct ResidentExpertsParams {
   bool is_prepared = false;              // what PreparationOf says has been done
 };
 
-// Whether ResidentExperts computes them: bfloat16 x and y with 16-byte aligned rows, fp8 weights,
-// D and I multiples of 128, room for the sort.
+// Whether ResidentExperts computes them: bfloat16 x and bfloat16 or float32 y with 16-byte aligned
+// rows, fp8 weights, D and I multiples of 128, room for the sort.
 bool ResidentExpertsTakes(const RoutedExpertsParams& params);
 // The same with an fp8 copy of x, whose rows are to be aligned, too, and with a shared expert.
 bool ResidentExpertsTakes(const RoutedExpertsParams& params, const QuantizedView& quantized_input);
@@ -35,6 +35,11 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert&
 
 // Whether each block has at most one tile of gate and up, whatever experts the rows go to.
 bool StartsInOneWave(const RoutedExpertsParams& params, const SharedExpert& shared_expert);
+
+// Whether experts leave float32 that other ranks add to.
+inline bool LeavesParts(const ScratchLimits& limits) {
+  return limits.expert_sum_type != DataType::kF32;
+}
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits);
 

@@ -45,11 +45,11 @@ struct Regions {
   std::uint8_t* up;             // [P, I]
   Fp8E4m3* inner;               // [P, I]
   float* inner_scales;          // [P, I / 128]
-  std::uint8_t* contributions;  // [P, D]  by pair, of the activation type
+  std::uint8_t* contributions;  // [P, D]  by pair, of the type of y
 };
 
 struct PassShape {
-  std::int64_t tokens, hidden, width, experts, per_token, element_bytes;
+  std::int64_t tokens, hidden, width, experts, per_token, element_bytes, output_bytes;
   std::int64_t pairs() const { return tokens * per_token; }
   std::int64_t Tiles(std::int64_t tile_tokens) const {
     return std::min(pairs(), pairs() / tile_tokens + experts);
@@ -65,7 +65,7 @@ Regions TakeRegions(cuda::ScratchArena& arena, const PassShape& shape) {
           .up = arena.Take<std::uint8_t>(pairs * shape.width * shape.element_bytes),
           .inner = arena.Take<Fp8E4m3>(pairs * shape.width),
           .inner_scales = arena.Take<float>(pairs * Fp8Blocks(shape.width)),
-          .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.element_bytes)};
+          .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.output_bytes)};
 }
 
 std::int64_t PassTokens(std::int64_t element_bytes) {
@@ -134,7 +134,7 @@ __global__ __launch_bounds__(kThreads) void ProjectKernel(const __grid_constant_
       });
 }
 
-template <typename X, typename W>
+template <typename X, typename W, typename Y>
 __global__ __launch_bounds__(kThreads) void PlainProjectKernel(
     const __grid_constant__ Projection p) {
   using Product = cuda::PlainProduct<X, W>;
@@ -142,7 +142,7 @@ __global__ __launch_bounds__(kThreads) void PlainProjectKernel(
   const cuda::PairTile tile = p.tiles[blockIdx.y];
   const StackedWeight& weight = p.weight[blockIdx.z];
   const std::int64_t first_row = blockIdx.x * std::int64_t{Product::kWeightRows};
-  X* output = static_cast<X*>(p.y[blockIdx.z]) + first_row;
+  Y* output = static_cast<Y*>(p.y[blockIdx.z]) + first_row;
   for (int done = 0; done < tile.count; done += Product::kTokens) {
     const int first = tile.first + done;
     const std::int64_t direct = p.x_rows == nullptr ? first : 0;
@@ -161,7 +161,7 @@ __global__ __launch_bounds__(kThreads) void PlainProjectKernel(
          .columns = static_cast<int>(weight.cols)},
         [&](int token, int row, float value) {
           const std::int64_t y_row = p.y_rows == nullptr ? first + token : p.y_rows[first + token];
-          output[y_row * weight.rows + row] = cuda::FromFloat<X>(value);
+          output[y_row * weight.rows + row] = cuda::FromFloat<Y>(value);
         });
   }
 }
@@ -216,23 +216,23 @@ void LaunchProduct(const Projection& projection, std::int64_t tiles, int project
                       is_aligned(projection.weight[projections - 1].data, weight.cols));
 }
 
-// `T` is the activation type.
-template <typename T>
+// `T` is the activation type, Y that of the output.
+template <typename T, typename Y>
 void Launch(const Projection& projection, std::int64_t tiles, int tile_tokens, int projections,
             cudaStream_t stream) {
   const StackedWeight& weight = projection.weight[0];
   if (weight.type == DataType::kFp8E4m3) {
     tile_tokens == kTileTokensMin
-        ? LaunchProduct<Fp8E4m3, kTileTokensMin, T>(projection, tiles, projections, stream)
-        : LaunchProduct<Fp8E4m3, 64, T>(projection, tiles, projections, stream);
+        ? LaunchProduct<Fp8E4m3, kTileTokensMin, Y>(projection, tiles, projections, stream)
+        : LaunchProduct<Fp8E4m3, 64, Y>(projection, tiles, projections, stream);
   } else if (std::is_same_v<T, __nv_bfloat16> && weight.type == DataType::kBf16) {
     tile_tokens == kTileTokensMin
-        ? LaunchProduct<__nv_bfloat16, kTileTokensMin, T>(projection, tiles, projections, stream)
-        : LaunchProduct<__nv_bfloat16, 64, T>(projection, tiles, projections, stream);
+        ? LaunchProduct<__nv_bfloat16, kTileTokensMin, Y>(projection, tiles, projections, stream)
+        : LaunchProduct<__nv_bfloat16, 64, Y>(projection, tiles, projections, stream);
   } else {
     cuda::DispatchFloat(weight.type, [&]<typename W>(W) {
       using Product = cuda::PlainProduct<T, W>;
-      PlainProjectKernel<T, W>
+      PlainProjectKernel<T, W, Y>
           <<<GridOf(weight, Product::kWeightRows, tiles, projections), kThreads, 0, stream>>>(
               projection);
     });
@@ -254,7 +254,8 @@ std::int64_t cuda::RoutedExpertsScratchBytes(const ScratchLimits& limits) {
                         .width = limits.expert_width,
                         .experts = limits.experts,
                         .per_token = limits.experts_per_token,
-                        .element_bytes = element_bytes});
+                        .element_bytes = element_bytes,
+                        .output_bytes = LeavesParts(limits) ? 4 : element_bytes});
     bytes = std::max(bytes, arena.used());
   }
   return bytes;
@@ -285,7 +286,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                              .width = extents.width,
                              .experts = params.gate.experts,
                              .per_token = extents.experts_per_token,
-                             .element_bytes = element_bytes};
+                             .element_bytes = element_bytes,
+                             .output_bytes = SizeOf(params.y.type)};
     cuda::ScratchArena arena(state_->scratch);
     const Regions regions = TakeRegions(arena, shape);
     arena.CheckFits("RoutedExperts");
@@ -327,7 +329,7 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                               .y = {regions.gate, regions.up},
                               .y_rows = nullptr};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-      Launch<T>(inner, tiles, tile_tokens, 2, state_->stream);
+      Launch<T, T>(inner, tiles, tile_tokens, 2, state_->stream);
     });
 
     // Activate.
@@ -363,12 +365,17 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                               .y = {regions.contributions, nullptr},
                               .y_rows = regions.sorted.pairs};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-      Launch<T>(outer, tiles, tile_tokens, 1, state_->stream);
-      // Combine.
+      params.y.type == DataType::kF32
+          ? Launch<T, float>(outer, tiles, tile_tokens, 1, state_->stream)
+          : Launch<T, T>(outer, tiles, tile_tokens, 1, state_->stream);
+    });
+
+    // Combine.
+    cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
       const dim3 grid(static_cast<unsigned>((shape.hidden + kThreads - 1) / kThreads),
                       static_cast<unsigned>(tokens));
-      CombineKernel<T><<<grid, kThreads, 0, state_->stream>>>(
-          pass, reinterpret_cast<const T*>(regions.contributions));
+      CombineKernel<Y><<<grid, kThreads, 0, state_->stream>>>(
+          pass, reinterpret_cast<const Y*>(regions.contributions));
     });
     DSA_CUDA_CHECK(cudaGetLastError());
   }

@@ -26,7 +26,7 @@ RoutedExpertsExtents Validate(const RoutedExpertsParams& params) {
   shapes.Match("weights", params.weights, "T", "K");
   shapes.Match("y", params.y, "T", "D");
   CheckActivation("RoutedExperts", "x", params.x.type);
-  if (params.y.type != DataType::kF64) {
+  if (params.y.type != DataType::kF64 && params.y.type != DataType::kF32) {
     CheckSameType("RoutedExperts", "y", params.y.type, params.x.type);
   }
   if (params.shared.data != nullptr) {

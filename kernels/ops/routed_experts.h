@@ -10,9 +10,9 @@
 // quantize x and the SwiGLU output by `scale_format` as QuantizeFp8 does.
 //
 // A rank that holds a part of every expert's width leaves its part of the sum: with a y of f64
-// (CPU) neither what Down_e gives nor the sum is rounded.  Where `contributions` is given (CPU),
-// the experts leave what they give there, pair by pair, and nothing is added up: Combine does, with
-// the weights (kernels/comm/collectives.h).
+// (CPU) or f32 (CUDA) neither what Down_e gives nor the sum is rounded to the type of x.  Where
+// `contributions` is given (CPU), the experts leave what they give there, pair by pair, and nothing
+// is added up: Combine does, with the weights (kernels/comm/collectives.h).
 #pragma once
 
 #include "common/view.h"
@@ -41,7 +41,7 @@ struct RoutedExpertsParams {
   Matrix<const float> weights;         // [T, K]
   ConstAnyMatrix shared;               // [T, D]  type of y; data may be null
   ScaleFormat scale_format;
-  AnyMatrix y;                // [T, D]  type of x, or f64; may alias shared
+  AnyMatrix y;                // [T, D]  type of x, f64 (CPU) or f32 (CUDA); may alias shared
   AnyMatrix contributions{};  // [T * K, D]  type of x and y, which is not written; data may be null
 };
 struct RoutedExpertsExtents {
