@@ -3,11 +3,14 @@
 #include "common/check.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <fmt/core.h>
 
 namespace dsa {
 namespace {
+
+constexpr std::size_t kNotedAhead = 1024;  // of a step; while graphs are recorded there are more
 
 std::string ToText(const CollectiveCall& call) {
   return fmt::format("{} [{}, {}] of type {}", call.op, call.rows, call.cols,
@@ -17,7 +20,10 @@ std::string ToText(const CollectiveCall& call) {
 }  // namespace
 
 ThreadGroup::ThreadGroup(int ranks)
-    : params_(static_cast<std::size_t>(std::max(ranks, 0))), arrived_(params_.size()) {
+    : params_(static_cast<std::size_t>(std::max(ranks, 0))),
+      arrived_(params_.size()),
+      noted_(params_.size()),
+      calls_(kNotedAhead) {
   DSA_CHECK(ranks > 0, "ThreadGroup: {} ranks", ranks);
 }
 
@@ -33,8 +39,7 @@ bool ThreadGroup::Meet(int rank, const CollectiveCall& call, const void* params)
     call_ = call;
     first_ = rank;
   } else if (call != call_) {
-    FailLocked(fmt::format("rank {} called {} where rank {} called {}", rank, ToText(call), first_,
-                           ToText(call_)));
+    FailOtherCall(rank, call, {.call = call_, .rank = first_});
     return false;
   }
   params_[index] = params;
@@ -63,6 +68,46 @@ void ThreadGroup::Leave() {
   changed_.wait(lock, [&] { return leaves_ >= complete; });
 }
 
+void ThreadGroup::Note(int rank, const CollectiveCall& call) {
+  DSA_CHECK(rank >= 0 && rank < ranks(), "ThreadGroup: rank {} of {}", rank, ranks());
+  const std::lock_guard lock(mutex_);
+  if (failed_) {
+    return;
+  }
+  const std::int64_t most = *std::max_element(noted_.begin(), noted_.end());
+  const std::int64_t index = noted_[static_cast<std::size_t>(rank)]++;
+  NotedCall& noted = NotedAt(index);
+  if (index == most) {  // the first to make it
+    noted = {.call = call, .rank = rank};
+  } else if (call != noted.call) {
+    FailOtherCall(rank, call, noted);
+  }
+}
+
+// The place of a call that is noted now, with room made for it.
+ThreadGroup::NotedCall& ThreadGroup::NotedAt(std::int64_t index) {
+  const std::int64_t begin = *std::min_element(noted_.begin(), noted_.end()) - 1;  // is still read
+  if (index - begin >= static_cast<std::int64_t>(calls_.size())) {
+    std::vector<NotedCall> larger(2 * calls_.size());
+    for (std::int64_t i = std::max<std::int64_t>(begin, 0); i < index; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      larger[at % larger.size()] = calls_[at % calls_.size()];
+    }
+    calls_ = std::move(larger);
+  }
+  return calls_[static_cast<std::size_t>(index) % calls_.size()];
+}
+
+void ThreadGroup::OnFailure(std::function<void()> release) {
+  const std::lock_guard lock(mutex_);
+  release_ = std::move(release);
+}
+
+void ThreadGroup::FailOtherCall(int rank, const CollectiveCall& call, const NotedCall& first) {
+  FailLocked(fmt::format("rank {} called {} where rank {} called {}", rank, ToText(call),
+                         first.rank, ToText(first.call)));
+}
+
 void ThreadGroup::Fail(std::string_view reason) {
   const std::lock_guard lock(mutex_);
   FailLocked(reason);
@@ -73,6 +118,9 @@ void ThreadGroup::FailLocked(std::string_view reason) {
     failed_ = true;
     failure_ = reason;
     changed_.notify_all();
+    if (release_) {
+      release_();
+    }
   }
 }
 

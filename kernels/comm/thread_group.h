@@ -7,12 +7,16 @@
 //
 // Nobody reads before all have come, nobody goes on before all have read.  Waits block.  One group
 // outlives the backends that are joined to it; each rank's calls come from one thread at a time.
+//
+// Ranks that are GPUs meet on their devices (kernels/cuda/peers.h).  Their threads Meet before they
+// queue a collective and read nothing, so none Leaves; what they record they Note, without waiting.
 #pragma once
 
 #include "common/view.h"
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -51,6 +55,13 @@ class ThreadGroup final {
   // Waits until every rank has left.  After a Meet that was true.
   void Leave();
 
+  // This rank records the call.  Waits for nobody.  Where the ranks' calls differ in their order or
+  // extents the group fails.
+  void Note(int rank, const CollectiveCall& call);
+  // What releases ranks that wait on their devices for one that will never come; called once, when
+  // the group fails, under a lock: it must not call the group.  Before the first Note.
+  void OnFailure(std::function<void()> release);
+
   // Any thread.  Ends the group: whoever waits in Meet returns, and nobody waits there again.  The
   // first reason stays.
   void Fail(std::string_view reason);
@@ -60,7 +71,14 @@ class ThreadGroup final {
   std::vector<int> Absent() const;
 
  private:
+  struct NotedCall {
+    CollectiveCall call;
+    int rank;  // that came to it first
+  };
+
   void FailLocked(std::string_view reason);
+  void FailOtherCall(int rank, const CollectiveCall& call, const NotedCall& first);
+  NotedCall& NotedAt(std::int64_t index);
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -71,6 +89,9 @@ class ThreadGroup final {
   int first_ = 0;           // the rank that came to it first
   std::int64_t meets_ = 0;  // of all ranks and calls; a call is complete at a multiple of the ranks
   std::int64_t leaves_ = 0;
+  std::vector<std::int64_t> noted_;  // calls that each rank has noted
+  std::vector<NotedCall> calls_;  // of Note, call i at i % size; those that some rank has not made
+  std::function<void()> release_;
   bool failed_ = false;
   std::string failure_;
 };

@@ -41,6 +41,23 @@ Status CheckDriver() {
   return {};
 }
 
+// Makes a device the thread's for a moment: memory is asked for by whoever loads a model, for many.
+class OnDevice final {
+ public:
+  explicit OnDevice(int device) {
+    DSA_CUDA_CHECK(cudaGetDevice(&before_));
+    if (device != before_) {
+      DSA_CUDA_CHECK(cudaSetDevice(device));
+    }
+  }
+  ~OnDevice() { DSA_CUDA_CHECK(cudaSetDevice(before_)); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
 // What the ops share: the most that one of them takes.
 std::int64_t OpScratchBytes(const ScratchLimits& limits) {
   return std::max({cuda::GateScratchBytes(limits), cuda::RoutedExpertsScratchBytes(limits),
@@ -82,6 +99,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
 }
 
 CudaBackend::~CudaBackend() {
+  BindThread();
   DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
   DSA_CUDA_CHECK(cudaStreamDestroy(state_->stream));
 }
@@ -102,6 +120,7 @@ Result<DeviceBuffer> CudaBackend::Allocate(std::size_t bytes) {
   if (bytes == 0) {
     return DeviceBuffer(this, nullptr, 0);
   }
+  const OnDevice bound(state_->device);
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -117,10 +136,12 @@ Result<DeviceBuffer> CudaBackend::Allocate(std::size_t bytes) {
 }
 
 void CudaBackend::Free(void* data) {
+  const OnDevice bound(state_->device);
   DSA_CUDA_CHECK(cudaFree(data));
 }
 
 std::int64_t CudaBackend::AvailableBytes() const {
+  const OnDevice bound(state_->device);
   std::size_t free_bytes = 0;
   std::size_t total_bytes = 0;
   DSA_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));

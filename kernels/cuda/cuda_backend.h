@@ -4,16 +4,29 @@
 #include "kernels/backend.h"
 
 #include <memory>
+#include <span>
 
 struct CUstream_st;  // *cudaStream_t
 
 namespace dsa {
+namespace cuda {
+struct PeerTable;
+}
+struct CollectiveCall;
+class ThreadGroup;
 
 class CudaBackend final : public Backend {
  public:
   // FAILED_PRECONDITION where the device does not exist or is not of compute capability 9.0.
   static Result<std::unique_ptr<CudaBackend>> Make(int device);
   ~CudaBackend() override;
+
+  // Makes each backend a rank of `group`, which outlives them; before they queue anything.  Ranks
+  // may share a device, where there is room for the kernels of all at once.  FAILED_PRECONDITION
+  // where a device does not see another one's memory, or has not PeerBytes.
+  static Status JoinPeers(std::span<CudaBackend* const> ranks, ThreadGroup& group);
+  // Device memory that JoinPeers takes on each rank.
+  static std::int64_t PeerBytes();
 
   // What ops are queued on, for callers that time them on the device.
   CUstream_st* stream() const;
@@ -66,6 +79,9 @@ class CudaBackend final : public Backend {
   void RoutedExperts(const RoutedExpertsParams& params) override;
   void Sample(const SampleParams& params) override;
 
+  void AllReduce(const AllReduceParams& params) override;
+  void AllGather(const AllGatherParams& params) override;
+
   void AddNorm(const AddNormParams& params) override;
   void Project(const ProjectParams& params) override;
   void WriteKeys(const WriteKeysParams& params) override;
@@ -79,6 +95,9 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(std::unique_ptr<State> state);
   // CHECK-fails while a graph is being recorded.
   void CheckNotRecording(const char* call) const;
+  // Where the ranks of a collective meet on their devices; null once the group has failed.
+  // CHECK-fails of a backend in no group.
+  const cuda::PeerTable* Peers(const CollectiveCall& call);
 
   std::unique_ptr<State> state_;
 };

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/graphs.h"
+#include "kernels/cuda/peers.h"
 
 #include <string>
 
@@ -24,6 +25,8 @@ struct CudaBackend::State {
   bool scratch_reserved = false;
   DeviceBuffer attention_counters;  // zero between ops
   bool batch_invariant = false;     // PlanAttention
+  DeviceBuffer mailbox;             // of a rank: cuda::Mailbox
+  cuda::PeerSeat seat{};            // of a rank
 };
 
 }  // namespace dsa

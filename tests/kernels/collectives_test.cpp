@@ -221,6 +221,34 @@ TEST_CASE("threads that call different collectives end the group", "[kernels][co
   CHECK(failure.find(skips ? "AllGather" : "AllReduce [2, 4]") != std::string::npos);
 }
 
+TEST_CASE("a group holds the calls that ranks note against each other", "[kernels][collectives]") {
+  ThreadGroup group(3);
+  int released = 0;
+  group.OnFailure([&] { ++released; });
+  const auto call = [](std::int64_t i) {
+    return CollectiveCall{.op = "AllReduce", .rows = i % 5, .cols = i, .type = DataType::kBf16};
+  };
+  constexpr std::int64_t kAhead = 5000;  // more than there is room for at first
+  for (std::int64_t i = 0; i < kAhead; ++i) {
+    group.Note(1, call(i));
+  }
+  for (std::int64_t i = 0; i < 3 * kAhead; ++i) {
+    group.Note(0, call(i));
+    group.Note(2, call(i));
+    if (i + kAhead < 3 * kAhead) {
+      group.Note(1, call(i + kAhead));
+    }
+  }
+  CHECK(group.failure().empty());
+  group.Note(2, call(1));
+  group.Note(1, call(1));
+  group.Note(0, call(6));  // other columns
+  CHECK(group.failure() ==
+        "rank 0 called AllReduce [1, 6] of type 1 where rank 2 called AllReduce [1, 1] of type 1");
+  group.Note(1, call(7));
+  CHECK(released == 1);
+}
+
 TEST_CASE("threads that wait for one that fails are released", "[kernels][collectives]") {
   Ranks all(3);
   std::vector<float> sums[3];
