@@ -4,6 +4,7 @@
 #include "common/machine.h"
 #include "kernels/device_failure.h"
 #include "server/connections.h"
+#include "server/device_name.h"
 #include "server/load_progress_bar.h"
 #include "server/masked_border.h"
 #include "server/net/listen_sockets.h"
@@ -176,7 +177,7 @@ Status App::LoadModel() {
           {.config = model,
            .weight_bytes = [this](const RankPlace& place) { return source_.weight_bytes(place); },
            .vocabulary_limit = vocabulary_limit},
-          *devices_.backends.front()));
+          devices_.backends));
   context_length_ = sizes.engine.scheduler.context_tokens_max;
   grpc_bytes_max_ = GrpcBytesMax(FindAvailableMemory().bytes);
   if (!own_devices_.backends.empty() && config_.device == "cpu") {
@@ -258,12 +259,25 @@ Status App::SelfTest(const ServerSizes& sizes) const {
   if (own_devices_.backends.empty() || config_.device == "cpu") {
     return {};
   }
-  return RunSelfTest({.config = source_.config(), .weights = weights_.front().weights},
-                     {.make_device = [this] { return MakeBackend(config_.device, 0); },
-                      .kv_format = sizes.executor.kv_format,
-                      .masked_mha_until = sizes.executor.limits.masked_until,
-                      .step_tokens_max = config_.max_num_batched_tokens,
-                      .threads = static_cast<int>(ChooseCpuThreads(config_.threads).count)});
+  SelfTestOptions options = {.make_device = [this] { return MakeBackend(config_.device, 0); },
+                             .kv_format = sizes.executor.kv_format,
+                             .masked_mha_until = sizes.executor.limits.masked_until,
+                             .step_tokens_max = config_.max_num_batched_tokens,
+                             .threads = static_cast<int>(ChooseCpuThreads(config_.threads).count)};
+  const ModelConfig& model = source_.config();
+  if (devices_.backends.size() == 1) {
+    return RunSelfTest({.config = model, .weights = weights_.front().weights}, options);
+  }
+  for (const int index : CudaIndices(*ParseDevice(config_.device), config_.tensor_parallel_size)) {
+    options.make_device = [index] { return MakeBackend(fmt::format("cuda:{}", index), 0); };
+    const Status status = RunRankSelfTest(model, options);
+    if (!status.ok()) {
+      return Error{status.error().code,
+                   fmt::format("CUDA device {}: {}", index, status.error().message)};
+    }
+  }
+  Log(LogLevel::kInfo, "testing collectives", {{"ranks", config_.tensor_parallel_size}});
+  return RunCollectiveTest(devices_.backends, model, config_.max_num_batched_tokens);
 }
 
 Status App::WarmUp() {

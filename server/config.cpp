@@ -3,6 +3,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/overloaded.h"
+#include "server/device_name.h"
 
 #include <algorithm>
 #include <charconv>
@@ -111,6 +112,19 @@ Status CheckListen(const std::string& listen, std::string_view key, const Server
         fmt::format("{}: \"{}\" reaches beyond this machine: say insecure too, since there is "
                     "neither encryption nor authentication",
                     key, listen));
+  }
+  return {};
+}
+
+// Devices that are named are as many as there are ranks.
+Status CheckDeviceCount(const ServerConfig& config) {
+  const std::optional<DeviceName> device = ParseDevice(config.device);
+  const auto named = static_cast<std::int64_t>(device ? device->indices.size() : 0);
+  if (named > 0 && named != config.tensor_parallel_size) {
+    return InvalidArgument(
+        fmt::format("device: \"{}\" names {}, but tensor_parallel_size is {}: as many devices as "
+                    "ranks, or cuda for the first ones",
+                    config.device, named, config.tensor_parallel_size));
   }
   return {};
 }
@@ -232,12 +246,7 @@ Status Validate(const ServerConfig& config) {
   if (!config.http_listen.empty()) {
     DSA_RETURN_IF_ERROR(CheckListen(config.http_listen, "http_listen", config));
   }
-  if (config.tensor_parallel_size > 1 && config.device != "cpu") {
-    return InvalidArgument(fmt::format(
-        "tensor_parallel_size: {} with device \"{}\": a model is split over ranks on the "
-        "CPU only; on CUDA it is 1",
-        config.tensor_parallel_size, config.device));
-  }
+  DSA_RETURN_IF_ERROR(CheckDeviceCount(config));
   if (config.expert_parallel && config.tensor_parallel_size == 1) {
     return InvalidArgument(
         "expert_parallel: true with tensor_parallel_size: 1: one rank holds every expert; it is "

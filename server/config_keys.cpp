@@ -50,7 +50,8 @@ std::vector<ConfigKey> ModelKeys() {
 std::vector<ConfigKey> DeviceKeys() {
   return {
       {"device", "Computation",
-       "Where the model runs. cuda: the first CUDA device; a build without CUDA has the CPU only.",
+       "Where the model runs. cuda: the first CUDA device, or as many as there are ranks; "
+       "cuda:0,2: these, rank by rank. A build without CUDA has the CPU only.",
        FormValue{&C::device, kDeviceNames, IsDevice}},
       {"threads", "Computation",
        "Threads of the CPU backend. 0: one for every CPU that the process may use by its affinity "
@@ -59,7 +60,7 @@ std::vector<ConfigKey> DeviceKeys() {
       {"tensor_parallel_size", "Computation",
        "Ranks that the model is split over: attention heads, widths of MLPs and experts, rows of "
        "the head. It divides the heads. On the CPU ranks are threads of the process and share "
-       "`threads`; CUDA has one.",
+       "`threads`; on CUDA each has a device of its own, at most 8.",
        IntValue{&C::tensor_parallel_size, 1, 64}},
       {"expert_parallel", "Computation",
        "true: each rank holds some of the routed experts whole, not a part of every one. Only with "

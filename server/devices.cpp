@@ -1,6 +1,5 @@
 #include "server/devices.h"
 
-#include "common/check.h"
 #include "common/machine.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "server/cuda_device.h"
@@ -8,7 +7,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <string_view>
 #include <utility>
 
 #include <fmt/core.h>
@@ -34,13 +32,38 @@ Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int
     return std::unique_ptr<Backend>(
         std::make_unique<CpuBackend>(static_cast<int>(ChooseCpuThreads(threads).count)));
   }
-  Result<std::unique_ptr<Backend>> backend = MakeCudaBackend(name->index);
+  if (name->indices.size() > 1) {
+    return InvalidArgument(fmt::format("device: \"{}\" names {} devices, one runs this", device,
+                                       name->indices.size()));
+  }
+  Result<std::unique_ptr<Backend>> backend = MakeCudaBackend(CudaIndices(*name, 1).front());
   if (!backend.ok()) {
     return Error{backend.error().code,
                  fmt::format("device: \"{}\": {}", device, backend.error().message)};
   }
   return backend;
 }
+
+namespace {
+
+Status MakeRanksOnCuda(const DeviceName& name, const std::string& device, RankBackends& made) {
+  const std::int64_t ranks = made.group->ranks();
+  const std::vector<int> indices = CudaIndices(name, ranks);
+  if (static_cast<std::int64_t>(indices.size()) != ranks) {
+    return InvalidArgument(
+        fmt::format("device: \"{}\" names {} devices, tensor_parallel_size is {}", device,
+                    indices.size(), ranks));
+  }
+  Result<std::vector<std::unique_ptr<Backend>>> backends = MakeCudaRanks(indices, *made.group);
+  if (!backends.ok()) {
+    return Error{backends.error().code,
+                 fmt::format("device: \"{}\": {}", device, backends.error().message)};
+  }
+  made.backends = std::move(backends).value();
+  return {};
+}
+
+}  // namespace
 
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
                                       std::int64_t ranks) {
@@ -50,9 +73,16 @@ Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t th
     made.backends.push_back(std::move(only));
     return made;
   }
-  DSA_CHECK(device == "cpu", "MakeRankBackends: {} ranks on {}", ranks, std::string_view(device));
-  const std::int64_t each = std::max<std::int64_t>(1, ChooseCpuThreads(threads).count / ranks);
+  const std::optional<DeviceName> name = ParseDevice(device);
+  if (!name) {
+    return InvalidArgument(fmt::format("device: \"{}\" is not one of {}", device, kDeviceNames));
+  }
   made.group = std::make_unique<ThreadGroup>(static_cast<int>(ranks));
+  if (name->kind == DeviceKind::kCuda) {
+    DSA_RETURN_IF_ERROR(MakeRanksOnCuda(*name, device, made));
+    return made;
+  }
+  const std::int64_t each = std::max<std::int64_t>(1, ChooseCpuThreads(threads).count / ranks);
   for (int rank = 0; rank < static_cast<int>(ranks); ++rank) {
     made.backends.push_back(std::make_unique<CpuBackend>(
         static_cast<int>(each), CpuSeat{.group = made.group.get(), .rank = rank}));

@@ -33,8 +33,8 @@ struct RankBackends {
   std::vector<std::unique_ptr<Backend>> backends;
 };
 
-// As MakeBackend.  More than one rank, which must be on the CPU, share the threads, at least one
-// each.
+// As MakeBackend, of one device for each rank; INVALID_ARGUMENT where `device` names another number
+// of them.  On the CPU several ranks share the threads, at least one each.
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
                                       std::int64_t ranks);
 

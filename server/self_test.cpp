@@ -258,6 +258,11 @@ Status CheckOverridesOfTiny(const ModelConfig& model, const SelfTestOptions& opt
 
 }  // namespace
 
+Status RunRankSelfTest(const ModelConfig& model, const SelfTestOptions& options) {
+  DSA_RETURN_IF_ERROR(CheckPlainOps(model, options));
+  return CheckOverridesOfTiny(model, options);
+}
+
 Status RunSelfTest(const LoadedModel& model, const SelfTestOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   DSA_RETURN_IF_ERROR(CheckPlainOps(model.config, options));

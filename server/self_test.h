@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 
 namespace dsa {
 
@@ -34,5 +35,15 @@ struct SelfTestOptions {
 // Uses device memory for a moment, less than an executor of these options takes.  INTERNAL, one
 // line, naming the operator that differs, its output and by how much.
 Status RunSelfTest(const LoadedModel& model, const SelfTestOptions& options);
+
+// Of one rank's device: all of it but what the loaded model's layers show, which a rank has in
+// part.
+Status RunRankSelfTest(const ModelConfig& model, const SelfTestOptions& options);
+
+// Of the ranks together: AllReduce of one row and of many, and AllGather, held to sums and parts
+// that are known.  A thread for each rank, which uses its backend meanwhile.  INTERNAL naming the
+// rank and the op.
+Status RunCollectiveTest(std::span<Backend* const> ranks, const ModelConfig& model,
+                         std::int64_t step_tokens_max);
 
 }  // namespace dsa

@@ -234,25 +234,30 @@ std::string ToText(const ServerMemory& memory) {
 
 namespace {
 
-std::int64_t WeightsOfRanks(const SizedModel& model, const RankLayout& layout) {
+// Of ranks that share their memory the sum, of others the most.
+std::int64_t OfRanks(bool share_memory, std::int64_t so_far, std::int64_t of_rank) {
+  return share_memory ? so_far + of_rank : std::max(so_far, of_rank);
+}
+
+std::int64_t WeightsOfRanks(const SizedModel& model, const RankLayout& layout, bool share_memory) {
   std::int64_t bytes = 0;
   for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
-    bytes += model.weight_bytes({.rank = rank, .layout = layout});
+    bytes = OfRanks(share_memory, bytes, model.weight_bytes({.rank = rank, .layout = layout}));
   }
   return bytes;
 }
 
 ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
-                         const ModelExecutorConfig& config) {
+                         const ModelExecutorConfig& config, bool share_memory) {
   ExecutorMemory all{};
   ModelExecutorConfig of_rank = config;
   for (of_rank.place.rank = 0; of_rank.place.rank < config.place.layout.ranks;
        ++of_rank.place.rank) {
     const ExecutorMemory memory = PlanMemory(backend, model, of_rank);
-    all.cache += memory.cache;
-    all.workspace += memory.workspace;
-    all.rope += memory.rope;
-    all.scratch += memory.scratch;
+    all.cache = OfRanks(share_memory, all.cache, memory.cache);
+    all.workspace = OfRanks(share_memory, all.workspace, memory.workspace);
+    all.rope = OfRanks(share_memory, all.rope, memory.rope);
+    all.scratch = OfRanks(share_memory, all.scratch, memory.scratch);
   }
   return all;
 }
@@ -260,17 +265,21 @@ ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
 }  // namespace
 
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
-                               const Backend& backend) {
+                               std::span<Backend* const> backends) {
   DSA_RETURN_IF_ERROR(
       CheckRanks("tensor_parallel_size", config.tensor_parallel_size, model.config));
   DSA_ASSIGN_OR_RETURN(ModelExecutorConfig executor, PlanExecutor(config, model.config));
   executor.vocabulary_limit = model.vocabulary_limit;
   const std::int64_t context_length = executor.limits.context_max;
   const bool is_cuda = IsCuda(config);
-  const std::int64_t available = backend.AvailableBytes();
+  const Backend& backend = *backends.front();
+  std::int64_t available = backend.AvailableBytes();
+  for (const Backend* const other : backends) {
+    available = std::min(available, other->AvailableBytes());
+  }
   ServerMemory memory = {
-      .weights = WeightsOfRanks(model, executor.place.layout),
-      .executor = PlanRanks(backend, model.config, executor),  // blocks are 0 yet
+      .weights = WeightsOfRanks(model, executor.place.layout, !is_cuda),
+      .executor = PlanRanks(backend, model.config, executor, !is_cuda),  // blocks are 0 yet
       .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
       .host = is_cuda ? 0 : HostBytes(config, context_length, available),
       .available = available,
@@ -283,7 +292,7 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   const bool selects = engine.scheduler.attention == AttentionMode::kSparse;
   executor.recorded = DecodeShapes(engine.row_buckets, context_length,
                                    selects ? model.config.index_topk : context_length);
-  memory.executor = PlanRanks(backend, model.config, executor);
+  memory.executor = PlanRanks(backend, model.config, executor, !is_cuda);
   if (memory.needed() > memory.available) {
     return Error{ErrorCode::kFailedPrecondition,
                  fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "

@@ -11,18 +11,20 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 
 namespace dsa {
 
-// Device memory that a server takes, of all ranks together, in bytes, before it takes any.
+// Device memory that a server takes, in bytes, before it takes any: on the CPU of all ranks
+// together, on CUDA of one, each part of the rank that has most of it.
 struct ServerMemory {
   std::int64_t weights;
   ExecutorMemory executor;
-  std::int64_t reserve;  // kept free, on a CUDA device
-  std::int64_t host;     // where the device is the host: requests, texts and gRPC's buffers
-  std::int64_t available;
+  std::int64_t reserve;    // kept free, on a CUDA device
+  std::int64_t host;       // where the device is the host: requests, texts and gRPC's buffers
+  std::int64_t available;  // of several CUDA devices, on that which has least
   std::string_view bound;  // what limits it, such as "cgroup limit"; a constant, "" for a device's
   bool default_cache;      // its size was chosen by DefaultCacheBytes
 
@@ -64,11 +66,11 @@ std::int64_t GrpcBytesMax(std::int64_t available_bytes);
 // Where masked_mha_until is measured, the sizes are those of the largest it can become, and so are
 // the scheduler's and the executor's numbers; SetMaskedUntil puts in what was measured.
 //
-// `backend` is one of the ranks'.  INVALID_ARGUMENT naming the key where the configuration does not
-// fit the model, such as a context that the cache cannot hold; FAILED_PRECONDITION with all parts
-// where they need more than the backend's available memory.
+// `backends` of the ranks, at least one.  INVALID_ARGUMENT naming the key where the configuration
+// does not fit the model, such as a context that the cache cannot hold; FAILED_PRECONDITION with
+// all parts where they need more than the backend's available memory.
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
-                               const Backend& backend);
+                               std::span<Backend* const> backends);
 
 void SetMaskedUntil(const ServerConfig& config, std::int64_t masked_mha_until, ServerSizes& sizes);
 

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
@@ -39,18 +40,21 @@ Result<std::string> TextReport(const ServerConfig& config, const ModelConfig& mo
 Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource& source) {
   DSA_ASSIGN_OR_RETURN(const RankBackends ranks, MakeRankBackends(config.device, config.threads,
                                                                   config.tensor_parallel_size));
-  const Backend& backend = *ranks.backends.front();
+  std::vector<Backend*> backends;
+  for (const std::unique_ptr<Backend>& backend : ranks.backends) {
+    backends.push_back(backend.get());
+  }
   const ModelConfig& model = source.config();
   const Result<ServerSizes> sizes = SizeServer(
       config,
       {.config = model,
        .weight_bytes = [&](const RankPlace& place) { return source.weight_bytes(place); },
        .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary)},
-      backend);
+      backends);
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
     return sizes.error();
   }
-  return fmt::format("{:<16}{}, {}\n", "to serve", backend.Name(),
+  return fmt::format("{:<16}{}, {}\n", "to serve", backends.front()->Name(),
                      sizes.ok() ? ToText(sizes.value().memory) : sizes.error().message);
 }
 

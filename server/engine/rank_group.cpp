@@ -20,7 +20,7 @@ Result<std::unique_ptr<RankGroup>> RankGroup::Create(ThreadGroup& group,
                 group.ranks() == config.place.layout.ranks,
             "RankGroup: {} ranks of {}, a group of {}", ranks.size(), config.place.layout.ranks,
             group.ranks());
-  auto executor = std::unique_ptr<RankGroup>(new RankGroup(group, ranks.size()));
+  auto executor = std::unique_ptr<RankGroup>(new RankGroup(group, ranks.size(), config.runs_ahead));
   RankGroup& made = *executor;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     ModelExecutorConfig of_rank = config;

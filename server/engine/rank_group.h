@@ -49,12 +49,14 @@ class RankGroup final : public StepExecutor {
 
   void Launch(const ForwardBatch& batch) override;
   const StepResult& Collect() override;
+  bool RunsAhead() const override { return runs_ahead_; }
 
   // The ranks that others wait for, or that have not finished the step at hand.  Any thread.
   std::vector<int> Late() const;
 
  private:
-  RankGroup(ThreadGroup& group, std::size_t ranks) : group_(group), progress_(ranks) {}
+  RankGroup(ThreadGroup& group, std::size_t ranks, bool runs_ahead)
+      : group_(group), runs_ahead_(runs_ahead), progress_(ranks) {}
 
   struct Progress {
     bool made = false;       // its executor, or not: then `status` says why
@@ -71,6 +73,7 @@ class RankGroup final : public StepExecutor {
   Status WaitUntilMade();
 
   ThreadGroup& group_;
+  const bool runs_ahead_;
   std::vector<std::thread> threads_;  // constant after Create
 
   mutable std::mutex mutex_;

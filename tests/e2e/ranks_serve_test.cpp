@@ -231,9 +231,12 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
         "error: tensor_parallel_size: 3 is none of 1, 2, which divide the model's 4 attention "
         "heads at borders of its blocks of 128 scaled values\n");
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "2",
-                 "--device", "cuda"}) ==
-        "error: tensor_parallel_size: 2 with device \"cuda\": a model is split over ranks on the "
-        "CPU only; on CUDA it is 1\n");
+                 "--device", "cuda:1"}) ==
+        "error: device: \"cuda:1\" names 1, but tensor_parallel_size is 2: as many devices as "
+        "ranks, or cuda for the first ones\n");
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "2",
+                 "--device", "cuda:1,1"})
+            .starts_with("error: --device: \"cuda:1,1\" is not one of cpu, cuda, cuda:N "));
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--expert-parallel"})
             .starts_with("error: expert_parallel: true with tensor_parallel_size: 1: "));
   CHECK(refused({"serve", model, "--tensor-parallel-size", "65"}) ==

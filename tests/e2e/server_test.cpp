@@ -256,14 +256,15 @@ TEST_CASE("a server that is ready has computed a prompt beyond top-k and a decod
 
 TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   ServerConfig config = TinyConfig();
-  const CpuBackend backend(2);
+  CpuBackend backend(2);
+  Backend* const only = &backend;
   ModelConfig model = Checkpoint::Open(config.model).value().config();
   const auto sizes = [&] {
     return SizeServer(config,
                       {.config = model,
                        .weight_bytes = [](const RankPlace&) { return std::int64_t{0}; },
                        .vocabulary_limit = 400},
-                      backend)
+                      {&only, 1})
         .value();
   };
   const ServerSizes plain = sizes();
@@ -332,6 +333,7 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
           "[e2e]") {
   CpuBackend cpu(2);
   LimitedBackend backend(cpu);
+  Backend* const only = &backend;
   const Checkpoint checkpoint = Checkpoint::Open(testing::TinyModel()).value();
   constexpr std::int64_t kWeights = 1'000'000;
   ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
@@ -340,7 +342,7 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
                       {.config = checkpoint.config(),
                        .weight_bytes = [](const RankPlace&) { return kWeights; },
                        .vocabulary_limit = 400},
-                      backend);
+                      {&only, 1});
   };
   backend.available = std::int64_t{400} << 20;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();

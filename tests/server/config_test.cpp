@@ -160,16 +160,20 @@ TEST_CASE("values beyond a key's border are refused by name", "[config]") {
 }
 
 TEST_CASE("a device has one name", "[config]") {
-  const auto is = [](std::string_view text, DeviceKind kind, int index) {
+  const auto is = [](std::string_view text, DeviceKind kind, const std::vector<int>& indices) {
     const std::optional<DeviceName> name = ParseDevice(text);
-    return name && name->kind == kind && name->index == index;
+    return name && name->kind == kind && name->indices == indices;
   };
-  CHECK(is("cpu", DeviceKind::kCpu, 0));
-  CHECK(is("cuda", DeviceKind::kCuda, 0));
-  CHECK(is("cuda:0", DeviceKind::kCuda, 0));
-  CHECK(is("cuda:63", DeviceKind::kCuda, 63));
+  CHECK(is("cpu", DeviceKind::kCpu, {}));
+  CHECK(is("cuda", DeviceKind::kCuda, {}));
+  CHECK(is("cuda:0", DeviceKind::kCuda, {0}));
+  CHECK(is("cuda:63", DeviceKind::kCuda, {63}));
+  CHECK(is("cuda:2,0,11", DeviceKind::kCuda, {2, 0, 11}));
+  CHECK(CudaIndices(*ParseDevice("cuda"), 3) == std::vector<int>{0, 1, 2});
+  CHECK(CudaIndices(*ParseDevice("cuda:2,0"), 2) == std::vector<int>{2, 0});
   for (const char* bad : {"", "gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:+1", "cuda:01",
-                          "cuda:64", "cuda:1x", "cuda: 1", "cuda:99999999999", " cuda", "cuda "}) {
+                          "cuda:1,1", "cuda:1,", "cuda:,1", "cuda:0, 1", "cuda:0,64", "cuda:64",
+                          "cuda:1x", "cuda: 1", "cuda:99999999999", " cuda", "cuda "}) {
     CAPTURE(bad);
     CHECK_FALSE(ParseDevice(bad).has_value());
   }

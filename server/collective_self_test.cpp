@@ -1,0 +1,131 @@
+// Collectives of a model's ranks on values whose sums are exact in float32.
+#include "common/numeric.h"
+#include "kernels/comm/collectives.h"
+#include "server/self_test.h"
+
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+constexpr std::int64_t kRowsMax = 512;  // more would take memory and show nothing else
+
+float ValueOf(std::int64_t rank, std::int64_t i) {
+  return static_cast<float>((i * 7 + i / 251 + rank * 13) % 251);
+}
+
+// How many of the values differ from expected(i) as the type keeps it.
+template <typename Expected>
+std::int64_t Wrong(const std::vector<std::byte>& bytes, DataType type, std::int64_t count,
+                   const Expected& expected) {
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float value = type == DataType::kBf16
+                            ? ToFloat(reinterpret_cast<const Bf16*>(bytes.data())[i])
+                            : reinterpret_cast<const float*>(bytes.data())[i];
+    const float wanted =
+        type == DataType::kBf16 ? ToFloat(ToBf16(expected(i))) : static_cast<float>(expected(i));
+    wrong += value == wanted ? 0 : 1;
+  }
+  return wrong;
+}
+
+struct RankOfTest {
+  Backend& backend;
+  std::int64_t rank;
+  std::int64_t ranks;
+};
+
+Error Differs(const RankOfTest& of, std::string_view op, std::int64_t rows, std::int64_t cols,
+              std::int64_t wrong) {
+  return {ErrorCode::kInternal,
+          fmt::format("self-test: {} of [{}, {}] is wrong on rank {}: {} of its values", op, rows,
+                      cols, of.rank, wrong)};
+}
+
+Status CheckAllReduce(const RankOfTest& of, std::int64_t rows, std::int64_t cols, DataType type) {
+  const std::int64_t count = rows * cols;
+  std::vector<float> part(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    part[static_cast<std::size_t>(i)] = ValueOf(of.rank, i);
+  }
+  const auto bytes = static_cast<std::size_t>(count * SizeOf(type));
+  DSA_ASSIGN_OR_RETURN(const DeviceBuffer partial,
+                       of.backend.Allocate(part.size() * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(const DeviceBuffer sum, of.backend.Allocate(bytes));
+  of.backend.CopyToDevice(partial.data(), part.data(), part.size() * sizeof(float));
+  of.backend.AllReduce({.partial = {partial.data(), DataType::kF32, rows, cols, cols},
+                        .sum = {sum.data(), type, rows, cols, cols}});
+  std::vector<std::byte> result(bytes);
+  of.backend.Synchronize();
+  of.backend.CopyToHost(result.data(), sum.data(), bytes);
+  of.backend.Synchronize();
+  const std::int64_t wrong = Wrong(result, type, count, [&](std::int64_t i) {
+    float expected = 0.0F;
+    for (std::int64_t rank = 0; rank < of.ranks; ++rank) {
+      expected += ValueOf(rank, i);
+    }
+    return expected;
+  });
+  return wrong == 0 ? Status() : Differs(of, "AllReduce", rows, cols, wrong);
+}
+
+Status CheckAllGather(const RankOfTest& of, std::int64_t rows, std::int64_t part_cols) {
+  const std::int64_t cols = part_cols * of.ranks;
+  std::vector<float> part;
+  for (std::int64_t i = 0; i < rows * part_cols; ++i) {
+    part.push_back(ValueOf(of.rank, i));
+  }
+  const auto bytes = static_cast<std::size_t>(rows * cols) * sizeof(float);
+  DSA_ASSIGN_OR_RETURN(const DeviceBuffer from, of.backend.Allocate(part.size() * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(const DeviceBuffer whole, of.backend.Allocate(bytes));
+  of.backend.CopyToDevice(from.data(), part.data(), part.size() * sizeof(float));
+  of.backend.AllGather({.part = {from.data(), DataType::kF32, rows, part_cols, part_cols},
+                        .whole = {whole.data(), DataType::kF32, rows, cols, cols}});
+  std::vector<std::byte> result(bytes);
+  of.backend.Synchronize();
+  of.backend.CopyToHost(result.data(), whole.data(), bytes);
+  of.backend.Synchronize();
+  const std::int64_t wrong = Wrong(result, DataType::kF32, rows * cols, [&](std::int64_t i) {
+    const std::int64_t col = i % cols;
+    return ValueOf(col / part_cols, i / cols * part_cols + col % part_cols);
+  });
+  return wrong == 0 ? Status() : Differs(of, "AllGather", rows, cols, wrong);
+}
+
+Status CheckRank(const RankOfTest& of, const ModelConfig& model, std::int64_t rows_max) {
+  of.backend.BindThread();
+  for (const std::int64_t rows : {std::int64_t{1}, rows_max, std::int64_t{1}}) {
+    DSA_RETURN_IF_ERROR(CheckAllReduce(of, rows, model.hidden, model.activation_type));
+  }
+  return CheckAllGather(of, std::min<std::int64_t>(rows_max, 4), 1000);
+}
+
+}  // namespace
+
+Status RunCollectiveTest(std::span<Backend* const> ranks, const ModelConfig& model,
+                         std::int64_t step_tokens_max) {
+  std::vector<Status> results(ranks.size());
+  std::vector<std::thread> threads;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      results[rank] = CheckRank({.backend = *ranks[rank],
+                                 .rank = static_cast<std::int64_t>(rank),
+                                 .ranks = static_cast<std::int64_t>(ranks.size())},
+                                model, std::min(step_tokens_max, kRowsMax));
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  for (const Status& result : results) {
+    DSA_RETURN_IF_ERROR(result);
+  }
+  return {};
+}
+
+}  // namespace dsa
