@@ -85,9 +85,8 @@ std::vector<ConfigKey> DeviceKeys() {
        ChoiceValue{&C::kv_cache_dtype, {"auto", "fp8", "bf16", "f32"}}},
       {"kv_cache_memory_bytes", "Cache",
        "Memory of the paged caches, of each rank. 0: as much as max_num_seqs sequences of "
-       "max_model_len can use, "
-       "at most what memory is free (on the CPU 1 GiB and a quarter of it), at least one such "
-       "sequence.",
+       "max_model_len can use, at most what memory is free (on the CPU 1 GiB and a quarter of it), "
+       "at least one such sequence.",
        IntValue{&C::kv_cache_memory_bytes, 0, kBytesMax}},
       {"device_memory_reserve_bytes", "Cache",
        "Memory of a CUDA device that nothing is sized into: for graphs, for kernels that are "

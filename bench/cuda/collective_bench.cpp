@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <barrier>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -38,6 +39,7 @@ struct Nccl {
   int (*all_reduce)(const void* send, void* receive, std::size_t count, int type, int op,
                     void* comm, cudaStream_t stream);
   int (*get_version)(int* version);
+  const char* (*get_error_string)(int status);
 };
 constexpr int kNcclFloat32 = 7;
 constexpr int kNcclSum = 0;
@@ -55,7 +57,12 @@ std::optional<Nccl> LoadNccl() {
   find("ncclCommInitAll", nccl.comm_init_all);
   find("ncclAllReduce", nccl.all_reduce);
   find("ncclGetVersion", nccl.get_version);
+  find("ncclGetErrorString", nccl.get_error_string);
   return nccl;
+}
+
+void CheckNccl(const Nccl& nccl, int status) {
+  DSA_CHECK(status == 0, "NCCL: {}", std::string_view(nccl.get_error_string(status)));
 }
 
 template <typename T>
@@ -156,20 +163,23 @@ void Bench(Ranks& ranks, const std::optional<Nccl>& nccl, std::vector<void*>& co
              .sum = {own.sum.data(), DataType::kBf16, rows, kHidden, kHidden}});
       }
     });
+    const auto reduce = [&](int rank) {
+      const auto index = static_cast<std::size_t>(rank);
+      return nccl->all_reduce(buffers[index].partial.data(), buffers[index].sum.data(),
+                              static_cast<std::size_t>(rows * kHidden), kNcclFloat32, kNcclSum,
+                              comms[index], ranks.At(rank).stream());
+    };
     double theirs = 0;
     if (nccl) {
+      ranks.OnAll([&](int rank) { CheckNccl(*nccl, reduce(rank)); });  // connects, loads
       theirs = ranks.Time(kChain, [&](int rank) {
-        const auto index = static_cast<std::size_t>(rank);
         for (int i = 0; i < kChain; ++i) {
-          const int status =
-              nccl->all_reduce(buffers[index].partial.data(), buffers[index].sum.data(),
-                               static_cast<std::size_t>(rows * kHidden), kNcclFloat32, kNcclSum,
-                               comms[index], ranks.At(rank).stream());
-          DSA_CHECK(status == 0, "ncclAllReduce: {}", status);
+          CheckNccl(*nccl, reduce(rank));
         }
       });
     }
     fmt::print("AllReduce  {:5} x {}  {:8.2f} us   NCCL {:8.2f} us\n", rows, kHidden, ours, theirs);
+    (void)std::fflush(stdout);
   }
   for (const std::int64_t rows : {1, 8, 64}) {
     const std::int64_t part = kVocabulary / ranks.count();
@@ -185,6 +195,7 @@ void Bench(Ranks& ranks, const std::optional<Nccl>& nccl, std::vector<void*>& co
 
 int Run(int count) {
   setenv("NCCL_NVLS_ENABLE", "0", 1);
+  setenv("NCCL_RUNTIME_CONNECT", "0", 1);  // not while a graph is recorded
   Ranks ranks(count);
   fmt::print("{} x {}\n", count, ranks.At(0).Name());
   const std::optional<Nccl> nccl = LoadNccl();
@@ -194,8 +205,7 @@ int Run(int count) {
     for (int device = 0; device < count; ++device) {
       devices.push_back(device);
     }
-    const int status = nccl->comm_init_all(comms.data(), count, devices.data());
-    DSA_CHECK(status == 0, "ncclCommInitAll: {}", status);
+    CheckNccl(*nccl, nccl->comm_init_all(comms.data(), count, devices.data()));
     int version = 0;
     nccl->get_version(&version);
     fmt::print("NCCL {}\n", version);

@@ -18,6 +18,20 @@ __device__ inline void StoreRelease(std::uint64_t* to, std::uint64_t value) {
 __device__ inline void StoreRelease(unsigned* to, unsigned value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
+// Without order; seen by all devices.
+__device__ inline void StoreRelaxed(std::uint64_t* to, std::uint64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+__device__ inline std::uint64_t LoadRelaxed(const std::uint64_t* from) {
+  std::uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ inline unsigned LoadRelaxed(const unsigned* from) {
+  unsigned value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
 __device__ inline std::uint64_t LoadAcquire(const std::uint64_t* from) {
   std::uint64_t value;
   asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
@@ -56,7 +70,7 @@ __device__ bool WaitFor(const PeerTable& peers, const Done& done) {
         return true;
       }
     }
-    if (*static_cast<const volatile unsigned*>(peers.aborted) != 0) {
+    if (ptx::LoadRelaxed(peers.aborted) != 0) {
       return false;
     }
   }
@@ -88,15 +102,14 @@ __device__ inline unsigned Meet(const PeerTable& peers, Meeting& meeting, std::u
     meeting.operands[other][1] = second;
   } else if (other < peers.ranks) {
     std::uint64_t* const words = peers.boxes[other]->operands[block][peers.rank];
-    *static_cast<volatile std::uint64_t*>(words) = first;
+    ptx::StoreRelaxed(words, first);
     ptx::StoreRelease(words + 1, second << kNumberBits | mark);
     std::uint64_t word = 0;
     const bool came = WaitFor(peers, [&] {
       word = ptx::LoadAcquire(&own.operands[block][other][1]);
       return (word & 0xFFFFU) == mark;
     });
-    meeting.operands[other][0] =
-        *static_cast<const volatile std::uint64_t*>(&own.operands[block][other][0]);
+    meeting.operands[other][0] = ptx::LoadRelaxed(&own.operands[block][other][0]);
     meeting.operands[other][1] = word >> kNumberBits;
     if (!came) {
       meeting.failed = true;

@@ -23,6 +23,9 @@
 namespace dsa::testing {
 namespace {
 
+// All blocks of the ranks that share a device must be there at once.
+constexpr int kRanksPerDevice = 4;
+
 struct GpuRanks {
   explicit GpuRanks(int ranks) : group(ranks), together(ranks) {
     std::vector<CudaBackend*> joined;
@@ -30,6 +33,7 @@ struct GpuRanks {
     while (devices < ranks && CudaBackend::Make(devices).ok()) {
       ++devices;
     }
+    REQUIRE(ranks <= kRanksPerDevice * devices);
     for (int rank = 0; rank < ranks; ++rank) {
       auto made = CudaBackend::Make(rank % devices);
       REQUIRE(made.ok());
@@ -186,7 +190,7 @@ bool AllReduceIsRight(int ranks, Mistake mistake) {
 }  // namespace
 
 TEST_CASE("GPUs add up in the order of ranks, in every round", "[collectives]") {
-  const int ranks = GENERATE(1, 2, 3, 5);
+  const int ranks = GENERATE(1, 2, 3, 4);
   CAPTURE(ranks);
   CHECK(AllReduceIsRight<float>(ranks, Mistake::kNone));
   CHECK(AllReduceIsRight<Bf16>(ranks, Mistake::kNone));
