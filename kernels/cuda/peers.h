@@ -3,8 +3,8 @@
 //
 // Each rank has a Mailbox on its device.  Others write into it what they have for this rank, and a
 // rank waits only at its own, so that nobody polls across a link.  All counters lie on the devices:
-// a recorded graph meets others anew with every replay.  No multicast; hosts wait only to queue what
-// is not recorded.
+// a recorded graph meets others anew with every replay.  No multicast; hosts wait only to queue
+// what is not recorded.
 //
 //   Lines     what a rank adds goes to all others value by value, each 8 bytes with the number of
 //             the meeting beside the value: whoever sees the number has the value, and nothing else
