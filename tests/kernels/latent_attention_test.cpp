@@ -189,6 +189,24 @@ TEST_CASE("LatentAttention of every number of ranges", "[kernels][latent_attenti
   }
 }
 
+// Two groups of heads with the same keys, whose blocks may share them, in 1, 2, 4 and 8 ranges.
+TEST_CASE("LatentAttention of two groups of heads", "[kernels][latent_attention]") {
+  std::vector<std::int32_t> visible;
+  for (std::int32_t row = 0; row < 68; ++row) {
+    visible.push_back(1 + row * 37 % 200);
+  }
+  const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                            .format = KvFormat::kFp8,
+                                                            .selection = Selection::kSome,
+                                                            .heads = 66,
+                                                            .visible = visible,
+                                                            .selected = 150});
+  const std::vector<double> expected = Expected(batch);
+  for (const std::int64_t count : {6, 12, 24, 68}) {
+    CheckRows(batch, expected, 68 - count, count);
+  }
+}
+
 TEST_CASE("LatentAttention of rows that are not aligned", "[kernels][latent_attention]") {
   const auto heads = GENERATE(as<std::int64_t>(), 3, 20, 65);
   const AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
