@@ -1,4 +1,4 @@
-// ExpertMlp of a decode step, on one fp8 copy of x for the shared expert and the routed ones.
+// ExpertMlp of a decode step.
 //
 // Where the first products of all experts are no more tiles than multiprocessors, as in a small
 // model or where few rows go to few experts, it is two launches: the gate's, which also sorts the
@@ -41,17 +41,15 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
   const cuda::SharedExpert shared{
       .gate = params.shared->gate, .up = params.shared->up, .down = params.shared->down};
   const QuantizedView& input = params.shared->x.fp8;
-  cuda::ResidentExpertsParams experts{
-      .routed = params.routed, .shared_expert = nullptr, .quantized_input = &input};
   if (!cuda::ResidentExpertsTakes(params.routed, shared, input) ||
       !cuda::StartsInOneWave(params.routed, shared)) {
-    Gate(params.gate);
-    GatedMlp(*params.shared);
-    cuda::ResidentExperts(experts, state_->scratch, state_->stream);
+    Backend::ExpertMlp(params);
     return;
   }
-  experts.shared_expert = &shared;
-  experts.is_prepared = true;
+  const cuda::ResidentExpertsParams experts{.routed = params.routed,
+                                            .shared_expert = &shared,
+                                            .quantized_input = &input,
+                                            .is_prepared = true};
   cuda::ScratchArena arena(state_->scratch);
   const cuda::PairPreparation preparation = cuda::PreparationOf(experts, arena);
   float* const logits = cuda::TakeFewGateLogits(arena, params.gate);
