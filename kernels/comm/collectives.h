@@ -3,8 +3,8 @@
 //   AllReduce   sum[t, d]   = round(partial of rank 0 + partial of rank 1 + ...)     on every rank
 //   AllGather   whole[r, :] = part of rank 0 | part of rank 1 | ...                  on every rank
 //   Dispatch    rows go to the ranks that own an expert of theirs
-//   Combine     y[t] = round(sum_k weights[t, k] * contribution[t, k] + shared[t])   on the row's
-//   rank
+//   Combine     y[t] = round(sum_k weights[t, k] * contribution[t, k] + shared[t]), on the rank of
+//               the row
 //
 // Every rank calls the same operators in the same order with the same extents; a call returns, or
 // on a device runs, once all ranks have made it.  Partial sums cross ranks as they are and are

@@ -1,11 +1,10 @@
 // AllReduce and AllGather of ranks that see each other's memory (peers.h).
 //
-//   AllReduce, few values   every rank sends what it adds to all as lines and adds up by itself:
-//   one
-//                           way over the link, (N - 1) * 8 T D bytes
-//   AllReduce, others       Meet; each rank reads its share of all parts, adds up and rounds,
-//   writes
-//                           it to all; Part.  (N - 1) / N * (4 + b) T D bytes, b of a value of sum
+//   AllReduce, few values   every rank sends what it adds to all, as lines, and adds up by
+//                           itself: one way over the link, (N - 1) * 8 T D bytes
+//   AllReduce, others       Meet; each rank reads its share of all parts, adds up, rounds and
+//                           writes it to all; Part.  (N - 1) / N * (4 + b) T D bytes, where b are
+//                           those of a value of sum
 //   AllGather               Meet; each rank writes its columns to all; Part
 //
 // Sums are float32 in the order of ranks, rounded once.  Whoever computes it, the order is the

@@ -6,12 +6,10 @@
 //                                8 of the latent, times its scales, and 1 of the RoPE key
 //
 // Four or eight warps gather, each for itself: 8 or 4 keys a turn, in a part of the ring of their
-// own.
-// Whoever waits for a part of a
-// buffer orders what was written there before the tensor cores by an AsyncProxyFence of his own,
-// for himself and for whom he signals: here it would wait for loads of slots that are under way.
-// Rows of a tile are keys, so the same bytes are K of the scores, and V of the outputs read with
-// keys as the inner dimension.
+// own.  Whoever waits for a part of a buffer orders what was written there before the tensor cores
+// by an AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for
+// loads of slots that are under way.  Rows of a tile are keys, so the same bytes are K of the
+// scores, and V of the outputs read with keys as the inner dimension.
 //
 // Halves hold a latent exactly from scales of 2^-15 to 2^7; below, an error of at most 2^-25 comes
 // in, above, values from 65520 on become infinite and their row's output NaN.  A latent leaves
