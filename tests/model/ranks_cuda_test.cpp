@@ -9,6 +9,7 @@
 #include "model/weight_loader.h"
 #include "server/engine/rank_group.h"
 #include "tests/model/checkpoint_files.h"
+#include "tests/model/rank_requests.h"
 #include "tests/model/sequence_runner.h"
 #include "tests/temporary_folder.h"
 
@@ -42,30 +43,11 @@ int Devices() {
   return devices;
 }
 
-// Widths of three and two blocks of 128; a vocabulary of no multiple of four.
+// The same with twice the hidden values and query latents.
 RandomCheckpointOptions OptionsFor(Architecture architecture, CheckpointType type) {
-  RandomCheckpointOptions options;
-  options.architecture = architecture;
-  options.type = type;
-  options.seed = 21;
-  options.vocabulary = 122;
+  RandomCheckpointOptions options = SplitOptions(architecture, type);
   options.hidden = 256;
-  options.layers = 3;
-  options.heads = 4;
-  options.q_latent = architecture == Architecture::kDeepseekV3 ? 0 : 128;
-  options.dense_width = 384;
-  options.expert_width = 256;
-  options.experts = 8;
-  options.experts_per_token = 2;
-  options.index_heads = 4;
-  options.index_topk = 64;
-  if (architecture == Architecture::kGlmMoeDsa) {
-    options.nope = 192;
-    options.value = 256;
-    options.expert_groups = 1;
-    options.expert_groups_kept = 1;
-    options.tied_embeddings = true;
-  }
+  options.q_latent *= 2;
   return options;
 }
 
@@ -78,28 +60,14 @@ RunOptions StepsOf(const ModelConfig& config) {
   return options;
 }
 
-std::vector<std::int32_t> PromptOf(std::int64_t tokens, std::int32_t seed) {
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    ids[i] =
-        static_cast<std::int32_t>((i * 37 + i * i * 11 + static_cast<std::size_t>(seed)) % 119);
-  }
-  return ids;
-}
-
-// One prompt four times top-k, others below it and around a block.
-std::vector<SequenceRequest> Requests() {
-  return {{.prompt = PromptOf(256, 3), .max_tokens = 10},
-          {.prompt = PromptOf(1, 4), .max_tokens = 3},
-          {.prompt = PromptOf(64, 5), .max_tokens = 20}};
-}
+constexpr std::int64_t kLongPrompt = 256;  // four times top-k
 
 std::vector<SequenceOutput> RunOne(const Checkpoint& checkpoint, Backend& backend) {
   NoProgress progress;
   const DeviceWeights weights = LoadWeights(checkpoint, backend, progress).value();
   SequenceRunner runner(backend, {.config = checkpoint.config(), .weights = weights.weights},
                         StepsOf(checkpoint.config()));
-  return runner.Run(Requests());
+  return runner.Run(RankRequests(kLongPrompt));
 }
 
 // Ranks on a GPU each, as far as there are so many.
@@ -148,7 +116,7 @@ std::vector<SequenceOutput> RunRanks(const Checkpoint& checkpoint, const RankLay
         return gpus.Make(checkpoint.config(), weights, config);
       },
       checkpoint.config(), StepsOf(checkpoint.config()));
-  std::vector<SequenceOutput> outputs = runner.Run(Requests());
+  std::vector<SequenceOutput> outputs = runner.Run(RankRequests(kLongPrompt));
   CHECK(runner.steps_recorded() > 5);
   return outputs;
 }

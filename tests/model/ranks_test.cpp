@@ -10,6 +10,7 @@
 #include "kernels/ops/routed_experts.h"
 #include "server/engine/rank_group.h"
 #include "tests/model/golden.h"
+#include "tests/model/rank_requests.h"
 #include "tests/model/sequence_runner.h"
 #include "tests/sanitized.h"
 
@@ -25,35 +26,7 @@
 namespace dsa::testing {
 namespace {
 
-// Widths of three and two blocks of 128: a rank of four has none of the dense MLP, two have none of
-// an expert.  Vocabulary of no multiple of four.
-RandomCheckpointOptions SplitOptions(Architecture architecture, CheckpointType type) {
-  RandomCheckpointOptions options;
-  options.architecture = architecture;
-  options.type = type;
-  options.seed = 21;
-  options.vocabulary = 122;
-  options.hidden = 128;
-  options.layers = 3;
-  options.heads = 4;
-  options.q_latent = architecture == Architecture::kDeepseekV3 ? 0 : 64;
-  options.dense_width = 384;
-  options.expert_width = 256;
-  options.experts = 8;
-  options.experts_per_token = 2;
-  options.index_heads = 4;
-  options.index_topk = 64;
-  if (architecture == Architecture::kGlmMoeDsa) {
-    options.nope = 192;
-    options.value = 256;
-    options.expert_groups = 1;
-    options.expert_groups_kept = 1;
-    options.tied_embeddings = true;
-  }
-  return options;
-}
-
-// The folder of such a checkpoint, written once.
+// The folder of a checkpoint of SplitOptions, written once.
 const std::string& Split(Architecture architecture, CheckpointType type) {
   const std::string name =
       "split_" + std::to_string(static_cast<int>(architecture) * 10 + static_cast<int>(type));
@@ -113,23 +86,7 @@ RunOptions OptionsOf(const ModelConfig& config) {
   return options;
 }
 
-std::vector<std::int32_t> RankPrompt(std::int64_t tokens, std::int32_t seed) {
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    ids[i] =
-        static_cast<std::int32_t>((i * 37 + i * i * 11 + static_cast<std::size_t>(seed)) % 119);
-  }
-  return ids;
-}
-
 constexpr std::int64_t kLongPrompt = kSanitized ? 130 : 256;  // two and four times top-k
-
-// One prompt beyond top-k, others below it and around a block; replies of different length.
-std::vector<SequenceRequest> RankRequests() {
-  return {{.prompt = RankPrompt(kLongPrompt, 3), .max_tokens = 10},
-          {.prompt = RankPrompt(1, 4), .max_tokens = 3},
-          {.prompt = RankPrompt(64, 5), .max_tokens = 20}};
-}
 
 std::vector<SequenceOutput> RunWhole(const std::string& folder,
                                      const std::vector<SequenceRequest>& requests) {
@@ -201,7 +158,7 @@ TEST_CASE("a model on rank threads is the model on one", "[model][ranks]") {
   const Architecture architecture =
       GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa, Architecture::kDeepseekV3);
   const std::string& folder = Split(architecture, CheckpointType::kF32);
-  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
+  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests(kLongPrompt));
   std::vector<RankLayout> layouts = {{.ranks = 2}, {.ranks = 4, .expert_parallel = true}};
   if (!kSanitized) {
     layouts.push_back({.ranks = 4});
@@ -209,7 +166,7 @@ TEST_CASE("a model on rank threads is the model on one", "[model][ranks]") {
   }
   for (const RankLayout& layout : layouts) {
     RankModel model(folder, layout);
-    const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
+    const std::vector<SequenceOutput> got = RunOn(model, RankRequests(kLongPrompt));
     CAPTURE(ToString(architecture), layout.ranks, layout.expert_parallel,
             Compare(got, whole, 0.0F).logits);
     CHECK(SameModel(got, whole));
@@ -226,9 +183,9 @@ TEST_CASE("a narrow model on rank threads is the model on one within its roundin
                std::pair(Architecture::kGlmMoeDsa, CheckpointType::kFp8),
                std::pair(Architecture::kDeepseekV3, CheckpointType::kBf16));
   const std::string& folder = Split(architecture, type);
-  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests());
+  const std::vector<SequenceOutput> whole = RunWhole(folder, RankRequests(kLongPrompt));
   RankModel model(folder, {.ranks = 2});
-  const std::vector<SequenceOutput> got = RunOn(model, RankRequests());
+  const std::vector<SequenceOutput> got = RunOn(model, RankRequests(kLongPrompt));
   const RankDifference difference = Compare(got, whole, 0.1F);
   CAPTURE(ToString(architecture), difference.logits, difference.equal_values);
   CHECK(difference.logits < 3e-2);  // as the goldens of narrow models
@@ -266,7 +223,7 @@ TEST_CASE("rank threads keep a preempted sequence and a prefix hit", "[model][ra
 TEST_CASE("rank threads repeat recorded steps with their collectives", "[model][ranks]") {
   const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
   RankModel eager(folder, {.ranks = 4});
-  const std::vector<SequenceOutput> queued = RunOn(eager, RankRequests());
+  const std::vector<SequenceOutput> queued = RunOn(eager, RankRequests(kLongPrompt));
   RankModel model(folder, {.ranks = 4});
   RunOptions options = OptionsOf(model.config);
   options.sequences_max = 3;
@@ -274,7 +231,7 @@ TEST_CASE("rank threads repeat recorded steps with their collectives", "[model][
   SequenceRunner runner(
       [&](const ModelExecutorConfig& config) { return model.MakeExecutor(config); }, model.config,
       options);
-  const std::vector<SequenceOutput> repeated = runner.Run(RankRequests());
+  const std::vector<SequenceOutput> repeated = runner.Run(RankRequests(kLongPrompt));
   CHECK(runner.steps_recorded() > 10);
   for (std::size_t i = 0; i < queued.size(); ++i) {
     CHECK(repeated[i].ids == queued[i].ids);
