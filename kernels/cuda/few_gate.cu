@@ -46,7 +46,7 @@ struct FewGateParams {
 
 union BlockShared {
   float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
-  ChoiceShared<kPerLane> choices[kWarps];
+  ChoiceShared<kPerLane> choice;
 };
 
 __host__ __device__ int ExpertTiles(std::int64_t experts) {
@@ -150,18 +150,24 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
   }
 }
 
-// Whether this block is the last of `count` to come here; then it sees what the others wrote
-// before. Leaves both counters zero.
+// Counts this block among the `count` that choose; true in the last, which leaves both counters
+// zero.  One thread, once all parts were there.
+__device__ bool CountChooser(unsigned* counters, int count) {
+  const unsigned last = static_cast<unsigned>(count) - 1;
+  if (count > 1 && atomicInc(counters + 1, last) != last) {  // the word wraps to 0
+    return false;
+  }
+  *counters = 0;
+  return true;
+}
+
+// Whether this block has chosen last; then it sees what the others have chosen.  The whole block.
 __device__ bool IsLast(unsigned* counters, int count) {
   __shared__ bool is_last;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    const unsigned last = static_cast<unsigned>(count) - 1;
-    is_last = atomicInc(counters + 1, last) == last;  // the word wraps to 0
-    if (is_last) {
-      *counters = 0;
-    }
+    is_last = CountChooser(counters, count);
     __threadfence();
   }
   __syncthreads();
@@ -179,19 +185,16 @@ __device__ void WaitForParts(const unsigned* counter, unsigned parts) {
   __syncthreads();
 }
 
-// Grid: at first the blocks of Parts.
+// Grid: as many blocks as Parts or tokens.
 template <int kTiles>  // of eight tokens
 __global__ __launch_bounds__(kThreads) void FewGateKernel(const __grid_constant__ FewGateParams p) {
   __shared__ BlockShared shared;
   ptx::AllowSuccessor();
   const int block = static_cast<int>(blockIdx.x);
-  const int blocks = static_cast<int>(gridDim.x);
   const int parts = Parts(p.gate);
   const int tokens = static_cast<int>(p.gate.x.rows);
-  const int choosers = min(tokens, blocks);
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  if (block < choosers && static_cast<int>(threadIdx.x) < kPerLane) {
+  const bool is_alone = parts == 1 && tokens == 1;  // nobody to wait for
+  if (block < tokens && static_cast<int>(threadIdx.x) < kPerLane) {
     // The bias comes to the L2 cache before the logits are there.
     asm volatile("prefetch.global.L2 [%0];" ::"l"(
         p.gate.bias.data +
@@ -199,21 +202,24 @@ __global__ __launch_bounds__(kThreads) void FewGateKernel(const __grid_constant_
   }
   if (block < parts) {
     Multiply<kTiles>(p, shared);  // ends with a barrier
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && !is_alone) {
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
     }
   } else {
     ptx::WaitForPredecessors();
   }
-  if (block >= choosers) {
+  if (block >= tokens) {
     return;
   }
-  WaitForParts(p.counters, static_cast<unsigned>(parts));
-  for (int token = block + warp * blocks; token < tokens; token += kWarps * blocks) {
-    ChooseExperts<kPerLane>(p.gate, p.logits, token, lane, shared.choices[warp]);
-    __syncwarp();
+  if (!is_alone) {
+    WaitForParts(p.counters, static_cast<unsigned>(parts));
   }
-  if (IsLast(p.counters, choosers) && p.sorts) {
+  if (threadIdx.x < kWarpSize) {
+    ChooseExperts<kPerLane>(p.gate, p.logits, block, static_cast<int>(threadIdx.x), shared.choice);
+  } else if (!p.sorts && threadIdx.x == kWarpSize) {
+    CountChooser(p.counters, tokens);  // beside the choice: nobody waits for it
+  }
+  if (p.sorts && IsLast(p.counters, tokens)) {
     PreparePairs<kThreads>(p.preparation);
   }
 }

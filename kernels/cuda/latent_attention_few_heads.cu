@@ -339,9 +339,7 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
     for (int tile = 0; tile < kGroupTiles; ++tile) {
       ptx::PinRegisters(sums[tile]);
     }
-    if (lane == 0) {
-      ptx::BarrierArrive(plan.keys.empty + at.buffer * 8);
-    }
+    plan.keys.Release(at.buffer, lane, 1);
     at.Next();
   }
 }
@@ -488,7 +486,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Plan plan(ptx::SharedAddress(memory));
   const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kGroupThreads, 0);
   if (threadIdx.x == 0) {
-    plan.keys.InitBarriers(kValueGroups * kGroupWarps);
+    plan.keys.InitBarriers(kValueGroups * kGroupWarps, 1);
     for (int i = 0; i < Tiles::kBuffers; ++i) {
       ptx::BarrierInit(plan.powers + i * 8, kGroupWarps);
     }
@@ -505,7 +503,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     scorer.Finish(parts.splits > 1 ? LogsOf(parts, share, share.split) : nullptr);
   } else if (group > kValueGroups) {
     ptx::LowerRegisters<kGatherRegisters>();
-    GatherKeys(plan.keys, share.keys, p.cache.data, share.first, share.last, share.turns);
+    Gatherer<1, Tiles>(plan.keys, share.keys, p.cache.data, share.first, share.last)
+        .Run(share.turns);
   } else {
     ptx::RaiseRegisters<kValueRegisters>();
     RunValues(p, parts, plan, share, group - 1);

@@ -5,6 +5,9 @@
 //   warpgroups 1, 2 O += P V, 256 latent values each, in registers for the whole range
 //   warpgroup 3     records to tiles of half, latent_records.cuh
 //
+// An even number of groups of heads: two blocks with the same keys are a cluster.  Each brings and
+// converts half of a turn's keys and stores them in both.
+//
 // Q lies in registers of warpgroup 0 for values [0, 256), in shared memory for the others, which is
 // what leaves room for two buffers of keys.  P V of a turn is under way beside the scores of the
 // next.  P takes the place of its own keys' RoPE tile, which nobody reads once the scores are
@@ -36,7 +39,7 @@ constexpr int kValueGroups = 2;
 constexpr int kValueThreads = kValueGroups * kGroupThreads;
 constexpr int kThreads = (1 + kValueGroups + 1) * kGroupThreads;
 constexpr int kGroupValues = kLatentValues / kValueGroups;
-constexpr int kProductValues = 128;  // of one instruction
+constexpr int kProductValues = 128;  // of one instruction; one of 256 takes more registers
 constexpr int kProducts = kGroupValues / kProductValues;
 constexpr int kSums = kProductValues / 2;  // of O, per thread and product
 using Sums = float[kProducts][kSums];
@@ -87,7 +90,9 @@ struct Plan {
 };
 static_assert(Plan::kBytes <= 227 * 1024, "a block may have no more on sm_90");
 constexpr int kStagePitch = kGroupValues * 2 + 16;  // of a row of output on its way, bytes
-static_assert(kHeads * kValueGroups * kStagePitch <= Tiles::kBuffers * Tiles::kBufferBytes);
+static_assert(kHeads * kStagePitch <= Plan::kQueryBytes);
+static_assert(kHeads * kStagePitch <= Tiles::kStages * Tiles::kStageBytes);
+static_assert((kSplitsMax + 1) * kHeads * 4 <= Plan::kQueryBytes);
 
 using Share = AttentionShare<kHeads, Tiles::kKeys>;
 
@@ -279,7 +284,7 @@ class Scorer final {
 
 // O of 64 heads and 256 latent values: sum 4 j + 2 h + i of product k is of head 16 w + g + 8 h and
 // value 128 k + 8 j + 2 q + i.
-__device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
+__device__ void AddValues(const Plan& plan, int group, int turns, int peers, Sums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int row = static_cast<int>(threadIdx.x) / kWarpSize % kGroupWarps * 16 + lane / 4;
   constexpr int kGroupTiles = kGroupValues / 64;
@@ -321,19 +326,18 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
     ptx::WgmmaWait<0>();
     ptx::PinRegisters(sums[0]);
     ptx::PinRegisters(sums[1]);
-    if (lane == 0) {
-      ptx::BarrierArrive(plan.keys.empty + at.buffer * 8);
-    }
+    plan.keys.Release(at.buffer, lane, peers);
     at.Next();
   }
 }
 
-// Through shared memory, where the keys were, to whole rows.
+// Through shared memory, where queries and the ring were, to whole rows: of the last buffers copies
+// to the peer may still read.
 __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, const Share& share,
                              int group, const Sums& sums, float lower, float upper) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGroupWarps;
-  const unsigned stage = plan.keys.buffers + (group * kGroupWarps + warp) * 16 * kStagePitch;
+  const unsigned stage = (group == 0 ? plan.queries : plan.keys.ring) + warp * 16 * kStagePitch;
 #pragma unroll
   for (int i = 0; i < kProducts * kSums; i += 2) {
     const float inverse = i / 2 % 2 == 0 ? lower : upper;
@@ -397,7 +401,7 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
       }
     }
   }
-  const unsigned weights = plan.keys.buffers;
+  const unsigned weights = plan.queries;
   WeighParts<kValueThreads>(parts, share, weights, thread);
   ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
   if (!has_heads) {
@@ -434,7 +438,7 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
 }
 
 __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& parts,
-                          const Plan& plan, const Share& share, int group) {
+                          const Plan& plan, const Share& share, int group, int peers) {
   const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
   if (share.turns > 0) {
     LoadSharedQueries(p, plan, share, thread);
@@ -442,7 +446,7 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
   }
   ptx::NamedBarrierArrive(kQueriesLoaded, kGroupThreads + kValueThreads);
   Sums sums;
-  AddValues(plan, group, share.turns, sums);
+  AddValues(plan, group, share.turns, peers, sums);
   ptx::NamedBarrierSync(kSumsKnown, kGroupThreads + kValueThreads);
   const int row = thread % kGroupThreads / kWarpSize * 16 + thread % kWarpSize / 4;
   const float lower = ptx::LoadShared(plan.inverse + row * 4);
@@ -461,7 +465,8 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
 }
 
 // Grid: 64 heads, then ranges of keys, then rows, so that the heads of a row meet the same records
-// at the same time.
+// at the same time.  kPeers: blocks of a cluster, groups of heads of the same range.
+template <int kPeers>
 __global__ void __launch_bounds__(kThreads, 1)
     ManyHeadsKernel(const __grid_constant__ LatentAttentionParams p,
                     const __grid_constant__ AttentionParts parts, int groups) {
@@ -469,7 +474,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Plan plan(ptx::SharedAddress(memory));
   const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kGroupThreads, 0);
   if (threadIdx.x == 0) {
-    plan.keys.InitBarriers(kValueGroups * kGroupWarps);
+    plan.keys.InitBarriers(kValueGroups * kGroupWarps, kPeers);
     for (int i = 0; i < Tiles::kBuffers; ++i) {
       ptx::BarrierInit(plan.powers + i * 8, kGroupWarps);
     }
@@ -477,8 +482,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   ptx::AllowSuccessor();
   __syncthreads();
+  if constexpr (kPeers > 1) {
+    ptx::ClusterArrive();
+  }
   ptx::WaitForPredecessors();
   const Share share(p, groups, parts.splits);
+  if constexpr (kPeers > 1) {
+    ptx::ClusterWait();
+  }
   if (group == 0) {
     Scorer scorer(p, plan, share);
     ptx::NamedBarrierSync(kQueriesLoaded, kGroupThreads + kValueThreads);
@@ -486,18 +497,52 @@ __global__ void __launch_bounds__(kThreads, 1)
     scorer.Finish(parts.splits > 1 ? LogsOf(parts, share, share.split) : nullptr);
   } else if (group == 3) {
     ptx::LowerRegisters<kGatherRegisters>();
-    GatherKeys(plan.keys, share.keys, p.cache.data, share.first, share.last, share.turns);
+    Gatherer<kPeers, Tiles>(plan.keys, share.keys, p.cache.data, share.first, share.last)
+        .Run(share.turns);
   } else {
     ptx::RaiseRegisters<kValueRegisters>();
-    RunValues(p, parts, plan, share, group - 1);
+    RunValues(p, parts, plan, share, group - 1, kPeers);
   }
+  if constexpr (kPeers > 1) {  // a block's barriers live until nobody arrives there
+    ptx::ClusterArrive();
+    ptx::ClusterWait();
+  }
+}
+
+// Blocks of pairs that the device runs at once.
+int PairedBlocks() {
+  static const int blocks = [] {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {2, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(2);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = Plan::kBytes;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int clusters = 0;
+    DSA_CUDA_CHECK(cudaFuncSetAttribute(ManyHeadsKernel<2>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes));
+    DSA_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, ManyHeadsKernel<2>, &config));
+    return clusters * 2;
+  }();
+  return blocks;
 }
 
 }  // namespace
 
 void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream) {
-  LaunchShares<ManyHeadsKernel, kHeads, kThreads, Plan::kBytes>(params, parts, stream);
+  constexpr int kPairedSplits = 4;  // of more a block has a few turns, and the pair's start shows
+  const int groups = HeadGroups(params.q_latent.heads, kHeads);
+  const bool fits =
+      parts.splits == 1 || params.q_latent.rows * groups * parts.splits <= PairedBlocks();
+  if (groups % 2 == 0 && parts.splits <= kPairedSplits && fits) {
+    LaunchShares<ManyHeadsKernel<2>, kHeads, kThreads, Plan::kBytes, 2>(params, parts, stream);
+  } else {
+    LaunchShares<ManyHeadsKernel<1>, kHeads, kThreads, Plan::kBytes>(params, parts, stream);
+  }
 }
 
 }  // namespace dsa::cuda

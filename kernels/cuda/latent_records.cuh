@@ -6,10 +6,13 @@
 //                                8 of the latent, times its scales, and 1 of the RoPE key
 //
 // Four or eight warps gather, each for itself: 8 or 4 keys a turn, in a part of the ring of their
-// own.  Whoever waits for a part of a buffer orders what was written there before the tensor cores
-// by an AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for
-// loads of slots that are under way.  Rows of a tile are keys, so the same bytes are K of the
-// scores, and V of the outputs read with keys as the inner dimension.
+// own.  Where two blocks of a cluster attend to the same keys, each gathers half of every buffer's
+// and copies its tiles to the peer, where the bytes count on the same barriers.
+//
+// Whoever waits for a part of a buffer orders what was written there before the tensor cores by an
+// AsyncProxyFence of his own, for himself and for whom he signals: here it would wait for loads of
+// slots that are under way.  Rows of a tile are keys, so the same bytes are K of the scores, and V
+// of the outputs read with keys as the inner dimension.
 //
 // Halves hold a latent exactly from scales of 2^-15 to 2^7; below, an error of at most 2^-25 comes
 // in, above, values from 65520 on become infinite and their row's output NaN.  A latent leaves
@@ -18,6 +21,7 @@
 
 #include "kernels/cuda/attention_keys.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/peer_block.cuh"
 
 #include <cstdint>
 
@@ -27,7 +31,7 @@ inline constexpr int kTurnKeys = 32;
 inline constexpr int kRoundKeys = 4;  // that a warp converts at once
 inline constexpr int kKeyParts = 2;   // a buffer is full in two parts: values [0, 256), the others
 
-// kTurns turns fill a buffer.
+// kTurns turns fill a buffer; of `peers` blocks, 1 or kTurns, each gathers kTurns / peers of them.
 template <int kBufferCount, int kTurnCount, int kStageCount, int kGatherWarpCount>
 struct KeyTiles {
   static constexpr int kGatherWarps = kGatherWarpCount;
@@ -46,7 +50,7 @@ struct KeyTiles {
   unsigned buffers;  // [kBuffers], at a multiple of 1,024
   unsigned ring;     // [kStages]
   unsigned full;     // [kBuffers, kKeyParts] barriers, on which the gathering warps arrive
-  unsigned empty;    // [kBuffers] barriers, on which the readers of V arrive
+  unsigned empty;    // [kBuffers] barriers, on which the readers of V of all peers arrive
   unsigned present;  // [kBuffers, kPresentWords], a bit per key, kWarpKeys per word
 
   static constexpr int kBarriers = kBuffers * (kKeyParts + 1);
@@ -63,18 +67,26 @@ struct KeyTiles {
         present(empty + kBuffers * 8) {}
 
   // By one thread, before everybody meets.  `readers` are warps of a block.
-  __device__ void InitBarriers(int readers) const {
+  __device__ void InitBarriers(int readers, int peers) const {
     for (int i = 0; i < kBuffers * kKeyParts; ++i) {
-      ptx::BarrierInit(full + i * 8, kGatherWarps * kTurns);
+      ptx::BarrierInit(full + i * 8, kGatherWarps * kTurns / peers);
     }
     for (int i = 0; i < kBuffers; ++i) {
-      ptx::BarrierInit(empty + i * 8, readers);
+      ptx::BarrierInit(empty + i * 8, readers * peers);
     }
   }
   __device__ unsigned Full(int buffer, int part) const {
     return full + (buffer * kKeyParts + part) * 8;
   }
   __device__ unsigned Present(int buffer) const { return present + buffer * kPresentWords * 4; }
+  // By a warp that reads no more of V in a buffer: lane 0 tells the own block, lane 1 the peer.
+  __device__ void Release(int buffer, int lane, int peers) const {
+    if (lane == 0) {
+      ptx::BarrierArrive(empty + buffer * 8);
+    } else if (lane < peers) {
+      ptx::BarrierArriveInBlock(ptx::AddressInBlock(empty + buffer * 8, ptx::ClusterRank() ^ 1U));
+    }
+  }
 };
 
 // Where somebody is among the buffers.
@@ -126,155 +138,240 @@ __device__ inline uint4 ScaledHalves(unsigned first, unsigned second, unsigned s
   return {scaled(halves.x), scaled(halves.y), scaled(halves.z), scaled(halves.w)};
 }
 
-// A lane's two columns of a key, 128 values apart.
-struct Codes {
-  uint4 codes[2];
-  float2 scales;
-};
+// One gathering warp.  kPeers blocks of a cluster have the same keys, and this one's turns are
+// every kPeers-th.
+template <int kPeers, typename Tiles>
+class Gatherer final {
+ public:
+  // Keys [first, last).
+  __device__ Gatherer(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache, int first,
+                      int last)
+      : tiles_(tiles),
+        keys_(keys),
+        cache_(cache),
+        last_(last),
+        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize % Tiles::kGatherWarps),
+        rank_(kPeers == 1 ? 0 : static_cast<int>(ptx::ClusterRank())),
+        first_(first + rank_ * kTurnKeys + warp_ * kWarpKeys),
+        ring_(tiles.ring + warp_ * kWarpKeys * kRecordBytes),
+        to_peer_(kPeers == 1 ? 0 : ptx::AddressInBlock(tiles.buffers, rank_ ^ 1U) - tiles.buffers) {
+  }
 
-// One warp's part of the work: of keys [first, last) in `buffers` buffers, of which the last may
-// have turns without keys.
-template <typename Tiles>
-__device__ void GatherKeys(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache,
-                           int first, int last, int buffers) {
-  constexpr int kRecordBytes = LatentBlock::kTokenBytes;
-  constexpr int kPieces = kRecordBytes / 16;
-  constexpr int kTailPieces = kPieces - kWarpSize;  // a record is a piece per lane and these
-  constexpr int kGatherWarps = Tiles::kGatherWarps;
-  constexpr int kWarpKeys = Tiles::kWarpKeys;
-  constexpr int kRounds = kWarpKeys / kRoundKeys;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize % kGatherWarps;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  // Eight lanes have 16-byte columns c .. c + 3 of an even key and c + 3 .. c + 6 (mod 8) of the
-  // odd one after it, c = 0 or 4.  Records lie 5 * 128 + 16 bytes apart, so these loads meet all
-  // banks; and so do the stores of either half of a column, whose place is 2 * (column % 4), by the
-  // swizzle xor'ed with the key.
-  const int key = lane / 16 * 2 + lane / 4 % 2;
-  const int column = (lane % 4 + lane / 8 % 2 * 4 + key % 2 * 3) % 8;
-  const int tile_row = warp * kWarpKeys + key;
-  const unsigned latent_place =
-      column / 4 * Tiles::kTileBytes + tile_row * 128 + ((2 * column % 8) ^ (tile_row % 8)) * 16;
-  const unsigned rope_place =
-      Tiles::kRopeTile * Tiles::kTileBytes + tile_row * 128 + (column ^ (tile_row % 8)) * 16;
-  const unsigned ring = tiles.ring + warp * kWarpKeys * kRecordBytes;
-  const int turns = buffers * Tiles::kTurns;
+  // The last of `buffers` buffers may have turns without keys.
+  __device__ void Run(int buffers) {
+    const int turns = buffers * kOwnTurns;
+    // The first turns at once: lane kWarpKeys s + k has key k of turn s.
+    const int first_slot = SlotOf(lane_ / kWarpKeys);
+    int next_slot = SlotOf(Tiles::kStages);
+#pragma unroll 1
+    for (int stage = 0; stage < Tiles::kStages; ++stage) {
+      if (stage < turns) {
+        Copy(stage, __shfl_sync(kAllLanes, first_slot, stage * kWarpKeys + lane_ % kWarpKeys));
+      }
+      ptx::CommitCopies();
+    }
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      ptx::WaitForCopies<Tiles::kStages - 1>();  // a group per turn
+      __syncwarp();
+      Convert(kPeers == 1 ? turn % kOwnTurns : rank_);
+      if (turn + Tiles::kStages < turns) {
+        Copy(from_.buffer, next_slot);
+      }
+      ptx::CommitCopies();
+      next_slot = SlotOf(turn + Tiles::kStages + 1);
+      from_.Next();
+      if ((turn + 1) % kOwnTurns == 0) {
+        to_.Next();
+      }
+    }
+  }
 
-  // Lanes below kWarpKeys have a key of the turn each.
-  const auto slot_of = [&](int turn, int own) {
-    const int at = first + turn * kTurnKeys + warp * kWarpKeys + own;
-    return at < last ? static_cast<int>(keys.Slot(at)) : -1;
+ private:
+  static_assert(kPeers == 1 || (kPeers == 2 && Tiles::kTurns == 2));
+  static constexpr int kOwnTurns = Tiles::kTurns / kPeers;  // of a buffer
+  static constexpr int kWarpKeys = Tiles::kWarpKeys;
+  static constexpr unsigned kAllKeys = (1U << kWarpKeys) - 1U;
+  static constexpr int kRounds = kWarpKeys / kRoundKeys;
+  static constexpr int kRecordBytes = LatentBlock::kTokenBytes;
+  static constexpr int kPieces = kRecordBytes / 16;
+  static constexpr int kTailPieces = kPieces - kWarpSize;  // a record is a piece per lane and these
+  static constexpr int kPartTiles = Tiles::kRopeTile / kKeyParts;
+  static_assert(Tiles::kStages * kWarpKeys <= 32, "a bit per key, and a lane at the start");
+
+  // A lane's two columns of a key, 128 values apart.
+  struct Codes {
+    uint4 codes[2];
+    float2 scales;
   };
-  unsigned present = 0;  // kWarpKeys bits a stage
-  static_assert(Tiles::kStages * kWarpKeys <= 32);
-  const auto copy = [&](int stage, int slot) {
-    constexpr unsigned kAll = (1U << kWarpKeys) - 1U;
-    const unsigned bits = __ballot_sync(kAllLanes, slot >= 0) & kAll;
-    present = (present & ~(kAll << stage * kWarpKeys)) | bits << stage * kWarpKeys;
+
+  // Of the lane's key of the warp's, which every kWarpKeys-th lane has.
+  __device__ int SlotOf(int turn) const {
+    const int at = first_ + turn * kPeers * kTurnKeys + lane_ % kWarpKeys;
+    return at < last_ ? static_cast<int>(keys_.Slot(at)) : -1;
+  }
+
+  // A turn's records to the ring; `slot` as SlotOf gives it.
+  __device__ void Copy(int stage, int slot) {
+    const unsigned bits = __ballot_sync(kAllLanes, slot >= 0) & kAllKeys;
+    present_ = (present_ & ~(kAllKeys << stage * kWarpKeys)) | bits << stage * kWarpKeys;
     __syncwarp();  // everybody has read what lay there
     const auto copy_piece = [&](int copied, int index) {
       const int from = __shfl_sync(kAllLanes, slot, copied);
       if (index < kPieces) {
-        ptx::CopyAsync16(ring + stage * Tiles::kStageBytes + copied * kRecordBytes + index * 16,
-                         cache + std::int64_t{max(from, 0)} * kRecordBytes + index * 16,
+        ptx::CopyAsync16(ring_ + stage * Tiles::kStageBytes + copied * kRecordBytes + index * 16,
+                         cache_ + std::int64_t{max(from, 0)} * kRecordBytes + index * 16,
                          from < 0 ? 0 : 16);
       }
     };
 #pragma unroll
     for (int i = 0; i < kWarpKeys; ++i) {
-      copy_piece(i, lane);
+      copy_piece(i, lane_);
     }
     constexpr int kTails = kWarpKeys * kTailPieces;
 #pragma unroll
     for (int i = 0; i < (kTails + kWarpSize - 1) / kWarpSize; ++i) {
-      const int tail = i * kWarpSize + lane;
+      const int tail = i * kWarpSize + lane_;
       copy_piece(min(tail / kTailPieces, kWarpKeys - 1),
                  tail < kTails ? kWarpSize + tail % kTailPieces : kPieces);
     }
-  };
-
-  // The first turns at once: lane 8 s + k has key k of turn s.
-  const int first_slot = slot_of(lane / kWarpKeys, lane % kWarpKeys);
-  int next_slot = slot_of(Tiles::kStages, lane % kWarpKeys);
-#pragma unroll 1
-  for (int stage = 0; stage < Tiles::kStages; ++stage) {
-    if (stage < turns) {
-      copy(stage, __shfl_sync(kAllLanes, first_slot, stage * kWarpKeys + lane % kWarpKeys));
-    }
-    ptx::CommitCopies();
   }
-  BufferCursor<Tiles::kStages> from;
-  BufferCursor<Tiles::kBuffers> to;
-#pragma unroll 1
-  for (int turn = 0; turn < turns; ++turn) {
-    const int part_turn = turn % Tiles::kTurns;  // within the buffer
-    const unsigned record = ring + from.buffer * Tiles::kStageBytes + key * kRecordBytes;
-    const unsigned target =
-        tiles.buffers + to.buffer * Tiles::kBufferBytes + part_turn * kTurnKeys * 128;
-    const auto load = [&](int part, int round) {
-      const unsigned source = record + round * kRoundKeys * kRecordBytes;
-      return Codes{.codes = {ptx::LoadWords4(source + part * 256 + column * 16),
-                             ptx::LoadWords4(source + part * 256 + 128 + column * 16)},
-                   .scales = ptx::LoadShared2(source + LatentBlock::Scales(0) + part * 8)};
-    };
-    ptx::WaitForCopies<Tiles::kStages - 1>();  // a group per turn
-    __syncwarp();
+
+  // Of every two tiles, eight lanes have 16-byte columns c .. c + 3 of an even key and c + 3 .. c +
+  // 6 (mod 8) of the odd one after it, c = 0 or 4.  Records lie 5 * 128 + 16 bytes apart, so loads
+  // of these meet all banks; and so do the stores of either half of a column, whose place is 2 *
+  // (column % 4), by the swizzle xor'ed with the key.
+  __device__ int Key() const {
+    return lane_ / 16 * 2 + lane_ / 4 % 2;
+  }
+  __device__ int Column() const {
+    return (lane_ % 4 + lane_ / 8 % 2 * 4 + Key() % 2 * 3) % 8;
+  }
+
+  // Of the first key of a round, and the warp's first row of a tile.
+  __device__ unsigned Record(int round) const {
+    return ring_ + from_.buffer * Tiles::kStageBytes + round * kRoundKeys * kRecordBytes;
+  }
+  __device__ unsigned Target(int part_turn) const {
+    return tiles_.buffers + to_.buffer * Tiles::kBufferBytes +
+           (part_turn * kTurnKeys + warp_ * kWarpKeys) * 128;
+  }
+
+  __device__ Codes Load(int part, int round) const {
+    const unsigned record = Record(round) + Key() * kRecordBytes;
+    return {.codes = {ptx::LoadWords4(record + part * 256 + Column() * 16),
+                      ptx::LoadWords4(record + part * 256 + 128 + Column() * 16)},
+            .scales = ptx::LoadShared2(record + LatentBlock::Scales(0) + part * 8)};
+  }
+
+  __device__ void StoreLatents(const Codes& codes, unsigned target, int part, int round) const {
+    // Rows of the warp start at a multiple of 4, of a round 4 apart: a swizzle's bit 6.
+    const int row = warp_ * kWarpKeys % 8 + Key();
+    const unsigned place =
+        Column() / 4 * Tiles::kTileBytes + Key() * 128 + ((2 * Column() % 8) ^ row % 8) * 16;
+    const unsigned own = (target + place) ^ (round * kRoundKeys * 16);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float scale = i == 0 ? codes.scales.x : codes.scales.y;
+      const unsigned factor = HalvesOf(scale, scale);
+      const unsigned offset = round * kRoundKeys * 128 + (part * 2 + i) * 2 * Tiles::kTileBytes;
+      ptx::StoreWords4(own + offset, ScaledHalves(codes.codes[i].x, codes.codes[i].y, factor));
+      ptx::StoreWords4((own ^ 16) + offset,
+                       ScaledHalves(codes.codes[i].z, codes.codes[i].w, factor));
+    }
+  }
+
+  // Eight lanes have a row.  To the peer at once: a copy might still read when powers take the
+  // place of this tile.
+  __device__ void StoreRope(unsigned target, int round) const {
+    const int key = lane_ / 8;
+    const uint4 halves = HalvesOfBf16(ptx::LoadWords4(Record(round) + key * kRecordBytes +
+                                                      LatentBlock::Rope(0) + lane_ % 8 * 16));
+    const int row = warp_ * kWarpKeys % 8 + round * kRoundKeys + key;
+    const unsigned address = target + Tiles::kRopeTile * Tiles::kTileBytes +
+                             (round * kRoundKeys + key) * 128 + (lane_ % 8 ^ row % 8) * 16;
+    ptx::StoreWords4(address, halves);
+    if constexpr (kPeers == 2) {
+      ptx::StoreWords4InBlock(address + to_peer_, halves,
+                              tiles_.Full(to_.buffer, kKeyParts - 1) + to_peer_);
+    }
+  }
+
+  __device__ void StorePresent(int part_turn) const {
+    const unsigned word = present_ >> from_.buffer * kWarpKeys & kAllKeys;
+    const unsigned address =
+        tiles_.Present(to_.buffer) + (part_turn * Tiles::kGatherWarps + warp_) * 4;
+    ptx::StoreWord(address, word);
+    if constexpr (kPeers == 2) {
+      ptx::StoreWordInBlock(address + to_peer_, word, tiles_.Full(to_.buffer, 0) + to_peer_);
+    }
+  }
+
+  // The warp has stored its rows of a part.
+  __device__ void Publish(int part, unsigned target) const {
+    if constexpr (kPeers == 1) {
+      __syncwarp();
+      if (lane_ == 0) {
+        ptx::BarrierArrive(tiles_.Full(to_.buffer, part));
+      }
+    } else {
+      constexpr unsigned kTileRows = kWarpKeys * 128;  // bytes, in one piece
+      ptx::AsyncProxyFence();
+      __syncwarp();
+      if (lane_ < kPartTiles) {
+        const unsigned rows = target + (part * kPartTiles + lane_) * Tiles::kTileBytes;
+        ptx::CopyBulkToBlock(rows + to_peer_, rows, kTileRows,
+                             tiles_.Full(to_.buffer, part) + to_peer_);
+      }
+      if (lane_ == 0) {  // the peer's same warp sends as much
+        ptx::BarrierExpect(tiles_.Full(to_.buffer, part),
+                           kPartTiles * kTileRows + (part == 0 ? 4 : kTileRows));
+      }
+    }
+  }
+
+  // A turn's records to its rows of a buffer.
+  __device__ void Convert(int part_turn) const {
     constexpr int kSteps = kKeyParts * kRounds;
+    const unsigned target = Target(part_turn);
     Codes codes[kSteps];  // loaded two steps ahead
-    codes[0] = load(0, 0);
-    codes[1] = load(1 / kRounds, 1 % kRounds);
-    ptx::BarrierWait(tiles.empty + to.buffer * 8, to.phase ^ 1U);
-    if (lane == 0) {
-      constexpr unsigned kAll = (1U << kWarpKeys) - 1U;
-      const unsigned word = present >> from.buffer * kWarpKeys & kAll;
-      const unsigned address = tiles.Present(to.buffer) + (part_turn * kGatherWarps + warp) * 4;
-      ptx::StoreWord(address, word);
+    codes[0] = Load(0, 0);
+    codes[1] = Load(1 / kRounds, 1 % kRounds);
+    ptx::BarrierWait(tiles_.empty + to_.buffer * 8, to_.phase ^ 1U);
+    if (lane_ == 0) {
+      StorePresent(part_turn);
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const int part = step / kRounds;
       const int round = step % kRounds;
-      const Codes& now = codes[step];
       if (step + 2 < kSteps) {
-        codes[step + 2] = load((step + 2) / kRounds, (step + 2) % kRounds);
+        codes[step + 2] = Load((step + 2) / kRounds, (step + 2) % kRounds);
       }
-      uint4 rope = {};
-      if (part == 1) {
-        rope = ptx::LoadWords4(record + round * kRoundKeys * kRecordBytes + LatentBlock::Rope(0) +
-                               column * 16);
-      }
-      // Four keys on, the swizzle turns bit 6.
-      const unsigned latent = (target + latent_place) ^ (round * kRoundKeys * 16);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float scale = i == 0 ? now.scales.x : now.scales.y;
-        const unsigned factor = HalvesOf(scale, scale);
-        const unsigned offset = round * kRoundKeys * 128 + (part * 2 + i) * 2 * Tiles::kTileBytes;
-        ptx::StoreWords4(latent + offset, ScaledHalves(now.codes[i].x, now.codes[i].y, factor));
-        ptx::StoreWords4((latent ^ 16) + offset,
-                         ScaledHalves(now.codes[i].z, now.codes[i].w, factor));
-      }
-      if (part == 1) {
-        ptx::StoreWords4(
-            ((target + rope_place) ^ (round * kRoundKeys * 16)) + round * kRoundKeys * 128,
-            HalvesOfBf16(rope));
+      StoreLatents(codes[step], target, part, round);
+      if (part + 1 == kKeyParts) {
+        StoreRope(target, round);
       }
       if (round + 1 == kRounds) {
-        __syncwarp();
-        if (lane == 0) {
-          ptx::BarrierArrive(tiles.Full(to.buffer, part));
-        }
+        Publish(part, target);
       }
     }
-    if (turn + Tiles::kStages < turns) {
-      copy(from.buffer, next_slot);
-    }
-    ptx::CommitCopies();
-    next_slot = slot_of(turn + Tiles::kStages + 1, lane % kWarpKeys);
-    from.Next();
-    if (part_turn + 1 == Tiles::kTurns) {
-      to.Next();
-    }
   }
-}
+
+  const Tiles& tiles_;
+  const RowKeys& keys_;
+  const std::uint8_t* cache_;
+  int last_;
+  int lane_;
+  int warp_;
+  int rank_;
+  int first_;             // the warp's first key
+  unsigned ring_;         // the warp's part of its first stage
+  unsigned to_peer_;      // from an address to the same one in the peer
+  unsigned present_ = 0;  // kWarpKeys bits per stage
+  BufferCursor<Tiles::kStages> from_;
+  BufferCursor<Tiles::kBuffers> to_;
+};
 
 }  // namespace dsa::cuda

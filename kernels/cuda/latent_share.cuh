@@ -112,8 +112,8 @@ __device__ void WeighParts(const AttentionParts& parts, const Share& share, unsi
   }
 }
 
-// A block for each share of the rows.
-template <auto kKernel, int kGroupHeads, int kThreads, int kSharedBytes>
+// A block for each share of the rows, kCluster blocks of one range a cluster.
+template <auto kKernel, int kGroupHeads, int kThreads, int kSharedBytes, unsigned kCluster = 1>
 void LaunchShares(const LatentAttentionParams& params, const AttentionParts& parts,
                   cudaStream_t stream) {
   static PerDevice attribute;
@@ -122,8 +122,10 @@ void LaunchShares(const LatentAttentionParams& params, const AttentionParts& par
   });
   const int groups = HeadGroups(params.q_latent.heads, kGroupHeads);
   const auto blocks = static_cast<unsigned>(params.q_latent.rows * groups * parts.splits);
-  LaunchDependent(kKernel, {.grid = blocks, .threads = kThreads, .shared_bytes = kSharedBytes},
-                  stream, params, parts, groups);
+  LaunchDependent(
+      kKernel,
+      {.grid = blocks, .threads = kThreads, .shared_bytes = kSharedBytes, .cluster = kCluster},
+      stream, params, parts, groups);
 }
 
 }  // namespace dsa::cuda

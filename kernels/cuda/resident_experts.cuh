@@ -37,6 +37,9 @@ inline constexpr int kWeightWarp = 8;
 inline constexpr int kInputWarps = 2;  // from 9 on
 inline constexpr int kThreads = 384;
 inline constexpr int kTilePairs = 64;
+// Per thread: 64 pairs take two products' sums at once.
+inline constexpr int kConsumerRegisters = 208;
+inline constexpr int kOtherRegisters = 88;
 inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in a tile
 inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
 inline constexpr int kTileRows = 2 * kBoxRows;
@@ -355,24 +358,14 @@ __device__ void Accumulate(const Ring& ring, Cursor& at, int blocks, int warpgro
     float scales[kTokens / 4];
     float partial[kTokens / 2];
     BeginStage<kTokens>(slab, inputs, partial);
-    if constexpr (kTokens < kTilePairs) {  // registers for both at once
-      float second[kTokens / 2];
-      BeginStage<kTokens>(slab + kBoxBytes, inputs, second);
-      LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
-      ptx::WgmmaWait<1>();
-      AddStage<kTokens>(partial, scales, sum[0]);
-      LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
-      ptx::WgmmaWait<0>();
-      AddStage<kTokens>(second, scales, sum[1]);
-    } else {
-      LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
-      ptx::WgmmaWait<0>();
-      AddStage<kTokens>(partial, scales, sum[0]);
-      BeginStage<kTokens>(slab + kBoxBytes, inputs, partial);
-      LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
-      ptx::WgmmaWait<0>();
-      AddStage<kTokens>(partial, scales, sum[1]);
-    }
+    float second[kTokens / 2];
+    BeginStage<kTokens>(slab + kBoxBytes, inputs, second);
+    LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
+    ptx::WgmmaWait<1>();
+    AddStage<kTokens>(partial, scales, sum[0]);
+    LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
+    ptx::WgmmaWait<0>();
+    AddStage<kTokens>(second, scales, sum[1]);
     __syncwarp();
     if (lane == 0) {
       ptx::BarrierArrive(ring.empty + 8 * stage);
@@ -617,23 +610,25 @@ __global__ static void __launch_bounds__(kThreads, 1)
   const PairTile group =
       p.sorted.tiles[min(static_cast<int>(blockIdx.x) / inner_tiles, p.tiles_max - 1)];
   const Work work(p, *p.sorted.tiles_used);
-  if (warp == kWeightWarp) {
-    if (lane == 0) {
-      const int item = static_cast<int>(blockIdx.x);
-      LoadWeights(
-          maps, p, shared, ring, work,
-          work.IsInner(item) || item >= work.items() ? group : p.sorted.tiles[work.Group(item)]);
+  if (warp >= kConsumerWarps) {
+    ptx::LowerRegisters<kOtherRegisters>();
+    if (warp == kWeightWarp) {
+      if (lane == 0) {
+        const int item = static_cast<int>(blockIdx.x);
+        LoadWeights(
+            maps, p, shared, ring, work,
+            work.IsInner(item) || item >= work.items() ? group : p.sorted.tiles[work.Group(item)]);
+      }
+    } else if (warp <= kWeightWarp + kInputWarps) {
+      LoadInput(p, shared, ring, work, warp - kWeightWarp - 1, lane);
+    } else {
+      Sum<Y>(p, work, lane);
     }
-    return;
-  }
-  if (warp > kWeightWarp && warp <= kWeightWarp + kInputWarps) {
-    LoadInput(p, shared, ring, work, warp - kWeightWarp - 1, lane);
-    return;
-  }
-  if (warp < kConsumerWarps) {
+  } else {
+    ptx::RaiseRegisters<kConsumerRegisters>();
     Consume<Y>(p, shared, ring, work, warp, lane);
+    Sum<Y>(p, work, lane);
   }
-  Sum<Y>(p, work, lane);
 }
 
 // Of the device that the thread is bound to.
