@@ -25,7 +25,8 @@ target_link_libraries(dsa_grpc INTERFACE
   "-Wl,--start-group,${dsa_grpc_group},--end-group"
   Threads::Threads ${CMAKE_DL_LIBS} rt)
 
-# dsa_proto_library(<name> FILES a.proto ...)   -> dsa::<name>, headers as "<folder>/a.pb.h"
+# dsa_proto_library(<name> FILES a.proto ...)   -> dsa::<name>, headers as "<folder>/a.pb.h" and, where
+# the file has a service, "<folder>/a.grpc.pb.h".
 function(dsa_proto_library name)
   cmake_parse_arguments(ARG "" "" "FILES" ${ARGN})
   set(generated_root ${PROJECT_BINARY_DIR}/generated)
@@ -36,17 +37,25 @@ function(dsa_proto_library name)
   foreach(file IN LISTS ARG_FILES)
     list(APPEND dependencies ${CMAKE_CURRENT_SOURCE_DIR}/${file})
   endforeach()
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${dependencies})
   foreach(file IN LISTS ARG_FILES)
-    get_filename_component(stem ${file} NAME_WE)
+    cmake_path(REMOVE_EXTENSION file OUTPUT_VARIABLE stem)
     set(base ${generated_root}/${folder}/${stem})
+    set(outputs ${base}.pb.cc ${base}.pb.h)
+    set(grpc_options)
+    file(STRINGS ${file} services REGEX "^service ")
+    if(services)
+      list(APPEND outputs ${base}.grpc.pb.cc ${base}.grpc.pb.h)
+      list(APPEND sources ${base}.grpc.pb.cc)
+      set(grpc_options --grpc_out=${generated_root} --plugin=protoc-gen-grpc=${DSA_GRPC_CPP_PLUGIN})
+    endif()
     add_custom_command(
-      OUTPUT ${base}.pb.cc ${base}.pb.h ${base}.grpc.pb.cc ${base}.grpc.pb.h
-      COMMAND ${DSA_PROTOC} -I ${PROJECT_SOURCE_DIR} --cpp_out=${generated_root}
-              --grpc_out=${generated_root} --plugin=protoc-gen-grpc=${DSA_GRPC_CPP_PLUGIN}
+      OUTPUT ${outputs}
+      COMMAND ${DSA_PROTOC} -I ${PROJECT_SOURCE_DIR} --cpp_out=${generated_root} ${grpc_options}
               ${folder}/${file}
       DEPENDS ${dependencies}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-    list(APPEND sources ${base}.pb.cc ${base}.grpc.pb.cc)
+    list(APPEND sources ${base}.pb.cc)
     # protoc gives every file the same names for its tables.
     set_source_files_properties(${base}.pb.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endforeach()

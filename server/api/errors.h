@@ -1,7 +1,10 @@
-// Errors that any call can end with, whatever its protocol.
+// Errors that any call can end with, and what every protocol says of an error beside its message.
 #pragma once
 
 #include "common/status.h"
+
+#include <cstdint>
+#include <string_view>
 
 namespace dsa {
 
@@ -14,5 +17,15 @@ inline Error DrainingError() {
 inline Error NoMemoryError() {
   return {ErrorCode::kResourceExhausted, "not enough memory for this request"};
 }
+
+// Why, for programs: one of a closed list (docs/errors.md), such as "invalid_value".
+std::string_view ReasonOf(ErrorCode code);
+
+// The field that an error is about, as its message names it: "stop[1]" of "stop[1]: 300 bytes ...".
+// "" where it is about none.
+std::string_view FieldOf(const Error& error);
+
+// After how long a call that ended with such an error may be tried again; 0: not for time's sake.
+std::int64_t RetryAfterSeconds(ErrorCode code);
 
 }  // namespace dsa

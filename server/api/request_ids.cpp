@@ -39,6 +39,10 @@ Status CheckRequestId(std::string_view text, std::string_view field) {
   return {};
 }
 
+std::string MakeInstanceId() {
+  return fmt::format("{:016x}{:016x}", RandomNonce(), RandomNonce());
+}
+
 RequestIds::RequestIds() : nonce_(RandomNonce()) {}
 
 std::string RequestIds::Make() {

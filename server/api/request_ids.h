@@ -26,6 +26,9 @@ bool IsRequestId(std::string_view text);
 // INVALID_ARGUMENT naming `field` for what is no request id.
 Status CheckRequestId(std::string_view text, std::string_view field);
 
+// The id of a server from its start to its end: 32 hexadecimal digits, drawn.
+std::string MakeInstanceId();
+
 class RequestIds final {
  public:
   RequestIds();

@@ -19,6 +19,9 @@
 
 namespace dsa {
 
+// With every answer and error: which server it comes from, and that it is still the same one.
+inline constexpr const char* kInstanceHeader = "x-dsa-instance";
+
 // The model as requests see it.
 struct ServedModel {
   std::string id;
@@ -42,6 +45,7 @@ struct ServedModel {
 
 // What the server says of itself.
 struct ServerDescription {
+  std::string instance = MakeInstanceId();  // new at every start
   std::string version;
   std::string device;
   std::string configuration_json;

@@ -1,7 +1,11 @@
 #include "server/grpc/call_info.h"
 
+#include "server/api/errors.h"
+#include "server/api/service_context.h"
+
 #include <array>
 
+#include <fmt/format.h>
 #include <grpc/support/time.h>
 
 namespace dsa {
@@ -27,6 +31,29 @@ std::string ClientRequestId(const grpc::CallbackServerContext& rpc) {
     return "";
   }
   return {found->second.data(), found->second.size()};
+}
+
+void AddMetadata(grpc::CallbackServerContext& rpc, Place place, const CallNames& names) {
+  const auto add = [&](const char* key, const std::string& value) {
+    if (place == Place::kFront) {
+      rpc.AddInitialMetadata(key, value);
+    } else {
+      rpc.AddTrailingMetadata(key, value);
+    }
+  };
+  add(kInstanceHeader, names.instance);
+  if (!names.request_id.empty()) {
+    add(kRequestIdHeader, names.request_id);
+  }
+}
+
+void AddRetryMetadata(grpc::CallbackServerContext& rpc, const Error& error) {
+  constexpr const char* kRetryPushbackHeader = "grpc-retry-pushback-ms";
+  constexpr std::int64_t kMsPerSecond = 1000;
+  if (error.code == ErrorCode::kResourceExhausted) {
+    rpc.AddTrailingMetadata(kRetryPushbackHeader,
+                            fmt::to_string(RetryAfterSeconds(error.code) * kMsPerSecond));
+  }
 }
 
 std::string_view CodeName(grpc::StatusCode code) {

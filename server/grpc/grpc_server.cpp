@@ -2,6 +2,7 @@
 
 #include "server/grpc/health_service.h"
 #include "server/grpc/library_logs.h"
+#include "server/grpc/reflection_service.h"
 #include "server/grpc/v1/services.h"
 #include "server/net/listen_sockets.h"
 
@@ -56,17 +57,6 @@ void SetLimits(const GrpcServerConfig& config, grpc::ServerBuilder& builder) {
   builder.SetResourceQuota(quota);
 }
 
-// Of every protocol.
-std::vector<NamedService> MakeServices(ServiceContext& context) {
-  std::vector<NamedService> services;
-  services.push_back(MakeChatService(context));
-  services.push_back(MakeCompletionService(context));
-  services.push_back(MakeTokenService(context));
-  services.push_back(MakeModelService(context));
-  services.push_back(MakeAdminService(context));
-  return services;
-}
-
 std::vector<std::string> NamesOf(const std::vector<NamedService>& services) {
   std::vector<std::string> names;
   names.reserve(services.size());
@@ -74,6 +64,21 @@ std::vector<std::string> NamesOf(const std::vector<NamedService>& services) {
     names.push_back(service.name);
   }
   return names;
+}
+
+// Of every protocol, but for health, which is told their names.
+std::vector<NamedService> MakeServices(ServiceContext& context) {
+  std::vector<NamedService> services;
+  services.push_back(MakeChatService(context));
+  services.push_back(MakeCompletionService(context));
+  services.push_back(MakeTokenService(context));
+  services.push_back(MakeModelService(context));
+  services.push_back(MakeAdminService(context));
+  std::vector<std::string> names = NamesOf(services);
+  names.emplace_back("grpc.health.v1.Health");
+  names.emplace_back("grpc.reflection.v1alpha.ServerReflection");  // the library's
+  services.push_back(MakeReflectionService(std::move(names)));
+  return services;
 }
 
 }  // namespace

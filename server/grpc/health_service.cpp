@@ -107,7 +107,7 @@ class HealthService::Watch final : public grpc::ServerWriteReactor<grpc::ByteBuf
       write_in_flight_ = true;
       StartWrite(&buffer_);
     } else if (board_->ended_) {
-      FinishOnce({grpc::StatusCode::UNAVAILABLE, "the server stops"});
+      FinishOnce(ToGrpc(Error{ErrorCode::kUnavailable, "draining: the server stops"}));
     }
   }
 
@@ -178,7 +178,7 @@ class HealthService::Service final : public Health::WithRawCallbackMethod_Check<
     if (!parsed.ok()) {
       reactor->Finish(ToGrpc(parsed.error()));
     } else if (!state) {
-      reactor->Finish({grpc::StatusCode::NOT_FOUND, "service: no such name"});
+      reactor->Finish(ToGrpc(Error{ErrorCode::kNotFound, "service: no such name"}));
     } else {
       *response = Encode(*state);
       reactor->Finish(grpc::Status::OK);

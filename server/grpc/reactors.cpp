@@ -19,7 +19,7 @@ class Messages final {
   grpc::ByteBuffer Encode(const ReplyPart& part, const ReplyHead& head) {
     // With the first token only: a header before it would keep clients from retrying an error.
     if (!headers_sent_) {
-      rpc_.AddInitialMetadata(kRequestIdHeader, head.request_id);
+      AddMetadata(rpc_, Place::kFront, Names(head));
       headers_sent_ = true;
     }
     return method_.encode(part, head, context_);
@@ -27,11 +27,11 @@ class Messages final {
 
   // Behind the last message.
   grpc::Status End(const ReplyHead& head, const Status& status) {
-    if (!headers_sent_ && !head.request_id.empty()) {
-      rpc_.AddTrailingMetadata(kRequestIdHeader, head.request_id);
+    if (!headers_sent_) {
+      AddMetadata(rpc_, Place::kBehind, Names(head));
     }
-    if (!status.ok() && status.error().code == ErrorCode::kResourceExhausted) {
-      rpc_.AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
+    if (!status.ok()) {
+      AddRetryMetadata(rpc_, status.error());
     }
     return ToGrpc(status);
   }
@@ -39,6 +39,10 @@ class Messages final {
   void Cancel() { rpc_.TryCancel(); }
 
  private:
+  CallNames Names(const ReplyHead& head) const {
+    return {.request_id = head.request_id, .instance = context_.server.instance};
+  }
+
   const GenerationMethod& method_;
   const ServiceContext& context_;
   grpc::CallbackServerContext& rpc_;

@@ -61,16 +61,11 @@ class UnaryReactor final : public grpc::ServerUnaryReactor, private OpenCall {
   void End(const Status& status) {
     outcome_ = ToGrpc(status);
     const std::string request_id = ClientRequestId(call_.rpc);
-    if (IsRequestId(request_id)) {
-      // Where the calls of chat and completion have it, too.
-      if (outcome_.ok()) {
-        call_.rpc.AddInitialMetadata(kRequestIdHeader, request_id);
-      } else {
-        call_.rpc.AddTrailingMetadata(kRequestIdHeader, request_id);
-      }
-    }
-    if (outcome_.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-      call_.rpc.AddTrailingMetadata(kRetryPushbackHeader, kRetryPushbackMs);
+    AddMetadata(call_.rpc, outcome_.ok() ? Place::kFront : Place::kBehind,
+                {.request_id = IsRequestId(request_id) ? request_id : "",
+                 .instance = call_.context.server.instance});
+    if (!status.ok()) {
+      AddRetryMetadata(call_.rpc, status.error());
     }
     const grpc::Status answer = outcome_;
     ended_us_.store(call_.context.clock.NowUs(), std::memory_order_release);

@@ -1,6 +1,10 @@
 #include "server/grpc/wire.h"
 
+#include "server/grpc/error_details.h"
+#include "tokenizer/utf8.h"
+
 #include <cstddef>
+#include <string_view>
 #include <vector>
 
 #include <fmt/core.h>
@@ -146,6 +150,15 @@ Status CheckFields(const grpc::ByteBuffer& bytes, const Descriptor& type) {
   return {};
 }
 
+// Also where a message quotes what a client sent.
+std::string OnOneLine(std::string_view message) {
+  std::string line(message.substr(0, kMessageBytesMax));
+  for (char& c : line) {
+    c = static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+  }
+  return IsValidUtf8(line) ? line : RepairUtf8(line);
+}
+
 }  // namespace
 
 Status ParseMessage(const grpc::ByteBuffer& bytes, UnknownFields unknown, Message& message) {
@@ -183,11 +196,8 @@ grpc::Status ToGrpc(const Error& error) {
     case ErrorCode::kFailedPrecondition: code = grpc::StatusCode::FAILED_PRECONDITION; break;
     case ErrorCode::kInternal: code = grpc::StatusCode::INTERNAL; break;
   }
-  std::string message = error.message.substr(0, kMessageBytesMax);
-  for (char& c : message) {
-    c = static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-  }
-  return {code, message};
+  const Error shown{error.code, OnOneLine(error.message)};
+  return {code, shown.message, ErrorDetails(static_cast<int>(code), shown)};
 }
 
 grpc::Status ToGrpc(const Status& status) {

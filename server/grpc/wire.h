@@ -30,7 +30,7 @@ Status ParseMessage(const grpc::ByteBuffer& bytes, UnknownFields unknown,
 
 grpc::ByteBuffer Serialize(const google::protobuf::Message& message);
 
-// The same code; the message on one line and at most 1024 bytes.
+// The same code; the message on one line and at most 1024 bytes; google.rpc's details.
 grpc::Status ToGrpc(const Error& error);
 grpc::Status ToGrpc(const Status& status);
 

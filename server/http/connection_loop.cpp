@@ -129,7 +129,7 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   std::string MakeHead(const HttpResponse& response, std::string_view length) {
     keep_alive_ = keep_alive_ && !context_.draining.load(std::memory_order_relaxed);
-    return ResponseHead(response, length, keep_alive_);
+    return ResponseHead(response, context_.config.header_lines + std::string(length), keep_alive_);
   }
   std::string Chunk(std::string_view bytes) const {
     return chunked_ ? AsChunk(bytes) : std::string(bytes);

@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include <fmt/core.h>
+
 namespace dsa {
 
 struct HttpServer::State {
@@ -27,6 +29,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerConfig& co
   listening.header_ms_max = config.header_ms_max;
   listening.body_bytes_max = config.message_bytes_max;
   listening.memory_bytes_max = config.memory_bytes_max;
+  listening.header_lines = fmt::format("{}: {}\r\n", kInstanceHeader, context.server.instance);
   DSA_ASSIGN_OR_RETURN(
       state->transport,
       Transport::Start(

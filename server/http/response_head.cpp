@@ -37,7 +37,7 @@ std::string_view Reason(int status) {
 
 }  // namespace
 
-std::string ResponseHead(const HttpResponse& response, std::string_view framing, bool keep_alive) {
+std::string ResponseHead(const HttpResponse& response, std::string_view lines, bool keep_alive) {
   const std::time_t now = std::time(nullptr);
   std::tm utc{};
   gmtime_r(&now, &utc);
@@ -45,7 +45,7 @@ std::string ResponseHead(const HttpResponse& response, std::string_view framing,
   std::strftime(date.data(), date.size(), "%a, %d %b %Y %H:%M:%S GMT", &utc);
   std::string head =
       fmt::format("HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: {}\r\n{}", response.status,
-                  Reason(response.status), date.data(), response.content_type, framing);
+                  Reason(response.status), date.data(), response.content_type, lines);
   for (const HttpHeader& header : response.headers) {
     head += fmt::format("{}: {}\r\n", header.name, header.value);
   }

@@ -8,9 +8,9 @@
 
 namespace dsa {
 
-// Up to the empty line.  `framing` is the header that says where the body ends, with its line end;
-// empty where the connection's end does.
-std::string ResponseHead(const HttpResponse& response, std::string_view framing, bool keep_alive);
+// Up to the empty line.  `lines` are further headers, each with its line end, among them the one
+// that says where the body ends unless the connection's end does.
+std::string ResponseHead(const HttpResponse& response, std::string_view lines, bool keep_alive);
 
 // `bytes` as a chunk of a body; nothing where there are none, since an empty chunk is the last.
 std::string AsChunk(std::string_view bytes);

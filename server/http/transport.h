@@ -87,6 +87,7 @@ struct TransportConfig {
   std::int64_t body_ms_max = 60'000;                        // from its header
   std::int64_t write_ms_max = 30'000;                       // of a whole answer
   std::int64_t idle_ms_max = 75'000;                        // between requests
+  std::string header_lines{};  // of every answer, each with its line end
 };
 
 // What answers to requests that never reach a handler look like.

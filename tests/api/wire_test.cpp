@@ -108,13 +108,16 @@ void CheckToolCalls(const Calls& calls) {
 }  // namespace
 
 TEST_CASE("reflection lists our services and describes them", "[api]") {
+  const auto* const method =
+      GENERATE("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+               "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
   const Loopback loopback(nullptr);
-  const char* method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
   // list_services (field 7) with an empty string; file_containing_symbol (field 4) with a name.
   const std::string list = AnswerOf(loopback, method, std::string("\x3a\x00", 2));
   for (const char* service :
        {"dsa.v1.ChatService", "dsa.v1.CompletionService", "dsa.v1.TokenService",
-        "dsa.v1.ModelService", "dsa.v1.AdminService", "grpc.health.v1.Health"}) {
+        "dsa.v1.ModelService", "dsa.v1.AdminService", "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}) {
     CAPTURE(service);
     CHECK(list.find(service) != std::string::npos);
     const auto length = static_cast<char>(std::char_traits<char>::length(service));

@@ -101,6 +101,7 @@ TEST_CASE("a completion comes whole", "[http]") {
            "X-Request-Id: mine\r\n"));
   REQUIRE(reply.status == 200);
   CHECK(reply.headers.at("x-request-id") == "mine");
+  CHECK(reply.headers.at("x-dsa-instance").size() == 32);
   const Json answer = Parse(reply.body);
   CHECK(answer["id"] == "cmpl-mine");
   CHECK(answer["object"] == "text_completion");
@@ -409,6 +410,7 @@ TEST_CASE("how a request ends decides the status, or the last event", "[http]") 
   CHECK(ErrorMessage(refused) == "queue full: 512 wait");
   CHECK((refused.headers.count("retry-after") == 1) == (one.status == 429 || one.status == 503));
   CHECK(refused.headers.count("x-request-id") == 1);
+  CHECK(refused.headers.count("x-dsa-instance") == 1);
   engine.refusal.reset();
   TokenDelta last = LastDelta(FinishReason::kError);
   last.error = Error{one.code, "it broke"};

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <set>
 #include <sstream>
 
@@ -102,6 +103,33 @@ TEST_CASE("banned words do not occur", "[tidy]") {
 
 TEST_CASE("headers say what they are for", "[tidy]") {
   RequireNone(CheckHead);
+}
+
+TEST_CASE("protos name their Go package and import each other from the root", "[tidy]") {
+  const fs::path root = testing::SourcePath("");
+  static const std::regex import(R"re(^import "([^"]+)";$)re");
+  static const std::regex go_package(R"re(^option go_package = "[^"]*/[^"]*";$)re");
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(root / "proto")) {
+    if (entry.path().extension() != ".proto") {
+      continue;
+    }
+    ++files;
+    INFO(entry.path().string());
+    int go_packages = 0;
+    std::istringstream lines(Read(entry.path()));
+    for (std::string line; std::getline(lines, line);) {
+      go_packages += std::regex_match(line, go_package) ? 1 : 0;
+      std::smatch match;
+      if (std::regex_match(line, match, import)) {
+        const std::string path = match[1];
+        INFO(path);
+        CHECK((path.rfind("google/protobuf/", 0) == 0 || fs::exists(root / path)));
+      }
+    }
+    CHECK(go_packages == 1);
+  }
+  CHECK(files > 7);
 }
 
 TEST_CASE("the top level holds what architecture.md argues for, and nothing else", "[tidy]") {

@@ -15,6 +15,7 @@ Result<v1::ServerInfo> GetServerInfo(const v1::GetServerInfoRequest& /*request*/
   info.set_device(context.server.device);
   info.set_model(context.model.id);
   info.set_configuration_json(context.server.configuration_json);
+  info.set_instance(context.server.instance);
   return info;
 }
 
