@@ -49,7 +49,8 @@ void Transformer::Attention(const LayerView& layer, const Step& step) {
     }
     first += rows;
   }
-  backend_.Project({.x = AttentionOutput(step), .projections = {{{weights.o, Branch(step)}}}});
+  backend_.Project({.x = AttentionOutput(step),
+                    .projections = {{{weights.o, Branch(step, AttentionBranch())}}}});
 }
 
 void Transformer::WriteKeys(const LayerView& layer, const Step& step,

@@ -42,22 +42,23 @@ ScratchLimits PlanScratch(const ModelConfig& config, const RankShape& rank,
       std::max({config.hidden, config.q_latent, rank.heads.count * config.value,
                 rank.heads.count * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
                 config.index_heads * kIndexHeadWidth, MlpWidth(rank), rank.expert_width.count});
-  return {.tokens_max = limits.tokens_max,
-          .context_max = limits.context_max,
-          .masked_context_max = std::min(limits.masked_until, limits.context_max),
-          .hidden = config.hidden,
-          .heads = rank.heads.count,
-          .nope = config.nope,
-          .value = config.value,
-          .index_heads = config.index_heads,
-          .index_topk = config.index_topk,
-          .experts = config.experts,  // the gate is for all of them
-          .experts_per_token = config.experts_per_token,
-          .expert_width = rank.expert_width.count,
-          .linear_width_max = widest_projection,
-          .logit_rows_max = limits.logit_rows_max,
-          .vocabulary = config.vocabulary,
-          .expert_sum_type = rank.ranks > 1 ? DataType::kF64 : DataType::kF32};
+  return {
+      .tokens_max = limits.tokens_max * rank.data_ranks,  // all rows, on one rank's experts
+      .context_max = limits.context_max,
+      .masked_context_max = std::min(limits.masked_until, limits.context_max),
+      .hidden = config.hidden,
+      .heads = rank.heads.count,
+      .nope = config.nope,
+      .value = config.value,
+      .index_heads = config.index_heads,
+      .index_topk = config.index_topk,
+      .experts = config.experts,  // the gate is for all of them
+      .experts_per_token = config.experts_per_token,
+      .expert_width = rank.expert_width.count,
+      .linear_width_max = widest_projection,
+      .logit_rows_max = limits.logit_rows_max,
+      .vocabulary = config.vocabulary,
+      .expert_sum_type = rank.ranks > 1 && rank.data_ranks == 1 ? DataType::kF64 : DataType::kF32};
 }
 
 // Fills the plan's bytes, buffer by buffer.
@@ -75,7 +76,9 @@ class Planner final {
     const StepShape largest{.tokens = limits_.tokens_max,
                             .logit_rows = limits_.logit_rows_max,
                             .samples = limits_.sequences_max,
-                            .table_updates = limits_.sequences_max};
+                            .table_updates = limits_.sequences_max,
+                            .rows = {},
+                            .exchange_rows = rank_.data_ranks > 1 ? limits_.tokens_max : 0};
     Set(Buffer::kStepInputs, InputBytes(largest) + StepIdsMax(limits_) * kI32Bytes);
     Set(Buffer::kStepOutputs, OutputBytes(largest));
     Set(Buffer::kBlockTables,
@@ -122,6 +125,15 @@ class Planner final {
     plan_.mask_words = CeilDivide(plan_.scratch.masked_context_max, kMaskWordBits);
     Set(Buffer::kSelectionMask, limits_.tokens_max * plan_.mask_words * kMaskWordBytes);
     Set(Buffer::kSelectedCounts, limits_.tokens_max * kI32Bytes);
+  }
+
+  // Room for the rows of all data ranks.
+  void Exchange() {
+    const std::int64_t rows = rank_.data_ranks * limits_.tokens_max;
+    const std::int64_t pairs = rows * config_.experts_per_token;
+    Set(Buffer::kExchangeRows, rows * config_.hidden * activation_bytes_);
+    Set(Buffer::kExchangeExperts, pairs * kI32Bytes);
+    Set(Buffer::kExpertResults, pairs * config_.hidden * activation_bytes_);
   }
 
   // What other ranks add to.
@@ -190,6 +202,9 @@ WorkspacePlan PlanWorkspace(const ModelConfig& config, const RankShape& rank,
   planner.Head();
   if (rank.ranks > 1) {
     planner.Parts();
+  }
+  if (rank.data_ranks > 1) {
+    planner.Exchange();
   }
   return plan;
 }

@@ -65,6 +65,10 @@ enum class Buffer : std::uint8_t {
   kMlpUp,            // A [T, widest MLP]
   kExperts,          // i32 [T, experts per token]
   kExpertWeights,    // f32 [T, experts per token]
+  // The exchange of experts, where there are S data ranks.
+  kExchangeRows,     // A [S * T, D]  rows of all that came here
+  kExchangeExperts,  // i32 [S * T, experts per token]
+  kExpertResults,    // A [S * T * experts per token, D]  what experts here give
   // Copies that fp8 weights read: fp8 in the shape of the values, f32 [T, their blocks of 128].
   kNormedFp8,
   kNormedScales,

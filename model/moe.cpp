@@ -1,24 +1,30 @@
 // The feed-forward half of a layer: a dense MLP in the leading layers, routed experts and a shared
 // one in the others (DeepSeek-V3 paper, section 2.1.2).
+#include "kernels/comm/collectives.h"
 #include "kernels/fused/expert_mlp.h"
 #include "kernels/fused/gated_mlp.h"
+#include "kernels/ops/gate.h"
+#include "kernels/ops/routed_experts.h"
 #include "model/transformer.h"
 
 namespace dsa {
 
 void Transformer::FeedForward(const LayerView& layer, const Step& step) {
-  if (layer.weights.moe) {
+  const BranchKind kind = FeedForwardBranch(layer.weights);
+  if (layer.weights.moe && rank_.data_ranks > 1) {
+    ExchangedMoe(step, *layer.weights.moe);
+  } else if (layer.weights.moe) {
     Moe(step, *layer.weights.moe);
   } else if (rank_.dense_width.count > 0) {
-    backend_.GatedMlp(Mlp(step, *layer.weights.dense, rank_.dense_width.count));
+    backend_.GatedMlp(Mlp(step, *layer.weights.dense, rank_.dense_width.count, Branch(step, kind)));
   } else {
-    ClearBranch(step);
+    ClearBranch(step, kind);
   }
 }
 
 // branch = down(SwiGlu(gate normed, up normed))
-GatedMlpParams Transformer::Mlp(const Step& step, const MlpWeights& weights,
-                                std::int64_t width) const {
+GatedMlpParams Transformer::Mlp(const Step& step, const MlpWeights& weights, std::int64_t width,
+                                const AnyMatrix& branch) const {
   return {.x = Normed(step),
           .gate = weights.gate,
           .up = weights.up,
@@ -26,53 +32,109 @@ GatedMlpParams Transformer::Mlp(const Step& step, const MlpWeights& weights,
           .inner = WithFp8(Values(Buffer::kMlpGate, step, width), Buffer::kMlpGateFp8,
                            Buffer::kMlpGateScales),
           .up_output = Values(Buffer::kMlpUp, step, width),
-          .y = Branch(step)};
+          .y = branch};
+}
+
+// The experts of every row of normed, and their weights.
+GateParams Transformer::Gate(const Step& step, const MoeWeights& weights) const {
+  const ModelConfig& config = parts_.config;
+  const Activations& activations = parts_.activations;
+  return {.x = Normed(step).x,
+          .weight = weights.gate,
+          .bias = weights.gate_bias,
+          .groups = config.expert_groups,
+          .groups_kept = config.expert_groups_kept,
+          .normalize = config.normalize_expert_weights,
+          .scale = config.routed_scale,
+          .experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, step.tokens,
+                                                        config.experts_per_token),
+          .weights = activations.AsMatrix<float>(Buffer::kExpertWeights, step.tokens,
+                                                 config.experts_per_token)};
 }
 
 // branch = sum of the chosen experts of normed, and the shared one
 void Transformer::Moe(const Step& step, const MoeWeights& weights) {
-  const ModelConfig& config = parts_.config;
-  const Activations& activations = parts_.activations;
-  const AnyMatrix normed = Normed(step).x;
-  const AnyMatrix branch = Branch(step);
+  const BranchKind kind = AttentionBranch();
+  const AnyMatrix branch = Branch(step, kind);
   const std::int64_t shared_width = weights.shared ? rank_.shared_width.count : 0;
   if (rank_.expert_width.count == 0 || rank_.experts.count == 0) {  // nothing to route here
     if (shared_width > 0) {
-      backend_.GatedMlp(Mlp(step, *weights.shared, shared_width));
+      backend_.GatedMlp(Mlp(step, *weights.shared, shared_width, branch));
     } else {
-      ClearBranch(step);
+      ClearBranch(step, kind);
     }
     return;
   }
-  const auto experts =
-      activations.AsMatrix<std::int32_t>(Buffer::kExperts, step.tokens, config.experts_per_token);
-  const auto expert_weights =
-      activations.AsMatrix<float>(Buffer::kExpertWeights, step.tokens, config.experts_per_token);
-  ExpertMlpParams params = {.gate = {.x = normed,
-                                     .weight = weights.gate,
-                                     .bias = weights.gate_bias,
-                                     .groups = config.expert_groups,
-                                     .groups_kept = config.expert_groups_kept,
-                                     .normalize = config.normalize_expert_weights,
-                                     .scale = config.routed_scale,
-                                     .experts = experts,
-                                     .weights = expert_weights},
+  const GateParams gate = Gate(step, weights);
+  ExpertMlpParams params = {.gate = gate,
                             .shared = {},
-                            .routed = {.x = normed,
+                            .routed = {.x = gate.x,
                                        .gate = weights.expert_gate,
                                        .up = weights.expert_up,
                                        .down = weights.expert_down,
                                        .first_expert = rank_.experts.first,
-                                       .experts = AsConst(experts),
-                                       .weights = AsConst(expert_weights),
+                                       .experts = AsConst(gate.experts),
+                                       .weights = AsConst(gate.weights),
                                        .shared = NullMatrix(branch.type),
-                                       .scale_format = config.scale_format,
+                                       .scale_format = parts_.config.scale_format,
                                        .y = branch}};
   if (shared_width > 0) {
-    params.shared = Mlp(step, *weights.shared, shared_width);
+    params.shared = Mlp(step, *weights.shared, shared_width, branch);
     params.routed.shared = branch;
   }
   backend_.ExpertMlp(params);
+}
+
+// The same where rows go to the experts of all ranks and come back: the same bits, since each row's
+// rank adds what experts give it in the order of its gate (kernels/comm/collectives.h).
+void Transformer::ExchangedMoe(const Step& step, const MoeWeights& weights) {
+  const Activations& activations = parts_.activations;
+  const std::int64_t hidden = parts_.config.hidden;
+  const std::int64_t per_token = parts_.config.experts_per_token;
+  const std::int64_t rows = step.shape.exchange_rows;
+  const std::int64_t all_rows = rank_.data_ranks * rows;
+  const AnyMatrix branch = activations.AsActivation(Buffer::kBranch, rows, hidden);
+  const AnyMatrix received = activations.AsActivation(Buffer::kExchangeRows, all_rows, hidden);
+  const AnyMatrix results =
+      activations.AsActivation(Buffer::kExpertResults, all_rows * per_token, hidden);
+  const auto received_experts =
+      activations.AsMatrix<std::int32_t>(Buffer::kExchangeExperts, all_rows, per_token);
+  const auto experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, rows, per_token);
+  const auto expert_weights = activations.AsMatrix<float>(Buffer::kExpertWeights, rows, per_token);
+  const ExpertRange here = {.first = rank_.experts.first, .count = rank_.experts.count};
+  backend_.Gate(Gate(step, weights));
+  backend_.Dispatch({.x = activations.AsActivation(Buffer::kNormed, rows, hidden),
+                     .experts = AsConst(experts),
+                     .live_rows = step.device.live_rows,
+                     .here = here,
+                     .copies = rank_.ranks,
+                     .rows = received,
+                     .row_experts = received_experts});
+  if (here.count > 0) {
+    backend_.RoutedExperts({.x = received,
+                            .gate = weights.expert_gate,
+                            .up = weights.expert_up,
+                            .down = weights.expert_down,
+                            .first_expert = here.first,
+                            .experts = AsConst(received_experts),
+                            .weights = {nullptr, all_rows, per_token, per_token},  // not read
+                            .shared = NullMatrix(branch.type),
+                            .scale_format = parts_.config.scale_format,
+                            .y = received,  // not written
+                            .contributions = results});
+  }
+  if (weights.shared) {
+    backend_.GatedMlp(
+        Mlp(step, *weights.shared, rank_.shared_width.count, Branch(step, BranchKind::kWhole)));
+  }
+  backend_.Combine({.contributions = results,
+                    .experts = AsConst(experts),
+                    .live_rows = step.device.live_rows,
+                    .weights = AsConst(expert_weights),
+                    .here = here,
+                    .copies = rank_.ranks,
+                    .shared = weights.shared ? branch : NullMatrix(branch.type),
+                    .y = branch});
 }
 
 }  // namespace dsa

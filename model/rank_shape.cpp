@@ -8,14 +8,14 @@
 namespace dsa {
 namespace {
 
-// The rank's share of `extent` in whole units, of which the last may be cut off.
-Part ShareOf(std::int64_t extent, std::int64_t unit, const RankPlace& place) {
+// The share of `extent` of one of so many ranks in whole units, of which the last may be cut off.
+Part ShareOf(std::int64_t extent, std::int64_t unit, std::int64_t rank, std::int64_t ranks) {
   const std::int64_t units = (extent + unit - 1) / unit;
-  const auto border = [&](std::int64_t rank) {
-    return std::min(units * rank / place.layout.ranks * unit, extent);
+  const auto border = [&](std::int64_t index) {
+    return std::min(units * index / ranks * unit, extent);
   };
-  const std::int64_t first = border(place.rank);
-  return {.first = first, .count = border(place.rank + 1) - first};
+  const std::int64_t first = border(rank);
+  return {.first = first, .count = border(rank + 1) - first};
 }
 
 bool CanSplit(const ModelConfig& config, std::int64_t ranks) {
@@ -31,21 +31,29 @@ bool CanSplit(const ModelConfig& config, std::int64_t ranks) {
 }  // namespace
 
 RankShape ShapeOf(const ModelConfig& config, const RankPlace& place) {
-  DSA_CHECK(
-      place.rank >= 0 && place.rank < place.layout.ranks && CanSplit(config, place.layout.ranks),
-      "RankShape: rank {} of {}, a model of {} heads", place.rank, place.layout.ranks,
-      config.heads);
-  return {.rank = place.rank,
-          .ranks = place.layout.ranks,
-          .heads = ShareOf(config.heads, config.heads / place.layout.ranks, place),
-          .experts = place.layout.expert_parallel ? ShareOf(config.experts, 1, place)
-                                                  : Part{.first = 0, .count = config.experts},
-          .expert_width = place.layout.expert_parallel
-                              ? Part{.first = 0, .count = config.expert_width}
-                              : ShareOf(config.expert_width, kWeightBlock, place),
-          .dense_width = ShareOf(config.dense_width, kWeightBlock, place),
-          .shared_width = ShareOf(config.shared_width, kWeightBlock, place),
-          .vocabulary = ShareOf(config.vocabulary, 1, place),
+  const RankLayout& layout = place.layout;
+  DSA_CHECK(place.rank >= 0 && place.rank < layout.all_ranks() && CanSplit(config, layout.ranks),
+            "RankShape: rank {} of {}, a model of {} heads", place.rank, layout.all_ranks(),
+            config.heads);
+  DSA_CHECK(layout.data_ranks == 1 || layout.expert_parallel,
+            "RankShape: {} data ranks without expert parallelism", layout.data_ranks);
+  const auto share = [&](std::int64_t extent, std::int64_t unit) {
+    return ShareOf(extent, unit, place.tensor_rank(), layout.ranks);
+  };
+  const auto whole = [](std::int64_t extent) { return Part{.first = 0, .count = extent}; };
+  return {.rank = place.tensor_rank(),
+          .ranks = layout.ranks,
+          .data_ranks = layout.data_ranks,
+          .heads = share(config.heads, config.heads / layout.ranks),
+          .experts = layout.expert_parallel
+                         ? ShareOf(config.experts, 1, place.rank, layout.all_ranks())
+                         : whole(config.experts),
+          .expert_width = layout.expert_parallel ? whole(config.expert_width)
+                                                 : share(config.expert_width, kWeightBlock),
+          .dense_width = share(config.dense_width, kWeightBlock),
+          .shared_width = layout.data_ranks > 1 ? whole(config.shared_width)
+                                                : share(config.shared_width, kWeightBlock),
+          .vocabulary = share(config.vocabulary, 1),
           .layers = {.first = 0, .count = config.layers}};
 }
 

@@ -39,6 +39,7 @@ StepInputs Inputs(Carver& carver, const StepShape& shape) {
   inputs.logit_rows = carver.Take<std::int32_t>(shape.logit_rows);
   inputs.sample_rows = carver.Take<std::int32_t>(shape.samples);
   inputs.table_updates = carver.Take<TableUpdate>(shape.table_updates);
+  inputs.live_rows = carver.Take<std::int32_t>(shape.exchange_rows > 0 ? 1 : 0);
   return inputs;
 }
 

@@ -37,6 +37,7 @@ struct StepInputs {
   Vector<std::int32_t> logit_rows;    // [R]  rows of the batch whose logits are computed
   Vector<std::int32_t> sample_rows;   // [N]  in [0, R)
   Vector<TableUpdate> table_updates;  // [U]
+  Vector<std::int32_t> live_rows;     // [1]  rows that are not padding; empty without an exchange
   LogitAdjustment* adjustments;       // not part of InputBytes, nor ids
   std::int32_t* ids;                  // the same memory
 };

@@ -23,6 +23,9 @@ struct StepShape {
   std::int64_t visible_max = 0;  // no row sees more keys; rounded up by RoundUpVisible
   // All rows stand in groups of so many, of one sequence and at consecutive positions; 0: mixed.
   std::int64_t rows_per_sequence = 0;
+  // Rows of each data rank in the exchange of experts, T or more; the same on all of them, and 0
+  // where there is one.
+  std::int64_t exchange_rows = 0;
 
   friend bool operator==(const StepShape&, const StepShape&) = default;
 };

@@ -34,10 +34,11 @@ Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBat
                         .eps = parts_.config.norm_eps,
                         .y = Normed(step)});
     } else {
-      AddBranchAndNorm(step, layer.weights.attention_norm);
+      const LayerWeights& before = parts_.weights.layers[static_cast<std::size_t>(index) - 1];
+      AddBranchAndNorm(step, FeedForwardBranch(before), layer.weights.attention_norm);
     }
     Attention(layer, step);
-    AddBranchAndNorm(step, layer.weights.ffn_norm);
+    AddBranchAndNorm(step, AttentionBranch(), layer.weights.ffn_norm);
     FeedForward(layer, step);
   }
   return Head(step);
@@ -80,28 +81,35 @@ AnyMatrix Transformer::Partial(Buffer buffer, std::int64_t rows) const {
           .row_stride = hidden};
 }
 
-AnyMatrix Transformer::Branch(const Step& step) const {
-  return rank_.ranks > 1 ? Partial(Buffer::kBranchPart, step.tokens)
-                         : Values(Buffer::kBranch, step, parts_.config.hidden);
+// Where rows were exchanged with the experts of all ranks, each gets all of its rows back.
+Transformer::BranchKind Transformer::FeedForwardBranch(const LayerWeights& layer) const {
+  return KindOf(rank_.ranks > 1 && !(layer.moe && rank_.data_ranks > 1));
+}
+
+AnyMatrix Transformer::Branch(const Step& step, BranchKind kind) const {
+  return kind == BranchKind::kPart ? Partial(Buffer::kBranchPart, step.tokens)
+                                   : Values(Buffer::kBranch, step, parts_.config.hidden);
 }
 
 // Of a rank that has nothing to add.
-void Transformer::ClearBranch(const Step& step) {
-  const AnyMatrix branch = Branch(step);
+void Transformer::ClearBranch(const Step& step, BranchKind kind) {
+  const AnyMatrix branch = Branch(step, kind);
   backend_.Zero(branch.data,
                 static_cast<std::size_t>(branch.rows * branch.cols * SizeOf(branch.type)));
 }
 
 // residual += branch, of all ranks together; normed = RmsNorm of the sum before it was rounded.
-void Transformer::AddBranchAndNorm(const Step& step, Vector<const float> norm_weight) {
+void Transformer::AddBranchAndNorm(const Step& step, BranchKind kind,
+                                   Vector<const float> norm_weight) {
   const std::int64_t hidden = parts_.config.hidden;
   const AnyMatrix whole = Values(Buffer::kBranch, step, hidden);
-  backend_.AddNorm({.x = whole,
-                    .residual = Values(Buffer::kResidual, step, hidden),
-                    .weight = norm_weight,
-                    .eps = parts_.config.norm_eps,
-                    .y = Normed(step),
-                    .partial = rank_.ranks > 1 ? Branch(step) : NullMatrix(whole.type)});
+  backend_.AddNorm(
+      {.x = whole,
+       .residual = Values(Buffer::kResidual, step, hidden),
+       .weight = norm_weight,
+       .eps = parts_.config.norm_eps,
+       .y = Normed(step),
+       .partial = kind == BranchKind::kPart ? Branch(step, kind) : NullMatrix(whole.type)});
 }
 
 Matrix<const float> Transformer::Head(const Step& step) {
@@ -109,6 +117,7 @@ Matrix<const float> Transformer::Head(const Step& step) {
   const std::int64_t hidden = parts_.config.hidden;
   const Activations& activations = parts_.activations;
   const bool is_whole = rank_.ranks == 1;
+  const BranchKind kind = FeedForwardBranch(parts_.weights.layers.back());
   const auto logits = activations.AsMatrix<float>(is_whole ? Buffer::kLogits : Buffer::kLogitsPart,
                                                   rows, rank_.vocabulary.count);
   const AnyMatrix residual = activations.AsActivation(Buffer::kHeadResidual, rows, hidden);
@@ -116,14 +125,15 @@ Matrix<const float> Transformer::Head(const Step& step) {
   backend_.GatherRows({.x = Values(Buffer::kResidual, step, hidden),
                        .rows = step.device.logit_rows,
                        .y = residual});
-  const AnyMatrix branch = is_whole ? normed : Partial(Buffer::kHeadPart, rows);
-  backend_.GatherRows({.x = Branch(step), .rows = step.device.logit_rows, .y = branch});
+  const bool is_part = kind == BranchKind::kPart;
+  const AnyMatrix branch = is_part ? Partial(Buffer::kHeadPart, rows) : normed;
+  backend_.GatherRows({.x = Branch(step, kind), .rows = step.device.logit_rows, .y = branch});
   backend_.AddNorm({.x = normed,
                     .residual = residual,
                     .weight = parts_.weights.final_norm,
                     .eps = parts_.config.norm_eps,
                     .y = {.x = normed},
-                    .partial = is_whole ? NullMatrix(normed.type) : branch});
+                    .partial = is_part ? branch : NullMatrix(normed.type)});
   const LinearWeight weight = {.weight = parts_.weights.head, .scales = {}};
   backend_.Project({.x = {.x = normed}, .projections = {{{weight, AsAny(logits)}}}});
   return is_whole ? AsConst(logits) : GatherLogits(rows, logits);

@@ -18,6 +18,7 @@
 #include "kernels/fused/gated_mlp.h"
 #include "kernels/fused/project.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/gate.h"
 #include "kernels/ops/key_selection.h"
 #include "model/activations.h"
 #include "model/model_config.h"
@@ -37,6 +38,7 @@ struct DeviceBatch {
   Vector<const std::int32_t> sequences;     // [T]  in [0, S)
   Matrix<const std::int32_t> block_tables;  // [S, B]
   Vector<const std::int32_t> logit_rows;    // [R]
+  Vector<const std::int32_t> live_rows{};   // [1] with data ranks: rows that are not padding
   Vector<std::int32_t> row_faults;          // [T]  zero; bits of RowFault are added
 };
 
@@ -94,14 +96,20 @@ class Transformer final {
 
   // transformer.cpp
   LayerView Layer(int layer) const;
-  void AddBranchAndNorm(const Step& step, Vector<const float> norm_weight);
+  enum class BranchKind { kWhole, kPart };  // all of it, or a part beside those of tensor ranks
+  BranchKind AttentionBranch() const { return KindOf(rank_.ranks > 1); }
+  BranchKind FeedForwardBranch(const LayerWeights& layer) const;
+  static BranchKind KindOf(bool is_part) {
+    return is_part ? BranchKind::kPart : BranchKind::kWhole;
+  }
+  void AddBranchAndNorm(const Step& step, BranchKind kind, Vector<const float> norm_weight);
   Matrix<const float> Head(const Step& step);
   Matrix<const float> GatherLogits(std::int64_t rows, Matrix<float> logits);
   // Where attention and feed-forward leave what is added to the residual: all of it or, with other
-  // ranks, this one's part, not rounded.
-  AnyMatrix Branch(const Step& step) const;
+  // tensor ranks, this one's part, not rounded.
+  AnyMatrix Branch(const Step& step, BranchKind kind) const;
   AnyMatrix Partial(Buffer buffer, std::int64_t rows) const;
-  void ClearBranch(const Step& step);
+  void ClearBranch(const Step& step, BranchKind kind);
   // A buffer as activations of the step; and, where the model has fp8 weights, with its fp8 copy.
   AnyMatrix Values(Buffer buffer, const Step& step, std::int64_t cols) const;
   Activation WithFp8(const AnyMatrix& x, Buffer values, Buffer scales) const;
@@ -123,8 +131,11 @@ class Transformer final {
 
   // moe.cpp
   void FeedForward(const LayerView& layer, const Step& step);
-  GatedMlpParams Mlp(const Step& step, const MlpWeights& weights, std::int64_t width) const;
+  GatedMlpParams Mlp(const Step& step, const MlpWeights& weights, std::int64_t width,
+                     const AnyMatrix& branch) const;
   void Moe(const Step& step, const MoeWeights& weights);
+  void ExchangedMoe(const Step& step, const MoeWeights& weights);
+  GateParams Gate(const Step& step, const MoeWeights& weights) const;
 
   TransformerParts parts_;
   Backend& backend_;

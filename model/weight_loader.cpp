@@ -85,11 +85,11 @@ Result<std::vector<DeviceWeights>> LoadRankWeights(const Checkpoint& checkpoint,
                                                    std::span<Backend* const> backends,
                                                    LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
-  DSA_CHECK(static_cast<std::int64_t>(backends.size()) == ranks.ranks,
-            "LoadRankWeights: {} backends of {} ranks", backends.size(), ranks.ranks);
+  DSA_CHECK(static_cast<std::int64_t>(backends.size()) == ranks.all_ranks(),
+            "LoadRankWeights: {} backends of {} ranks", backends.size(), ranks.all_ranks());
   std::vector<DeviceWeights> loaded(backends.size());
   std::vector<PlacedWeights> placed;
-  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < ranks.all_ranks(); ++rank) {
     const auto index = static_cast<std::size_t>(rank);
     const WeightLayout layout(config, ShapeOf(config, {.rank = rank, .layout = ranks}),
                               loaded[index].weights, StoredType(checkpoint));

@@ -77,6 +77,36 @@ void AddRowChunks(const WeightPiece& whole, const StoredExtents& stored,
   }
 }
 
+// The columns of one rank, one row behind the other, behind those of the ranks before; data ranks
+// have the same ones.
+void AddColumns(std::span<const HeldPart> held, const StoredExtents& stored, std::int64_t first_row,
+                std::int64_t rows, WeightPiece& piece) {
+  std::vector<std::int64_t> offsets;
+  std::int64_t offset = 0;  // behind the columns that were cut so far
+  for (std::size_t rank = 0; rank < held.size(); ++rank) {
+    const std::int64_t part = held[rank].cols.count * stored.bytes;
+    const auto same = std::find_if(
+        held.begin(), held.begin() + static_cast<std::ptrdiff_t>(rank),
+        [&](const HeldPart& other) { return part > 0 && other.cols == held[rank].cols; });
+    if (same != held.begin() + static_cast<std::ptrdiff_t>(rank)) {
+      offsets.push_back(offsets[static_cast<std::size_t>(same - held.begin())]);
+    } else {
+      DSA_CHECK(part == 0 || held[rank].cols.first * stored.bytes * rows == offset,
+                "weights: the columns of rank {} begin at {}", rank, held[rank].cols.first);
+      offsets.push_back(offset);
+      piece.row_bytes.push_back(part);
+      offset += rows * part;
+    }
+    if (part > 0) {
+      piece.copies.push_back({.rank = rank,
+                              .offset = offsets.back(),
+                              .bytes = rows * part,
+                              .target = held[rank].target + first_row * part});
+    }
+  }
+  DSA_CHECK(offset == piece.filled, "weights: ranks hold {} of {} bytes", offset, piece.filled);
+}
+
 // Chunks of whole rows, which are cut into the ranks' columns.
 void AddColumnChunks(const WeightPiece& whole, const StoredExtents& stored,
                      std::span<const HeldPart> held, std::vector<WeightPiece>& pieces) {
@@ -90,21 +120,7 @@ void AddColumnChunks(const WeightPiece& whole, const StoredExtents& stored,
     piece.begin = row * row_bytes;
     piece.end = piece.begin + rows * row_bytes;
     piece.filled = piece.end - piece.begin;
-    std::int64_t offset = 0;
-    for (std::size_t rank = 0; rank < held.size(); ++rank) {
-      const std::int64_t part = held[rank].cols.count * stored.bytes;
-      DSA_CHECK(held[rank].cols.first * stored.bytes * rows == offset,
-                "weights: the columns of rank {} begin at {}", rank, held[rank].cols.first);
-      piece.row_bytes.push_back(part);
-      if (part > 0) {
-        piece.copies.push_back({.rank = rank,
-                                .offset = offset,
-                                .bytes = rows * part,
-                                .target = held[rank].target + row * part});
-      }
-      offset += rows * part;
-    }
-    DSA_CHECK(offset == piece.filled, "weights: ranks hold {} of {} bytes", offset, piece.filled);
+    AddColumns(held, stored, row, rows, piece);
     pieces.push_back(std::move(piece));
   }
 }

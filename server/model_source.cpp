@@ -54,7 +54,7 @@ Result<std::vector<DeviceWeights>> ModelSource::LoadRanks(const RankLayout& rank
   }
   constexpr std::uint64_t kSeed = 0;
   std::vector<DeviceWeights> made;
-  for (std::int64_t rank = 0; rank < ranks.ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < ranks.all_ranks(); ++rank) {
     backends[static_cast<std::size_t>(rank)]->BindThread();
     DSA_ASSIGN_OR_RETURN(
         DeviceWeights of_rank,

@@ -3,6 +3,17 @@
 #include "kernels/ops/validate.h"
 
 namespace dsa {
+namespace {
+
+void CheckRanks(std::string_view op, const ExpertRange& here, std::int64_t copies,
+                const Vector<const std::int32_t>& live_rows) {
+  DSA_CHECK(here.first >= 0 && here.count >= 0 && copies > 0, "{}: experts {} + {}, copies {}", op,
+            here.first, here.count, copies);
+  DSA_CHECK(live_rows.data == nullptr || live_rows.size == 1, "{}: live_rows has {} values", op,
+            live_rows.size);
+}
+
+}  // namespace
 
 AllReduceExtents Validate(const AllReduceParams& params) {
   ShapeBinder shapes("AllReduce");
@@ -26,13 +37,12 @@ DispatchExtents Validate(const DispatchParams& params) {
   ShapeBinder shapes("Dispatch");
   const auto [tokens, hidden] = shapes.Match("x", params.x, "T", "D");
   const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
-  shapes.Match("rows", params.rows, "N * T", "D");
-  shapes.Match("row_experts", params.row_experts, "N * T", "K");
+  shapes.Match("rows", params.rows, "S * T", "D");
+  shapes.Match("row_experts", params.row_experts, "S * T", "K");
   CheckActivation("Dispatch", "x", params.x.type);
   CheckSameType("Dispatch", "rows", params.rows.type, params.x.type);
-  DSA_CHECK(params.here.first >= 0 && params.here.count >= 0 && per_token > 0,
-            "Dispatch: T={}, K={}, experts {} + {}", same_tokens, per_token, params.here.first,
-            params.here.count);
+  DSA_CHECK(per_token > 0, "Dispatch: T={}, K={}", same_tokens, per_token);
+  CheckRanks("Dispatch", params.here, params.copies, params.live_rows);
   return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
 }
 
@@ -41,16 +51,15 @@ DispatchExtents Validate(const CombineParams& params) {
   const auto [tokens, hidden] = shapes.Match("y", params.y, "T", "D");
   const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
   shapes.Match("weights", params.weights, "T", "K");
-  shapes.Match("contributions", params.contributions, "N * T * K", "D");
+  shapes.Match("contributions", params.contributions, "S * T * K", "D");
   CheckActivation("Combine", "y", params.y.type);
   CheckSameType("Combine", "contributions", params.contributions.type, params.y.type);
   if (params.shared.data != nullptr) {
     shapes.Match("shared", params.shared, "T", "D");
     CheckSameType("Combine", "shared", params.shared.type, params.y.type);
   }
-  DSA_CHECK(params.here.first >= 0 && params.here.count >= 0 && per_token > 0,
-            "Combine: T={}, K={}, experts {} + {}", same_tokens, per_token, params.here.first,
-            params.here.count);
+  DSA_CHECK(per_token > 0, "Combine: T={}, K={}", same_tokens, per_token);
+  CheckRanks("Combine", params.here, params.copies, params.live_rows);
   return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
 }
 

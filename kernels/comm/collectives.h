@@ -47,23 +47,27 @@ AllGatherExtents Validate(const AllGatherParams& params);
 //   rows of rank s ── Dispatch ──► RoutedExperts of every rank, which leaves contributions
 //   rows of rank s ◄── Combine ──
 //
-// Row t of rank s is row s * T + t everywhere, so that the workspace has room for all rows on one
-// rank.  The rank of a row adds what experts give it as one rank with all of them does: each
-// contribution rounded by the expert, added in float32 in the order of the gate, the shared
-// expert's output last, one rounding.  So a row has the bits of one rank.  Its weights stay with
-// it.
+// Ranks may have the same rows: `copies` of them, next to each other, of which the first sends and
+// all receive; then s counts those groups, S of them.  Row t of s is row s * T + t everywhere, so
+// that the workspace has room for all rows on one rank.  The rank of a row adds what experts give
+// it as one rank with all of them does: each contribution rounded by the expert, added in float32
+// in the order of the gate, the shared expert's output last, one rounding.  So a row has the bits
+// of one rank.  Its weights stay with it.
 struct ExpertRange {
   std::int64_t first;  // of this rank: experts [first, first + count); no two ranks' overlap
   std::int64_t count;  // may be 0
 };
 
-// T is the same on all ranks; a rank with fewer rows pads with ids of -1, which go nowhere.
+// T is the same on all ranks.  A rank with fewer rows has padding behind them, which goes nowhere:
+// ids of -1, or all rows from the number in device memory on, whatever their ids are.
 struct DispatchParams {
-  ConstAnyMatrix x;                    // [T, D]  f32 or bf16
-  Matrix<const std::int32_t> experts;  // [T, K]  -1: none
+  ConstAnyMatrix x;                        // [T, D]  f32 or bf16
+  Matrix<const std::int32_t> experts;      // [T, K]  -1: none
+  Vector<const std::int32_t> live_rows{};  // [1]  in [0, T]; data may be null: all
   ExpertRange here;
-  AnyMatrix rows;                    // [N * T, D]  of N ranks; rows without an expert here: kept
-  Matrix<std::int32_t> row_experts;  // [N * T, K]  ids of experts here, -1 for all others
+  std::int64_t copies = 1;           // the same on all ranks; divides their number
+  AnyMatrix rows;                    // [S * T, D]  rows without an expert here: kept
+  Matrix<std::int32_t> row_experts;  // [S * T, K]  ids of experts here, -1 for all others
 };
 struct DispatchExtents {
   std::int64_t tokens;             // T, may be 0
@@ -72,12 +76,14 @@ struct DispatchExtents {
 };
 DispatchExtents Validate(const DispatchParams& params);
 
-// Every id of `experts` that is not -1 is in some rank's range.
+// Every id of `experts` that is not -1, of a row that is not padding, is in some rank's range.
 struct CombineParams {
-  ConstAnyMatrix contributions;        // [N * T * K, D]  of the rows that came here; type of y
-  Matrix<const std::int32_t> experts;  // [T, K]  as in Dispatch
-  Matrix<const float> weights;         // [T, K]
+  ConstAnyMatrix contributions;        // [S * T * K, D]  of the rows that came here; type of y
+  Matrix<const std::int32_t> experts;  // [T, K]  as in Dispatch, as are the next ones
+  Vector<const std::int32_t> live_rows{};
+  Matrix<const float> weights;  // [T, K]
   ExpertRange here;
+  std::int64_t copies = 1;
   ConstAnyMatrix shared;  // [T, D]  type of y; data may be null
   AnyMatrix y;            // [T, D]  f32 or bf16; may alias shared
 };

@@ -19,12 +19,25 @@ std::string ToText(const CollectiveCall& call) {
 
 }  // namespace
 
-ThreadGroup::ThreadGroup(int ranks)
+ThreadGroup::ThreadGroup(int ranks, int parts)
     : params_(static_cast<std::size_t>(std::max(ranks, 0))),
       arrived_(params_.size()),
       noted_(params_.size()),
       calls_(kNotedAhead) {
-  DSA_CHECK(ranks > 0, "ThreadGroup: {} ranks", ranks);
+  DSA_CHECK(ranks > 0 && parts > 0 && ranks % parts == 0, "ThreadGroup: {} ranks in {} parts",
+            ranks, parts);
+  for (int part = 0; parts > 1 && part < parts; ++part) {
+    parts_.push_back(std::make_unique<ThreadGroup>(ranks / parts));
+  }
+}
+
+ThreadGroup::PartSeat ThreadGroup::PartOf(int rank) {
+  DSA_CHECK(rank >= 0 && rank < ranks(), "ThreadGroup: rank {} of {}", rank, ranks());
+  if (parts_.empty()) {
+    return {.group = this, .rank = rank};
+  }
+  const int each = ranks() / static_cast<int>(parts_.size());
+  return {.group = parts_[static_cast<std::size_t>(rank / each)].get(), .rank = rank % each};
 }
 
 bool ThreadGroup::Meet(int rank, const CollectiveCall& call, const void* params) {
@@ -109,8 +122,13 @@ void ThreadGroup::FailOtherCall(int rank, const CollectiveCall& call, const Note
 }
 
 void ThreadGroup::Fail(std::string_view reason) {
-  const std::lock_guard lock(mutex_);
-  FailLocked(reason);
+  {
+    const std::lock_guard lock(mutex_);
+    FailLocked(reason);
+  }
+  for (const std::unique_ptr<ThreadGroup>& part : parts_) {
+    part->Fail(reason);
+  }
 }
 
 void ThreadGroup::FailLocked(std::string_view reason) {
@@ -125,19 +143,40 @@ void ThreadGroup::FailLocked(std::string_view reason) {
 }
 
 std::string ThreadGroup::failure() const {
-  const std::lock_guard lock(mutex_);
-  return failure_;
+  {
+    const std::lock_guard lock(mutex_);
+    if (failed_) {
+      return failure_;
+    }
+  }
+  for (const std::unique_ptr<ThreadGroup>& part : parts_) {
+    if (std::string failure = part->failure(); !failure.empty()) {
+      return failure;
+    }
+  }
+  return {};
 }
 
 std::vector<int> ThreadGroup::Absent() const {
-  const std::lock_guard lock(mutex_);
   std::vector<int> absent;
-  for (int rank = 0; meets_ % ranks() != 0 && rank < ranks(); ++rank) {
-    if (!arrived_[static_cast<std::size_t>(rank)]) {
-      absent.push_back(rank);
-    }
+  int first_rank = 0;
+  for (const std::unique_ptr<ThreadGroup>& part : parts_) {
+    part->AddAbsent(first_rank, absent);
+    first_rank += part->ranks();
+  }
+  if (absent.empty()) {  // else the ranks that wait in a part would be named for others that do
+    AddAbsent(0, absent);
   }
   return absent;
+}
+
+void ThreadGroup::AddAbsent(int first_rank, std::vector<int>& absent) const {
+  const std::lock_guard lock(mutex_);
+  for (int rank = 0; meets_ % ranks() != 0 && rank < ranks(); ++rank) {
+    if (!arrived_[static_cast<std::size_t>(rank)]) {
+      absent.push_back(first_rank + rank);
+    }
+  }
 }
 
 }  // namespace dsa

@@ -8,6 +8,10 @@
 // Nobody reads before all have come, nobody goes on before all have read.  Waits block.  One group
 // outlives the backends that are joined to it; each rank's calls come from one thread at a time.
 //
+// A group may have parts, of as many ranks each, next to each other, that meet by themselves too:
+// the ranks of tensor parallelism within those that have sequences of their own.  What fails, fails
+// all.
+//
 // Ranks that are GPUs meet on their devices (kernels/cuda/peers.h).  Their threads Meet before they
 // queue a collective and read nothing, so none Leaves; what they record they Note, without waiting.
 #pragma once
@@ -17,6 +21,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -36,11 +41,18 @@ struct CollectiveCall {
 
 class ThreadGroup final {
  public:
-  explicit ThreadGroup(int ranks);  // > 0
+  // `parts` divides `ranks`; 1: the group is its only part.
+  explicit ThreadGroup(int ranks, int parts = 1);  // > 0
   ThreadGroup(const ThreadGroup&) = delete;
   ThreadGroup& operator=(const ThreadGroup&) = delete;
 
   int ranks() const { return static_cast<int>(params_.size()); }
+  // The part that a rank is in, and its number there.
+  struct PartSeat {
+    ThreadGroup* group;
+    int rank;
+  };
+  PartSeat PartOf(int rank);
 
   // Waits until every rank has come to this call.  `params` are this rank's parameters, which
   // others read until Leave.  False, at once and for good, where the group has failed: then nothing
@@ -62,10 +74,10 @@ class ThreadGroup final {
   // the group fails, under a lock: it must not call the group.  Before the first Note.
   void OnFailure(std::function<void()> release);
 
-  // Any thread.  Ends the group: whoever waits in Meet returns, and nobody waits there again.  The
-  // first reason stays.
+  // Any thread.  Ends the group and its parts: whoever waits in Meet returns, and nobody waits
+  // there again.  The first reason stays.
   void Fail(std::string_view reason);
-  // Why the group has failed; empty where it has not.  Any thread.
+  // Why the group, or a part of it, has failed; empty where it has not.  Any thread.
   std::string failure() const;
   // The ranks that have not come where others wait for them; none where nobody waits.  Any thread.
   std::vector<int> Absent() const;
@@ -76,10 +88,12 @@ class ThreadGroup final {
     int rank;  // that came to it first
   };
 
+  void AddAbsent(int first_rank, std::vector<int>& absent) const;
   void FailLocked(std::string_view reason);
   void FailOtherCall(int rank, const CollectiveCall& call, const NotedCall& first);
   NotedCall& NotedAt(std::int64_t index);
 
+  std::vector<std::unique_ptr<ThreadGroup>> parts_;  // constant; none where there is one
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   // Guarded by mutex_; params_ are read without it between Meet and Leave, where nobody writes.

@@ -45,12 +45,25 @@ bool Has(const ExpertRange& range, std::int32_t expert) {
   return expert >= range.first && expert < range.first + range.count;
 }
 
+// Rows of a rank that are not padding.
+std::int64_t LiveRows(const Vector<const std::int32_t>& live_rows, std::int64_t rows) {
+  return live_rows.data == nullptr ? rows : live_rows.data[0];
+}
+
+// Ranks that have rows of their own.
+std::int64_t Senders(const ThreadGroup& group, std::int64_t copies) {
+  DSA_CHECK(group.ranks() % copies == 0, "collectives: {} ranks have the same rows, of {}", copies,
+            group.ranks());
+  return group.ranks() / copies;
+}
+
 // One row of another rank, where it has an expert in `here`.
 void ReceiveRow(const DispatchParams& from, std::int64_t t, const ExpertRange& here, void* row,
                 std::int32_t* row_experts) {
+  const bool is_live = t < LiveRows(from.live_rows, from.x.rows);
   bool is_wanted = false;
   for (std::int64_t k = 0; k < from.experts.cols; ++k) {
-    const std::int32_t expert = from.experts.Row(t)[k];
+    const std::int32_t expert = is_live ? from.experts.Row(t)[k] : -1;
     row_experts[k] = Has(here, expert) ? expert : -1;
     is_wanted = is_wanted || row_experts[k] >= 0;
   }
@@ -59,10 +72,11 @@ void ReceiveRow(const DispatchParams& from, std::int64_t t, const ExpertRange& h
   }
 }
 
-// The contribution of an expert to row t of `rank`, where that expert is.
-const void* ContributionOf(const ThreadGroup& group, const DispatchExtents& extents, int rank,
-                           std::int64_t t, std::int64_t k, std::int32_t expert) {
-  const std::int64_t pair = (rank * extents.tokens + t) * extents.experts_per_token + k;
+// The contribution of an expert to row t of `sender`, where that expert is.
+const void* ContributionOf(const ThreadGroup& group, const DispatchExtents& extents,
+                           std::int64_t sender, std::int64_t t, std::int64_t k,
+                           std::int32_t expert) {
+  const std::int64_t pair = (sender * extents.tokens + t) * extents.experts_per_token + k;
   for (int other = 0; other < group.ranks(); ++other) {
     const auto& params = group.ParamsOf<CombineParams>(other);
     if (Has(params.here, expert)) {
@@ -75,23 +89,33 @@ const void* ContributionOf(const ThreadGroup& group, const DispatchExtents& exte
 
 }  // namespace
 
-bool CpuBackend::Meet(const CollectiveCall& call, const void* params) {
-  DSA_CHECK(seat_.group != nullptr, "CpuBackend: {} of a backend in no group, {} rows", call.op,
+bool CpuBackend::Meet(const CpuSeat& seat, const CollectiveCall& call, const void* params) {
+  DSA_CHECK(seat.group != nullptr, "CpuBackend: {} of a backend in no group, {} rows", call.op,
             call.rows);
-  return seat_.group->Meet(seat_.rank, call, params);
+  return seat.group->Meet(seat.rank, call, params);
+}
+
+// Among the ranks that split the sums of the same rows.
+CpuSeat CpuBackend::PartSeat() const {
+  if (seat_.group == nullptr) {
+    return seat_;
+  }
+  const auto [part, rank] = seat_.group->PartOf(seat_.rank);
+  return {.group = part, .rank = rank};
 }
 
 void CpuBackend::Compute(const AllReduceParams& params) {
   const auto [tokens, hidden] = Validate(params);
   DSA_CHECK(params.partial.type == DataType::kF64, "AllReduce: partial has type {}, expected {}",
             static_cast<int>(params.partial.type), static_cast<int>(DataType::kF64));
-  if (!Meet({.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type},
+  const CpuSeat seat = PartSeat();
+  if (!Meet(seat, {.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type},
             &params)) {
     return;
   }
-  const ThreadGroup& group = *seat_.group;
-  const std::int64_t begin = hidden * seat_.rank / group.ranks();
-  const std::int64_t end = hidden * (seat_.rank + 1) / group.ranks();
+  const ThreadGroup& group = *seat.group;
+  const std::int64_t begin = hidden * seat.rank / group.ranks();
+  const std::int64_t end = hidden * (seat.rank + 1) / group.ranks();
   pool_.ParallelFor(tokens, [&](std::int64_t first, std::int64_t last, int /*thread*/) {
     for (std::int64_t t = first; t < last; ++t) {
       for (std::int64_t d = begin; d < end; d += kColumnsAtOnce) {
@@ -99,20 +123,22 @@ void CpuBackend::Compute(const AllReduceParams& params) {
       }
     }
   });
-  seat_.group->Leave();
+  seat.group->Leave();
 }
 
 void CpuBackend::Compute(const AllGatherParams& params) {
   const auto [rows, cols] = Validate(params);
-  if (!Meet({.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type}, &params)) {
+  const CpuSeat seat = PartSeat();
+  if (!Meet(seat, {.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type},
+            &params)) {
     return;
   }
-  const ThreadGroup& group = *seat_.group;
+  const ThreadGroup& group = *seat.group;
   std::int64_t before = 0;  // columns of the ranks before this one
   std::int64_t all = 0;
   for (int rank = 0; rank < group.ranks(); ++rank) {
     const std::int64_t part_cols = group.ParamsOf<AllGatherParams>(rank).part.cols;
-    before += rank < seat_.rank ? part_cols : 0;
+    before += rank < seat.rank ? part_cols : 0;
     all += part_cols;
   }
   DSA_CHECK(all == cols, "AllGather: {} ranks have {} columns of {}", group.ranks(), all, cols);
@@ -123,23 +149,24 @@ void CpuBackend::Compute(const AllGatherParams& params) {
       std::memcpy(Offset(RowOf(whole, r), whole.type, before), RowOf(params.part, r), row_bytes);
     }
   }
-  seat_.group->Leave();
+  seat.group->Leave();
 }
 
 void CpuBackend::Compute(const DispatchParams& params) {
   const DispatchExtents extents = Validate(params);
   if (!Meet(
+          seat_,
           {.op = "Dispatch", .rows = extents.tokens, .cols = extents.hidden, .type = params.x.type},
           &params)) {
     return;
   }
   const ThreadGroup& group = *seat_.group;
-  const std::int64_t rows = group.ranks() * extents.tokens;
+  const std::int64_t rows = Senders(group, params.copies) * extents.tokens;
   DSA_CHECK(params.rows.rows == rows, "Dispatch: room for {} rows, {} ranks of {}",
             params.rows.rows, group.ranks(), extents.tokens);
   pool_.ParallelFor(rows, [&](std::int64_t first, std::int64_t last, int /*thread*/) {
     for (std::int64_t row = first; row < last; ++row) {
-      const int rank = static_cast<int>(row / extents.tokens);
+      const int rank = static_cast<int>(row / extents.tokens * params.copies);
       ReceiveRow(group.ParamsOf<DispatchParams>(rank), row % extents.tokens, params.here,
                  RowOf(params.rows, row), params.row_experts.Row(row));
     }
@@ -150,7 +177,8 @@ void CpuBackend::Compute(const DispatchParams& params) {
 void CpuBackend::Compute(const CombineParams& params) {
   const DispatchExtents extents = Validate(params);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
-  if (!Meet({.op = "Combine",
+  if (!Meet(seat_,
+            {.op = "Combine",
              .rows = extents.tokens * extents.experts_per_token,
              .cols = extents.hidden,
              .type = params.y.type},
@@ -158,17 +186,20 @@ void CpuBackend::Compute(const CombineParams& params) {
     return;
   }
   const ThreadGroup& group = *seat_.group;
-  DSA_CHECK(params.contributions.rows == group.ranks() * extents.tokens * extents.experts_per_token,
+  const std::int64_t pairs = extents.tokens * extents.experts_per_token;
+  DSA_CHECK(params.contributions.rows == Senders(group, params.copies) * pairs,
             "Combine: {} contributions, {} ranks of {} rows", params.contributions.rows,
             group.ranks(), extents.tokens);
+  const std::int64_t sender = seat_.rank / params.copies;
+  const std::int64_t live = LiveRows(params.live_rows, extents.tokens);
   pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
     float* const sums = scratch.Row(thread, extents.hidden);
     for (std::int64_t t = first; t < last; ++t) {
       std::fill_n(sums, extents.hidden, 0.0F);
       for (std::int64_t k = 0; k < extents.experts_per_token; ++k) {
-        const std::int32_t expert = params.experts.Row(t)[k];
+        const std::int32_t expert = t < live ? params.experts.Row(t)[k] : -1;
         if (expert >= 0) {
-          AddScaledRow(ContributionOf(group, extents, seat_.rank, t, k, expert), params.y.type,
+          AddScaledRow(ContributionOf(group, extents, sender, t, k, expert), params.y.type,
                        params.weights.Row(t)[k], extents.hidden, sums);
         }
       }

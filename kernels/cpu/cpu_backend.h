@@ -110,7 +110,8 @@ class CpuBackend final : public Backend {
   void Compute(const AllGatherParams& params);
   void Compute(const DispatchParams& params);
   void Compute(const CombineParams& params);
-  bool Meet(const CollectiveCall& call, const void* params);
+  static bool Meet(const CpuSeat& seat, const CollectiveCall& call, const void* params);
+  CpuSeat PartSeat() const;
 
   // Calls `operation`, or keeps a copy of it where a graph is being recorded.
   template <typename Operation>

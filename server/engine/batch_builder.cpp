@@ -22,6 +22,50 @@ std::vector<std::int64_t> RowBuckets(std::int64_t rows_max, std::int32_t tokens_
   return buckets;
 }
 
+std::int32_t PaddingBlocks(const std::vector<std::int64_t>& row_buckets, std::int64_t data_ranks,
+                           std::int32_t tokens_per_block) {
+  const std::int64_t rows = data_ranks > 1 && !row_buckets.empty() ? row_buckets.back() : 1;
+  return static_cast<std::int32_t>((rows + tokens_per_block - 1) / tokens_per_block);
+}
+
+namespace {
+
+// A step of decoding sequences gets a shape that many others share.  Its rows take one path: of a
+// row that sees at most index_topk keys the selection holds all of them, which gives the same bits.
+StepShape BucketShape(std::int64_t bucket, const StepShape& shape) {
+  const bool sparse = shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;
+  StepShape padded = DecodeShape(bucket, sparse ? AttentionPath::kSparse : AttentionPath::kDense,
+                                 shape.visible_max);
+  padded.exchange_rows = shape.exchange_rows;
+  return padded;
+}
+
+}  // namespace
+
+void AgreeOnStep(std::span<BatchShape> ranks) {
+  StepShape all{};  // what the shapes of a recorded step are made of, and the rows of the largest
+  std::int64_t bucket = 0;
+  bool is_recorded = true;
+  for (const BatchShape& rank : ranks) {
+    bucket = std::max(bucket, rank.bucket);
+    is_recorded = is_recorded && (rank.bucket > 0 || rank.shape.tokens == 0);
+    all.exchange_rows = std::max(all.exchange_rows, rank.shape.tokens);
+    all.visible_max = std::max(all.visible_max, rank.shape.visible_max);
+    for (std::size_t path = 0; path < all.rows.size(); ++path) {
+      all.rows[path] += rank.shape.rows[path];
+    }
+  }
+  for (BatchShape& rank : ranks) {
+    if (is_recorded) {
+      all.exchange_rows = bucket;
+      rank = {.shape = all, .bucket = bucket};
+    } else {
+      rank.shape.exchange_rows = all.exchange_rows;
+      rank.bucket = 0;
+    }
+  }
+}
+
 BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
   const std::int64_t sequences = config_.sequences_max;
   const std::int64_t blocks = config_.context_tokens_max / config_.tokens_per_block + 1;
@@ -29,7 +73,9 @@ BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
   const std::int64_t fixed_bytes = InputBytes({.tokens = config_.step_tokens_max,
                                                .logit_rows = config_.step_tokens_max,
                                                .samples = sequences,
-                                               .table_updates = sequences});
+                                               .table_updates = sequences,
+                                               .rows = {},
+                                               .exchange_rows = config_.step_tokens_max});
   packed_.resize(fixed_bytes + sequences * (adjustments * kIdsPerAdjustment + blocks) *
                                    static_cast<std::int64_t>(sizeof(std::int32_t)));
   listed_.reserve(sequences);
@@ -41,17 +87,20 @@ BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
             "BatchBuilder: row_buckets do not ascend to {} sequences", sequences);
 }
 
+BatchShape BatchBuilder::ShapeOf(const StepPlan& plan,
+                                 std::span<const std::unique_ptr<Sequence>> sequences) const {
+  return {.shape = RowsOf(plan, sequences), .bucket = BucketOf(plan)};
+}
+
 const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
-                                        std::span<const std::unique_ptr<Sequence>> sequences) {
+                                        std::span<const std::unique_ptr<Sequence>> sequences,
+                                        const BatchShape& batch_shape) {
   DSA_CHECK(plan.tokens <= config_.step_tokens_max, "BatchBuilder: {} tokens, at most {}",
             plan.tokens, config_.step_tokens_max);
   DSA_CHECK(plan.sequences <= config_.sequences_max, "BatchBuilder: {} sequences, at most {}",
             plan.sequences, config_.sequences_max);
-  const std::int64_t bucket = BucketOf(plan);
-  StepShape shape = ShapeOf(plan, sequences);
-  if (bucket > 0) {
-    shape = BucketShape(bucket, shape);
-  }
+  const std::int64_t bucket = batch_shape.bucket;
+  const StepShape shape = bucket > 0 ? BucketShape(bucket, batch_shape.shape) : batch_shape.shape;
   inputs_ = InputsAt(packed_.data(), shape);
   tokens_ = 0;
   logit_rows_ = 0;
@@ -73,8 +122,8 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   return batch_;
 }
 
-StepShape BatchBuilder::ShapeOf(const StepPlan& plan,
-                                std::span<const std::unique_ptr<Sequence>> sequences) const {
+StepShape BatchBuilder::RowsOf(const StepPlan& plan,
+                               std::span<const std::unique_ptr<Sequence>> sequences) const {
   StepShape shape{.tokens = plan.tokens,
                   .samples = static_cast<std::int64_t>(plan.sample_rows.size()),
                   .table_updates = plan.sequences};
@@ -91,21 +140,13 @@ StepShape BatchBuilder::ShapeOf(const StepPlan& plan,
   return shape;
 }
 
-// A step of decoding sequences gets a shape that many others share.  Its rows take one path: of a
-// row that sees at most index_topk keys the selection holds all of them, which gives the same bits.
-StepShape BatchBuilder::BucketShape(std::int64_t bucket, const StepShape& shape) {
-  const bool sparse = shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;
-  return DecodeShape(bucket, sparse ? AttentionPath::kSparse : AttentionPath::kDense,
-                     shape.visible_max);
-}
-
 // The rows that a decoding step is padded to; 0 where the step is not one.
 std::int64_t BatchBuilder::BucketOf(const StepPlan& plan) const {
   const auto decodes = [](const StepPlan::Row& row) {
     return !IsMasked(row.path) && row.samples == 1;
   };
   const std::vector<std::int64_t>& buckets = config_.row_buckets;
-  if (buckets.empty() || plan.tokens != plan.sequences ||
+  if (buckets.empty() || plan.rows.empty() || plan.tokens != plan.sequences ||
       !std::all_of(plan.rows.begin(), plan.rows.end(), decodes)) {
     return 0;
   }
@@ -217,6 +258,7 @@ void BatchBuilder::AddPadding() {
                                   .adjustments_count = 0,
                                   .top_logprobs = 0};
   }
+  std::fill_n(inputs_.live_rows.data, inputs_.live_rows.size, static_cast<std::int32_t>(tokens_));
 }
 
 // The ids go behind the adjustments.  A table only grows until it is cleared, so that what was

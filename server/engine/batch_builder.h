@@ -16,6 +16,23 @@ namespace dsa {
 // before, so that rows of padding never outnumber the slots of a block.
 std::vector<std::int64_t> RowBuckets(std::int64_t rows_max, std::int32_t tokens_per_block);
 
+// Blocks behind the pool's that rows of padding write into, each into a slot of its own: one, or
+// with several data ranks, of which one may have none of a step's rows, as many as the most rows
+// take.
+std::int32_t PaddingBlocks(const std::vector<std::int64_t>& row_buckets, std::int64_t data_ranks,
+                           std::int32_t tokens_per_block);
+
+// What a plan's batch is like.
+struct BatchShape {
+  StepShape shape;  // without padding
+  std::int64_t bucket =
+      0;  // the rows that it is padded to, to run as a recorded step; 0: it is not
+};
+
+// Of the batches that data ranks run together, one each: all are recorded, in one shape, or none
+// is, and their rows in the exchange of experts are those of the largest.
+void AgreeOnStep(std::span<BatchShape> ranks);
+
 class BatchBuilder final {
  public:
   struct Config {
@@ -26,8 +43,8 @@ class BatchBuilder final {
     std::int32_t tokens_per_block;
     std::vector<TokenId> end_ids;  // the model's; suppressed before min_tokens
     // RowBuckets of sequences_max: steps in which every sequence decodes get as many rows as the
-    // next of them; padding writes into block `padding_block` and nowhere else.  Empty: no step is
-    // padded.
+    // next of them; padding writes into block `padding_block` and those behind it (PaddingBlocks).
+    // Empty: no step is padded.
     std::vector<std::int64_t> row_buckets;
     std::int32_t padding_block;
   };
@@ -44,14 +61,21 @@ class BatchBuilder final {
   // logit_rows are the sampled rows and, of a request with PromptLogits::kAll, every row that
   // stands in its prompt: batch.positions[logit_rows[r]] tells which.
   const ForwardBatch& Build(const StepPlan& plan,
-                            std::span<const std::unique_ptr<Sequence>> sequences);
+                            std::span<const std::unique_ptr<Sequence>> sequences) {
+    return Build(plan, sequences, ShapeOf(plan, sequences));
+  }
+  // In a shape that data ranks agreed on; the plan may be empty.
+  const ForwardBatch& Build(const StepPlan& plan,
+                            std::span<const std::unique_ptr<Sequence>> sequences,
+                            const BatchShape& shape);
+  BatchShape ShapeOf(const StepPlan& plan,
+                     std::span<const std::unique_ptr<Sequence>> sequences) const;
 
  private:
-  StepShape ShapeOf(const StepPlan& plan,
-                    std::span<const std::unique_ptr<Sequence>> sequences) const;
+  StepShape RowsOf(const StepPlan& plan,
+                   std::span<const std::unique_ptr<Sequence>> sequences) const;
   static std::int64_t PromptLogitRows(const StepPlan::Row& row, const Sequence& sequence);
   std::int64_t BucketOf(const StepPlan& plan) const;
-  static StepShape BucketShape(std::int64_t bucket, const StepShape& shape);
   void AddRow(const StepPlan::Row& row, const Sequence& sequence);
   void AddTokens(const StepPlan::Row& row, const Sequence& sequence);
   void AddLogitRows(const StepPlan::Row& row, const Sequence& sequence);

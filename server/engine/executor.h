@@ -22,6 +22,10 @@ class StepExecutor {
   virtual const StepResult& Collect() = 0;
   // Whether Launch returns long before the step has run, so that it is worth leaving work for then.
   virtual bool RunsAhead() const { return false; }
+
+  // Where ranks have sequences and caches of their own: what runs the batches of each.  Every step
+  // is one batch on all of them; all are launched before any is collected.
+  virtual StepExecutor& OfDataRank(std::int64_t /*rank*/) { return *this; }
 };
 
 }  // namespace dsa

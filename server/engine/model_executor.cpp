@@ -33,7 +33,7 @@ HostBytes PlanHost(const WorkspacePlan& plan, const ModelConfig& model, const St
 }
 
 KvArenaExtents ArenaExtents(const ModelConfig& model, const ModelExecutorConfig& config) {
-  return {.blocks = config.blocks + 1,
+  return {.blocks = config.blocks + config.padding_blocks,
           .layers = static_cast<int>(model.layers),
           .indexer_layers = static_cast<int>(model.indexer_layers()),
           .format = config.kv_format};
@@ -111,8 +111,8 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
   }
 }
 
-// Nothing reads what no update has written but the row of padding, whose one block is the arena's
-// last.
+// Nothing reads what no update has written but the row of padding, which sees the first of the
+// arena's blocks behind the pool's.
 void ModelExecutor::ClearBlockTables() {
   backend_.Zero(block_tables_.data,
                 static_cast<std::size_t>(block_tables_.rows * block_tables_.row_stride) *
@@ -186,8 +186,9 @@ void ModelExecutor::Queue(const StepShape& shape) {
                                    .sequences = AsConst(inputs.sequences),
                                    .block_tables = AsConst(block_tables_),
                                    .logit_rows = AsConst(inputs.logit_rows),
+                                   .live_rows = AsConst(inputs.live_rows),
                                    .row_faults = outputs.row_faults});
-  if (shape.samples > 0 && config_.place.rank == 0) {
+  if (shape.samples > 0 && config_.place.tensor_rank() == 0) {
     backend_.Sample(
         {.logits = logits,
          .logit_rows = AsConst(inputs.sample_rows),

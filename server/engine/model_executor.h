@@ -1,7 +1,8 @@
 // Runs steps on one device, for a whole model or for one rank of it: one upload of what the batch
 // builder packed, the block tables' changes, transformer and sampler, one download of tokens and
 // faults, one wait; for tools also the logits. A whole model runs on the engine's thread; the ranks
-// of one each on their own (server/engine/rank_group.h), and only the first of them samples.  Owns
+// of one each on their own (server/engine/rank_group.h), and only the first of them samples, or of
+// those of a data rank.  Owns
 // the paged caches, the block tables, the workspaces and the RoPE tables; everything is allocated
 // in Create.
 //
@@ -30,14 +31,16 @@ namespace dsa {
 
 struct ModelExecutorConfig {
   StepLimits limits;
-  std::int32_t blocks;  // of the paged caches; > 0; one more is taken for rows of padding
+  std::int32_t blocks;  // of the paged caches; > 0; padding_blocks more are for rows of padding
   KvFormat kv_format;
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
   bool runs_ahead = false;        // the backend's ops return before they have run
   bool batch_invariant = false;   // of attention's sums; Backend::PlanAttention
-  RankPlace place{};              // of this executor among the ranks; the first one samples
+  // Of this executor among the ranks; the first tensor rank of each data rank samples.
+  RankPlace place{};
   // Recorded by Create, so that no step waits for it; others when they are first met.
   std::vector<StepShape> recorded{};
+  std::int32_t padding_blocks = 1;
 };
 
 // What a ModelExecutor takes of the device's memory, in bytes.

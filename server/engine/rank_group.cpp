@@ -7,7 +7,7 @@
 #include <exception>
 #include <utility>
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 namespace dsa {
@@ -15,12 +15,14 @@ namespace dsa {
 Result<std::unique_ptr<RankGroup>> RankGroup::Create(ThreadGroup& group,
                                                      std::span<const Rank> ranks,
                                                      const ModelConfig& model,
-                                                     const ModelExecutorConfig& config) {
-  DSA_CHECK(static_cast<std::int64_t>(ranks.size()) == config.place.layout.ranks &&
-                group.ranks() == config.place.layout.ranks,
-            "RankGroup: {} ranks of {}, a group of {}", ranks.size(), config.place.layout.ranks,
+                                                     const ModelExecutorConfig& config,
+                                                     std::chrono::milliseconds limit) {
+  const RankLayout& layout = config.place.layout;
+  DSA_CHECK(static_cast<std::int64_t>(ranks.size()) == layout.all_ranks() &&
+                group.ranks() == layout.all_ranks(),
+            "RankGroup: {} ranks of {}, a group of {}", ranks.size(), layout.all_ranks(),
             group.ranks());
-  auto executor = std::unique_ptr<RankGroup>(new RankGroup(group, ranks.size(), config.runs_ahead));
+  auto executor = std::unique_ptr<RankGroup>(new RankGroup(group, layout, config.runs_ahead));
   RankGroup& made = *executor;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     ModelExecutorConfig of_rank = config;
@@ -29,8 +31,23 @@ Result<std::unique_ptr<RankGroup>> RankGroup::Create(ThreadGroup& group,
       made.RunRank(rank, parts, model, of_rank);
     });
   }
-  DSA_RETURN_IF_ERROR(made.WaitUntilMade());
+  DSA_RETURN_IF_ERROR(made.WaitUntilMade(limit));
   return executor;
+}
+
+RankGroup::RankGroup(ThreadGroup& group, const RankLayout& layout, bool runs_ahead)
+    : group_(group),
+      runs_ahead_(runs_ahead),
+      tensor_ranks_(static_cast<std::size_t>(layout.ranks)),
+      progress_(static_cast<std::size_t>(layout.all_ranks())),
+      steps_(static_cast<std::size_t>(layout.data_ranks)) {
+  for (std::size_t rank = 0; rank < steps_.size(); ++rank) {
+    data_ranks_.push_back(std::make_unique<DataRank>(*this, rank));
+  }
+}
+
+StepExecutor& RankGroup::OfDataRank(std::int64_t rank) {
+  return *data_ranks_.at(static_cast<std::size_t>(rank));
 }
 
 RankGroup::~RankGroup() {
@@ -44,14 +61,24 @@ RankGroup::~RankGroup() {
   }
 }
 
-Status RankGroup::WaitUntilMade() {
+Status RankGroup::WaitUntilMade(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] {
+  const bool in_time = changed_.wait_for(lock, limit, [this] {
     return !group_.failure().empty() || std::all_of(progress_.begin(), progress_.end(),
                                                     [](const Progress& rank) { return rank.made; });
   });
   if (const std::string failure = group_.failure(); !failure.empty()) {
     DeviceFailed(failure);
+  }
+  if (!in_time) {  // their threads cannot be joined
+    std::vector<std::size_t> missing;
+    for (std::size_t rank = 0; rank < progress_.size(); ++rank) {
+      if (!progress_[rank].made) {
+        missing.push_back(rank);
+      }
+    }
+    DeviceFailed(fmt::format("ranks did not start within {} s: {}", limit.count() / 1000,
+                             fmt::join(missing, ", ")));
   }
   for (std::size_t rank = 0; rank < progress_.size(); ++rank) {
     if (!progress_[rank].status.ok()) {
@@ -89,18 +116,19 @@ void RankGroup::RunSteps(std::size_t rank, ModelExecutor& executor) {
     const ForwardBatch* batch = nullptr;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return stopping_ || steps_ > progress_[rank].steps; });
+      const DataRankStep& step = steps_[DataRankOf(rank)];
+      changed_.wait(lock, [&] { return stopping_ || step.launched > progress_[rank].steps; });
       if (stopping_) {
         return;
       }
-      batch = batch_;
+      batch = step.batch;
     }
     executor.Launch(*batch);
     const StepResult& result = executor.Collect();
     {
       const std::lock_guard lock(mutex_);
-      if (rank == 0) {
-        result_ = &result;
+      if (rank % tensor_ranks_ == 0) {
+        steps_[DataRankOf(rank)].result = &result;
       }
       ++progress_[rank].steps;
     }
@@ -117,36 +145,40 @@ void RankGroup::Fail(std::size_t rank, std::string_view reason) {
   }
 }
 
-void RankGroup::Launch(const ForwardBatch& batch) {
+void RankGroup::LaunchOn(std::size_t data_rank, const ForwardBatch& batch) {
   {
     const std::lock_guard lock(mutex_);
-    batch_ = &batch;
-    ++steps_;
+    steps_[data_rank].batch = &batch;
+    ++steps_[data_rank].launched;
   }
   changed_.notify_all();
 }
 
-const StepResult& RankGroup::Collect() {
+const StepResult& RankGroup::CollectFrom(std::size_t data_rank) {
+  const StepResult* result = nullptr;
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] {
+    const DataRankStep& step = steps_[data_rank];
+    changed_.wait(lock, [&] {
+      const auto first = progress_.begin() + static_cast<std::ptrdiff_t>(data_rank * tensor_ranks_);
       return !group_.failure().empty() ||
-             std::all_of(progress_.begin(), progress_.end(),
-                         [this](const Progress& rank) { return rank.steps == steps_; });
+             std::all_of(first, first + static_cast<std::ptrdiff_t>(tensor_ranks_),
+                         [&](const Progress& rank) { return rank.steps == step.launched; });
     });
+    result = step.result;
   }
   // Also where all have finished: what a failed group computes is nothing to be read.
   if (const std::string failure = group_.failure(); !failure.empty()) {
     DeviceFailed(failure);
   }
-  return *result_;
+  return *result;
 }
 
 std::vector<int> RankGroup::Late() const {
   std::vector<int> late = group_.Absent();
   const std::lock_guard lock(mutex_);
   for (std::size_t rank = 0; late.empty() && rank < progress_.size(); ++rank) {
-    if (progress_[rank].steps < steps_) {
+    if (progress_[rank].steps < steps_[DataRankOf(rank)].launched) {
       late.push_back(static_cast<int>(rank));
     }
   }

@@ -60,22 +60,24 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
                  {.pool = pool_, .cache = cache_, .hasher = hasher_}) {
   const std::int64_t logit_rows = options.step_tokens_max;
   const bool selects = scheduler_.config().attention == AttentionMode::kSparse;
-  executor_ = make({.limits = {.tokens_max = options.step_tokens_max,
-                               .sequences_max = options.sequences_max,
-                               .table_rows_max = scheduler_.slots(),
-                               .context_max = options.context_max,
-                               .logit_rows_max = logit_rows,
-                               .adjustments_max = 1024,
-                               .masked_until = options.masked_until,
-                               .score_bytes_max = options.score_bytes_max,
-                               .logits_rows_host = logit_rows},
-                    .blocks = options.blocks,
-                    .kv_format = options.kv_format,
-                    .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
-                    .recorded = options.record_at_start
-                                    ? DecodeShapes(options.row_buckets, options.context_max,
-                                                   selects ? model.index_topk : options.context_max)
-                                    : std::vector<StepShape>()});
+  executor_ = make(
+      {.limits = {.tokens_max = options.step_tokens_max,
+                  .sequences_max = options.sequences_max,
+                  .table_rows_max = scheduler_.slots(),
+                  .context_max = options.context_max,
+                  .logit_rows_max = logit_rows,
+                  .adjustments_max = 1024,
+                  .masked_until = options.masked_until,
+                  .score_bytes_max = options.score_bytes_max,
+                  .logits_rows_host = logit_rows},
+       .blocks = options.blocks,
+       .kv_format = options.kv_format,
+       .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
+       .recorded = options.record_at_start
+                       ? DecodeShapes(options.row_buckets, options.context_max,
+                                      selects ? model.index_topk : options.context_max)
+                       : std::vector<StepShape>(),
+       .padding_blocks = PaddingBlocks(options.row_buckets, options.data_ranks, kTokensPerBlock)});
   builder_ = std::make_unique<BatchBuilder>(
       BatchBuilder::Config{.step_tokens_max = options.step_tokens_max,
                            .sequences_max = options.sequences_max,
@@ -88,65 +90,90 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
 }
 
 std::vector<SequenceOutput> SequenceRunner::Run(const std::vector<SequenceRequest>& requests) {
-  std::vector<SequenceOutput> outputs(requests.size());
-  std::vector<std::int32_t> output_of_slot(static_cast<std::size_t>(scheduler_.slots()), -1);
+  Submit(requests);
+  while (is_busy()) {
+    const BatchShape shape = Plan();
+    DSA_CHECK(shape.shape.tokens > 0, "SequenceRunner: nothing can run");
+    Launch(shape);
+    Finish();
+  }
+  return std::move(outputs_);
+}
+
+void SequenceRunner::Submit(const std::vector<SequenceRequest>& requests) {
+  outputs_.assign(requests.size(), {});
+  output_of_slot_.assign(static_cast<std::size_t>(scheduler_.slots()), -1);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const std::int32_t slot =
         scheduler_.Add(std::make_unique<Sequence>(GreedyRequest(requests[i]), hasher_));
-    output_of_slot[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(i);
+    output_of_slot_[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(i);
   }
-  while (!scheduler_.running().empty() || !scheduler_.waiting().empty()) {
-    Step(outputs, output_of_slot);
-  }
-  return outputs;
 }
 
-void SequenceRunner::Step(std::vector<SequenceOutput>& outputs,
-                          std::span<const std::int32_t> output_of_slot) {
-  const StepPlan& plan = scheduler_.Plan(0, costs_);
-  DSA_CHECK(!plan.rows.empty(), "SequenceRunner: nothing can run");
-  ForwardBatch batch = builder_->Build(plan, scheduler_.sequences());
-  batch.copy_logits = options_.logits;
-  steps_recorded_ += batch.recorded ? 1 : 0;
-  // Copies: a test may overwrite the batch once it is launched.
-  const std::vector<std::int32_t> logit_rows(batch.logit_rows.begin(), batch.logit_rows.end());
-  const std::vector<std::int32_t> positions(batch.positions.begin(), batch.positions.end());
+BatchShape SequenceRunner::Plan() {
+  plan_ = &scheduler_.Plan(0, costs_);
+  return builder_->ShapeOf(*plan_, scheduler_.sequences());
+}
+
+void SequenceRunner::Launch(const BatchShape& shape) {
+  batch_ = builder_->Build(*plan_, scheduler_.sequences(), shape);
+  batch_.copy_logits = options_.logits;
+  steps_recorded_ += batch_.recorded ? 1 : 0;
+  logit_rows_.assign(batch_.logit_rows.begin(), batch_.logit_rows.end());
+  positions_.assign(batch_.positions.begin(), batch_.positions.end());
   if (before_step) {
-    before_step(batch);
+    before_step(batch_);
   }
-  executor_->Launch(batch);
+  executor_->Launch(batch_);
+}
+
+SequenceOutput& SequenceRunner::OutputOf(std::int32_t slot) {
+  return outputs_[static_cast<std::size_t>(output_of_slot_[static_cast<std::size_t>(slot)])];
+}
+
+void SequenceRunner::Finish() {
   const StepResult& result = executor_->Collect();
   // The plan's rows are the batch's rows in order: which sequence each one belongs to.
   std::vector<std::int32_t> slot_of_row;
-  std::vector<std::int32_t> sampling_slots;
-  for (const StepPlan::Row& row : plan.rows) {
+  for (const StepPlan::Row& row : plan_->rows) {
     slot_of_row.insert(slot_of_row.end(), static_cast<std::size_t>(row.tokens), row.slot);
-    if (row.samples > 0) {
-      sampling_slots.push_back(row.slot);
-    }
   }
-  const auto output = [&](std::int32_t slot) -> SequenceOutput& {
-    return outputs[static_cast<std::size_t>(output_of_slot[static_cast<std::size_t>(slot)])];
-  };
-  for (std::size_t i = 0; i < logit_rows.size() && !result.logits.empty(); ++i) {
-    const auto row = static_cast<std::size_t>(logit_rows[i]);
+  KeepLogits(result, slot_of_row);
+  for (std::size_t row = 0; row < slot_of_row.size(); ++row) {
+    SequenceOutput& target = OutputOf(slot_of_row[row]);
+    target.faulty = target.faulty || result.row_faults[row] != 0;
+  }
+  ++steps_;
+  if (plan_->tokens > 0) {
+    costs_.Measure(plan_->work, MadeUpTimeUs(plan_->work));
+  }
+  scheduler_.Commit(*plan_);
+  TakeTokens(result);
+}
+
+void SequenceRunner::KeepLogits(const StepResult& result,
+                                std::span<const std::int32_t> slot_of_row) {
+  for (std::size_t i = 0; i < logit_rows_.size() && !result.logits.empty(); ++i) {
+    const auto row = static_cast<std::size_t>(logit_rows_[i]);
     if (row >= slot_of_row.size()) {
       break;  // padding
     }
     const auto first = result.logits.begin() + static_cast<std::int64_t>(i) * vocabulary_;
-    output(slot_of_row[row]).logits[positions[row]] =
+    OutputOf(slot_of_row[row]).logits[positions_[row]] =
         std::vector<float>(first, first + vocabulary_);
   }
-  for (std::size_t row = 0; row < slot_of_row.size(); ++row) {
-    SequenceOutput& target = output(slot_of_row[row]);
-    target.faulty = target.faulty || result.row_faults[row] != 0;
+}
+
+void SequenceRunner::TakeTokens(const StepResult& result) {
+  std::vector<std::int32_t> sampling_slots;
+  for (const StepPlan::Row& row : plan_->rows) {
+    if (row.samples > 0) {
+      sampling_slots.push_back(row.slot);
+    }
   }
-  ++steps_;
-  costs_.Measure(plan.work, MadeUpTimeUs(plan.work));
-  scheduler_.Commit(plan);
   for (std::size_t i = 0; i < sampling_slots.size(); ++i) {
     const std::int32_t slot = sampling_slots[i];
-    SequenceOutput& target = output(slot);
+    SequenceOutput& target = OutputOf(slot);
     target.faulty = target.faulty || result.sample_faults[i] != 0;
     target.ids.push_back(result.tokens[i]);
     scheduler_.Append(slot, TokenId{result.tokens[i]});

@@ -31,6 +31,7 @@ struct RunOptions {
   std::int32_t blocks = 64;
   std::int64_t score_bytes_max = 1 << 16;
   std::vector<std::int64_t> row_buckets{};  // the last one sequences_max; empty: none
+  std::int64_t data_ranks = 1;              // of which this is one
   bool record_at_start = false;             // all of their shapes
   bool logits = true;                       // copy them to the host
 };
@@ -61,6 +62,15 @@ class SequenceRunner final {
   // Greedy, end ids ignored, all submitted at once.  Keys stay cached for the next call.
   std::vector<SequenceOutput> Run(const std::vector<SequenceRequest>& requests);
 
+  // The same by steps, for several runners that run theirs together.  Submit, then while is_busy()
+  // Plan, Launch and Finish; the plan may be empty.
+  void Submit(const std::vector<SequenceRequest>& requests);
+  bool is_busy() const { return !scheduler_.running().empty() || !scheduler_.waiting().empty(); }
+  BatchShape Plan();
+  void Launch(const BatchShape& shape);
+  void Finish();
+  const std::vector<SequenceOutput>& outputs() const { return outputs_; }
+
   // Takes every second block and gives it back in another order, so that later sequences get
   // blocks that are neither consecutive nor ascending.
   void ShuffleFreeBlocks();
@@ -74,7 +84,9 @@ class SequenceRunner final {
   std::int64_t steps() const { return steps_; }                    // likewise
 
  private:
-  void Step(std::vector<SequenceOutput>& outputs, std::span<const std::int32_t> output_of_slot);
+  SequenceOutput& OutputOf(std::int32_t slot);
+  void KeepLogits(const StepResult& result, std::span<const std::int32_t> slot_of_row);
+  void TakeTokens(const StepResult& result);
 
   const RunOptions options_;
   std::int64_t vocabulary_;
@@ -87,6 +99,15 @@ class SequenceRunner final {
   Scheduler scheduler_;
   std::unique_ptr<StepExecutor> executor_;
   std::unique_ptr<BatchBuilder> builder_;
+
+  std::vector<SequenceOutput> outputs_;
+  std::vector<std::int32_t> output_of_slot_;
+  // The step at hand.
+  const StepPlan* plan_ = nullptr;
+  ForwardBatch batch_{};
+  std::vector<std::int32_t>
+      logit_rows_;  // copies: a test may overwrite the batch once it is launched
+  std::vector<std::int32_t> positions_;
 };
 
 }  // namespace dsa::testing

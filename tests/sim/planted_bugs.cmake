@@ -263,8 +263,8 @@ plant_bug(server/engine/batch_builder.cpp "a recorded step dense though a row se
   [[shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0;]]
   [[shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > (BUG ? 1 : 0);]])
 plant_bug(server/engine/batch_builder.cpp "a recorded step of its own rows"
-  [[  return DecodeShape(bucket, sparse]]
-  [[  return DecodeShape(BUG ? shape.tokens : bucket, sparse]])
+  [[  StepShape padded = DecodeShape(bucket, sparse]]
+  [[  StepShape padded = DecodeShape(BUG ? shape.tokens : bucket, sparse]])
 plant_bug(server/engine/batch_builder.cpp "a prompt's last row in a recorded step"
   [[!IsMasked(row.path) && row.samples == 1;]]
   [[(BUG || !IsMasked(row.path)) && row.samples == 1;]])

@@ -1,0 +1,308 @@
+// Ranks with sequences and caches of their own and the experts over all of them: every request gets
+// the bits that one rank gives it, whoever else is at work, with prefix hits, preemption and
+// recorded steps; what a rank could do wrong in the exchange is seen.
+#include "kernels/comm/collectives.h"
+#include "kernels/forwarding_backend.h"
+#include "kernels/ops/routed_experts.h"
+#include "tests/model/rank_model.h"
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+namespace dsa::testing {
+namespace {
+
+// What a rank of the group runs, for a SequenceRunner, which owns its executor.
+class OfGroup final : public StepExecutor {
+ public:
+  explicit OfGroup(StepExecutor& inner) : inner_(inner) {}
+  void Launch(const ForwardBatch& batch) override { inner_.Launch(batch); }
+  const StepResult& Collect() override { return inner_.Collect(); }
+
+ private:
+  StepExecutor& inner_;
+};
+
+// What a data rank is asked for, and in which step the requests come.
+struct RankWork {
+  std::vector<SequenceRequest> requests;
+  std::int64_t begins_at_step = 0;
+};
+
+class DataRanks final {
+ public:
+  DataRanks(const std::string& folder, const RankLayout& layout, const WrapRank& wrap = {})
+      : model_(folder, layout, wrap), layout_(layout) {
+    options = OptionsOf(model_.config);
+    options.data_ranks = layout.data_ranks;
+  }
+
+  std::vector<std::vector<SequenceOutput>> Run(const std::vector<RankWork>& work) {
+    if (runners_.empty()) {
+      MakeRunners();
+    }
+    bool is_busy = true;
+    for (std::int64_t step = 0; is_busy; ++step) {
+      is_busy = false;
+      for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
+        if (work[rank].begins_at_step == step) {
+          runners_[rank]->Submit(work[rank].requests);
+        }
+        is_busy = is_busy || runners_[rank]->is_busy() || work[rank].begins_at_step > step;
+      }
+      if (is_busy) {
+        Step();
+      }
+    }
+    std::vector<std::vector<SequenceOutput>> outputs;
+    for (const auto& runner : runners_) {
+      outputs.push_back(runner->outputs());
+    }
+    return outputs;
+  }
+
+  std::int64_t rows_of_ranks() const { return rows_of_ranks_; }
+  const SequenceRunner& runner(std::size_t rank) const { return *runners_[rank]; }
+  std::string failure() const { return model_.group.failure(); }
+
+  RunOptions options;  // before the first Run
+
+ private:
+  void MakeRunners() {
+    for (std::int64_t rank = 0; rank < layout_.data_ranks; ++rank) {
+      const auto make = [&](const ModelExecutorConfig& config) -> std::unique_ptr<StepExecutor> {
+        if (group_ == nullptr) {
+          group_ = model_.MakeExecutor(config);
+        }
+        return std::make_unique<OfGroup>(group_->OfDataRank(rank));
+      };
+      runners_.push_back(std::make_unique<SequenceRunner>(make, model_.config, options));
+    }
+  }
+
+  void Step() {
+    std::vector<BatchShape> shapes;
+    for (const auto& runner : runners_) {
+      shapes.push_back(runner->Plan());
+      rows_of_ranks_ += shapes.back().shape.tokens;
+    }
+    AgreeOnStep(shapes);
+    for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
+      runners_[rank]->Launch(shapes[rank]);
+    }
+    for (const auto& runner : runners_) {
+      runner->Finish();
+    }
+  }
+
+  RankModel model_;
+  const RankLayout layout_;
+  std::unique_ptr<RankGroup> group_;
+  std::vector<std::unique_ptr<SequenceRunner>> runners_;
+  std::int64_t rows_of_ranks_ = 0;  // without padding, of all steps
+};
+
+// The first rank has more to do than the others, which finish before it; the second comes later;
+// the last of several has nothing to do.
+std::vector<RankWork> Uneven(std::int64_t data_ranks) {
+  std::vector<RankWork> work(static_cast<std::size_t>(data_ranks));
+  work[0].requests = RankRequests(kLongPrompt);
+  work[1] = {.requests = {{.prompt = RankPrompt(90, 7), .max_tokens = 6},
+                          {.prompt = RankPrompt(20, 8), .max_tokens = 4}},
+             .begins_at_step = 3};
+  if (data_ranks > 2) {
+    work[2].requests = {{.prompt = RankPrompt(70, 9), .max_tokens = 2}};
+  }
+  return work;
+}
+
+bool SameBits(const std::vector<SequenceOutput>& got, const std::vector<SequenceOutput>& whole) {
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    if (got[i].ids != whole[i].ids || got[i].logits != whole[i].logits || got[i].faulty) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
+  const auto [architecture, type] =
+      GENERATE(std::pair(Architecture::kDeepseekV32, CheckpointType::kF32),
+               std::pair(Architecture::kGlmMoeDsa, CheckpointType::kFp8),
+               std::pair(Architecture::kDeepseekV3, CheckpointType::kBf16));
+  const std::int64_t data_ranks = GENERATE(2, 4);
+  const std::string& folder = Split(architecture, type);
+  const std::vector<RankWork> work = Uneven(data_ranks);
+  DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = data_ranks});
+  const auto got = ranks.Run(work);
+  for (std::size_t rank = 0; rank < work.size(); ++rank) {
+    CAPTURE(ToString(architecture), data_ranks, rank);
+    CHECK(SameBits(got[rank], RunWhole(folder, work[rank].requests)));
+  }
+}
+
+TEST_CASE("data ranks of two tensor ranks each are the model on one", "[model][ranks]") {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  const std::vector<RankWork> work = Uneven(2);
+  DataRanks ranks(folder, {.ranks = 2, .expert_parallel = true, .data_ranks = 2});
+  const auto got = ranks.Run(work);
+  for (std::size_t rank = 0; rank < work.size(); ++rank) {
+    CHECK(SameModel(got[rank], RunWhole(folder, work[rank].requests)));
+  }
+}
+
+TEST_CASE("data ranks repeat recorded steps, padded to the largest", "[model][ranks]") {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  const std::vector<RankWork> work = Uneven(2);
+  DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = 2});
+  ranks.options.sequences_max = 3;
+  ranks.options.row_buckets = RowBuckets(3, kTokensPerBlock);
+  const auto got = ranks.Run(work);
+  CHECK(ranks.runner(0).steps_recorded() > 10);
+  CHECK(ranks.runner(1).steps_recorded() == ranks.runner(0).steps_recorded());
+  for (std::size_t rank = 0; rank < work.size(); ++rank) {
+    CHECK(SameBits(got[rank], RunWhole(folder, work[rank].requests)));
+  }
+}
+
+TEST_CASE("a data rank keeps a preempted sequence and a prefix hit", "[model][ranks]") {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  std::vector<RankWork> work = {{.requests = {{.prompt = RankPrompt(100, 1), .max_tokens = 100},
+                                              {.prompt = RankPrompt(120, 2), .max_tokens = 80},
+                                              {.prompt = RankPrompt(60, 4), .max_tokens = 90}}},
+                                {.requests = {{.prompt = RankPrompt(64, 5), .max_tokens = 20}}}};
+  DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = 2});
+  ranks.options.blocks = 6;  // two sequences of 3 blocks fit, their growth does not
+  const auto got = ranks.Run(work);
+  CHECK(got[0][0].preemptions + got[0][1].preemptions + got[0][2].preemptions > 0);
+  CHECK(SameBits(got[0], RunWhole(folder, work[0].requests)));
+  std::vector<RankWork> again = {{.requests = {}}, {.requests = {work[1].requests[0]}}};
+  again[1].requests[0].prompt.push_back(1);
+  const auto whole = RunWhole(folder, again[1].requests);
+  again[1].requests[0].prompt_logits = PromptLogits::kNone;
+  const auto hit = ranks.Run(again);
+  CHECK(hit[1][0].cache_hit_tokens == 64);
+  CHECK(hit[1][0].ids == whole[0].ids);
+}
+
+namespace {
+
+enum class ExchangeRankFault {
+  kNone,
+  kExpertNowhere,  // an expert is on no rank
+  kOtherOrder,     // a rank adds up what comes back from the last to the first
+  kStaleRouting,   // a rank sends its rows where those of the layer before went
+  kSharedTwice,    // a rank adds the shared expert twice
+  kPaddingRoutes,  // rows of padding go to experts
+};
+
+// What the ops of rank 1 do wrong; counts the pairs that come to its experts.
+class FaultyExchange final : public ForwardingBackend {
+ public:
+  FaultyExchange(Backend& inner, ExchangeRankFault fault, std::atomic<std::int64_t>& pairs)
+      : ForwardingBackend(inner), fault_(fault), pairs_(pairs) {}
+
+  void RoutedExperts(const RoutedExpertsParams& params) override {
+    RoutedExpertsParams changed = params;
+    for (std::int64_t row = 0; row < params.experts.rows; ++row) {
+      for (std::int64_t k = 0; k < params.experts.cols; ++k) {
+        pairs_ += params.experts.Row(row)[k] >= 0 ? 1 : 0;
+      }
+    }
+    if (fault_ == ExchangeRankFault::kExpertNowhere) {
+      for (StackedWeight* const stack : {&changed.gate, &changed.up, &changed.down}) {
+        --stack->experts;  // the last one
+      }
+    }
+    inner_.RoutedExperts(changed);
+  }
+  void Dispatch(const DispatchParams& params) override {
+    DispatchParams changed = params;
+    if (fault_ == ExchangeRankFault::kPaddingRoutes) {
+      changed.live_rows = {};
+    }
+    std::vector<std::int32_t> routing(
+        params.experts.data, params.experts.data + params.experts.rows * params.experts.cols);
+    if (fault_ == ExchangeRankFault::kStaleRouting && before_.size() == routing.size()) {
+      std::swap(before_, routing);
+      changed.experts.data = routing.data();
+    } else {
+      before_ = routing;
+    }
+    inner_.Dispatch(changed);
+  }
+  void Combine(const CombineParams& params) override {
+    if (fault_ == ExchangeRankFault::kSharedTwice) {
+      auto* const shared = static_cast<float*>(const_cast<void*>(params.shared.data));
+      for (std::int64_t i = 0; i < params.shared.rows * params.shared.cols; ++i) {
+        shared[i] *= 2.0F;
+      }
+    }
+    CombineParams changed = params;
+    std::vector<float> weights(params.weights.data,
+                               params.weights.data + params.weights.rows * params.weights.cols);
+    if (fault_ == ExchangeRankFault::kOtherOrder) {
+      for (std::int64_t row = 0; row < params.weights.rows; ++row) {
+        std::reverse(weights.begin() + row * params.weights.cols,
+                     weights.begin() + (row + 1) * params.weights.cols);
+      }
+      changed.weights.data = weights.data();
+    }
+    inner_.Combine(changed);
+  }
+
+ private:
+  const ExchangeRankFault fault_;
+  std::atomic<std::int64_t>& pairs_;
+  std::vector<std::int32_t> before_;
+};
+
+struct ExchangeRun {
+  bool same_bits = true;
+  std::int64_t pairs = 0;      // that came to experts
+  std::int64_t pairs_due = 0;  // of rows that are not padding
+};
+
+ExchangeRun RunFaulty(ExchangeRankFault fault) {
+  const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
+  const std::vector<RankWork> work = {
+      {.requests = {{.prompt = RankPrompt(90, 3), .max_tokens = 4}}},
+      {.requests = {{.prompt = RankPrompt(40, 4), .max_tokens = 6}}}};
+  std::atomic<std::int64_t> pairs = 0;
+  DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = 2},
+                  [&](Backend& inner, int rank) {
+                    return std::make_unique<FaultyExchange>(
+                        inner, rank == 1 ? fault : ExchangeRankFault::kNone, pairs);
+                  });
+  const auto got = ranks.Run(work);
+  ExchangeRun run;
+  for (std::size_t rank = 0; rank < work.size(); ++rank) {
+    run.same_bits = run.same_bits && SameBits(got[rank], RunWhole(folder, work[rank].requests));
+  }
+  constexpr std::int64_t kMoeLayers = 2;
+  constexpr std::int64_t kPerToken = 2;
+  run.pairs = pairs;
+  run.pairs_due = ranks.rows_of_ranks() * kMoeLayers * kPerToken;
+  return run;
+}
+
+}  // namespace
+
+TEST_CASE("faults of the exchange between data ranks are seen", "[model][ranks]") {
+  const ExchangeRun right = RunFaulty(ExchangeRankFault::kNone);
+  CHECK(right.same_bits);
+  CHECK(right.pairs == right.pairs_due);
+  CHECK_FALSE(RunFaulty(ExchangeRankFault::kExpertNowhere).same_bits);
+  CHECK_FALSE(RunFaulty(ExchangeRankFault::kOtherOrder).same_bits);
+  CHECK_FALSE(RunFaulty(ExchangeRankFault::kStaleRouting).same_bits);
+  CHECK_FALSE(RunFaulty(ExchangeRankFault::kSharedTwice).same_bits);
+  CHECK(RunFaulty(ExchangeRankFault::kPaddingRoutes).pairs > right.pairs_due);
+}
+
+}  // namespace dsa::testing
