@@ -27,13 +27,18 @@ struct RowTile {
   std::int64_t blocks;  // that its rows see
 };
 
+// A sequence's rows in as few tiles as hold them, of equal size, so that threads get equal shares.
 RowTile TileAt(const PagedRows& rows, std::int64_t first) {
-  RowTile tile = {.first = first, .last = first, .blocks = 0};
   const std::int32_t sequence = rows.sequences.data[first];
-  while (tile.last < rows.sequences.size && tile.last < first + kIndexerRows &&
-         rows.sequences.data[tile.last] == sequence) {
-    const std::int64_t position = rows.positions.data[tile.last++];
-    tile.blocks = std::max(tile.blocks, position / kTokensPerBlock + 1);
+  std::int64_t end = first + 1;
+  while (end < rows.sequences.size && rows.sequences.data[end] == sequence) {
+    ++end;
+  }
+  const std::int64_t tiles = (end - first + kIndexerRows - 1) / kIndexerRows;
+  RowTile tile = {.first = first, .last = first + (end - first + tiles - 1) / tiles, .blocks = 0};
+  for (std::int64_t row = first; row < tile.last; ++row) {
+    tile.blocks =
+        std::max(tile.blocks, std::int64_t{rows.positions.data[row]} / kTokensPerBlock + 1);
   }
   return tile;
 }

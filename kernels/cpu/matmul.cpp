@@ -21,7 +21,8 @@ using cpu::kWideValues;
 
 constexpr std::int64_t kBlock = cpu::kScaleBlock;
 constexpr int kGroup = cpu::kOutputGroup;
-constexpr std::int64_t kRowTile = 32;       // rows of x that meet widened weights
+constexpr std::int64_t kRowTile = 32;  // rows of x that meet widened weights
+constexpr std::int64_t kRowGroup = 4;  // of them are computed together (matmul_block_avx512.cpp)
 constexpr std::int64_t kAheadBytes = 8192;  // of weights that are asked for before they are read
 static_assert(kBlock % kGroup == 0, "the outputs of a group share a scale");
 static_assert(kBlock % kWideValues == 0);
@@ -37,6 +38,16 @@ struct InputTile {
   std::int64_t first_row;
   std::int64_t rows;
 };
+
+// The rows in as few tiles as hold them and of about the same size, so that threads get equal
+// shares: whole groups of kRowGroup but in the last.
+InputTile TileAt(const MatmulProblem& problem, std::int64_t index) {
+  const std::int64_t tiles = CeilDivide(problem.rows, kRowTile);
+  const auto begin = [&](std::int64_t tile) {
+    return std::min(problem.rows, CeilDivide(problem.rows * tile, tiles * kRowGroup) * kRowGroup);
+  };
+  return {.first_row = begin(index), .rows = begin(index + 1) - begin(index)};
+}
 
 // The inputs of a tile as float32, times their scales: each product rounded. Padded with zeros.
 void DecodeInputs(const MatmulProblem& problem, const InputTile& tile, float* target) {
@@ -198,18 +209,19 @@ void RunMatmulUnits(const MatmulProblem& problem, std::int64_t first, std::int64
             scratch.inputs.size() / kRowTile);
   const std::int64_t groups = CeilDivide(problem.outputs, kGroup);
   const std::int64_t outputs_ahead = OutputsAhead(problem.weight);
-  InputTile tile{.first_row = -1, .rows = 0};
+  std::int64_t tile_index = -1;
+  InputTile tile{};
   const float* widened_with = nullptr;   // the scales of the weights that wide_inputs are for
   const float* weight_scales = nullptr;  // those that stay with the weights
   for (std::int64_t unit = first; unit < last; ++unit) {
-    const std::int64_t first_row = unit / groups * kRowTile;
     const std::int64_t output = unit % groups * kGroup;
     const std::int64_t outputs_end = std::min(problem.outputs, output + (last - unit) * kGroup);
     const float* const scales = ScalesOf(problem.weight, output);
-    const bool new_tile = first_row != tile.first_row;
+    const bool new_tile = unit / groups != tile_index;
     if (new_tile) {
+      tile_index = unit / groups;
       PrefetchOutputs(problem.weight, output, outputs_end);
-      tile = {.first_row = first_row, .rows = std::min(kRowTile, problem.rows - first_row)};
+      tile = TileAt(problem, tile_index);
       DecodeInputs(problem, tile, scratch.inputs.data());
     }
     if (new_tile || scales != widened_with) {
