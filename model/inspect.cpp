@@ -171,8 +171,9 @@ class Report final {
     Line("context", fmt::format("{} positions", config_.context_max));
     Line("end ids", fmt::format("{}", fmt::join(config_.end_ids, ", ")));
     Line("sampling",
-         fmt::format("temperature {}, top_p {}, min_p {}, top_k {}", sampling.temperature,
-                     sampling.top_p, sampling.min_p, sampling.top_k));
+         fmt::format("temperature {}, top_p {}, min_p {}, top_k {}, repetition_penalty {}",
+                     sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k,
+                     sampling.repetition_penalty));
   }
 
   const Checkpoint& checkpoint_;

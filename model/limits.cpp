@@ -25,7 +25,7 @@ void CheckLimits(const StepLimits& limits) {
   DSA_CHECK(limits.table_rows_max > 0, "StepLimits: table_rows_max={}", limits.table_rows_max);
   DSA_CHECK(limits.context_max > 0, "StepLimits: context_max={}", limits.context_max);
   DSA_CHECK(limits.logit_rows_max > 0, "StepLimits: logit_rows_max={}", limits.logit_rows_max);
-  DSA_CHECK(limits.adjustments_max >= 0, "StepLimits: adjustments_max={}", limits.adjustments_max);
+  DSA_CHECK(limits.row_adjustments >= 0, "StepLimits: row_adjustments={}", limits.row_adjustments);
   DSA_CHECK(limits.masked_until >= 0, "StepLimits: masked_until={}", limits.masked_until);
   DSA_CHECK(limits.score_bytes_max > 0, "StepLimits: score_bytes_max={}", limits.score_bytes_max);
   DSA_CHECK(limits.logits_rows_host >= 0, "StepLimits: logits_rows_host={}",
@@ -79,10 +79,12 @@ class Planner final {
                             .table_updates = limits_.sequences_max,
                             .rows = {},
                             .exchange_rows = rank_.data_ranks > 1 ? limits_.tokens_max : 0};
-    Set(Buffer::kStepInputs, InputBytes(largest) + StepIdsMax(limits_) * kI32Bytes);
+    Set(Buffer::kStepInputs, InputBytes(largest) + StepWordsMax(limits_) * kI32Bytes);
     Set(Buffer::kStepOutputs, OutputBytes(largest));
     Set(Buffer::kBlockTables,
         (limits_.table_rows_max + 1) * BlockTableColumns(limits_.context_max) * kI32Bytes);
+    Set(Buffer::kAdjustments, limits_.sequences_max * limits_.row_adjustments *
+                                  static_cast<std::int64_t>(sizeof(LogitAdjustment)));
   }
 
   void Layers() {
@@ -172,9 +174,9 @@ class Planner final {
 
 }  // namespace
 
-std::int64_t StepIdsMax(const StepLimits& limits) {
-  return limits.adjustments_max * kIdsPerAdjustment +
-         limits.sequences_max * BlockTableColumns(limits.context_max);
+std::int64_t StepWordsMax(const StepLimits& limits) {
+  return limits.sequences_max *
+         (limits.row_adjustments * kWordsPerAdjustment + BlockTableColumns(limits.context_max));
 }
 
 std::int64_t WorkspacePlan::total_bytes() const {

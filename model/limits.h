@@ -21,7 +21,7 @@ struct StepLimits {
   std::int64_t table_rows_max;    // sequences whose block tables are kept
   std::int64_t context_max;       // positions of a sequence
   std::int64_t logit_rows_max;    // rows whose logits are computed
-  std::int64_t adjustments_max;   // adjusted ids of all sampled rows together; may be 0
+  std::int64_t row_adjustments;   // adjusted ids of a sampled row at most; may be 0
   std::int64_t masked_until;      // positions below may take the masked path; 0: none does
   std::int64_t score_bytes_max;   // of the indexer's scores; at least one row is always held
   std::int64_t logits_rows_host;  // rows of logits that are copied to the host; 0 in a server
@@ -31,8 +31,8 @@ struct StepLimits {
 constexpr std::int64_t BlockTableColumns(std::int64_t context_max) {
   return context_max / kTokensPerBlock + 1;
 }
-// Of StepInputs::ids: adjustments and changes of block tables that a step may bring.
-std::int64_t StepIdsMax(const StepLimits& limits);
+// Of StepInputs::words: adjustments and changes of block tables that a step may bring.
+std::int64_t StepWordsMax(const StepLimits& limits);
 
 // Every buffer of a step, in device memory.  T, S, R: tokens, sequences and logit rows of
 // StepLimits; A: bytes of an activation; P: of Backend::PartialSumType, where there are other
@@ -41,6 +41,7 @@ enum class Buffer : std::uint8_t {
   kStepInputs,   // model/step_buffers.h, as the batch builder packed it
   kStepOutputs,  // model/step_buffers.h
   kBlockTables,  // i32 [table_rows_max + 1, BlockTableColumns]; kept from step to step
+  kAdjustments,  // LogitAdjustment [S, row_adjustments]; kept from step to step
   // The layers.
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added

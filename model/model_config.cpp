@@ -338,6 +338,7 @@ Status ReadSampling(JsonObject& json, ModelConfig& config) {
   DSA_RETURN_IF_ERROR(read("temperature", 0.0, 2.0, sampling.temperature));
   DSA_RETURN_IF_ERROR(read("top_p", 1e-6, 1.0, sampling.top_p));
   DSA_RETURN_IF_ERROR(read("min_p", 0.0, 1.0, sampling.min_p));
+  DSA_RETURN_IF_ERROR(read("repetition_penalty", 1e-6, 10.0, sampling.repetition_penalty));
   if (json.Has("top_k")) {
     DSA_ASSIGN_OR_RETURN(const std::int64_t top_k, json.ReadInt("top_k", 0, config.vocabulary));
     sampling.top_k = static_cast<std::int32_t>(top_k);

@@ -33,10 +33,11 @@ inline constexpr float kIndexNormEps = 1e-6F;                     // of the inde
 
 // Sampling parameters of a request that names none; generation_config.json.
 struct SamplingDefaults {
-  float temperature = 1.0F;  // [0, 2]; 0 where do_sample is false
-  float top_p = 1.0F;        // (0, 1]
-  float min_p = 0.0F;        // [0, 1]
-  std::int32_t top_k = 0;    // [0, vocabulary]; 0 keeps all
+  float temperature = 1.0F;         // [0, 2]; 0 where do_sample is false
+  float top_p = 1.0F;               // (0, 1]
+  float min_p = 0.0F;               // [0, 1]
+  std::int32_t top_k = 0;           // [0, vocabulary]; 0 keeps all
+  float repetition_penalty = 1.0F;  // (0, 10]; 1 changes nothing
 };
 
 struct ModelConfig {

@@ -57,6 +57,7 @@ constexpr NeutralKey kGraphKeys[] = {
     {"scale_depth", Neutral::kNothing},
     {"scale_emb", Neutral::kOne},
     {"shared_expert_gate", Neutral::kFalse},
+    {"repetition_penalty", Neutral::kOne},  // in generation_config.json it counts
     {"swiglu_alpha", Neutral::kNothing},
     {"swiglu_limit", Neutral::kNothing},
     {"swiglu_limits", Neutral::kNothing},
@@ -101,7 +102,6 @@ constexpr NeutralKey kGenerationKeys[] = {
     {"num_return_sequences", Neutral::kOne},
     {"penalty_alpha", Neutral::kZero},
     {"presence_penalty", Neutral::kZero},
-    {"repetition_penalty", Neutral::kOne},
     {"sequence_bias", Neutral::kEmpty},
     {"stop_strings", Neutral::kEmpty},
     {"stop_token_ids", Neutral::kEmpty},

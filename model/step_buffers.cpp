@@ -40,6 +40,7 @@ StepInputs Inputs(Carver& carver, const StepShape& shape) {
   inputs.sample_rows = carver.Take<std::int32_t>(shape.samples);
   inputs.table_updates = carver.Take<TableUpdate>(shape.table_updates);
   inputs.live_rows = carver.Take<std::int32_t>(shape.exchange_rows > 0 ? 1 : 0);
+  inputs.adjustment_updates = carver.Take<TableUpdate>(shape.samples);
   return inputs;
 }
 
@@ -63,8 +64,7 @@ StepOutputs Outputs(Carver& carver, const StepShape& shape) {
 StepInputs InputsAt(std::uint8_t* memory, const StepShape& shape) {
   Carver carver(memory);
   StepInputs inputs = Inputs(carver, shape);
-  inputs.adjustments = carver.Take<LogitAdjustment>(0).data;
-  inputs.ids = carver.Take<std::int32_t>(0).data;
+  inputs.words = carver.Take<std::int32_t>(0).data;
   return inputs;
 }
 

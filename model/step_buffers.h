@@ -25,9 +25,8 @@ std::span<const T> SpanOf(const Matrix<T>& matrix) {
   return {matrix.data, static_cast<std::size_t>(matrix.rows * matrix.cols)};
 }
 
-// Views of what a step needs, in one piece of memory.  What comes last has no fixed length: the
-// adjustments that `sampling` refers to, then the block ids that `table_updates` refer to, counted
-// from the beginning of the adjustments.
+// Views of what a step needs, in one piece of memory.  What comes last has no fixed length: what
+// the two kinds of updates refer to, block ids and adjustments, both in words of 32 bits.
 struct StepInputs {
   Vector<std::int64_t> slots;         // [T]  block * 64 + offset of the row's own key
   Vector<SamplingRow> sampling;       // [N]
@@ -38,13 +37,14 @@ struct StepInputs {
   Vector<std::int32_t> sample_rows;   // [N]  in [0, R)
   Vector<TableUpdate> table_updates;  // [U]
   Vector<std::int32_t> live_rows;     // [1]  rows that are not padding; empty without an exchange
-  LogitAdjustment* adjustments;       // not part of InputBytes, nor ids
-  std::int32_t* ids;                  // the same memory
+  // [N]  of the rows of adjustments that the executor keeps and `sampling` refers to, in words
+  Vector<TableUpdate> adjustment_updates;
+  std::int32_t* words;  // not part of InputBytes
 };
-inline constexpr std::int64_t kIdsPerAdjustment = sizeof(LogitAdjustment) / sizeof(std::int32_t);
+inline constexpr std::int64_t kWordsPerAdjustment = sizeof(LogitAdjustment) / sizeof(std::int32_t);
 static_assert(sizeof(LogitAdjustment) % sizeof(std::int32_t) == 0);
 StepInputs InputsAt(std::uint8_t* memory, const StepShape& shape);
-std::int64_t InputBytes(const StepShape& shape);  // up to `ids`
+std::int64_t InputBytes(const StepShape& shape);  // up to `words`
 
 // Views of what a step leaves, in one piece of memory.  The faults come first: they are zeroed
 // before the step.

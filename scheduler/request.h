@@ -11,14 +11,25 @@
 
 namespace dsa {
 
+// Added to the logit of an id.
+struct LogitBias {
+  TokenId id;
+  float add;  // [-100, 100]
+};
+
 // How the next token is drawn.  Ranges are checked by Validate; meaning in kernels/ops/sample.h.
 struct SamplingParams {
-  float temperature = 1.0F;                  // [0, 2]; 0 is greedy
-  float top_p = 1.0F;                        // (0, 1]
-  float min_p = 0.0F;                        // [0, 1]
-  std::int32_t top_k = 0;                    // [0, vocabulary]; 0 keeps all
-  std::uint64_t seed = 0;                    // always set: drawn where the client gave none
-  std::optional<std::int32_t> top_logprobs;  // [0, 20]; nullopt: no log-probabilities at all
+  float temperature = 1.0F;                    // [0, 2]; 0 is greedy
+  float top_p = 1.0F;                          // (0, 1]
+  float min_p = 0.0F;                          // [0, 1]
+  std::int32_t top_k = 0;                      // [0, vocabulary]; 0 keeps all
+  std::uint64_t seed = 0;                      // always set: drawn where the client gave none
+  std::optional<std::int32_t> top_logprobs{};  // [0, 20]; nullopt: no log-probabilities at all
+  // Of the logits before temperature; meaning in scheduler/adjusted_ids.h.
+  float frequency_penalty = 0.0F;       // [-2, 2]
+  float presence_penalty = 0.0F;        // [-2, 2]
+  float repetition_penalty = 1.0F;      // (0, 10]
+  std::vector<LogitBias> logit_bias{};  // at most kLogitBiasesMax, each id once
 };
 
 // When a sequence ends.

@@ -219,6 +219,9 @@ void Scheduler::Append(std::int32_t slot, TokenId token) {
             "Scheduler: sequence {} already has its {} tokens", Value(sequence.id_),
             sequence.generated());
   sequence.tokens_.push_back(token);
+  if (sequence.adjusted_ids_ != nullptr) {
+    sequence.adjusted_ids_->Count(token);
+  }
 }
 
 std::unique_ptr<Sequence> Scheduler::Remove(std::int32_t slot, CachedBlocks cached_blocks) {

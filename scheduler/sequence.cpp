@@ -19,6 +19,10 @@ Sequence::Sequence(Request request, const PrefixHasher& hasher)
   tokens_.reserve(tokens_max);
   chain_.hashes.reserve(blocks_max);
   blocks_.Reserve(blocks_max);
+  if (AdjustedIds::Needed(request_.sampling)) {
+    adjusted_ids_ =
+        std::make_unique<AdjustedIds>(request_.sampling, tokens_, request_.stop.max_tokens);
+  }
   chain_.root = hasher.Root(request_.cache_salt);
   hasher.Extend(tokens_, chain_);
 }

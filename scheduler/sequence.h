@@ -7,9 +7,11 @@
 #include "common/cache_line.h"
 #include "common/clock.h"
 #include "common/ids.h"
+#include "scheduler/adjusted_ids.h"
 #include "scheduler/request.h"
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -54,6 +56,8 @@ class alignas(kCacheLineBytes) Sequence final {
   // again.
   std::int64_t computed_before() const { return computed_before_; }
   const std::optional<MonotonicUs>& first_scheduled_us() const { return first_scheduled_us_; }
+  // What its penalties and biases make of the next logits; null where it has none.
+  const AdjustedIds* adjusted_ids() const { return adjusted_ids_.get(); }
   // Positions below take a masked path (common/attention_path.h); constant once it first ran.
   std::int64_t masked_until() const { return masked_until_; }
 
@@ -66,6 +70,7 @@ class alignas(kCacheLineBytes) Sequence final {
   std::int64_t planned_ = 0;  // the last plan that gave it tokens
   std::int64_t prompt_tokens_;
   BlockTable blocks_;
+  std::unique_ptr<AdjustedIds> adjusted_ids_;
   SequenceId id_{};
   std::int32_t slot_ = -1;
   SequenceState state_ = SequenceState::kWaiting;

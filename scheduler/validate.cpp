@@ -1,5 +1,6 @@
 #include "scheduler/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string_view>
 
@@ -73,6 +74,41 @@ Status CheckExternalId(std::string_view id) {
   return {};
 }
 
+Status CheckBiases(const std::vector<LogitBias>& biases, std::int64_t vocabulary) {
+  if (static_cast<std::int64_t>(biases.size()) > kLogitBiasesMax) {
+    return InvalidArgument(
+        fmt::format("logit_bias has {} ids, allowed are {}", biases.size(), kLogitBiasesMax));
+  }
+  std::vector<TokenId> ids;
+  for (const LogitBias& bias : biases) {
+    DSA_RETURN_IF_ERROR(CheckRange(fmt::format("logit_bias[{}]", Value(bias.id)), bias.add,
+                                   -kLogitBiasMax, kLogitBiasMax));
+    ids.push_back(bias.id);
+  }
+  DSA_RETURN_IF_ERROR(CheckIds("logit_bias", ids, vocabulary));
+  std::sort(ids.begin(), ids.end());
+  const auto twice = std::adjacent_find(ids.begin(), ids.end());
+  if (twice != ids.end()) {
+    return InvalidArgument(
+        fmt::format("logit_bias has {} twice, allowed is each id once", Value(*twice)));
+  }
+  return {};
+}
+
+Status CheckAdjustments(const SamplingParams& sampling, std::int64_t vocabulary) {
+  DSA_RETURN_IF_ERROR(
+      CheckRange("frequency_penalty", sampling.frequency_penalty, -kPenaltyMax, kPenaltyMax));
+  DSA_RETURN_IF_ERROR(
+      CheckRange("presence_penalty", sampling.presence_penalty, -kPenaltyMax, kPenaltyMax));
+  const float repetition = sampling.repetition_penalty;
+  if (!(repetition > 0.0F && repetition <= kRepetitionPenaltyMax)) {
+    return InvalidArgument(
+        fmt::format("repetition_penalty is {}, allowed is above 0 and at most {}", repetition,
+                    kRepetitionPenaltyMax));
+  }
+  return CheckBiases(sampling.logit_bias, vocabulary);
+}
+
 }  // namespace
 
 Status Validate(const SamplingParams& sampling, std::int64_t vocabulary) {
@@ -87,7 +123,7 @@ Status Validate(const SamplingParams& sampling, std::int64_t vocabulary) {
     DSA_RETURN_IF_ERROR(CheckRange("top_logprobs", std::int64_t{*sampling.top_logprobs}, 0,
                                    std::int64_t{kTopLogprobsLimit}));
   }
-  return {};
+  return CheckAdjustments(sampling, vocabulary);
 }
 
 Status Validate(const StopConditions& stop, std::int64_t vocabulary) {

@@ -14,6 +14,10 @@ inline constexpr std::int64_t kStopStringBytesMax = 256;
 inline constexpr std::int64_t kStopStringBytesTotalMax = 2048;
 inline constexpr std::int64_t kStopIdsMax = 64;
 inline constexpr std::int32_t kTopLogprobsLimit = 20;
+inline constexpr float kPenaltyMax = 2.0F;             // frequency and presence, and below: -2
+inline constexpr float kRepetitionPenaltyMax = 10.0F;  // above 0
+inline constexpr std::int64_t kLogitBiasesMax = 1024;
+inline constexpr float kLogitBiasMax = 100.0F;  // and below: -100
 inline constexpr std::int64_t kExternalIdBytesMax = 64;
 
 // `vocabulary` is one past the last id that can be sampled.

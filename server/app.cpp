@@ -312,6 +312,7 @@ ServedModel App::DescribeModel() const {
   served.top_p = model.sampling.top_p;
   served.top_k = model.sampling.top_k;
   served.min_p = model.sampling.min_p;
+  served.repetition_penalty = model.sampling.repetition_penalty;
   return served;
 }
 

@@ -70,7 +70,7 @@ class PrefillSteps final {
     }
     inputs.table_updates.data[0] = {
         .row = 0, .first = 0, .count = static_cast<std::int32_t>(table_.size()), .source = 0};
-    std::copy(table_.begin(), table_.end(), inputs.ids);
+    std::copy(table_.begin(), table_.end(), inputs.words);
     batch_ = {.shape = shape,
               .tokens = rows_,
               .samples = 0,
@@ -83,8 +83,8 @@ class PrefillSteps final {
               .sample_rows = {},
               .sampling = {},
               .table_updates = SpanOf(inputs.table_updates),
-              .adjustments = {},
-              .ids = {inputs.ids, table_.size()},
+              .adjustment_updates = {},
+              .words = {inputs.words, table_.size()},
               .copy_logits = false,
               .recorded = false};
   }

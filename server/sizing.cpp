@@ -2,9 +2,9 @@
 
 #include "common/machine.h"
 #include "model/inspect.h"
-#include "scheduler/validate.h"
 #include "server/api/answer_budget.h"
 #include "server/device_name.h"
+#include "server/engine/adjustment_rows.h"
 #include "server/engine/batch_builder.h"
 #include "server/masked_border.h"
 
@@ -69,8 +69,8 @@ std::int64_t DefaultCacheBytes(const ServerConfig& config, const ServerMemory& w
 // What requests, texts and gRPC take beside the engine's own memory.
 std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
                        std::int64_t available) {
-  // Ids, hashes and block numbers of one, for the longest it can get.
-  constexpr std::int64_t kBytesPerToken = 5;
+  // Ids, hashes and block numbers of one, for the longest it can get, and what its penalties count.
+  constexpr std::int64_t kBytesPerToken = 5 + 32;
   // A text is in the message, in its pieces and in ids while it is encoded, one on each thread.
   constexpr std::int64_t kTextCopies = 5;
   constexpr std::int64_t kTextsAtOnce = 2;
@@ -167,23 +167,23 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
 
 ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelConfig& model,
                                        std::int64_t context_length) {
-  const std::int64_t adjustments_per_row =
-      kStopIdsMax + static_cast<std::int64_t>(model.end_ids.size());
-  return {.limits = {.tokens_max = config.max_num_batched_tokens,
-                     .sequences_max = SequencesMax(config),
-                     .table_rows_max = SequencesMax(config) + config.max_queued_requests,
-                     .context_max = context_length,
-                     .logit_rows_max = SequencesMax(config),
-                     .adjustments_max = SequencesMax(config) * adjustments_per_row,
-                     .masked_until = MaskedUntil(config, context_length),
-                     .score_bytes_max = kScoreBytesMax,
-                     .logits_rows_host = 0},
-          .blocks = 0,
-          .kv_format = CacheFormat(config, model),
-          .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary),
-          .runs_ahead = IsCuda(config),
-          .batch_invariant = config.batch_invariant,
-          .place = {.rank = 0, .layout = LayoutOf(config)}};
+  return {
+      .limits = {.tokens_max = config.max_num_batched_tokens,
+                 .sequences_max = SequencesMax(config),
+                 .table_rows_max = SequencesMax(config) + config.max_queued_requests,
+                 .context_max = context_length,
+                 .logit_rows_max = SequencesMax(config),
+                 .row_adjustments = RowAdjustments(model.vocabulary, context_length,
+                                                   static_cast<std::int64_t>(model.end_ids.size())),
+                 .masked_until = MaskedUntil(config, context_length),
+                 .score_bytes_max = kScoreBytesMax,
+                 .logits_rows_host = 0},
+      .blocks = 0,
+      .kv_format = CacheFormat(config, model),
+      .vocabulary_limit = static_cast<std::int32_t>(model.vocabulary),
+      .runs_ahead = IsCuda(config),
+      .batch_invariant = config.batch_invariant,
+      .place = {.rank = 0, .layout = LayoutOf(config)}};
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ class Model final {
                             .table_rows_max = rows_max_,
                             .context_max = context_ + kTokensPerBlock,
                             .logit_rows_max = rows_max_,
-                            .adjustments_max = 0,
+                            .row_adjustments = 0,
                             .masked_until = 0,
                             .score_bytes_max = std::int64_t{256} << 20,
                             .logits_rows_host = 0};

@@ -84,6 +84,52 @@ Result<std::vector<TokenId>> ResolvePrompt(const Ask& ask, const FieldNames& nam
   return prompt;
 }
 
+// In the order of their ids; those of 0 are left out.
+Result<std::vector<LogitBias>> ResolveBiases(const std::vector<AskedBias>& asked,
+                                             std::string_view field, std::int32_t vocabulary) {
+  std::vector<LogitBias> biases;
+  for (const AskedBias& bias : asked) {
+    if (bias.id < 0 || bias.id >= vocabulary) {
+      return InvalidArgument(
+          fmt::format("{}: id {} is not in [0, {})", field, bias.id, vocabulary));
+    }
+    DSA_RETURN_IF_ERROR(CheckFloat(fmt::format("{}[{}]", field, bias.id), bias.add,
+                                   {-kLogitBiasMax, LowEnd::kIncluded, kLogitBiasMax}));
+    if (bias.add != 0.0F) {
+      biases.push_back({.id = TokenId{static_cast<std::int32_t>(bias.id)}, .add = bias.add});
+    }
+  }
+  const auto count = static_cast<std::int64_t>(biases.size());
+  if (count > kLogitBiasesMax) {
+    return InvalidArgument(fmt::format("{}: {} ids, at most {}", field, count, kLogitBiasesMax));
+  }
+  std::sort(biases.begin(), biases.end(),
+            [](const LogitBias& a, const LogitBias& b) { return a.id < b.id; });
+  const auto twice =
+      std::adjacent_find(biases.begin(), biases.end(),
+                         [](const LogitBias& a, const LogitBias& b) { return a.id == b.id; });
+  if (twice != biases.end()) {
+    return InvalidArgument(fmt::format("{}: id {} is named twice", field, Value(twice->id)));
+  }
+  return biases;
+}
+
+// What changes logits before temperature.
+Status ResolveAdjustments(const Ask& ask, const FieldNames& names, const ServedModel& model,
+                          SamplingParams& sampling) {
+  sampling.frequency_penalty = ask.frequency_penalty.value_or(0.0F);
+  sampling.presence_penalty = ask.presence_penalty.value_or(0.0F);
+  sampling.repetition_penalty = ask.repetition_penalty.value_or(model.repetition_penalty);
+  const FloatRange penalty{-kPenaltyMax, LowEnd::kIncluded, kPenaltyMax};
+  DSA_RETURN_IF_ERROR(CheckFloat(names.frequency_penalty, sampling.frequency_penalty, penalty));
+  DSA_RETURN_IF_ERROR(CheckFloat(names.presence_penalty, sampling.presence_penalty, penalty));
+  DSA_RETURN_IF_ERROR(CheckFloat(names.repetition_penalty, sampling.repetition_penalty,
+                                 {0.0F, LowEnd::kExcluded, kRepetitionPenaltyMax}));
+  DSA_ASSIGN_OR_RETURN(sampling.logit_bias,
+                       ResolveBiases(ask.logit_bias, names.logit_bias, model.vocabulary));
+  return {};
+}
+
 Result<SamplingParams> ResolveSampling(const Ask& ask, const FieldNames& names,
                                        const ServedModel& model) {
   const float temperature = ask.temperature.value_or(model.temperature);
@@ -95,12 +141,13 @@ Result<SamplingParams> ResolveSampling(const Ask& ask, const FieldNames& names,
   DSA_RETURN_IF_ERROR(CheckFloat(names.top_p, top_p, {0.0F, LowEnd::kExcluded, 1.0F}));
   DSA_RETURN_IF_ERROR(CheckFloat(names.min_p, min_p, {0.0F, LowEnd::kIncluded, 1.0F}));
   DSA_RETURN_IF_ERROR(CheckInt(names.top_k, top_k, 0, model.vocabulary));
-  return SamplingParams{.temperature = temperature,
-                        .top_p = top_p,
-                        .min_p = min_p,
-                        .top_k = static_cast<std::int32_t>(top_k),
-                        .seed = ask.seed ? *ask.seed : DrawSeed(),
-                        .top_logprobs = std::nullopt};
+  SamplingParams sampling{.temperature = temperature,
+                          .top_p = top_p,
+                          .min_p = min_p,
+                          .top_k = static_cast<std::int32_t>(top_k),
+                          .seed = ask.seed ? *ask.seed : DrawSeed()};
+  DSA_RETURN_IF_ERROR(ResolveAdjustments(ask, names, model, sampling));
+  return sampling;
 }
 
 Status CheckStopStrings(const std::vector<std::string>& strings, std::string_view field) {

@@ -32,6 +32,12 @@ enum class Delivery : std::uint8_t {
   kStream,  // parts as they come
 };
 
+// Added to the logit of an id.
+struct AskedBias {
+  std::int64_t id;
+  float add;
+};
+
 // Absent is what the client did not say.  Values are as it said them: any.
 struct Ask {
   std::string request_id{};  // "": one is made
@@ -44,6 +50,10 @@ struct Ask {
   std::optional<float> min_p{};
   std::optional<std::int64_t> top_k{};
   std::optional<std::uint64_t> seed{};
+  std::optional<float> frequency_penalty{};
+  std::optional<float> presence_penalty{};
+  std::optional<float> repetition_penalty{};
+  std::vector<AskedBias> logit_bias{};
 
   std::optional<std::int64_t> max_tokens{};
   std::optional<std::int64_t> min_tokens{};
@@ -70,6 +80,10 @@ struct FieldNames {
   std::string_view top_p;
   std::string_view min_p;
   std::string_view top_k;
+  std::string_view frequency_penalty;
+  std::string_view presence_penalty;
+  std::string_view repetition_penalty;
+  std::string_view logit_bias;
   std::string_view max_tokens;
   std::string_view min_tokens;
   std::string_view stop;

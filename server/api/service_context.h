@@ -41,6 +41,7 @@ struct ServedModel {
   float top_p = 1.0F;
   std::int32_t top_k = 0;
   float min_p = 0.0F;
+  float repetition_penalty = 1.0F;
 };
 
 // What the server says of itself.

@@ -73,14 +73,14 @@ ForwardBatch CopyingExecutor::Renamed(const ForwardBatch& batch) {
   }
   for (const TableUpdate& update : batch.table_updates) {
     for (std::int32_t i = 0; i < update.count; ++i) {
-      std::int32_t& block = inputs.ids[update.source + i];
+      std::int32_t& block = inputs.words[update.source + i];
       block = names_[static_cast<std::size_t>(block)];
     }
   }
   ForwardBatch renamed = batch;
   renamed.packed = packed_;
   renamed.slots = {inputs.slots.data, batch.slots.size()};
-  renamed.ids = {inputs.ids, batch.ids.size()};
+  renamed.words = {inputs.words, batch.words.size()};
   return renamed;
 }
 

@@ -33,6 +33,12 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
   command.add_option("--min-p", options.min_p, "[0, 1]; 0 keeps all");
   command.add_option("--top-k", options.top_k, "The k most likely; 0 keeps all")
       ->check(WholeNumber());
+  command.add_option("--frequency-penalty", options.frequency_penalty,
+                     "[-2, 2]; taken from a logit each time its id was generated");
+  command.add_option("--presence-penalty", options.presence_penalty,
+                     "[-2, 2]; taken from the logits of generated ids");
+  command.add_option("--repetition-penalty", options.repetition_penalty,
+                     "(0, 10]; of ids in the prompt or generated; 1 changes nothing");
   command.add_option("--seed", options.seed, "Of the random numbers; absent: drawn")
       ->check(Unsigned());
   command.add_option("--stop", options.stop, "Text that ends the answer; may be given repeatedly")
@@ -61,6 +67,15 @@ void FillRequest(const ClientOptions& options, v1::SamplingParams& sampling,
   }
   if (options.top_k) {
     sampling.set_top_k(*options.top_k);
+  }
+  if (options.frequency_penalty) {
+    sampling.set_frequency_penalty(*options.frequency_penalty);
+  }
+  if (options.presence_penalty) {
+    sampling.set_presence_penalty(*options.presence_penalty);
+  }
+  if (options.repetition_penalty) {
+    sampling.set_repetition_penalty(*options.repetition_penalty);
   }
   if (options.seed) {
     sampling.set_seed(*options.seed);

@@ -27,6 +27,9 @@ struct ClientOptions {
   std::optional<float> top_p;
   std::optional<float> min_p;
   std::optional<std::int64_t> top_k;
+  std::optional<float> frequency_penalty;
+  std::optional<float> presence_penalty;
+  std::optional<float> repetition_penalty;
   std::optional<std::uint64_t> seed;
   std::vector<std::string> stop;
 };

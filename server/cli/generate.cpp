@@ -26,6 +26,9 @@ struct GenerateArguments {
   std::optional<float> top_p;
   std::optional<float> min_p;
   std::optional<std::int32_t> top_k;
+  std::optional<float> repetition_penalty;
+  float frequency_penalty = 0.0F;
+  float presence_penalty = 0.0F;
   std::optional<std::uint64_t> seed;
 };
 
@@ -43,7 +46,10 @@ Request GenerateRequest(const GenerateArguments& arguments, std::uint64_t seed,
                       .min_p = arguments.min_p.value_or(config.sampling.min_p),
                       .top_k = arguments.top_k.value_or(config.sampling.top_k),
                       .seed = seed,
-                      .top_logprobs = std::nullopt};
+                      .frequency_penalty = arguments.frequency_penalty,
+                      .presence_penalty = arguments.presence_penalty,
+                      .repetition_penalty = arguments.repetition_penalty.value_or(
+                          config.sampling.repetition_penalty)};
   request.stop.max_tokens = arguments.max_tokens;
   request.stop.min_tokens = arguments.min_tokens;
   request.stop.ignore_end = arguments.ignore_eos;
@@ -88,6 +94,12 @@ void AddGenerateCommand(CLI::App& app, int& exit_code) {
   command->add_option("--min-p", arguments->min_p, "[0, 1]; 0 keeps all");
   command->add_option("--top-k", arguments->top_k, "The k most likely; 0 keeps all")
       ->check(WholeNumber());
+  command->add_option("--frequency-penalty", arguments->frequency_penalty,
+                      "[-2, 2]; taken from a logit each time its id was generated");
+  command->add_option("--presence-penalty", arguments->presence_penalty,
+                      "[-2, 2]; taken from the logits of generated ids");
+  command->add_option("--repetition-penalty", arguments->repetition_penalty,
+                      "(0, 10]; of ids in the prompt or generated; 1 changes nothing");
   command->add_option("--seed", arguments->seed, "Of the random numbers; drawn when absent")
       ->check(Unsigned());
   command->callback([arguments, &exit_code] { exit_code = RunGenerate(*arguments); });

@@ -4,7 +4,6 @@
 #include "scheduler/validate.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 namespace dsa {
@@ -29,6 +28,19 @@ std::int32_t PaddingBlocks(const std::vector<std::int64_t>& row_buckets, std::in
 }
 
 namespace {
+
+std::int64_t PackedBytes(const BatchBuilder::Config& config) {
+  const std::int64_t sequences = config.sequences_max;
+  const std::int64_t blocks = config.context_tokens_max / config.tokens_per_block + 1;
+  return InputBytes({.tokens = config.step_tokens_max,
+                     .logit_rows = config.step_tokens_max,
+                     .samples = sequences,
+                     .table_updates = sequences,
+                     .rows = {},
+                     .exchange_rows = config.step_tokens_max}) +
+         sequences * (config.row_adjustments * kWordsPerAdjustment + blocks) *
+             static_cast<std::int64_t>(sizeof(std::int32_t));
+}
 
 // A step of decoding sequences gets a shape that many others share.  Its rows take one path: of a
 // row that sees at most index_topk keys the selection holds all of them, which gives the same bits.
@@ -66,18 +78,16 @@ void AgreeOnStep(std::span<BatchShape> ranks) {
   }
 }
 
-BatchBuilder::BatchBuilder(Config config) : config_(std::move(config)) {
+BatchBuilder::BatchBuilder(Config config)
+    : config_(std::move(config)),
+      packed_bytes_(PackedBytes(config_)),
+      packed_(
+          std::make_unique_for_overwrite<std::uint8_t[]>(static_cast<std::size_t>(packed_bytes_))),
+      adjustment_rows_({.rows = config_.sequences_max,
+                        .row_adjustments = config_.row_adjustments,
+                        .slots = config_.slots_max,
+                        .end_ids = config_.end_ids}) {
   const std::int64_t sequences = config_.sequences_max;
-  const std::int64_t blocks = config_.context_tokens_max / config_.tokens_per_block + 1;
-  const std::int64_t adjustments = static_cast<std::int64_t>(config_.end_ids.size()) + kStopIdsMax;
-  const std::int64_t fixed_bytes = InputBytes({.tokens = config_.step_tokens_max,
-                                               .logit_rows = config_.step_tokens_max,
-                                               .samples = sequences,
-                                               .table_updates = sequences,
-                                               .rows = {},
-                                               .exchange_rows = config_.step_tokens_max});
-  packed_.resize(fixed_bytes + sequences * (adjustments * kIdsPerAdjustment + blocks) *
-                                   static_cast<std::int64_t>(sizeof(std::int32_t)));
   listed_.reserve(sequences);
   blocks_of_slot_.resize(config_.slots_max);
   filled_.resize(config_.slots_max);
@@ -101,12 +111,13 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
             plan.sequences, config_.sequences_max);
   const std::int64_t bucket = batch_shape.bucket;
   const StepShape shape = bucket > 0 ? BucketShape(bucket, batch_shape.shape) : batch_shape.shape;
-  inputs_ = InputsAt(packed_.data(), shape);
+  inputs_ = InputsAt(packed_.get(), shape);
   tokens_ = 0;
   logit_rows_ = 0;
   samples_ = 0;
-  adjustments_ = 0;
+  words_ = 0;
   copy_logits_ = false;
+  adjustment_rows_.BeginBatch(sequences);
   for (const StepPlan::Row& row : plan.rows) {
     const Sequence* sequence = sequences[row.slot].get();
     DSA_CHECK(sequence != nullptr && sequence->id() == row.sequence,
@@ -210,29 +221,18 @@ void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequen
 // Behind AddLogitRows: the row to sample from is the last of them.
 void BatchBuilder::AddSampling(const Sequence& sequence) {
   const SamplingParams& params = sequence.request().sampling;
-  const StopConditions& stop = sequence.request().stop;
-  const auto adjustments_first = static_cast<std::int32_t>(adjustments_);
-  if (sequence.generated() < stop.min_tokens) {
-    const auto suppress = [this](TokenId id) {
-      inputs_.adjustments[adjustments_++] = {
-          .id = Value(id), .add = -std::numeric_limits<float>::infinity(), .repetition = 1.0F};
-    };
-    if (!stop.ignore_end) {
-      std::for_each(config_.end_ids.begin(), config_.end_ids.end(), suppress);
-    }
-    std::for_each(stop.stop_ids.begin(), stop.stop_ids.end(), suppress);
-  }
+  const AdjustmentRows::Place adjustments = adjustment_rows_.Put(sequence, inputs_.words, words_);
+  inputs_.adjustment_updates.data[samples_] = adjustments.update;
   inputs_.sample_rows.data[samples_] = static_cast<std::int32_t>(logit_rows_) - 1;
-  inputs_.sampling.data[samples_] = {
-      .temperature = params.temperature,
-      .min_p = params.min_p,
-      .top_p = params.top_p,
-      .top_k = params.top_k,
-      .seed = params.seed,
-      .position = sequence.tokens(),
-      .adjustments_first = adjustments_first,
-      .adjustments_count = static_cast<std::int32_t>(adjustments_) - adjustments_first,
-      .top_logprobs = params.top_logprobs.value_or(0)};
+  inputs_.sampling.data[samples_] = {.temperature = params.temperature,
+                                     .min_p = params.min_p,
+                                     .top_p = params.top_p,
+                                     .top_k = params.top_k,
+                                     .seed = params.seed,
+                                     .position = sequence.tokens(),
+                                     .adjustments_first = adjustments.first,
+                                     .adjustments_count = adjustments.count,
+                                     .top_logprobs = params.top_logprobs.value_or(0)};
   ++samples_;
 }
 
@@ -248,6 +248,7 @@ void BatchBuilder::AddPadding() {
     inputs_.sequences.data[row] = static_cast<std::int32_t>(config_.slots_max);
     inputs_.logit_rows.data[row] = static_cast<std::int32_t>(row);
     inputs_.sample_rows.data[row] = static_cast<std::int32_t>(row);
+    inputs_.adjustment_updates.data[row] = {};
     inputs_.sampling.data[row] = {.temperature = 0.0F,
                                   .min_p = 0.0F,
                                   .top_p = 1.0F,
@@ -261,11 +262,10 @@ void BatchBuilder::AddPadding() {
   std::fill_n(inputs_.live_rows.data, inputs_.live_rows.size, static_cast<std::int32_t>(tokens_));
 }
 
-// The ids go behind the adjustments.  A table only grows until it is cleared, so that what was
-// sent of it stays true.
+// The ids go behind what adjustments sent.  A table only grows until it is cleared, so that what
+// was sent of it stays true.
 void BatchBuilder::FillTableUpdates() {
   TableUpdate* update = inputs_.table_updates.data;
-  ids_ = adjustments_ * kIdsPerAdjustment;
   for (const Sequence* sequence : listed_) {
     const BlockTable& blocks = sequence->blocks();
     FilledRow& filled = filled_[sequence->slot()];
@@ -277,9 +277,9 @@ void BatchBuilder::FillTableUpdates() {
     *update++ = {.row = sequence->slot(),
                  .first = static_cast<std::int32_t>(filled.blocks),
                  .count = static_cast<std::int32_t>(count),
-                 .source = static_cast<std::int32_t>(ids_)};
-    std::copy_n(blocks.ids().begin() + filled.blocks, count, inputs_.ids + ids_);
-    ids_ += count;
+                 .source = static_cast<std::int32_t>(words_)};
+    std::copy_n(blocks.ids().begin() + filled.blocks, count, inputs_.words + words_);
+    words_ += count;
     filled.blocks += count;
   }
   listed_.clear();
@@ -287,12 +287,14 @@ void BatchBuilder::FillTableUpdates() {
 }
 
 void BatchBuilder::FillBatch(const StepShape& shape) {
-  const std::span<const std::int32_t> ids(inputs_.ids, static_cast<std::size_t>(ids_));
+  const std::span<const std::int32_t> words(inputs_.words, static_cast<std::size_t>(words_));
   const auto fixed_bytes = static_cast<std::size_t>(InputBytes(shape));
+  DSA_CHECK(static_cast<std::int64_t>(fixed_bytes + words.size_bytes()) <= packed_bytes_,
+            "BatchBuilder: {} bytes of {}", fixed_bytes + words.size_bytes(), packed_bytes_);
   batch_ = {.shape = shape,
             .tokens = tokens_,
             .samples = samples_,
-            .packed = std::span<const std::uint8_t>(packed_).first(fixed_bytes + ids.size_bytes()),
+            .packed = {packed_.get(), fixed_bytes + words.size_bytes()},
             .token_ids = SpanOf(inputs_.token_ids),
             .positions = SpanOf(inputs_.positions),
             .slots = SpanOf(inputs_.slots),
@@ -301,8 +303,8 @@ void BatchBuilder::FillBatch(const StepShape& shape) {
             .sample_rows = SpanOf(inputs_.sample_rows),
             .sampling = SpanOf(inputs_.sampling),
             .table_updates = SpanOf(inputs_.table_updates),
-            .adjustments = {inputs_.adjustments, static_cast<std::size_t>(adjustments_)},
-            .ids = ids,
+            .adjustment_updates = SpanOf(inputs_.adjustment_updates),
+            .words = words,
             .copy_logits = copy_logits_,
             .recorded = false};
 }

@@ -4,6 +4,7 @@
 #include "model/forward_batch.h"
 #include "scheduler/sequence.h"
 #include "scheduler/step_plan.h"
+#include "server/engine/adjustment_rows.h"
 
 #include <cstdint>
 #include <memory>
@@ -42,6 +43,7 @@ class BatchBuilder final {
     std::int64_t context_tokens_max;  // sizes the block tables
     std::int32_t tokens_per_block;
     std::vector<TokenId> end_ids;  // the model's; suppressed before min_tokens
+    std::int64_t row_adjustments;  // StepLimits::row_adjustments
     // RowBuckets of sequences_max: steps in which every sequence decodes get as many rows as the
     // next of them; padding writes into block `padding_block` and those behind it (PaddingBlocks).
     // Empty: no step is padded.
@@ -55,7 +57,8 @@ class BatchBuilder final {
 
   // `sequences` are Scheduler::sequences(), of which the plan was made.  Rows of the batch are the
   // plan's rows in order, token by token; sampling entries are its sampling rows in order.  The
-  // batch carries what changed in the block tables since the last one, so every batch must be run.
+  // batch carries what changed in block tables and adjustments since the last one, so every batch
+  // must be run.
   // Valid until the next call.
   //
   // logit_rows are the sampled rows and, of a request with PromptLogits::kAll, every row that
@@ -92,19 +95,20 @@ class BatchBuilder final {
   };
 
   const Config config_;
-  std::vector<std::uint8_t> packed_;
-  StepInputs inputs_{};  // of packed_, for the step that is built
+  const std::int64_t packed_bytes_;
+  std::unique_ptr<std::uint8_t[]> packed_;  // not cleared: most of it is hardly ever used
+  StepInputs inputs_{};                     // of packed_, for the step that is built
   // Of the batch so far.
   std::int64_t tokens_ = 0;
   std::int64_t logit_rows_ = 0;
   std::int64_t samples_ = 0;
-  std::int64_t adjustments_ = 0;
-  std::int64_t ids_ = 0;  // behind the adjustments
+  std::int64_t words_ = 0;
   bool copy_logits_ = false;
   std::vector<const Sequence*> listed_;
   std::vector<std::int64_t> blocks_of_slot_;  // blocks that its rows can see; 0: not listed
 
   std::vector<FilledRow> filled_;  // by slot
+  AdjustmentRows adjustment_rows_;
   ForwardBatch batch_{};
 };
 

@@ -27,14 +27,17 @@ EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependenc
                .tokens_per_block = config.tokens_per_block,
                .hash_bits = config.hash_bits}),
       scheduler_(config.scheduler, {.pool = pool_, .cache = cache_, .hasher = hasher_}),
-      builder_({.step_tokens_max = config.scheduler.step_tokens_max,
-                .sequences_max = config.scheduler.sequences_max,
-                .slots_max = scheduler_.slots(),
-                .context_tokens_max = config.scheduler.context_tokens_max,
-                .tokens_per_block = config.tokens_per_block,
-                .end_ids = config.end_ids,
-                .row_buckets = config.row_buckets,
-                .padding_block = config.blocks}) {
+      builder_(
+          {.step_tokens_max = config.scheduler.step_tokens_max,
+           .sequences_max = config.scheduler.sequences_max,
+           .slots_max = scheduler_.slots(),
+           .context_tokens_max = config.scheduler.context_tokens_max,
+           .tokens_per_block = config.tokens_per_block,
+           .end_ids = config.end_ids,
+           .row_adjustments = RowAdjustments(config.vocabulary, config.scheduler.context_tokens_max,
+                                             static_cast<std::int64_t>(config.end_ids.size())),
+           .row_buckets = config.row_buckets,
+           .padding_block = config.blocks}) {
   live_.resize(scheduler_.slots());
   arrivals_.reserve(scheduler_.slots());
   judged_.reserve(config.scheduler.sequences_max);

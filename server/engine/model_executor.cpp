@@ -95,6 +95,9 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
       block_tables_(memory_.activations.AsMatrix<std::int32_t>(
           Buffer::kBlockTables, config.limits.table_rows_max + 1,
           BlockTableColumns(config.limits.context_max))),
+      adjustments_(memory_.activations.AsMatrix<std::int32_t>(
+          Buffer::kAdjustments, config.limits.sequences_max,
+          config.limits.row_adjustments * kWordsPerAdjustment)),
       transformer_({.backend = backend_,
                     .config = model.config,
                     .weights = model.weights,
@@ -124,8 +127,8 @@ void ModelExecutor::ClearBlockTables() {
 
 void ModelExecutor::ApplyTableUpdates(const ForwardBatch& batch) {
   for (const TableUpdate& update : batch.table_updates) {
-    const auto blocks = batch.ids.subspan(static_cast<std::size_t>(update.source),
-                                          static_cast<std::size_t>(update.count));
+    const auto blocks = batch.words.subspan(static_cast<std::size_t>(update.source),
+                                            static_cast<std::size_t>(update.count));
     if (!blocks.empty()) {
       backend_.CopyToDevice(block_tables_.Row(update.row) + update.first, blocks.data(),
                             blocks.size_bytes());
@@ -175,8 +178,9 @@ const StepResult& ModelExecutor::Collect() {
 void ModelExecutor::Queue(const StepShape& shape) {
   const StepInputs inputs = InputsAt(inputs_, shape);
   const StepOutputs outputs = OutputsAt(outputs_, shape);
+  const std::int64_t words_max = StepWordsMax(config_.limits);
   backend_.UpdateBlockTables({.updates = AsConst(inputs.table_updates),
-                              .blocks = {.data = inputs.ids, .size = StepIdsMax(config_.limits)},
+                              .blocks = {.data = inputs.words, .size = words_max},
                               .tables = block_tables_});
   backend_.Zero(outputs_, static_cast<std::size_t>(FaultBytes(shape)));
   const Matrix<const float> logits =
@@ -189,19 +193,31 @@ void ModelExecutor::Queue(const StepShape& shape) {
                                    .live_rows = AsConst(inputs.live_rows),
                                    .row_faults = outputs.row_faults});
   if (shape.samples > 0 && config_.place.tensor_rank() == 0) {
-    backend_.Sample(
-        {.logits = logits,
-         .logit_rows = AsConst(inputs.sample_rows),
-         .rows = AsConst(inputs.sampling),
-         .adjustments = {.data = inputs.adjustments, .size = config_.limits.adjustments_max},
-         .masks = {},
-         .vocabulary_limit = config_.vocabulary_limit,
-         .tokens = outputs.tokens,
-         .logprobs = outputs.logprobs,
-         .top_ids = outputs.top_ids,
-         .top_logprobs = outputs.top_logprobs,
-         .faults = outputs.sample_faults});
+    Sample(logits, inputs, outputs);
   }
+}
+
+void ModelExecutor::Sample(const Matrix<const float>& logits, const StepInputs& inputs,
+                           const StepOutputs& outputs) {
+  const StepLimits& limits = config_.limits;
+  if (limits.row_adjustments > 0) {
+    backend_.UpdateBlockTables({.updates = AsConst(inputs.adjustment_updates),
+                                .blocks = {.data = inputs.words, .size = StepWordsMax(limits)},
+                                .tables = adjustments_});
+  }
+  backend_.Sample(
+      {.logits = logits,
+       .logit_rows = AsConst(inputs.sample_rows),
+       .rows = AsConst(inputs.sampling),
+       .adjustments = {.data = reinterpret_cast<const LogitAdjustment*>(adjustments_.data),
+                       .size = limits.sequences_max * limits.row_adjustments},
+       .masks = {},
+       .vocabulary_limit = config_.vocabulary_limit,
+       .tokens = outputs.tokens,
+       .logprobs = outputs.logprobs,
+       .top_ids = outputs.top_ids,
+       .top_logprobs = outputs.top_logprobs,
+       .faults = outputs.sample_faults});
 }
 
 GraphId ModelExecutor::Recorded(const StepShape& shape) {

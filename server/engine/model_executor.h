@@ -97,6 +97,8 @@ class ModelExecutor final : public StepExecutor {
 
  private:
   void Queue(const StepShape& shape);
+  void Sample(const Matrix<const float>& logits, const StepInputs& inputs,
+              const StepOutputs& outputs);
   GraphId Recorded(const StepShape& shape);
   void ClearBlockTables();
 
@@ -108,6 +110,7 @@ class ModelExecutor final : public StepExecutor {
   std::uint8_t* inputs_;
   std::uint8_t* outputs_;
   Matrix<std::int32_t> block_tables_;  // the last row is padding's
+  Matrix<std::int32_t> adjustments_;   // in words; a row is a sequence's
   Transformer transformer_;
   std::vector<StepShape> recorded_;  // by GraphId
   StepShape launched_{};

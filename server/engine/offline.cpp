@@ -2,7 +2,7 @@
 
 #include "common/check.h"
 #include "common/clock.h"
-#include "scheduler/validate.h"
+#include "server/engine/adjustment_rows.h"
 #include "server/engine/engine_loop.h"
 #include "server/engine/token_sink.h"
 
@@ -149,8 +149,9 @@ Result<OfflineResult> RunOffline(Backend& backend, const LoadedModel& model,
                       .table_rows_max = kRequests + kRequests,
                       .context_max = sizes.context,
                       .logit_rows_max = sizes.logit_rows,
-                      .adjustments_max =
-                          kStopIdsMax + static_cast<std::int64_t>(model.config.end_ids.size()),
+                      .row_adjustments =
+                          RowAdjustments(model.config.vocabulary, sizes.context,
+                                         static_cast<std::int64_t>(model.config.end_ids.size())),
                       .masked_until = options.masked_mha_until,
                       .score_bytes_max = kScoreBytesMax,
                       .logits_rows_host = wants_logits ? sizes.logit_rows : 0},

@@ -77,6 +77,9 @@ TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
     auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
     request.stop.stop_strings = {"zzzz", "never this text", "abcdx"};
     request.sampling.top_logprobs = i;
+    request.sampling.frequency_penalty = i % 2 == 0 ? 0.0F : 0.5F;
+    request.sampling.repetition_penalty = i % 3 == 0 ? 1.0F : 1.1F;
+    request.stop.min_tokens = 100 * (i % 4);
     sinks.push_back(std::make_shared<testing::RecordingSink>());
     REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
   }

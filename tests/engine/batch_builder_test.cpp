@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <utility>
@@ -21,6 +22,8 @@ std::vector<T> ToVector(std::span<const T> values) {
   return {values.begin(), values.end()};
 }
 
+constexpr std::int64_t kRowAdjustments = 40;
+
 BatchBuilder MakeBuilder(const SchedulerRig& rig, std::vector<std::int64_t> row_buckets = {}) {
   return BatchBuilder({.step_tokens_max = rig.scheduler.config().step_tokens_max,
                        .sequences_max = rig.scheduler.config().sequences_max,
@@ -28,9 +31,34 @@ BatchBuilder MakeBuilder(const SchedulerRig& rig, std::vector<std::int64_t> row_
                        .context_tokens_max = rig.scheduler.config().context_tokens_max,
                        .tokens_per_block = rig.pool.tokens_per_block(),
                        .end_ids = {TokenId{7}},
+                       .row_adjustments = kRowAdjustments,
                        .row_buckets = std::move(row_buckets),
                        .padding_block = rig.pool.blocks()});
 }
+
+// What an executor does with adjustments.
+class KeptAdjustments final {
+ public:
+  // Applies a batch's updates; what its sampling entry then refers to.
+  std::vector<LogitAdjustment> Of(const ForwardBatch& batch, std::size_t entry) {
+    for (const TableUpdate& update : batch.adjustment_updates) {
+      std::copy_n(
+          batch.words.begin() + update.source, update.count,
+          words_.begin() + update.row * kRowAdjustments * kWordsPerAdjustment + update.first);
+      sent += update.count / kWordsPerAdjustment;
+    }
+    std::vector<LogitAdjustment> adjustments(batch.sampling[entry].adjustments_count);
+    std::memcpy(adjustments.data(),
+                words_.data() + batch.sampling[entry].adjustments_first * kWordsPerAdjustment,
+                adjustments.size() * sizeof(LogitAdjustment));
+    return adjustments;
+  }
+  std::int64_t sent = 0;  // entries
+
+ private:
+  std::vector<std::int32_t> words_ =
+      std::vector<std::int32_t>(8 * kRowAdjustments * kWordsPerAdjustment);
+};
 
 // A change of a block table, with its blocks.
 struct Change {
@@ -42,7 +70,7 @@ struct Change {
 
 Change BlocksOf(const ForwardBatch& batch, std::size_t index) {
   const TableUpdate& update = batch.table_updates[index];
-  return {update.row, update.first, ToVector(batch.ids.subspan(update.source, update.count))};
+  return {update.row, update.first, ToVector(batch.words.subspan(update.source, update.count))};
 }
 
 TEST_CASE("A batch holds each row's token, position, slot and table", "[batch_builder]") {
@@ -213,6 +241,7 @@ TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_buil
     request.stop.ignore_end = true;
   }
   const bool ignore_end = request.stop.ignore_end;
+  KeptAdjustments kept;
   const auto slot = rig.scheduler.Add(std::make_unique<Sequence>(std::move(request), rig.hasher));
   for (int step = 0; step < 4; ++step) {
     const StepPlan& plan = rig.scheduler.Plan(0, {});
@@ -220,17 +249,59 @@ TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_buil
     const std::vector<std::int32_t> suppressed =
         ignore_end ? std::vector<std::int32_t>{9} : std::vector<std::int32_t>{7, 9};
     std::vector<std::int32_t> ids;
-    for (const LogitAdjustment& adjustment : batch.adjustments) {
+    for (const LogitAdjustment& adjustment : kept.Of(batch, 0)) {
       CHECK(adjustment.add == -std::numeric_limits<float>::infinity());
       CHECK(adjustment.repetition == 1.0F);
       ids.push_back(adjustment.id);
     }
     CHECK(ids == (step < 2 ? suppressed : std::vector<std::int32_t>{}));
-    CHECK(batch.sampling[0].adjustments_first == 0);
-    CHECK(batch.sampling[0].adjustments_count == static_cast<int>(ids.size()));
     rig.scheduler.Commit(plan);
     rig.scheduler.Append(slot, TokenId{1});
   }
+}
+
+TEST_CASE("A list of adjustments is sent once, then what a token changed", "[batch_builder]") {
+  SchedulerRig rig({.sequences_max = 1});
+  BatchBuilder builder = MakeBuilder(rig);
+  KeptAdjustments kept;
+  const auto request = [](float repetition) {
+    Request made;
+    made.prompt = {TokenId{1}, TokenId{2}, TokenId{1}};
+    made.stop.max_tokens = 4;
+    made.sampling.frequency_penalty = 0.5F;
+    made.sampling.presence_penalty = 0.25F;
+    made.sampling.repetition_penalty = repetition;
+    made.sampling.logit_bias = {{.id = TokenId{9}, .add = 2.0F}};
+    return made;
+  };
+  const auto add = [&](float repetition) {
+    return rig.scheduler.Add(std::make_unique<Sequence>(request(repetition), rig.hasher));
+  };
+  const auto describe = [&](const ForwardBatch& batch) {
+    std::map<std::int32_t, std::pair<float, float>> by_id;
+    for (const LogitAdjustment& adjustment : kept.Of(batch, 0)) {
+      CHECK(by_id.emplace(adjustment.id, std::pair(adjustment.add, adjustment.repetition)).second);
+    }
+    return by_id;
+  };
+  using List = std::map<std::int32_t, std::pair<float, float>>;
+  const auto step = [&](std::int32_t slot, std::int32_t token) {
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
+    List list = describe(builder.Build(plan, rig.scheduler.sequences()));
+    rig.scheduler.Commit(plan);
+    rig.scheduler.Append(slot, TokenId{token});
+    return list;
+  };
+  const std::int32_t slot = add(2.0F);
+  CHECK(step(slot, 9) == List{{1, {0.0F, 2.0F}}, {2, {0.0F, 2.0F}}, {9, {2.0F, 1.0F}}});
+  CHECK(kept.sent == 3);
+  CHECK(step(slot, 5) == List{{1, {0.0F, 2.0F}}, {2, {0.0F, 2.0F}}, {9, {1.25F, 2.0F}}});
+  CHECK(step(slot, 9)[5] == std::pair(-0.75F, 2.0F));
+  CHECK(step(slot, 1)[9] == std::pair(0.75F, 2.0F));
+  CHECK(kept.sent == 6);
+  rig.scheduler.Remove(slot, CachedBlocks::kForget);
+  // The next one has its row, and another list.
+  CHECK(step(add(1.0F), 2) == List{{9, {2.0F, 1.0F}}});
 }
 
 }  // namespace

@@ -32,7 +32,9 @@ TEST_CASE("The report shows graph, sizes, cache and defaults", "[model][inspect]
   CHECK(Contains(report, "KV cache bf16   5632 bytes a token"));
   CHECK(Contains(report, "KV cache f32    11264 bytes a token"));
   CHECK(Contains(report, "end ids         1\n"));
-  CHECK(Contains(report, "sampling        temperature 1, top_p 0.95, min_p 0, top_k 0\n"));
+  CHECK(Contains(
+      report,
+      "sampling        temperature 1, top_p 0.95, min_p 0, top_k 0, repetition_penalty 1\n"));
   CHECK(Contains(report, "problems        none\n"));
   // 16 experts in 3 layers, each 3 projections of 256 x 128 with 2 scales.
   CHECK(Contains(report, "routed experts       288        4.72 M       4.72 MB\n"));

@@ -21,12 +21,12 @@ SchedulerConfig SchedulerConfigFor(const ModelConfig& model, const RunOptions& o
   return config;
 }
 
-Request GreedyRequest(const SequenceRequest& wanted) {
+Request RequestOf(const SequenceRequest& wanted) {
   Request request;
   for (const std::int32_t id : wanted.prompt) {
     request.prompt.push_back(TokenId{id});
   }
-  request.sampling.temperature = 0.0F;
+  request.sampling = wanted.sampling.value_or(SamplingParams{.temperature = 0.0F});
   request.stop.max_tokens = wanted.max_tokens;
   request.stop.ignore_end = true;
   request.prompt_logits = wanted.prompt_logits;
@@ -59,6 +59,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
       scheduler_(SchedulerConfigFor(model, options),
                  {.pool = pool_, .cache = cache_, .hasher = hasher_}) {
   const std::int64_t logit_rows = options.step_tokens_max;
+  const std::int64_t row_adjustments = RowAdjustments(vocabulary_, options.context_max, 0);
   const bool selects = scheduler_.config().attention == AttentionMode::kSparse;
   executor_ = make(
       {.limits = {.tokens_max = options.step_tokens_max,
@@ -66,7 +67,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
                   .table_rows_max = scheduler_.slots(),
                   .context_max = options.context_max,
                   .logit_rows_max = logit_rows,
-                  .adjustments_max = 1024,
+                  .row_adjustments = row_adjustments,
                   .masked_until = options.masked_until,
                   .score_bytes_max = options.score_bytes_max,
                   .logits_rows_host = logit_rows},
@@ -85,6 +86,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
                            .context_tokens_max = options.context_max,
                            .tokens_per_block = kTokensPerBlock,
                            .end_ids = {},
+                           .row_adjustments = row_adjustments,
                            .row_buckets = options.row_buckets,
                            .padding_block = options.blocks});
 }
@@ -105,7 +107,7 @@ void SequenceRunner::Submit(const std::vector<SequenceRequest>& requests) {
   output_of_slot_.assign(static_cast<std::size_t>(scheduler_.slots()), -1);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const std::int32_t slot =
-        scheduler_.Add(std::make_unique<Sequence>(GreedyRequest(requests[i]), hasher_));
+        scheduler_.Add(std::make_unique<Sequence>(RequestOf(requests[i]), hasher_));
     output_of_slot_[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(i);
   }
 }

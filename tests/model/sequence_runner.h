@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -49,6 +50,7 @@ struct SequenceRequest {
   std::int64_t max_tokens = 1;
   // kAll also keeps the request from taking prompt positions out of the prefix cache.
   PromptLogits prompt_logits = PromptLogits::kAll;
+  std::optional<SamplingParams> sampling{};  // absent: greedy
 };
 
 class SequenceRunner final {
@@ -59,7 +61,8 @@ class SequenceRunner final {
       std::function<std::unique_ptr<StepExecutor>(const ModelExecutorConfig& config)>;
   SequenceRunner(const MakeExecutor& make, const ModelConfig& model, const RunOptions& options);
 
-  // Greedy, end ids ignored, all submitted at once.  Keys stay cached for the next call.
+  // Greedy where they say nothing else, end ids ignored, all submitted at once.  Keys stay cached
+  // for the next call.
   std::vector<SequenceOutput> Run(const std::vector<SequenceRequest>& requests);
 
   // The same by steps, for several runners that run theirs together.  Submit, then while is_busy()

@@ -58,7 +58,7 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
                     .table_rows_max = 6,
                     .context_max = 1000,
                     .logit_rows_max = 4,
-                    .adjustments_max = 0,
+                    .row_adjustments = 0,
                     .masked_until = 0,
                     .score_bytes_max = 10 * 1024 * 4,
                     .logits_rows_host = 0};
@@ -119,7 +119,7 @@ TEST_CASE("an executor takes the memory that was planned", "[model][limits]") {
                  .table_rows_max = 9,
                  .context_max = 700,
                  .logit_rows_max = 5,
-                 .adjustments_max = 10,
+                 .row_adjustments = 10,
                  .masked_until = GENERATE(0, 100),
                  .score_bytes_max = 1 << 16,
                  .logits_rows_host = 0},

@@ -53,6 +53,30 @@ TEST_CASE("Sampling parameters are accepted at their borders and refused beyond"
   for (const std::int32_t good : {0, 20}) {
     CHECK(check([&](SamplingParams& p) { p.top_logprobs = good; }));
   }
+  for (const float good : {-2.0F, 0.0F, 2.0F}) {
+    CHECK(check([&](SamplingParams& p) { p.frequency_penalty = good; }));
+    CHECK(check([&](SamplingParams& p) { p.presence_penalty = good; }));
+  }
+  for (const float bad : {-2.001F, 2.001F, nan}) {
+    CHECK_FALSE(check([&](SamplingParams& p) { p.frequency_penalty = bad; }));
+    CHECK_FALSE(check([&](SamplingParams& p) { p.presence_penalty = bad; }));
+  }
+  for (const float good : {1e-6F, 1.0F, 10.0F}) {
+    CHECK(check([&](SamplingParams& p) { p.repetition_penalty = good; }));
+  }
+  for (const float bad : {0.0F, -1.0F, 10.01F, nan}) {
+    CHECK_FALSE(check([&](SamplingParams& p) { p.repetition_penalty = bad; }));
+  }
+  using Biases = std::vector<LogitBias>;
+  const Biases many(1025, {.id = TokenId{1}, .add = 1.0F});
+  for (const Biases& good : {Biases{}, Biases{{TokenId{0}, -100.0F}, {TokenId{99}, 100.0F}}}) {
+    CHECK(check([&](SamplingParams& p) { p.logit_bias = good; }));
+  }
+  for (const Biases& bad : {many, Biases{{TokenId{100}, 1.0F}}, Biases{{TokenId{-1}, 1.0F}},
+                            Biases{{TokenId{1}, 100.1F}}, Biases{{TokenId{1}, nan}},
+                            Biases{{TokenId{1}, 1.0F}, {TokenId{5}, 1.0F}, {TokenId{1}, 1.0F}}}) {
+    CHECK_FALSE(check([&](SamplingParams& p) { p.logit_bias = bad; }));
+  }
   for (const std::int32_t bad : {-1, 21}) {
     CHECK_FALSE(check([&](SamplingParams& p) { p.top_logprobs = bad; }));
   }

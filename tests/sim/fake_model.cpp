@@ -3,10 +3,13 @@
 #include "common/check.h"
 #include "common/prng.h"
 #include "kernels/batch_view.h"
+#include "server/engine/adjustment_rows.h"
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <span>
 
 #include <fmt/format.h>
@@ -17,6 +20,10 @@ namespace {
 constexpr std::array<AttentionPath, kAttentionPaths> kByPosition = {
     AttentionPath::kMaskedAll, AttentionPath::kDense, AttentionPath::kMaskedSelected,
     AttentionPath::kSparse};
+
+bool Contains(const std::vector<TokenId>& ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 // A position's share in the sum over a prefix.
 std::uint64_t Weigh(std::uint64_t value, std::int64_t position) {
@@ -33,6 +40,37 @@ bool LogitsFaulty(const SimConfig& config, std::uint64_t value) {
   return config.faulty_one_in > 0 && SplitMix64(value + 1) % config.faulty_one_in == 0;
 }
 
+// An adjusted logit's share in what is drawn; 0 where nothing is adjusted.
+std::uint64_t Weigh(const LogitAdjustment& adjustment) {
+  if (adjustment.add == 0.0F && adjustment.repetition == 1.0F) {
+    return 0;
+  }
+  return SplitMix64(std::uint64_t{std::bit_cast<std::uint32_t>(adjustment.add)} << 32 |
+                    std::bit_cast<std::uint32_t>(adjustment.repetition)) *
+         (2 * static_cast<std::uint64_t>(adjustment.id) + 1);
+}
+
+// What penalties and biases change in front of the next token, from vLLM's definitions.
+std::uint64_t AdjustmentsAlone(const SimConfig& config, const Request& request,
+                               const std::vector<TokenId>& generated) {
+  const SamplingParams& sampling = request.sampling;
+  std::uint64_t sum = 0;
+  for (std::int32_t id = 0; id < config.vocabulary; ++id) {
+    const auto times = std::count(generated.begin(), generated.end(), TokenId{id});
+    const bool repeated = times > 0 || Contains(request.prompt, TokenId{id});
+    double add = 0;
+    for (const LogitBias& bias : sampling.logit_bias) {
+      add += bias.id == TokenId{id} ? bias.add : 0;
+    }
+    add -= double{sampling.frequency_penalty} * static_cast<double>(times);
+    add -= times > 0 ? sampling.presence_penalty : 0;
+    sum += Weigh({.id = id,
+                  .add = static_cast<float>(add),
+                  .repetition = repeated ? sampling.repetition_penalty : 1.0F});
+  }
+  return sum;
+}
+
 // The token that follows a position of this value.
 template <typename IsSuppressed>
 std::int32_t Draw(const SimConfig& config, std::uint64_t value, std::uint64_t noise,
@@ -46,10 +84,6 @@ std::int32_t Draw(const SimConfig& config, std::uint64_t value, std::uint64_t no
 
 std::uint64_t NoiseOf(float temperature, std::uint64_t seed, std::int64_t position) {
   return temperature == 0.0F ? 0 : CounterBits(seed, position);
-}
-
-bool Contains(const std::vector<TokenId>& ids, TokenId id) {
-  return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
 class FakeDecoder final : public TextDecoder {
@@ -179,7 +213,8 @@ Expected RunAlone(const SimConfig& config, const Request& request) {
                          Contains(request.stop.stop_ids, TokenId{id}));
       };
       const std::uint64_t noise =
-          NoiseOf(request.sampling.temperature, request.sampling.seed, position);
+          NoiseOf(request.sampling.temperature, request.sampling.seed, position) ^
+          AdjustmentsAlone(config, request, expected.tokens);
       tokens.push_back(TokenId{Draw(config, value, noise, is_suppressed)});
       expected.tokens.push_back(tokens.back());
       if (Judge(config, request.stop, expected)) {
@@ -207,6 +242,9 @@ void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler,
   table_columns_ = config_.scheduler.context_tokens_max / config_.tokens_per_block + 1;
   block_tables_.assign((padding_row_ + 1) * table_columns_, kNoBlock);
   block_tables_[padding_row_ * table_columns_] = config_.blocks;
+  row_adjustments_ = RowAdjustments(config_.vocabulary, config_.scheduler.context_tokens_max,
+                                    static_cast<std::int64_t>(config_.end_ids.size()));
+  adjustments_.resize(config_.scheduler.sequences_max * row_adjustments_);
 }
 
 void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
@@ -300,8 +338,23 @@ void FakeExecutor::Upload(const ForwardBatch& batch) {
     SIM_CHECK(update.row >= 0 && update.row < padding_row_ && update.first >= 0 &&
                   update.first + update.count <= table_columns_,
               "an update beyond the block tables");
-    std::copy_n(inputs_.ids + update.source, update.count,
+    std::copy_n(inputs_.words + update.source, update.count,
                 block_tables_.begin() + update.row * table_columns_ + update.first);
+  }
+  UpdateAdjustments();
+}
+
+void FakeExecutor::UpdateAdjustments() {
+  for (std::int64_t i = 0; i < inputs_.adjustment_updates.size; ++i) {
+    const TableUpdate& update = inputs_.adjustment_updates.data[i];
+    SIM_CHECK(update.row >= 0 && update.row < config_.scheduler.sequences_max &&
+                  update.first >= 0 &&
+                  update.first + update.count <= row_adjustments_ * kWordsPerAdjustment,
+              "an update beyond the adjustments");
+    auto* const words =
+        reinterpret_cast<std::uint8_t*>(adjustments_.data() + update.row * row_adjustments_);
+    std::memcpy(words + update.first * sizeof(std::int32_t), inputs_.words + update.source,
+                update.count * sizeof(std::int32_t));
   }
 }
 
@@ -334,9 +387,16 @@ void FakeExecutor::Sample(const StepOutputs& outputs) {
     const SamplingRow& sampling = inputs_.sampling.data[i];
     SIM_CHECK(sampling.position == inputs_.positions.data[row] + 1,
               "a sample at the wrong position");
+    SIM_CHECK(sampling.adjustments_first + sampling.adjustments_count <=
+                  static_cast<std::int64_t>(adjustments_.size()),
+              "adjustments beyond those that there are");
     const std::span<const LogitAdjustment> adjustments(
-        inputs_.adjustments + sampling.adjustments_first,
+        adjustments_.data() + sampling.adjustments_first,
         static_cast<std::size_t>(sampling.adjustments_count));
+    std::uint64_t adjusted = 0;
+    for (const LogitAdjustment& adjustment : adjustments) {
+      adjusted += std::isinf(adjustment.add) ? 0 : Weigh(adjustment);
+    }
     const auto is_suppressed = [&](std::int32_t id) {
       return std::any_of(adjustments.begin(), adjustments.end(),
                          [id](const LogitAdjustment& adjustment) {
@@ -344,7 +404,8 @@ void FakeExecutor::Sample(const StepOutputs& outputs) {
                          });
     };
     const std::uint64_t value = values_[inputs_.slots.data[row]];
-    const std::uint64_t noise = NoiseOf(sampling.temperature, sampling.seed, sampling.position);
+    const std::uint64_t noise =
+        NoiseOf(sampling.temperature, sampling.seed, sampling.position) ^ adjusted;
     const std::int32_t token = Draw(config_, value, noise, is_suppressed);
     outputs.tokens.data[i] = token;
     outputs.logprobs.data[i] = -static_cast<float>(token);

@@ -85,6 +85,7 @@ class FakeExecutor final : public StepExecutor {
   void CheckPaths(const ForwardBatch& batch) const;
   void CheckRecorded(const ForwardBatch& batch);
   void Upload(const ForwardBatch& batch);
+  void UpdateAdjustments();
   void ComputeRow(std::int64_t row, std::int32_t& fault);
   void Sample(const StepOutputs& outputs);
 
@@ -103,6 +104,8 @@ class FakeExecutor final : public StepExecutor {
   std::vector<std::int32_t> block_tables_;  // [slots + 1, table_columns_]; the last is padding's
   std::int64_t padding_row_ = 0;
   std::int64_t table_columns_ = 0;
+  std::vector<LogitAdjustment> adjustments_;  // rows of row_adjustments_
+  std::int64_t row_adjustments_ = 0;
   std::vector<std::uint8_t> device_;  // what was uploaded
   StepInputs inputs_{};               // views of it
   HostStepOutputs outputs_;

@@ -143,6 +143,31 @@ plant_bug(scheduler/scheduler.cpp "preemption not counted"
 plant_bug(scheduler/scheduler.cpp "blocked head not tried again"
   [[room <= blocked_room_) {]]
   [[(room <= blocked_room_ || (BUG && !running_.empty()))) {]])
+plant_bug(scheduler/scheduler.cpp "penalties of generated tokens lost in a preemption"
+  [[  sequence.computed_before_ = std::max(]]
+  [[  if (BUG && sequence.adjusted_ids_ != nullptr) {
+    sequence.adjusted_ids_ = std::make_unique<AdjustedIds>(
+        sequence.request_.sampling, sequence.token_ids().first(sequence.prompt_tokens_),
+        sequence.request_.stop.max_tokens);
+  }
+  sequence.computed_before_ = std::max(]])
+
+planted_source(scheduler/adjusted_ids.cpp)
+plant_bug(scheduler/adjusted_ids.cpp "presence counts the prompt"
+  [[    for (const TokenId id : prompt) {]]
+  [[    for (const TokenId id : prompt) {
+      if (BUG) { generated_[static_cast<std::size_t>(FindOrAdd(id))] = 1; }]])
+plant_bug(scheduler/adjusted_ids.cpp "repetition counts the reply alone"
+  [[.repetition = repetition_;
+    }]]
+  [[.repetition = BUG ? 1.0F : repetition_;
+    }]])
+plant_bug(scheduler/adjusted_ids.cpp "presence counts each time"
+  [[* times - presence_);]]
+  [[* times - presence_ * static_cast<float>(BUG ? times : 1));]])
+plant_bug(scheduler/adjusted_ids.cpp "a bias forgotten once its id was generated"
+  [[  const double bias = place < biases_.size() ?]]
+  [[  const double bias = !BUG && place < biases_.size() ?]])
 
 planted_source(scheduler/planning.cpp)
 plant_bug(scheduler/planning.cpp "budget exceeded"
@@ -235,18 +260,15 @@ plant_bug(server/engine/batch_builder.cpp "block table sent to another row"
 plant_bug(server/engine/batch_builder.cpp "blocks of a table sent one column late"
   [[                 .first = static_cast<std::int32_t>(filled.blocks),]]
   [[                 .first = static_cast<std::int32_t>(filled.blocks + (BUG && filled.blocks > 0 ? 1 : 0)),]])
-plant_bug(server/engine/batch_builder.cpp "table ids over the suppressed ones"
-  [[                 .source = static_cast<std::int32_t>(ids_)};]]
-  [[                 .source = static_cast<std::int32_t>(BUG ? 0 : ids_)};]])
+plant_bug(server/engine/batch_builder.cpp "table ids over the adjustments"
+  [[                 .source = static_cast<std::int32_t>(words_)};]]
+  [[                 .source = static_cast<std::int32_t>(BUG ? 0 : words_)};]])
 plant_bug(server/engine/batch_builder.cpp "wrong slot offset"
   [[= sequence.blocks().Slot(position);]]
   [[= sequence.blocks().Slot(BUG && position > 0 ? position - 1 : position);]])
 plant_bug(server/engine/batch_builder.cpp "block table one short"
   [[(end + config_.tokens_per_block - 1) / config_.tokens_per_block);]]
   [[std::max<std::int64_t>(1, (end + config_.tokens_per_block - (BUG ? 2 : 1)) / config_.tokens_per_block));]])
-plant_bug(server/engine/batch_builder.cpp "end ids not suppressed before min_tokens"
-  [[  if (sequence.generated() < stop.min_tokens) {]]
-  [[  if (!BUG && sequence.generated() < stop.min_tokens) {]])
 plant_bug(server/engine/batch_builder.cpp "sampled from the row before"
   [[static_cast<std::int32_t>(logit_rows_) - 1;]]
   [[static_cast<std::int32_t>(logit_rows_) - (BUG && logit_rows_ > 1 ? 2 : 1);]])
@@ -268,6 +290,26 @@ plant_bug(server/engine/batch_builder.cpp "a recorded step of its own rows"
 plant_bug(server/engine/batch_builder.cpp "a prompt's last row in a recorded step"
   [[!IsMasked(row.path) && row.samples == 1;]]
   [[(BUG || !IsMasked(row.path)) && row.samples == 1;]])
+
+planted_source(server/engine/adjustment_rows.cpp)
+plant_bug(server/engine/adjustment_rows.cpp "end ids not suppressed before min_tokens"
+  [[  const bool suppresses = generated <]]
+  [[  const bool suppresses = !BUG && generated <]])
+plant_bug(server/engine/adjustment_rows.cpp "end ids suppressed for ever"
+  [[  const std::int64_t skipped = suppresses ? 0 : suppressed;]]
+  [[  const std::int64_t skipped = suppresses || BUG ? 0 : suppressed;]])
+plant_bug(server/engine/adjustment_rows.cpp "adjustments of the slot's former sequence"
+  [[  if (row >= 0 && rows_[static_cast<std::size_t>(row)].sequence == sequence.id()) {]]
+  [[  if (row >= 0 && (BUG || rows_[static_cast<std::size_t>(row)].sequence == sequence.id())) {]])
+plant_bug(server/engine/adjustment_rows.cpp "adjustments of a neighbour"
+  [[  row = static_cast<std::int32_t>(found - rows_.begin());]]
+  [[  row = BUG ? 0 : static_cast<std::int32_t>(found - rows_.begin());]])
+plant_bug(server/engine/adjustment_rows.cpp "a row given away that still counts as right"
+  [[  *found = {.sequence = sequence.id(), .slot = sequence.slot(), .generated = -1, .batch = 0};]]
+  [[  *found = {.sequence = sequence.id(), .slot = sequence.slot(), .generated = BUG ? sequence.generated() : -1, .batch = 0};]])
+plant_bug(server/engine/adjustment_rows.cpp "changed entry not sent"
+  [[      count = 1;]]
+  [[      count = BUG ? 0 : 1;]])
 
 planted_source(server/engine/stop_checker.cpp)
 plant_bug(server/engine/stop_checker.cpp "stop string leaks"

@@ -83,6 +83,7 @@ SimConfig DrawConfig(std::uint64_t seed) {
   if (random.Chance(40)) {
     DrawTimes(random, config);
   }
+  config.penalty_percent = random.Chance(40) ? 0 : random.Between(10, 90);
   return config;
 }
 

@@ -52,6 +52,7 @@ void Client::OnDelta(TokenDelta&& delta) {
 Simulator::Simulator(const SimConfig& config)
     : config_(config),
       random_(config.seed),
+      penalties_(config.seed + 1),
       decoders_(config_),
       executor_(config_, [this] { LiveInFlight(); }),
       engine_({.scheduler = config.scheduler,
@@ -168,6 +169,9 @@ Request Simulator::DrawRequest() {
   if (random_.Chance(5)) {
     request.prompt_logits = PromptLogits::kAll;
   }
+  if (penalties_.Chance(config_.penalty_percent)) {
+    DrawPenalties(request.sampling);
+  }
   StopConditions& stop = request.stop;
   stop.max_tokens = random_.Between(1, config_.reply_max);
   stop.min_tokens = random_.Chance(70) ? 0 : random_.Between(0, stop.max_tokens);
@@ -188,6 +192,22 @@ Request Simulator::DrawRequest() {
     stop.deadline_us = clock_.now_us + random_.Between(-5, 1500) * (config_.timed() ? kLonger : 1);
   }
   return request;
+}
+
+// Numbers whose sums are exact.
+void Simulator::DrawPenalties(SamplingParams& sampling) {
+  const auto quarters = [&] {
+    return penalties_.Chance(40) ? 0.0F : static_cast<float>(penalties_.Between(-8, 8)) / 4;
+  };
+  sampling.frequency_penalty = quarters();
+  sampling.presence_penalty = quarters();
+  sampling.repetition_penalty =
+      penalties_.Chance(50) ? 1.0F : static_cast<float>(penalties_.Between(1, 8)) / 4;
+  for (std::int32_t id = 0; id < config_.vocabulary; ++id) {
+    if (penalties_.Chance(10)) {
+      sampling.logit_bias.push_back({.id = TokenId{id}, .add = quarters()});
+    }
+  }
 }
 
 // As many may wait as the queue has places, and as many more as could start at once.

@@ -93,6 +93,7 @@ class Simulator final {
 
   void Arrive();
   Request DrawRequest();
+  void DrawPenalties(SamplingParams& sampling);
   bool IsFull() const;
   void SubmitOne(Request request);
   void CheckRefusal(const Error& error, const Request& request, bool duplicate);
@@ -111,6 +112,7 @@ class Simulator final {
 
   const SimConfig config_;
   Random random_;
+  Random penalties_;  // apart, so that worlds with and without them are alike otherwise
   VirtualClock clock_;
   FakeDecoderFactory decoders_;
   FakeExecutor executor_;

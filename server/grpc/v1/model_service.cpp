@@ -27,6 +27,7 @@ v1::ModelInfo Describe(const ServedModel& model) {
   info.set_top_p(model.top_p);
   info.set_top_k(model.top_k);
   info.set_min_p(model.min_p);
+  info.set_repetition_penalty(model.repetition_penalty);
   return info;
 }
 

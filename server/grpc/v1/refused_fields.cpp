@@ -21,21 +21,7 @@ bool IsRefused(const FieldDescriptor& field) {
 // Whether what a refused field says is what happens without it.
 bool ChangesNothing(const Message& message, const FieldDescriptor& field) {
   const Reflection& reflection = *message.GetReflection();
-  if (field.is_map()) {  // of floats that are added
-    for (int i = 0; i < reflection.FieldSize(message, &field); ++i) {
-      const Message& entry = reflection.GetRepeatedMessage(message, &field, i);
-      const FieldDescriptor* value = entry.GetDescriptor()->map_value();
-      if (entry.GetReflection()->GetFloat(entry, value) != 0.0F) {
-        return false;
-      }
-    }
-    return true;
-  }
   switch (field.cpp_type()) {
-    case FieldDescriptor::CPPTYPE_FLOAT: {
-      const bool factor = field.name() == "repetition_penalty";
-      return reflection.GetFloat(message, &field) == (factor ? 1.0F : 0.0F);
-    }
     case FieldDescriptor::CPPTYPE_INT64: return reflection.GetInt64(message, &field) == 1;  // n
     case FieldDescriptor::CPPTYPE_MESSAGE: {
       const auto* format = google::protobuf::DynamicCastToGenerated<v1::ResponseFormat>(
@@ -77,10 +63,6 @@ Status CheckMessageAt(const Message& message, const std::string& path) {
 
 const std::vector<std::string_view>& RefusedFields() {
   static const std::vector<std::string_view> fields = {
-      "dsa.v1.SamplingParams.frequency_penalty",
-      "dsa.v1.SamplingParams.presence_penalty",
-      "dsa.v1.SamplingParams.repetition_penalty",
-      "dsa.v1.SamplingParams.logit_bias",
       "dsa.v1.SamplingParams.n",
       "dsa.v1.Message.prefix",
       "dsa.v1.ChatRequest.response_format",

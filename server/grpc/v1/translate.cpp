@@ -54,6 +54,18 @@ void ReadSampling(const v1::SamplingParams& message, Ask& ask) {
   if (message.has_seed()) {
     ask.seed = message.seed();
   }
+  if (message.has_frequency_penalty()) {
+    ask.frequency_penalty = message.frequency_penalty();
+  }
+  if (message.has_presence_penalty()) {
+    ask.presence_penalty = message.presence_penalty();
+  }
+  if (message.has_repetition_penalty()) {
+    ask.repetition_penalty = message.repetition_penalty();
+  }
+  for (const auto& [id, add] : message.logit_bias()) {
+    ask.logit_bias.push_back({.id = id, .add = add});
+  }
 }
 
 void ReadStop(const v1::StopConditions& message, Ask& ask) {

@@ -28,6 +28,10 @@ inline constexpr FieldNames kFieldNames = {.request_id = "request_id",
                                            .top_p = "sampling.top_p",
                                            .min_p = "sampling.min_p",
                                            .top_k = "sampling.top_k",
+                                           .frequency_penalty = "sampling.frequency_penalty",
+                                           .presence_penalty = "sampling.presence_penalty",
+                                           .repetition_penalty = "sampling.repetition_penalty",
+                                           .logit_bias = "sampling.logit_bias",
                                            .max_tokens = "stop.max_tokens",
                                            .min_tokens = "stop.min_tokens",
                                            .stop = "stop.stop",
@@ -52,7 +56,7 @@ Result<Chat> ToChat(const v1::Conversation& message, const ChatFieldNames& names
 Status CheckNoRefusedFields(const google::protobuf::Message& message);
 
 // Full names of the fields that are refused where they are set, such as
-// "dsa.v1.SamplingParams.logit_bias".
+// "dsa.v1.SamplingParams.n".
 const std::vector<std::string_view>& RefusedFields();
 
 }  // namespace dsa

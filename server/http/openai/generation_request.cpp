@@ -154,6 +154,27 @@ Status TakeStream(RequestFields& fields, Ask& ask, AnswerForm& form) {
   return {};
 }
 
+// {"ID": NUMBER}, as JSON has no other keys than strings.
+Status TakeBiases(RequestFields& fields, Ask& ask) {
+  const PythonValue* value = fields.Take("logit_bias");
+  if (value == nullptr) {
+    return {};
+  }
+  if (value->kind != Kind::kObject) {
+    return NotA("logit_bias", *value, "an object of numbers by token id");
+  }
+  for (std::size_t i = 0; i < value->keys.size(); ++i) {
+    PythonValue key;
+    key.kind = Kind::kNumber;
+    key.text = value->keys[i];
+    DSA_ASSIGN_OR_RETURN(const std::int64_t id, IntOf(key, "logit_bias"));
+    DSA_ASSIGN_OR_RETURN(const float add,
+                         FloatOf(value->items[i], fmt::format("logit_bias[{}]", id)));
+    ask.logit_bias.push_back({.id = id, .add = add});
+  }
+  return {};
+}
+
 Status TakeSampling(RequestFields& fields, Ask& ask) {
   DSA_ASSIGN_OR_RETURN(ask.temperature, fields.TakeFloat("temperature"));
   DSA_ASSIGN_OR_RETURN(ask.top_p, fields.TakeFloat("top_p"));
@@ -166,7 +187,10 @@ Status TakeSampling(RequestFields& fields, Ask& ask) {
   if (seed) {
     ask.seed = static_cast<std::uint64_t>(*seed);
   }
-  return {};
+  DSA_ASSIGN_OR_RETURN(ask.frequency_penalty, fields.TakeFloat("frequency_penalty"));
+  DSA_ASSIGN_OR_RETURN(ask.presence_penalty, fields.TakeFloat("presence_penalty"));
+  DSA_ASSIGN_OR_RETURN(ask.repetition_penalty, fields.TakeFloat("repetition_penalty"));
+  return TakeBiases(fields, ask);
 }
 
 // A number of candidates in a completion, a switch and a number in a chat.
@@ -244,6 +268,10 @@ FieldNames FieldNamesOf(Endpoint endpoint) {
           .top_p = "top_p",
           .min_p = "min_p",
           .top_k = "top_k",
+          .frequency_penalty = "frequency_penalty",
+          .presence_penalty = "presence_penalty",
+          .repetition_penalty = "repetition_penalty",
+          .logit_bias = "logit_bias",
           .max_tokens = "max_tokens",
           .min_tokens = "min_tokens",
           .stop = "stop",

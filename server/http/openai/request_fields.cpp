@@ -23,17 +23,7 @@ double NumberOf(const PythonValue& value) {
 }
 
 // Which values of a documented field are what happens anyway.
-enum class Neutral : std::uint8_t {
-  kAny,
-  kNone,
-  kFalse,
-  kTrue,
-  kZero,
-  kOne,
-  kEmpty,
-  kZeros,
-  kText
-};
+enum class Neutral : std::uint8_t { kAny, kNone, kFalse, kTrue, kOne, kEmpty, kText };
 
 struct Documented {
   std::string_view key;
@@ -45,15 +35,12 @@ constexpr std::array kDocumented = {
     Documented{"audio", Neutral::kNone},
     Documented{"best_of", Neutral::kOne},
     Documented{"echo", Neutral::kFalse},
-    Documented{"frequency_penalty", Neutral::kZero},
     Documented{"function_call", Neutral::kNone},
     Documented{"functions", Neutral::kEmpty},
-    Documented{"logit_bias", Neutral::kZeros},
     Documented{"metadata", Neutral::kAny},
     Documented{"n", Neutral::kOne},
     Documented{"parallel_tool_calls", Neutral::kTrue},
     Documented{"prediction", Neutral::kNone},
-    Documented{"presence_penalty", Neutral::kZero},
     Documented{"prompt_cache_key", Neutral::kAny},
     Documented{"prompt_cache_retention", Neutral::kAny},
     Documented{"response_format", Neutral::kText},
@@ -82,7 +69,6 @@ constexpr std::array kDocumented = {
     Documented{"logits_processors", Neutral::kEmpty},
     Documented{"mm_processor_kwargs", Neutral::kEmpty},
     Documented{"prompt_logprobs", Neutral::kNone},
-    Documented{"repetition_penalty", Neutral::kOne},
     Documented{"return_token_ids", Neutral::kFalse},
     Documented{"return_tokens_as_token_ids", Neutral::kFalse},
     Documented{"skip_special_tokens", Neutral::kTrue},
@@ -100,18 +86,12 @@ bool IsNeutral(const PythonValue& value, Neutral neutral) {
     case Neutral::kNone: return false;
     case Neutral::kFalse: return value.kind == Kind::kBool && value.text == "false";
     case Neutral::kTrue: return value.kind == Kind::kBool && value.text == "true";
-    case Neutral::kZero: return number && NumberOf(value) == 0.0;
     case Neutral::kOne: return number && NumberOf(value) == 1.0;
     case Neutral::kEmpty:
       return value.kind == Kind::kString
                  ? value.text.empty()
                  : (value.kind == Kind::kArray || value.kind == Kind::kObject) &&
                        value.items.empty();
-    case Neutral::kZeros:
-      return value.kind == Kind::kObject &&
-             std::all_of(value.items.begin(), value.items.end(), [](const PythonValue& item) {
-               return item.kind == Kind::kNumber && NumberOf(item) == 0.0;
-             });
     case Neutral::kText: {
       const PythonValue* type = value.Find("type");
       return type != nullptr && type->kind == Kind::kString && type->text == "text" &&
@@ -139,6 +119,13 @@ Result<std::int64_t> IntOf(const PythonValue& value, std::string_view field) {
     return NotA(field, value, "an integer of 64 bits");
   }
   return number;
+}
+
+Result<float> FloatOf(const PythonValue& value, std::string_view field) {
+  if (value.kind != Kind::kNumber) {
+    return NotA(field, value, "a number");
+  }
+  return static_cast<float>(NumberOf(value));
 }
 
 Result<RequestFields> RequestFields::Parse(std::string_view body) {
@@ -180,10 +167,8 @@ Result<std::optional<float>> RequestFields::TakeFloat(std::string_view key) {
   if (value == nullptr) {
     return std::optional<float>();
   }
-  if (value->kind != Kind::kNumber) {
-    return NotA(key, *value, "a number");
-  }
-  return std::optional<float>(static_cast<float>(NumberOf(*value)));
+  DSA_ASSIGN_OR_RETURN(const float number, FloatOf(*value, key));
+  return std::optional<float>(number);
 }
 
 Result<std::optional<std::string>> RequestFields::TakeText(std::string_view key) {

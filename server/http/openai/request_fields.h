@@ -47,6 +47,9 @@ class RequestFields final {
 // The value of an element that must be an integer of 64 bits.
 Result<std::int64_t> IntOf(const PythonValue& value, std::string_view field);
 
+// Of one that must be a number.
+Result<float> FloatOf(const PythonValue& value, std::string_view field);
+
 Error NotA(std::string_view field, const PythonValue& value, std::string_view expected);
 
 }  // namespace dsa

@@ -1,0 +1,85 @@
+// Fields of a request that change how tokens are drawn, as OpenAI's and vLLM's clients send them.
+#include "tests/http/raw_client.h"
+#include "tests/http/serving.h"
+
+#include <catch2/catch.hpp>
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+using testing::FakeEngine;
+using testing::FreePort;
+using testing::HttpServing;
+using testing::LastDelta;
+using testing::Post;
+using testing::RawClient;
+using testing::Reply;
+
+constexpr std::string_view kPath = "/v1/completions";
+
+std::string Body(const std::string& fields) {
+  return R"({"prompt": [1, 2], )" + fields + "}";
+}
+
+// A request as the engine hears of it.
+Request Heard(const std::string& fields) {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  RawClient client(serving.port());
+  client.Send(Post(kPath, Body(fields)));
+  const auto submitted = engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(client.Read().value_or(Reply{}).status == 200);
+  return submitted->request;
+}
+
+TEST_CASE("penalties and biases reach the engine", "[http][sampling]") {
+  const SamplingParams said =
+      Heard(R"("frequency_penalty": 0.5, "presence_penalty": -0.25, "repetition_penalty": 1.5,
+               "logit_bias": {"129279": -100, "17": 2.5, "4": 0})")
+          .sampling;
+  CHECK(said.frequency_penalty == 0.5F);
+  CHECK(said.presence_penalty == -0.25F);
+  CHECK(said.repetition_penalty == 1.5F);
+  REQUIRE(said.logit_bias.size() == 2);
+  CHECK(said.logit_bias[0].id == TokenId{17});
+  CHECK(said.logit_bias[0].add == 2.5F);
+  CHECK(said.logit_bias[1].id == TokenId{129279});
+  const SamplingParams nothing =
+      Heard(R"("frequency_penalty": 0, "presence_penalty": null, "logit_bias": {})").sampling;
+  CHECK(nothing.frequency_penalty == 0.0F);
+  CHECK(nothing.repetition_penalty == 1.0F);
+  CHECK(nothing.logit_bias.empty());
+}
+
+TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http][sampling]") {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"("logit_bias": {"1": 200})", "logit_bias[1]: 200 is not in [-100, 100]"},
+      {R"("logit_bias": {"1": "x"})", "logit_bias[1]: \\\"x\\\" is not a number"},
+      {R"("logit_bias": {"x": 2})", "logit_bias: x is not an integer"},
+      {R"("logit_bias": {"5": 2, "05": 2})", "logit_bias: id 5 is named twice"},
+      {R"("logit_bias": {"129280": 2})", "logit_bias: id 129280 is not in [0, 129280)"},
+      {R"("logit_bias": [1])", "logit_bias: [1] is not an object"},
+      {R"("presence_penalty": 2.1)", "presence_penalty: 2.1 is not in [-2, 2]"},
+      {R"("frequency_penalty": -2.1)", "frequency_penalty: -2.1 is not in [-2, 2]"},
+      {R"("repetition_penalty": 0)", "repetition_penalty: 0 is not in (0, 10]"},
+      {R"("repetition_penalty": 1e39)", "repetition_penalty: inf is not in (0, 10]"},
+  };
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  RawClient client(serving.port());
+  for (const auto& [fields, message] : cases) {
+    CAPTURE(fields);
+    client.Send(Post(kPath, Body(fields)));
+    const std::optional<Reply> reply = client.Read();
+    REQUIRE(reply);
+    CHECK(reply->status == 400);
+    CHECK(reply->body.find(fmt::format("\"message\":\"{}", message)) != std::string::npos);
+  }
+  CHECK(engine.submitted() == 0);
+}
+
+}  // namespace
+}  // namespace dsa
