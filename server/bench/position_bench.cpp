@@ -2,6 +2,7 @@
 
 #include "model/model_slice.h"
 #include "server/bench/output_folder.h"
+#include "server/bench/position_sizes.h"
 #include "server/bench/progress_line.h"
 #include "server/bench/statistics.h"
 #include "server/bench/units.h"
@@ -12,15 +13,14 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
-#include <set>
 
 #include <fmt/core.h>
 
 namespace dsa::bench {
 namespace {
 
-constexpr std::int64_t kPositionMaxDefault = 131072;
 constexpr std::int64_t kComparePosition = 256;
+constexpr std::int64_t kPrefillSequences = 2;  // room for the chunks of repeats beside the context
 constexpr double kMedianErrorFactor = 1.2533;  // of a median, in deviations of a mean: sqrt(pi / 2)
 constexpr double kCentralSpread = 2.5631;      // deviations from the 10th to the 90th percentile
 constexpr double kConfidence = 1.96;
@@ -28,23 +28,6 @@ constexpr double kWantedInterval = 0.01;
 constexpr double kErrorMin = 0.002;  // clocks and neighbours: no median is better known
 
 constexpr std::int64_t kCheapFactor = 5;
-
-// How long a point is repeated.
-struct RepeatLimits {
-  std::int64_t minimum;  // kCheapFactor times as many where that takes no time to speak of
-  std::int64_t maximum;
-  double seconds;
-};
-
-struct Sizes {
-  std::vector<std::int64_t> positions;
-  std::int64_t chunk;
-  std::int64_t batch_max;
-  std::int64_t prefill_context;
-  std::int64_t decode_context;
-  std::int64_t masked_until;  // -1: measured
-  RepeatLimits repeats;
-};
 
 // The median's deviation, from the spread of the samples.
 double MedianError(const std::vector<double>& sorted) {
@@ -69,68 +52,10 @@ bool IsEnough(std::vector<double> times, const RepeatLimits& limits, double seco
   return kConfidence * MedianError(times) < kWantedInterval * PercentileOf(times, 50);
 }
 
-Result<Sizes> ChooseSizes(const PositionOptions& options, const ModelConfig& model) {
-  const bool cpu = options.device == "cpu";
-  Sizes sizes;
-  sizes.chunk = options.chunk_tokens > 0 ? options.chunk_tokens : (cpu ? 64 : 2048);
-  sizes.batch_max = options.batch_max > 0 ? options.batch_max : (cpu ? 4 : 256);
-  sizes.repeats =
-      options.quick ? RepeatLimits{2, 16, cpu ? 0.25 : 0.5} : RepeatLimits{5, 200, cpu ? 5.0 : 3.0};
-  if (options.batch > sizes.batch_max || sizes.batch_max > sizes.chunk) {
-    return InvalidArgument(
-        fmt::format("batch: {} and max-batch: {} must ascend to the {} rows of a step (--chunk)",
-                    options.batch, sizes.batch_max, sizes.chunk));
-  }
-  if (sizes.chunk % kTokensPerBlock != 0) {
-    return InvalidArgument(fmt::format("chunk: {} is no multiple of the {} tokens of a block",
-                                       sizes.chunk, kTokensPerBlock));
-  }
-  if (model.context_max < sizes.chunk + sizes.repeats.maximum) {
-    return InvalidArgument(
-        fmt::format("model: its context of {} tokens is too short to measure", model.context_max));
-  }
-  for (const std::int64_t position : options.positions) {
-    if (position < 0 || position > model.context_max) {
-      return InvalidArgument(fmt::format("positions: {} is not in [0, {}], the model's context",
-                                         position, model.context_max));
-    }
-  }
-  std::set<std::int64_t> positions(options.positions.begin(), options.positions.end());
-  if (options.position_max > model.context_max) {
-    return InvalidArgument(fmt::format("max-position: {} is not in [1, {}], the model's context",
-                                       options.position_max, model.context_max));
-  }
-  const std::int64_t limit = options.position_max > 0
-                                 ? options.position_max
-                                 : std::min(model.context_max, kPositionMaxDefault);
-  if (positions.empty()) {
-    const std::int64_t top = model.index_topk;
-    positions = {0, top / 2, top, 2 * top, limit};
-    if (!options.quick) {
-      positions.insert(3 * top);
-    }
-    for (std::int64_t position = 1024; position < limit; position *= 2) {
-      positions.insert(position);
-      if (!options.quick && position >= 8192) {
-        positions.insert(position + position / 2);
-      }
-    }
-    std::erase_if(positions, [limit](std::int64_t position) { return position > limit; });
-  }
-  sizes.positions.assign(positions.begin(), positions.end());
-  const std::int64_t longest = std::max(sizes.positions.back(), sizes.chunk);
-  sizes.prefill_context = std::min(model.context_max, longest / sizes.chunk * sizes.chunk + 4);
-  sizes.decode_context =
-      std::min(model.context_max,
-               sizes.positions.back() + sizes.repeats.maximum + std::int64_t{2} * kTokensPerBlock);
-  sizes.masked_until = options.masked_until < 0 && cpu ? 0 : options.masked_until;
-  return sizes;
-}
-
 class Sweep final {
  public:
-  Sweep(const PositionOptions& options, const Sizes& sizes, const std::atomic<bool>& interrupted,
-        PositionResult& result)
+  Sweep(const PositionOptions& options, const PositionSizes& sizes,
+        const std::atomic<bool>& interrupted, PositionResult& result)
       : options_(options),
         sizes_(sizes),
         interrupted_(interrupted),
@@ -145,12 +70,15 @@ class Sweep final {
   static double Since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
-  Status PrefillArm(const BenchModel& model, Attention attention);
-  Status DecodeArm(const BenchModel& model, Attention attention);
+  using Positions = std::vector<std::int64_t>;
+  // The positions that fit; the others are skipped.
+  Positions FittingPositions(const BenchModel& model, bool decode, Attention attention);
+  Status PrefillArm(const BenchModel& model, Attention attention, const Positions& positions);
+  Status DecodeArm(const BenchModel& model, Attention attention, const Positions& positions);
   Status Prefill(StepRunner& runner, Attention attention, std::int64_t position);
   Status Decode(StepRunner& runner, Attention attention, std::int64_t position, std::int64_t batch);
   Status TimeOperators(StepRunner& runner, PositionRow& row);
-  Status Compare(StepRunner& runner);
+  Status Compare(StepRunner& runner, std::int64_t longest);
   std::function<bool(const std::vector<double>&)> KeepGoing() const;
   void Keep(PositionRow row, std::vector<double> times);
   void Skip(bool decode, Attention attention, std::int64_t position, const std::string& reason);
@@ -158,7 +86,7 @@ class Sweep final {
   std::int64_t DecodeStart(std::int64_t position) const;
 
   const PositionOptions& options_;
-  const Sizes& sizes_;
+  const PositionSizes& sizes_;
   const std::atomic<bool>& interrupted_;
   PositionResult& result_;
   const std::int64_t points_;
@@ -251,7 +179,10 @@ Status Sweep::Decode(StepRunner& runner, Attention attention, std::int64_t posit
   DSA_ASSIGN_OR_RETURN(std::vector<double> times,
                        runner.MeasureDecode(batch, start, Keys::kCopied, KeepGoing()));
   if (times.empty()) {
-    return {};
+    if (interrupted_.load(std::memory_order_relaxed)) {
+      return {};
+    }
+    return Error{ErrorCode::kInternal, "the context ended before all sequences decoded"};
   }
   const auto steps = static_cast<std::int64_t>(times.size());
   Keep({.decode = true,
@@ -306,9 +237,9 @@ Status Sweep::TimeOperators(StepRunner& runner, PositionRow& row) {
   return {};
 }
 
-// A real prefill of every sequence against copied keys.
-Status Sweep::Compare(StepRunner& runner) {
-  const std::int64_t position = std::min(kComparePosition, sizes_.positions.back());
+// A real prefill of every sequence against copied keys; no further than to `longest`.
+Status Sweep::Compare(StepRunner& runner, std::int64_t longest) {
+  const std::int64_t position = std::min(kComparePosition, longest);
   if (position < 1) {
     return {};
   }
@@ -326,23 +257,35 @@ Status Sweep::Compare(StepRunner& runner) {
   return {};
 }
 
-Status Sweep::PrefillArm(const BenchModel& model, Attention attention) {
-  constexpr std::int64_t kSequences = 2;  // room for the chunks of repeats beside the context
-  const bool all = attention == Attention::kDense && sizes_.masked_until != 0;
-  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                       StepRunner::Create(model, {.attention = attention,
-                                                  .sequences_max = kSequences,
-                                                  .context_tokens = sizes_.prefill_context,
-                                                  .chunk_tokens = sizes_.chunk,
-                                                  .masked_until = all ? sizes_.prefill_context
-                                                                      : sizes_.masked_until}));
+Sweep::Positions Sweep::FittingPositions(const BenchModel& model, bool decode,
+                                         Attention attention) {
+  const std::int64_t sequences = decode ? std::max(options_.batch, batch_max_) : kPrefillSequences;
+  Positions fitting = PositionsThatFit(model, sizes_, decode, attention, sequences);
+  const std::string what_fits =
+      fitting.empty() ? "no position does" : fmt::format("positions up to {} do", fitting.back());
+  for (std::size_t i = fitting.size(); i < sizes_.positions.size(); ++i) {
+    const std::int64_t position = sizes_.positions[i];
+    Skip(decode, attention, position,
+         fmt::format(
+             "{} sequences of {} tokens do not fit into the {} bytes that are available, {}",
+             sequences, sizes_.RunnerOptions(decode, attention, sequences, position).context_tokens,
+             model.backend->AvailableBytes(), what_fits));
+  }
+  return fitting;
+}
+
+Status Sweep::PrefillArm(const BenchModel& model, Attention attention, const Positions& positions) {
+  DSA_ASSIGN_OR_RETURN(
+      const std::unique_ptr<StepRunner> runner,
+      StepRunner::Create(
+          model, sizes_.RunnerOptions(false, attention, kPrefillSequences, positions.back())));
   result_.device_name = runner->device_name();
   if (attention == Attention::kSparse) {
     result_.masked_until = runner->masked_until();
   } else {
-    result_.dense_is_masked = all;
+    result_.dense_is_masked = sizes_.dense_is_masked();
   }
-  for (const std::int64_t position : sizes_.positions) {
+  for (const std::int64_t position : positions) {
     if (interrupted_.load(std::memory_order_relaxed)) {
       Skip(false, attention, position, "interrupted");
       continue;
@@ -356,22 +299,21 @@ Status Sweep::PrefillArm(const BenchModel& model, Attention attention) {
   return {};
 }
 
-Status Sweep::DecodeArm(const BenchModel& model, Attention attention) {
-  StepRunnerOptions wanted = {.attention = attention,
-                              .sequences_max = sizes_.batch_max,
-                              .context_tokens = sizes_.decode_context,
-                              .chunk_tokens = sizes_.chunk,
-                              .masked_until = 0};
+Status Sweep::DecodeArm(const BenchModel& model, Attention attention, const Positions& positions) {
   if (batch_max_ == 0) {
-    batch_max_ = std::max(StepRunner::FittingSequences(model, wanted), options_.batch);
+    batch_max_ = std::max(
+        StepRunner::FittingSequences(
+            model, sizes_.RunnerOptions(true, attention, sizes_.batch_max, positions.back())),
+        options_.batch);
   }
-  wanted.sequences_max = batch_max_;
-  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner, StepRunner::Create(model, wanted));
+  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
+                       StepRunner::Create(model, sizes_.RunnerOptions(true, attention, batch_max_,
+                                                                      positions.back())));
   std::vector<std::int64_t> batches = {options_.batch};
   if (batch_max_ > options_.batch) {
     batches.push_back(batch_max_);
   }
-  for (const std::int64_t position : sizes_.positions) {
+  for (const std::int64_t position : positions) {
     for (const std::int64_t batch : batches) {
       if (interrupted_.load(std::memory_order_relaxed)) {
         Skip(true, attention, position, "interrupted");
@@ -384,13 +326,18 @@ Status Sweep::DecodeArm(const BenchModel& model, Attention attention) {
       }
     }
   }
-  return attention == Attention::kSparse ? Compare(*runner) : Status();
+  return attention == Attention::kSparse ? Compare(*runner, positions.back()) : Status();
 }
 
 void Sweep::MeasureArm(const BenchModel& model, Attention attention) {
   for (const bool decode : {false, true}) {
-    const Status status = decode ? DecodeArm(model, attention) : PrefillArm(model, attention);
-    for (const std::int64_t position : sizes_.positions) {
+    const Positions positions = FittingPositions(model, decode, attention);
+    if (positions.empty()) {
+      continue;
+    }
+    const Status status =
+        decode ? DecodeArm(model, attention, positions) : PrefillArm(model, attention, positions);
+    for (const std::int64_t position : positions) {
       const auto is_of_it = [&](const PositionRow& row) {
         return row.decode == decode && row.attention == attention && row.position == position;
       };
@@ -438,7 +385,7 @@ Result<PositionResult> MeasurePositions(const PositionOptions& options,
         "layers={} at least",
         config.layers, result.whole.layers, config.layers + 1));
   }
-  DSA_ASSIGN_OR_RETURN(const Sizes sizes, ChooseSizes(options, config));
+  DSA_ASSIGN_OR_RETURN(const PositionSizes sizes, ChoosePositionSizes(options, config));
   DSA_ASSIGN_OR_RETURN(
       const BenchModel model,
       LoadBenchModel(source, options.device, options.threads, options.dense_keeps_index));

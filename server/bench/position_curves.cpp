@@ -72,6 +72,18 @@ std::string SentenceOf(const std::vector<CostPoint>& sparse, const std::vector<C
   return text;
 }
 
+// The points that were measured of DSA and of its twin.
+PositionResult MeasuredOfBoth(const PositionResult& result) {
+  PositionResult common = result;
+  std::erase_if(common.rows, [&](const PositionRow& row) {
+    return std::none_of(result.rows.begin(), result.rows.end(), [&](const PositionRow& other) {
+      return other.decode == row.decode && other.batch == row.batch &&
+             other.position == row.position && other.attention != row.attention;
+    });
+  });
+  return common;
+}
+
 }  // namespace
 
 double PositionRow::attention_us() const {
@@ -149,13 +161,14 @@ std::vector<std::int64_t> BatchesOf(const PositionResult& result, bool decode) {
 }
 
 std::vector<std::string> PositionSentences(const PositionResult& result) {
+  const PositionResult common = MeasuredOfBoth(result);
   std::vector<std::string> sentences;
   for (const bool decode : {false, true}) {
     for (const std::int64_t batch : BatchesOf(result, decode)) {
       for (const Part part : {Part::kStep, Part::kAttention}) {
         const std::string sentence =
-            SentenceOf(CurveOf(result, decode, Attention::kSparse, batch, part),
-                       CurveOf(result, decode, Attention::kDense, batch, part));
+            SentenceOf(CurveOf(common, decode, Attention::kSparse, batch, part),
+                       CurveOf(common, decode, Attention::kDense, batch, part));
         if (!sentence.empty()) {
           sentences.push_back(fmt::format(
               "{}, batch {}{}: {}", PhaseName(decode), batch,

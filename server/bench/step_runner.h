@@ -49,7 +49,7 @@ struct StepRunnerOptions {
   Attention attention;
   std::int64_t sequences_max;
   std::int64_t context_tokens;  // positions that a sequence reaches at most
-  std::int64_t chunk_tokens;    // rows of a prefill step, at least sequences_max, whole blocks
+  std::int64_t chunk_tokens;    // rows of a step, at least sequences_max; for prefill whole blocks
   // Prompt rows below take the masked path; 0: none does; -1: as a server measures it at start.
   std::int64_t masked_until;
 };

@@ -119,6 +119,16 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   // About 1; neighbours on the machine may slow either.
   CHECK(json["computed_to_copied_step"].get<double>() > 0.3);
   CHECK(json["computed_to_copied_step"].get<double>() < 3);
+  for (const Json& point : json["points"]) {
+    if (point["phase"] == "decode") {  // 5 layers; selected keys, and all index keys to select from
+      const double keys = point["pos_mid"];
+      const bool selects = point["attn"] == "sparse" && keys > 256;
+      const double bytes = selects ? 256 * 656 + keys * 132 : keys * 656;
+      CAPTURE(point["attn"], keys);
+      CHECK(point["keys_read"]["bytes"].get<double>() ==
+            Approx(5 * bytes * point["batch"].get<double>()));
+    }
+  }
   REQUIRE_FALSE(json["operators"].empty());
   for (const Json& row : json["operators"]) {
     const double share = row["operators_us"].get<double>() / row["step_us"].get<double>();
@@ -188,6 +198,35 @@ TEST_CASE("a slice of the layers is scaled to all of them, and says so", "[bench
   CHECK(FileText(output + "/position.gnuplot").find("scaled from 3 to 5 layers") !=
         std::string::npos);
   CHECK(ended.out.find("scaled from 3 to 5 layers:") != std::string::npos);
+}
+
+TEST_CASE("positions whose caches do not fit are left out and named", "[bench][position]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "out";
+  // 32 sequences of 4K take 0.5 GB.
+  testing::Process process(
+      "ulimit -v 650000",
+      {"bench", "position", "--model", Model(), "--quick", "--threads", "2", "--positions",
+       "0,64,4096", "--batch", "32", "--max-batch", "32", "--output", output});
+  const Ended ended = process.Wait();
+  CAPTURE(ended.err, ended.out);
+  CHECK(ended.exit_code == 0);
+  const std::string reason = "decode, sparse, 4096: 32 sequences of 4240 tokens do not fit into";
+  CHECK(ended.out.find("2 points skipped, the first: " + reason) != std::string::npos);
+  CHECK(ended.out.find("positions up to 64 do") != std::string::npos);
+  const Json json = Json::parse(FileText(output + "/position.json"));
+  CHECK(json["complete"] == false);
+  REQUIRE(json["skipped"].size() == 2);  // of DSA and of its twin
+  CHECK(json["skipped"][0].get<std::string>().starts_with(reason));
+  int decode_points = 0;
+  int prefill_points = 0;
+  for (const Line& line : CsvLines(FileText(output + "/position.csv"))) {
+    const bool decode = line.at("phase") == "decode";
+    (decode ? decode_points : prefill_points) += 1;
+    CHECK((!decode || Number(line, "pos_mid") < 100));
+  }
+  CHECK(decode_points == 4);
+  CHECK(prefill_points == 4);  // these fit; 0 and 64 are of one chunk
 }
 
 TEST_CASE("what cannot be measured by position is told in one line", "[bench][position]") {
