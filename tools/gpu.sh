@@ -6,7 +6,8 @@
 #                                  here: build the cuda preset, pack it into build/gpu
 #   build/gpu/gpu.sh run [STAGE...] [--log FILE]
 #                                  there: run the stages, write the log (default: gpu.log)
-#     start                        what the binary says of itself and of the device
+#     start                        what the binary says of itself and of the device, and of a machine
+#                                  without cuBLASLt; how long it takes from exec to SERVING
 #     tests                        every operator against its equation
 #     weights                      loaded and random weights, byte for byte the CPU's
 #     self_test                    what runs before READY: it passes, and names planted faults
@@ -20,13 +21,15 @@
 #     launches                     graph nodes of a layer of a decode step, at V3.2's sizes
 #     speed                        one stream, 8 and 64 streams, first tokens of long prompts
 #     faults                       a planted CUDA error ends the server as docs/gpu.md says
-#     sanitize                     the operators under compute-sanitizer's tools
+#     loading                      8 GB of weights, beside a plain read of their files
+#     sanitize                     the operators under compute-sanitizer's tools, or under one:
+#                                  memcheck, synccheck, initcheck, racecheck
 #     bench                        time every operator, dsa_cuda_bench
 #     step                         the decode step of the slice, and of its operators: below
 #     position                     what a token costs at each position: the slice, and 8 layers of it
 #                                  with 64 sequences, to be scaled to all layers; into position/
 #     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
-#   Without a stage: all but sanitize, bench, step and slice.
+#   Without a stage: all but loading, sanitize, bench, step, position and slice.
 #
 # The slice is what one of 32 GPUs holds of DeepSeek-V3.2 with its experts spread over all:
 # configs/models/deepseek-v32-ep32, random weights, 41 GB.
@@ -65,6 +68,29 @@ start() {
   uname -srm
   ./dsa version
   ./dsa inspect --model models/dsa-tiny --device cuda | tail -n 1
+  # shellcheck source=tools/serving.sh
+  source tools/serving.sh
+  local which began
+  for which in first second; do
+    began=${EPOCHREALTIME/./}
+    start_serving ./dsa 127.0.0.1:50078 start.log --model models/dsa-tiny --device cuda
+    echo "$which start: SERVING $(((${EPOCHREALTIME/./} - began) / 1000)) ms after exec"
+    stop_serving
+  done
+  without_cublaslt ./dsa inspect --model models/dsa-tiny --device cuda | tail -n 1
+}
+
+# Runs a command that sees empty files in cuBLASLt's places, which takes a name space of its own, and
+# so often root; prints what it says and its exit code.
+without_cublaslt() {
+  unshare --mount bash -c '
+    empty=$(mktemp)
+    while IFS= read -r library; do
+      mount --bind "$empty" "$library"
+    done < <(find / -name "libcublasLt.so*" -not -path "/proc/*" 2>/dev/null)
+    code=0
+    said=$("$@" 2>&1 >/dev/null) || code=$?
+    echo "without cuBLASLt: exit $code: $said"' _ "$@" 2>&1
 }
 
 # Cases on small shapes, in groups that run side by side.  Under a sanitizer launches do not overlap,
@@ -88,70 +114,83 @@ for group in "${!groups[@]}"; do
 done
 groups[others]=$others
 
-sanitized() {  # TOOL GROUP [OPTION...]
-  local tool=$1 group=$2 output
-  shift 2
+sanitized() {  # TOOL CASES NAME [OPTION...]
+  local tool=$1 cases=$2 name=$3 output
+  shift 3
   output=$(mktemp)
   local start=$SECONDS result=clean
   compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$@" ./kernels_cuda_tests \
-    "${groups[$group]}" >"$output" 2>&1 || result="failed with $?"
-  echo "$tool $group: $result after $((SECONDS - start)) s; $(grep -aE \
+    "$cases" >"$output" 2>&1 || result="failed with $?"
+  local report
+  report="$tool $name: $result after $((SECONDS - start)) s; $(grep -aE \
     'All tests passed|test cases:' "$output" | tail -n 1)"
-  [[ $result == clean ]] || grep -av 'Host Frame' "$output" | head -n 40
+  [[ $result == clean ]] || report+=$'\n'$(grep -av 'Host Frame' "$output" | head -n 40)
+  echo "$report"  # in one piece: others write at the same time
   rm "$output"
   [[ $result == clean ]]
 }
 
+# One line per run: tool, cases, name and options, between tabs.  racecheck takes minutes for a group,
+# so it gets case by case; the longest runs begin first.
+#
 # memcheck takes the API's error for a kernel node that is not ours for a fault; the test that asks
 # expects it.  cuBLASLt's kernels are left to memcheck and synccheck: racecheck ends in an internal
 # error on them ("failed to handle a hardware exception"), and initcheck does not see what they
 # store through the copy engine, so what reads their results looks uninitialised.  racecheck does not
 # follow mbarriers that PTX waits for, so in latent and masked attention it reports every hand-over
 # between producers and consumers.
-sanitize() {
-  local group jobs=() job failed=0
+sanitizer_runs() {
+  local group name
+  for group in select_keys sample others gate topk; do
+    while IFS= read -r name; do
+      printf 'racecheck\t%s\t%s\t--kernel-name\tkns=dsa\n' "${name//,/\\,}" "$group: $name"
+    done < <(./kernels_cuda_tests "${groups[$group]}" --list-test-names-only || true)
+  done
   for group in "${!groups[@]}"; do
-    (
-      ok=true
-      sanitized memcheck "$group" --report-api-errors no || ok=false
-      sanitized synccheck "$group" || ok=false
-      case $group in
-        linear | experts) ;;
-        latent | masked | fused) sanitized initcheck "$group" --kernel-name kns=dsa || ok=false ;;
-        *)
-          sanitized racecheck "$group" --kernel-name kns=dsa || ok=false
-          sanitized initcheck "$group" --kernel-name kns=dsa || ok=false
-          ;;
-      esac
-      $ok
-    ) &
-    jobs+=($!)
+    printf 'memcheck\t%s\t%s\t--report-api-errors\tno\n' "${groups[$group]}" "$group"
+    printf 'synccheck\t%s\t%s\n' "${groups[$group]}" "$group"
+    case $group in
+      linear | experts) ;;
+      *) printf 'initcheck\t%s\t%s\t--kernel-name\tkns=dsa\n' "${groups[$group]}" "$group" ;;
+    esac
   done
-  for job in "${jobs[@]}"; do
-    wait "$job" || failed=1
-  done
-  return $failed
+}
+
+sanitized_line() {
+  local run
+  IFS=$'\t' read -ra run <<<"$1"
+  sanitized "${run[@]}"
+}
+
+sanitize() {  # [TOOL]: only this one's
+  export -f sanitized sanitized_line
+  # shellcheck disable=SC2016
+  sanitizer_runs | grep "^${1:-}" |
+    xargs -d '\n' -P "$(nproc)" -n 1 bash -c 'sanitized_line "$1"' _
 }
 
 slice_model=configs/models/deepseek-v32-ep32
 
-# Serves sequences of a length, as many as it says at once: answers are so long that the first one
-# still runs when the last prompt has been computed.
-serve_slice() {  # SEQUENCES TOKENS ANSWER
+# Serves sequences of a length, as many as it says at once.  Steps are bounded by their tokens alone, so
+# prompts take few large ones: the first answer still runs when the last prompt has been computed.
+serve_slice() {  # SEQUENCES TOKENS ANSWER [SHARED]
   local address=127.0.0.1:50077 start=${EPOCHREALTIME/./}
   start_serving ./dsa "$address" slice.log --model "$slice_model" --load dummy --device cuda \
-    --max-num-seqs "$1" --max-model-len "$2" --max-num-batched-tokens 4096
+    --max-num-seqs "$1" --max-model-len "$2" --max-num-batched-tokens 4096 --step-time-target-ms 0
   echo "$1 sequences of $2: ready after $(((${EPOCHREALTIME/./} - start) / 1000)) ms"
   ./dsa bench serve --address "$address" --dataset random --requests "$1" --concurrency "$1" \
-    --warmup-requests 0 --input-len $(($2 - $3)) --output-len "$3" --output "slice-$1" | tail -n 30
+    --warmup-requests 0 --prefix-len "${4:-0}" --input-len $(($2 - $3)) --output-len "$3" \
+    --output "slice-$1" | tail -n 30
+  grep -a VmHWM "/proc/$server/status"
+  nvidia-smi --query-gpu=memory.used --format=csv,noheader
   stop_serving
 }
 
 slice() {
   # shellcheck source=tools/serving.sh
   source tools/serving.sh
-  serve_slice 64 8192 2560
-  serve_slice 5 131072 4096
+  serve_slice 64 8192 192
+  serve_slice 5 131072 256
 }
 
 position() {
@@ -168,11 +207,12 @@ stage() {
     start) start ;;
     tests) ./kernels_cuda_tests ;;
     demo) tools/demo.sh ./dsa cuda ;;
-    weights | self_test | logits | needles | selections | schedules | serving | launches | speed)
+    weights | self_test | logits | needles | selections | schedules | serving | launches | speed | loading)
       ./dsa_gpu_checks "[$1]"
       ;;
     faults) ./dsa_gpu_checks "[faults]" ;;
     sanitize) sanitize ;;
+    racecheck | synccheck | initcheck | memcheck) sanitize "$1" ;;
     bench) ./dsa_cuda_bench ;;
     step) ./dsa_step_bench "$slice_model" 64 8192 1 8192 ;;
     position) position ;;

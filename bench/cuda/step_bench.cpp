@@ -92,7 +92,7 @@ class Model final {
   const ModelConfig& config() const { return config_; }
   // Queues a step through `ops`, on the operands that Prepare has made.
   void Prepare(const Point& point);
-  void Queue(Backend& ops);
+  void Queue(Backend& ops, bool batch_invariant = false);
 
  private:
   // Blocks of a sequence lie far from each other.
@@ -228,7 +228,7 @@ void Model::Prepare(const Point& point) {
   backend_.Synchronize();
 }
 
-void Model::Queue(Backend& ops) {
+void Model::Queue(Backend& ops, bool batch_invariant) {
   Transformer transformer({.backend = ops,
                            .config = config_,
                            .weights = weights_.weights,
@@ -236,7 +236,7 @@ void Model::Queue(Backend& ops) {
                            .arena = *arena_,
                            .activations = *activations_,
                            .rank = WholeModel(config_),
-                           .batch_invariant = false});
+                           .batch_invariant = batch_invariant});
   const std::int64_t rows = shape_.tokens;
   const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_);
   const auto integers = [&](const DeviceBuffer& buffer) {
@@ -328,6 +328,11 @@ void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceil
   }
   fmt::print("{:<32} {:>10.1f} us  {:+.1f} % of the step; a layer with experts: {:.1f} launches\n",
              "sum of the sections", sum_us, 100.0 * (sum_us / step.median - 1.0), layer_launches);
+  sections.Want({});
+  backend.Record(kStep, [&] { model.Queue(sections, true); });
+  const double invariant = bench.Measure([&] { backend.Replay(kStep); }).median;
+  fmt::print("{:<32} {:>10.1f} us  {:+.1f} % of the step\n", "step, batch_invariant", invariant,
+             100.0 * (invariant / step.median - 1.0));
 }
 
 CardCeilings MeasureCeilings() {

@@ -5,8 +5,9 @@
 //                                       whatever stands beside it, and float32 logits within 4e-6:
 //                                       the same tokens, log-probabilities within 1e-5
 //   as served by default                attention is split, and products are chosen, by the batch:
-//                                       fp8 carries a rounding on, so answers may part, but only
-//                                       where two tokens are nearly as likely
+//                                       fp8 carries a rounding on, so answers may part, but where
+//                                       one token is clearly likelier no more often than the CPU
+//                                       parts from itself (docs/decisions/0016)
 #include "common/prng.h"
 #include "kernels/kv_layout.h"
 #include "proto/admin.grpc.pb.h"
@@ -27,7 +28,8 @@ namespace {
 constexpr int kStreams = 64;
 constexpr int kRequestsEach = 2;
 constexpr std::int64_t kContext = 2'400;
-constexpr std::int64_t kBlocks = 60;  // not two of the longest: some are preempted
+constexpr std::int64_t kBlocks = 60;  // first requests outgrow them: some are preempted
+constexpr float kSureMargin = 0.5F;
 
 struct Asked {
   std::vector<TokenId> prompt;
@@ -45,19 +47,22 @@ struct Said {
   grpc::Status status;
 };
 
-// Some prompts begin with the same text, and differ from some token on.
+// The streams' first requests are short and come all at once; their answers outgrow the cache.  Of
+// the others some begin with the same text, and differ from some token on.
 Asked Draw(std::uint64_t number) {
   constexpr std::uint64_t kTexts = 6;
   const auto draw = [number](std::uint64_t what, std::uint64_t below) {
     return CounterBits(number, what) % below;
   };
   Asked asked;
-  const std::size_t shared = draw(0, 3) == 0 ? 0 : 64 * draw(1, 20);
+  const bool is_first = number < kStreams;
+  const std::size_t shared = is_first || draw(0, 3) == 0 ? 0 : 64 * draw(1, 20);
+  const std::size_t own = 1 + draw(4, is_first ? 60 : 500);
   asked.prompt = testing::TextIds(draw(2, kTexts) * 2'000, shared);
-  for (const TokenId id : testing::TextIds(20'000 + draw(3, 5'000), 1 + draw(4, 500))) {
+  for (const TokenId id : testing::TextIds(20'000 + draw(3, 5'000), own)) {
     asked.prompt.push_back(id);
   }
-  asked.max_tokens = static_cast<std::int64_t>(1 + draw(5, 160));
+  asked.max_tokens = static_cast<std::int64_t>(is_first ? 150 + draw(5, 100) : 1 + draw(5, 160));
   asked.sampled = draw(6, 2) == 0;
   if (draw(7, 5) == 0) {
     asked.cancel_after = static_cast<std::int64_t>(1 + draw(8, 20));
@@ -146,6 +151,8 @@ struct Comparison {
   int answers = 0;
   int parted = 0;              // another token from some place on
   float margin_of_parted = 0;  // the largest between the two likeliest there, of greedy ones
+  int sure = 0;                // greedy tokens whose margin is over kSureMargin
+  int sure_parted = 0;         // of them those that are others in company
   float logprob = 0;           // the largest difference before
   std::int64_t tokens = 0;
   std::int64_t same_bits = 0;  // of their log-probabilities
@@ -153,8 +160,11 @@ struct Comparison {
   void Add(const Asked& asked, const Said& together, const Said& alone) {
     ++answers;
     for (std::size_t i = 0; i < together.ids.size(); ++i) {
+      const bool is_sure = !asked.sampled && alone.margins[i] > kSureMargin;
+      sure += is_sure ? 1 : 0;
       if (together.ids[i] != alone.ids[i]) {
         ++parted;
+        sure_parted += is_sure ? 1 : 0;
         margin_of_parted = std::max(margin_of_parted, asked.sampled ? 0.0F : alone.margins[i]);
         return;
       }
@@ -212,10 +222,12 @@ Comparison RunSchedules(const char* name, ServerConfig config, std::int64_t cach
   }
   fmt::print(
       "schedules  {}: {} answers, {} steps, {} preemptions, {} tokens from the cache, {} "
-      "cancelled; {} parted from what they say alone, at a margin of at most {:.1e}; of {} tokens "
-      "{} have the same bits, the others lie at most {:.1e} away\n",
+      "cancelled; {} parted from what they say alone, at a margin of at most {:.1e}, {} of {} "
+      "tokens whose margin is over {}; of {} tokens {} have the same bits, the others lie at most "
+      "{:.1e} away\n",
       name, comparison.answers, steps, preemptions, hits, cancelled, comparison.parted,
-      comparison.margin_of_parted, comparison.tokens, comparison.same_bits, comparison.logprob);
+      comparison.margin_of_parted, comparison.sure_parted, comparison.sure, kSureMargin,
+      comparison.tokens, comparison.same_bits, comparison.logprob);
   return comparison;
 }
 
@@ -233,10 +245,13 @@ TEST_CASE("with batch_invariant answers on CUDA do not depend on their company",
 
 TEST_CASE("by default answers on CUDA part from those alone where two tokens are near",
           "[schedules]") {
+  // The CPU beside itself: 0.49 % of such positions, and 1.5 times that is allowed.
+  constexpr double kSurePartedMax = 1.5 * 0.0049;
   ServerConfig config;
   config.max_num_seqs = 48;
   const Comparison comparison = RunSchedules("default", config, kBlocks);
-  CHECK(comparison.margin_of_parted < 0.5F);
+  CHECK(comparison.sure > 500);
+  CHECK(comparison.sure_parted <= kSurePartedMax * comparison.sure);
 }
 
 }  // namespace dsa

@@ -12,6 +12,9 @@
 namespace dsa {
 namespace {
 
+constexpr std::size_t kPromptTokens = 200;
+constexpr std::int64_t kAnswerTokens = 512;
+
 struct Timed {
   std::int64_t tokens = 0;
   double first_s = 0;  // from the request to the first token
@@ -47,41 +50,59 @@ Timed Stream(const std::shared_ptr<grpc::Channel>& channel, std::size_t first_to
   return timed;
 }
 
+// Streams at once, each with a prompt of its own.
+void MeasureStreams(const testing::GpuServer& server, std::size_t streams, const char* name) {
+  std::vector<Timed> timed(streams);
+  std::vector<std::thread> threads;
+  const double start = testing::Now();
+  for (std::size_t i = 0; i < timed.size(); ++i) {
+    threads.emplace_back([&timed, &server, i] {
+      timed[i] = Stream(server.channel, 37 + i * 211, kPromptTokens, kAnswerTokens);
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  const double seconds = testing::Now() - start;
+  std::int64_t tokens = 0;
+  double first_max = 0;
+  for (const Timed& one : timed) {
+    CHECK(one.tokens == kAnswerTokens);
+    tokens += one.tokens;
+    first_max = std::max(first_max, one.first_s);
+  }
+  fmt::print("speed  {}streams={:3}  {:8.0f} tokens/s  first token after {:.1f} ms at most\n", name,
+             streams, static_cast<double>(tokens) / seconds, first_max * 1e3);
+}
+
 }  // namespace
 
 TEST_CASE("speeds of the small model through gRPC", "[speed]") {
-  constexpr std::size_t kPrompt = 200;
-  constexpr std::int64_t kAnswer = 512;
   const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
   const testing::GpuServer server(*cuda, 18'000, 64);
-  (void)Stream(server.channel, 0, kPrompt, kAnswer);  // warm
-  for (const int streams : {1, 8, 64}) {
-    std::vector<Timed> timed(static_cast<std::size_t>(streams));
-    std::vector<std::thread> threads;
-    const double start = testing::Now();
-    for (std::size_t i = 0; i < timed.size(); ++i) {
-      threads.emplace_back([&timed, &server, i] {
-        timed[i] = Stream(server.channel, 37 + i * 211, kPrompt, kAnswer);
-      });
-    }
-    for (std::thread& thread : threads) {
-      thread.join();
-    }
-    const double seconds = testing::Now() - start;
-    std::int64_t tokens = 0;
-    double first_max = 0;
-    for (const Timed& one : timed) {
-      CHECK(one.tokens == kAnswer);
-      tokens += one.tokens;
-      first_max = std::max(first_max, one.first_s);
-    }
-    fmt::print("speed  streams={:3}  {:8.0f} tokens/s  first token after {:.1f} ms at most\n",
-               streams, static_cast<double>(tokens) / seconds, first_max * 1e3);
+  (void)Stream(server.channel, 0, kPromptTokens, kAnswerTokens);  // warm
+  for (const std::size_t streams : {1, 8, 64}) {
+    MeasureStreams(server, streams, "");
   }
   for (const std::size_t prompt : {std::size_t{4000}, std::size_t{16'000}}) {
     const Timed one = Stream(server.channel, 5003 + prompt, prompt, 16);
     CHECK(one.tokens == 16);
     fmt::print("speed  prompt={:6}  first token after {:.1f} ms\n", prompt, one.first_s * 1e3);
+  }
+}
+
+// What the mode costs, beside the speeds above.
+TEST_CASE("speeds with batch_invariant", "[speed]") {
+  const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
+  ServerConfig config;
+  config.device = "cuda";
+  config.max_model_len = 18'000;
+  config.max_num_seqs = 64;
+  config.batch_invariant = true;
+  const testing::GpuServer server(*cuda, config);
+  (void)Stream(server.channel, 0, kPromptTokens, kAnswerTokens);  // warm
+  for (const std::size_t streams : {1, 64}) {
+    MeasureStreams(server, streams, "batch_invariant  ");
   }
 }
 

@@ -1,5 +1,4 @@
-// What lies on the GPU after loading is what lies in the CPU's memory, byte for byte; and how fast
-// it gets there.
+// What lies on the GPU after loading is what lies in the CPU's memory, byte for byte.
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "model/checkpoint.h"
@@ -73,22 +72,6 @@ TEST_CASE("random weights are the CPU's byte for byte", "[weights]") {
     return LoadOverZeros(backend, [&] { return MakeRandomWeights(config, 3, backend).value(); });
   };
   CHECK(Differences(make(cpu), make(*cuda), *cuda) == 0);
-}
-
-// A checkpoint that somebody put into the folder large-model, to be timed.
-TEST_CASE("a large checkpoint loads at the speed of its files", "[.large]") {
-  const Checkpoint checkpoint = Checkpoint::Open("large-model").value();
-  const std::unique_ptr<CudaBackend> cuda = MustMakeCuda();
-  NoProgress progress;
-  for (int run = 0; run < 2; ++run) {
-    const double start = testing::Now();
-    const DeviceWeights loaded = LoadWeights(checkpoint, *cuda, progress).value();
-    const double seconds = testing::Now() - start;
-    const auto bytes =
-        static_cast<double>(WeightBytes(checkpoint, WholeModel(checkpoint.config())));
-    fmt::print("load  {:.2f} GB in {:.2f} s, {:.2f} GB/s\n", bytes * 1e-9, seconds,
-               bytes * 1e-9 / seconds);
-  }
 }
 
 }  // namespace dsa
