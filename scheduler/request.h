@@ -51,7 +51,7 @@ struct Request {
   PromptLogits prompt_logits = PromptLogits::kNone;
   SamplingParams sampling;
   StopConditions stop;
-  std::string external_id;      // the client's or ours; at most 64 bytes; for logs and Abort
+  std::string external_id;      // the client's or ours; at most 128 bytes; for logs and Abort
   std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
   std::string cache_salt;       // requests share cached prefixes only under equal salts
   std::int32_t priority = 0;    // lower goes first under the priority policy

@@ -18,13 +18,13 @@ inline constexpr float kPenaltyMax = 2.0F;             // frequency and presence
 inline constexpr float kRepetitionPenaltyMax = 10.0F;  // above 0
 inline constexpr std::int64_t kLogitBiasesMax = 1024;
 inline constexpr float kLogitBiasMax = 100.0F;  // and below: -100
-inline constexpr std::int64_t kExternalIdBytesMax = 64;
+inline constexpr std::int64_t kExternalIdBytesMax = 128;
 
 // `vocabulary` is one past the last id that can be sampled.
 Status Validate(const SamplingParams& sampling, std::int64_t vocabulary);
 Status Validate(const StopConditions& stop, std::int64_t vocabulary);
 
-// The two above, the external id (at most 64 of A-Z a-z 0-9 . _ -), and a prompt that is not empty
+// The two above, the external id (at most 128 of A-Z a-z 0-9 . _ -), and a prompt that is not empty
 // and whose ids lie in [0, vocabulary).
 Status Validate(const Request& request, std::int64_t vocabulary);
 

@@ -32,6 +32,30 @@ std::string FolderName(const std::string& folder) {
   return name.empty() || name == "." ? "model" : name;
 }
 
+// The files of a model that say how text becomes ids.  Routers take the chat format of V3.2, which
+// has no template, from config.json, and would take it for V3.2-Exp, which has its own.
+std::vector<std::string> TokenizerFiles(const ServerConfig& config,
+                                        const std::optional<ChatFormat>& format) {
+  std::vector<std::string> names = {"tokenizer.json", "tokenizer_config.json",
+                                    "special_tokens_map.json", "chat_template.jinja",
+                                    "generation_config.json"};
+  if (format == ChatFormat::kV32) {
+    names.emplace_back("config.json");
+  }
+  std::vector<std::string> files;
+  for (const std::string& name : names) {
+    std::filesystem::path path = std::filesystem::path(config.model) / name;
+    if (name == "tokenizer.json" && !config.tokenizer.empty()) {
+      path = config.tokenizer;
+    }
+    std::error_code ignored;
+    if (std::filesystem::is_regular_file(path, ignored)) {
+      files.push_back(path);
+    }
+  }
+  return files;
+}
+
 void LogMemory(const ServerMemory& memory) {
   Log(LogLevel::kInfo, "memory",
       {{"needed_bytes", memory.needed()},
@@ -307,6 +331,9 @@ ServedModel App::DescribeModel() const {
   served.chat_format_reason = text_.chat.reason;
   served.bos = text_.bos;
   served.add_bos = text_.add_bos;
+  if (text_.tokenizer != nullptr) {
+    served.tokenizer_files = TokenizerFiles(config_, text_.chat.format);
+  }
   served.max_tokens_default = config_.max_tokens_default;
   served.temperature = model.sampling.temperature;
   served.top_p = model.sampling.top_p;

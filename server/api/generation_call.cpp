@@ -48,7 +48,11 @@ std::shared_ptr<GenerationCall> GenerationCall::Start(ServiceContext& context, C
     const Status status = call->Submit(read, call);
     if (!status.ok()) {
       call->Refuse(status.error());
+      return;
     }
+    const std::lock_guard lock(call->mutex_);
+    call->waits_ = call->delivery_ == Delivery::kStream;
+    call->spoken_us_ = call->context_.clock.NowUs();
   });
   if (!taken.ok()) {
     call->Refuse(taken.error());
@@ -161,6 +165,7 @@ void GenerationCall::OnWriteDone(bool ok) {
   }
   const std::lock_guard lock(mutex_);
   write_in_flight_ = false;
+  spoken_us_ = context_.clock.NowUs();
   Advance();
 }
 
@@ -195,6 +200,21 @@ void GenerationCall::OnDone() {
 void GenerationCall::Look() {
   const std::lock_guard lock(mutex_);
   DropIfSlow();
+  StayAliveIfSilent();
+}
+
+void GenerationCall::StayAliveIfSilent() {
+  const bool listens = waits_ && writer_ != nullptr && !closed_ && !write_in_flight_ &&
+                       departure_.load(std::memory_order_relaxed) == Departure::kNone;
+  if (!listens) {
+    return;
+  }
+  const MonotonicUs now_us = context_.clock.NowUs();
+  if (now_us - spoken_us_ >= context_.slow_client.silent_us_max) {
+    spoken_us_ = now_us;
+    write_started_us_ = now_us;
+    write_in_flight_ = writer_->StayAlive(head_);
+  }
 }
 
 void GenerationCall::Depart(Departure departure) {

@@ -75,6 +75,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   void Advance();
   void End();
   void DropIfSlow();
+  void StayAliveIfSilent();
   Status FinalStatus(Departure departure) const;
   void Close(const Status& status);
   void Log(const Status& outcome) const;
@@ -99,6 +100,8 @@ class GenerationCall final : public TokenSink, private OpenCall {
   bool has_pending_ = false;
   bool write_in_flight_ = false;
   bool begun_ = false;                // something was written
+  bool waits_ = false;                // as a stream, for what the engine says
+  MonotonicUs spoken_us_ = 0;         // when a write last ended, or the waiting began
   bool closed_ = false;               // the status is on its way
   Status outcome_;                    // once closed
   MonotonicUs write_started_us_ = 0;  // of the write in flight, or of the status

@@ -18,6 +18,10 @@ class ReplyWriter {
   // One at a time: the next one after GenerationCall::OnWriteDone.  Never with Delivery::kWhole.
   virtual void Write(const ReplyPart& part, const ReplyHead& head) = 0;
 
+  // Nothing could be said for a while: tells the client of a stream that it is not forgotten, where
+  // that takes bytes of the protocol's own; as a Write, and false where it does not.
+  virtual bool StayAlive(const ReplyHead& head) = 0;
+
   // The end, once, with nothing being written.  `last` is the whole answer or the rest of a stream;
   // null where only the status is sent, which is then an error.
   virtual void Finish(const ReplyPart* last, const ReplyHead& head, const Status& status) = 0;

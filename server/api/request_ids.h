@@ -11,7 +11,7 @@
 
 namespace dsa {
 
-inline constexpr std::size_t kRequestIdBytesMax = 64;
+inline constexpr std::size_t kRequestIdBytesMax = 128;
 
 // The request's id: taken from the client where its message names none and it is free and of our
 // form, and echoed.

@@ -35,7 +35,9 @@ struct ServedModel {
   std::optional<ChatFormat> chat_format;  // nullopt: chat is refused
   std::string chat_format_reason;         // why it is this one, or none
   std::optional<TokenId> bos;
-  bool add_bos = false;                 // completion texts begin with bos unless told otherwise
+  bool add_bos = false;  // completion texts begin with bos unless told otherwise
+  // Paths of what a router needs to do the tokenizer's and the chat format's work.
+  std::vector<std::string> tokenizer_files;
   std::int64_t max_tokens_default = 0;  // where a request names no max_tokens; > 0
   float temperature = 1.0F;             // generation_config.json's defaults
   float top_p = 1.0F;
@@ -54,11 +56,13 @@ struct ServerDescription {
   MonotonicUs ready_us = 0;
 };
 
-// What a client that does not read may cost.
+// What a client that does not read may cost, and when one that waits is told that it is not
+// forgotten.
 struct SlowClientLimits {
   std::int64_t pending_bytes_max = std::int64_t{1} << 20;  // text and ids waiting to be written
   std::int64_t stalled_us_max = 30'000'000;                // one write in flight, of any size
   std::int64_t answer_bytes_max = kAnswerBytesMax;         // of all short calls together
+  std::int64_t silent_us_max = 10'000'000;                 // of a stream without a message
 };
 
 // Constant after construction, but for `draining` and what follows it.

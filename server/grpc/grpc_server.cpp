@@ -4,6 +4,8 @@
 #include "server/grpc/library_logs.h"
 #include "server/grpc/reflection_service.h"
 #include "server/grpc/v1/services.h"
+#include "server/grpc/vllm/services.h"
+#include "server/grpc/xai/services.h"
 #include "server/net/listen_sockets.h"
 
 #include <chrono>
@@ -74,6 +76,11 @@ std::vector<NamedService> MakeServices(ServiceContext& context) {
   services.push_back(MakeTokenService(context));
   services.push_back(MakeModelService(context));
   services.push_back(MakeAdminService(context));
+  services.push_back(MakeVllmService(context));
+  services.push_back(MakeXaiChatService(context));
+  services.push_back(MakeXaiModelsService(context));
+  services.push_back(MakeXaiTokenizeService(context));
+  services.push_back(MakeXaiAuthService(context));
   std::vector<std::string> names = NamesOf(services);
   names.emplace_back("grpc.health.v1.Health");
   names.emplace_back("grpc.reflection.v1alpha.ServerReflection");  // the library's

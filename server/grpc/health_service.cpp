@@ -1,6 +1,7 @@
 #include "server/grpc/health_service.h"
 
 #include "proto/health.grpc.pb.h"
+#include "server/grpc/reactors.h"
 #include "server/grpc/wire.h"
 
 #include <algorithm>
@@ -191,18 +192,12 @@ class HealthService::Service final : public Health::WithRawCallbackMethod_Check<
     HealthCheckRequest message;
     const Status parsed = Parse(*request, message);
     if (!parsed.ok()) {
-      return new Refusal(ToGrpc(parsed.error()));
+      return RefuseStream(parsed.error());
     }
     return new HealthService::Watch(board_, message.service());
   }
 
  private:
-  class Refusal final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
-   public:
-    explicit Refusal(const grpc::Status& status) { Finish(status); }
-    void OnDone() override { delete this; }
-  };
-
   const std::shared_ptr<Board> board_;
 };
 

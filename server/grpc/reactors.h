@@ -3,7 +3,9 @@
 #pragma once
 
 #include "server/api/generation_call.h"
+#include "server/grpc/message_codec.h"
 
+#include <memory>
 #include <string_view>
 
 #include <grpcpp/server_context.h>
@@ -16,9 +18,7 @@ namespace dsa {
 struct GenerationMethod {
   std::string_view name;  // "ChatService/Chat"
   const FieldNames* fields;
-  Status (*read)(const grpc::ByteBuffer& bytes, Ask& ask);
-  grpc::ByteBuffer (*encode)(const ReplyPart& part, const ReplyHead& head,
-                             const ServiceContext& context);
+  std::unique_ptr<MessageCodec> (*codec)(const ServiceContext& context);  // of one call
 };
 
 // The reactors of a chat or completion call.  Called by gRPC on one of its threads.
@@ -31,5 +31,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(const GenerationMethod& 
 grpc::ServerUnaryReactor* StartWhole(const GenerationMethod& method, ServiceContext& context,
                                      grpc::CallbackServerContext& rpc,
                                      const grpc::ByteBuffer& request, grpc::ByteBuffer& response);
+
+// A stream that ends with `error` alone.
+grpc::ServerWriteReactor<grpc::ByteBuffer>* RefuseStream(const Error& error);
 
 }  // namespace dsa

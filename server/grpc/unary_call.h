@@ -22,7 +22,20 @@ struct UnaryCall {
   grpc::CallbackServerContext& rpc;
   const grpc::ByteBuffer& request;
   grpc::ByteBuffer& response;
+  UnknownFields unknown = UnknownFields::kRefused;
 };
+
+// Of another's protocol, whose clients may be newer than we are.
+inline UnaryCall LenientCall(std::string_view name, ServiceContext& context,
+                             grpc::CallbackServerContext* rpc, const grpc::ByteBuffer* request,
+                             grpc::ByteBuffer* response) {
+  return {.name = name,
+          .context = context,
+          .rpc = *rpc,
+          .request = *request,
+          .response = *response,
+          .unknown = UnknownFields::kIgnored};
+}
 
 // Sends what `answer` makes of the request, message or error, and logs.
 using UnaryAnswer = std::function<Result<grpc::ByteBuffer>(const grpc::ByteBuffer& request)>;
@@ -35,9 +48,11 @@ grpc::ServerUnaryReactor* Answer(const UnaryCall& call,
                                                                    const ServiceContext&)) {
   const ServiceContext& context = call.context;
   return AnswerUnary(
-      call, [&context, handle](const grpc::ByteBuffer& bytes) -> Result<grpc::ByteBuffer> {
+      call,
+      [&context, handle,
+       unknown = call.unknown](const grpc::ByteBuffer& bytes) -> Result<grpc::ByteBuffer> {
         RequestMessage request;
-        DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kRefused, request));
+        DSA_RETURN_IF_ERROR(ParseMessage(bytes, unknown, request));
         DSA_ASSIGN_OR_RETURN(const ResponseMessage response, handle(request, context));
         return Serialize(response);
       });

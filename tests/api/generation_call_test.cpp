@@ -2,6 +2,9 @@
 #include "server/api/generation_call.h"
 
 #include "tests/api/fake_engine.h"
+#include "tests/engine/stepped_engine.h"
+
+#include <atomic>
 
 #include <catch2/catch.hpp>
 
@@ -48,6 +51,10 @@ class RecordingWriter final : public ReplyWriter {
     status = end;
     ++finishes;
   }
+  bool StayAlive(const ReplyHead& /*head*/) override {
+    ++signs_of_life;
+    return false;
+  }
   void Drop() override { ++drops; }
 
   std::vector<ReplyPart> parts;
@@ -55,12 +62,13 @@ class RecordingWriter final : public ReplyWriter {
   Status status;
   int finishes = 0;
   int drops = 0;
+  std::atomic<int> signs_of_life{0};
 };
 
 class HandSetClock final : public Clock {
  public:
   MonotonicUs NowUs() const override { return now_us; }
-  MonotonicUs now_us = 1000;
+  std::atomic<MonotonicUs> now_us{1000};  // looked at by the thread of the open calls, too
 };
 
 struct World {
@@ -128,6 +136,36 @@ TEST_CASE("a call has one write in flight and one end", "[api][call]") {
   CHECK(world.writer.status.ok());
   CHECK(IsRequestId(world.writer.request_id));
   CHECK(world.writer.request_id == submitted->request.external_id);
+  call->OnDone();
+}
+
+TEST_CASE("a stream that has nothing to say for 10 s gives a sign of life", "[api][call]") {
+  constexpr MonotonicUs kSilence = 10'000'000;
+  constexpr std::chrono::milliseconds kLooks{350};  // at least three
+  World world;
+  const auto call = world.Start(Ids());
+  const auto submitted = world.engine.Wait(0);
+  REQUIRE(submitted);
+  const auto signs = [&](int count) {
+    return testing::Eventually([&] { return world.writer.signs_of_life == count; });
+  };
+  testing::Pause(kLooks);
+  CHECK(world.writer.signs_of_life == 0);
+  world.clock.now_us += kSilence;
+  CHECK(signs(1));
+  submitted->sink->OnDelta(Delta("a", {1}));
+  world.clock.now_us += 2 * kSilence;  // while a write is in flight
+  testing::Pause(kLooks);
+  CHECK(world.writer.signs_of_life == 1);
+  call->OnWriteDone(true);
+  testing::Pause(kLooks);
+  CHECK(world.writer.signs_of_life == 1);
+  world.clock.now_us += kSilence;
+  CHECK(signs(2));
+  submitted->sink->OnDelta(LastDelta(FinishReason::kStop));
+  world.clock.now_us += kSilence;  // the end is on its way
+  testing::Pause(kLooks);
+  CHECK(world.writer.signs_of_life == 2);
   call->OnDone();
 }
 

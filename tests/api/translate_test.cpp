@@ -441,8 +441,8 @@ TEST_CASE("unknown fields are refused or ignored, as the protocol wants", "[api]
 
 TEST_CASE("a request id has its form", "[api]") {
   CHECK(CheckRequestId("a.B_9-", "request_id").ok());
-  CHECK(CheckRequestId(std::string(64, 'x'), "f").ok());
-  CHECK(CheckRequestId(std::string(65, 'x'), "f").error().message == "f: 65 bytes, at most 64");
+  CHECK(CheckRequestId(std::string(128, 'x'), "f").ok());
+  CHECK(CheckRequestId(std::string(129, 'x'), "f").error().message == "f: 129 bytes, at most 128");
   CHECK(CheckRequestId("a\nb", "f").error().message.find("\\x0a") != std::string::npos);
   RequestIds ids;
   RequestIds others;

@@ -333,4 +333,33 @@ TEST_CASE("bursts of requests on many connections all end", "[http][abuse]") {
 }
 
 }  // namespace
+TEST_CASE("a stream that waits says that it lives, and then goes on or fails", "[http]") {
+  const bool fails = GENERATE(false, true);
+  testing::FakeEngine engine;
+  testing::HttpServing serving(engine, nullptr, testing::FreePort(), {.silent_us_max = 100'000});
+  testing::RawClient client(serving.port());
+  REQUIRE(client.Send(Post(kCompletions, R"({"prompt": [1], "stream": true})")));
+  const auto submitted = engine.Wait(0);
+  REQUIRE(submitted);
+  const std::optional<Reply> head = client.ReadBeginning();
+  REQUIRE(head);
+  CHECK(head->status == 200);
+  CHECK(head->headers.at("content-type") == "text/event-stream; charset=utf-8");
+  CHECK(head->headers.count("x-request-id") == 1);
+  if (fails) {
+    TokenDelta last = testing::LastDelta(FinishReason::kError);
+    last.error = Error{ErrorCode::kInternal, "it broke"};
+    submitted->sink->OnDelta(std::move(last));
+  } else {
+    submitted->sink->OnDelta(testing::Delta("abc", {5}));
+    submitted->sink->OnDelta(testing::LastDelta(FinishReason::kStop));
+  }
+  const std::optional<Reply> rest = client.ReadRest(*head);
+  REQUIRE(rest);
+  CHECK(rest->body.rfind(": keep-alive\n\n", 0) == 0);
+  CHECK((rest->body.find("it broke") != std::string::npos) == fails);
+  CHECK((rest->body.find("abc") != std::string::npos) == !fails);
+  CHECK((rest->body.find("[DONE]") != std::string::npos) == !fails);
+}
+
 }  // namespace dsa

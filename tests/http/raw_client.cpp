@@ -101,6 +101,11 @@ std::optional<Reply> RawClient::Read() {
   if (!reply || reply->status == 100) {
     return reply;
   }
+  return ReadRest(*std::move(reply));
+}
+
+std::optional<Reply> RawClient::ReadRest(Reply head) {
+  std::optional<Reply> reply = std::move(head);
   const auto take = [&](std::size_t bytes) {
     while (input_.size() < bytes) {
       if (!Receive()) {

@@ -29,6 +29,8 @@ class RawClient final {
   std::optional<Reply> Read();
   // Reads the head and then the body's first bytes of a stream; what else came stays.
   std::optional<Reply> ReadBeginning();
+  // What ReadBeginning began.
+  std::optional<Reply> ReadRest(Reply head);
   // Whether the server has closed, waiting at most 20 s; what came before is thrown away.
   bool IsClosed();
   void Close() { socket_.Close(); }

@@ -130,11 +130,11 @@ TEST_CASE("Stop strings and ids are bounded", "[validate]") {
 
 TEST_CASE("A request id is short and has no odd bytes", "[validate]") {
   Request request = Good();
-  request.external_id = std::string(64, 'a');
+  request.external_id = std::string(128, 'a');
   CHECK(Validate(request, kVocabulary).ok());
   request.external_id += 'a';
   CHECK(Validate(request, kVocabulary).error().message ==
-        "request_id has 65 bytes, allowed are 64");
+        "request_id has 129 bytes, allowed are 128");
   request.external_id = "a\nb";
   CHECK(Validate(request, kVocabulary).error().message ==
         "request_id has byte 0x0A at offset 1, allowed are letters, digits, '.', '_' and '-'");

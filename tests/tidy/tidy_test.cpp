@@ -148,6 +148,7 @@ TEST_CASE("the top level holds what architecture.md argues for, and nothing else
                                          "docs",
                                          "cmake",
                                          "tools",
+                                         "clients",
                                          "models",
                                          "build",
                                          ".git",

@@ -9,35 +9,44 @@
 namespace dsa {
 namespace {
 
-template <typename Message>
-Status ReadAs(const grpc::ByteBuffer& bytes, Ask& ask) {
-  Message message;
-  DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kRefused, message));
-  return ToAsk(message, ask);
-}
+// Of messages that are read by ToAsk and written by `kEncode`: each says all there is to say of it.
+template <typename Message, auto kEncode>
+class PlainCodec final : public MessageCodec {
+ public:
+  explicit PlainCodec(const ServiceContext& context) : context_(context) {}
 
-template <auto kEncode>
-grpc::ByteBuffer EncodeAs(const ReplyPart& part, const ReplyHead& head,
-                          const ServiceContext& context) {
-  return Serialize(kEncode(part, head, context));
+  Status Read(const grpc::ByteBuffer& bytes, Ask& ask) override {
+    Message message;
+    DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kRefused, message));
+    return ToAsk(message, ask);
+  }
+  std::vector<grpc::ByteBuffer> Encode(const ReplyPart& part, const ReplyHead& head) override {
+    return {Serialize(kEncode(part, head, context_))};
+  }
+
+ private:
+  const ServiceContext& context_;
+};
+
+template <typename Message, auto kEncode>
+std::unique_ptr<MessageCodec> MakeCodec(const ServiceContext& context) {
+  return std::make_unique<PlainCodec<Message, kEncode>>(context);
 }
 
 constexpr GenerationMethod kChat = {.name = "ChatService/Chat",
                                     .fields = &kFieldNames,
-                                    .read = ReadAs<v1::ChatRequest>,
-                                    .encode = EncodeAs<EncodeChat>};
+                                    .codec = MakeCodec<v1::ChatRequest, EncodeChat>};
 constexpr GenerationMethod kChatStream = {.name = "ChatService/ChatStream",
                                           .fields = &kFieldNames,
-                                          .read = ReadAs<v1::ChatRequest>,
-                                          .encode = EncodeAs<EncodeChatPart>};
-constexpr GenerationMethod kComplete = {.name = "CompletionService/Complete",
-                                        .fields = &kFieldNames,
-                                        .read = ReadAs<v1::CompletionRequest>,
-                                        .encode = EncodeAs<EncodeCompletion>};
-constexpr GenerationMethod kCompleteStream = {.name = "CompletionService/CompleteStream",
-                                              .fields = &kFieldNames,
-                                              .read = ReadAs<v1::CompletionRequest>,
-                                              .encode = EncodeAs<EncodeCompletionPart>};
+                                          .codec = MakeCodec<v1::ChatRequest, EncodeChatPart>};
+constexpr GenerationMethod kComplete = {
+    .name = "CompletionService/Complete",
+    .fields = &kFieldNames,
+    .codec = MakeCodec<v1::CompletionRequest, EncodeCompletion>};
+constexpr GenerationMethod kCompleteStream = {
+    .name = "CompletionService/CompleteStream",
+    .fields = &kFieldNames,
+    .codec = MakeCodec<v1::CompletionRequest, EncodeCompletionPart>};
 
 class ChatService final
     : public v1::ChatService::WithRawCallbackMethod_Chat<

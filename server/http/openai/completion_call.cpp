@@ -57,15 +57,24 @@ void CompletionCall::OnDone() {
 }
 
 void CompletionCall::Write(const ReplyPart& part, const ReplyHead& head) {
-  std::string event = encoder_.Event(part, head);
+  Say(encoder_.Event(part, head), head);
+}
+
+// A comment, which clients pass over: what lies between takes a connection that is silent for dead.
+bool CompletionCall::StayAlive(const ReplyHead& head) {
+  Say(": keep-alive\n\n", head);
+  return true;
+}
+
+void CompletionCall::Say(std::string bytes, const ReplyHead& head) {
   if (std::exchange(begun_, true)) {
-    exchange_->Send(std::move(event));
+    exchange_->Send(std::move(bytes));
     return;
   }
-  // With the first token only: until then an error has a status of its own.
+  // With the first token, or after a long silence: until then an error has a status of its own.
   exchange_->Begin({.content_type = "text/event-stream; charset=utf-8",
                     .headers = {{"Cache-Control", "no-cache"}, {"X-Request-Id", head.request_id}},
-                    .body = std::move(event)});
+                    .body = std::move(bytes)});
 }
 
 std::string CompletionCall::Rest(const ReplyPart& last, const ReplyHead& head,

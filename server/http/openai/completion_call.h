@@ -26,11 +26,13 @@ class CompletionCall final : public HttpCall, public ReplyWriter {
   void OnDone() override;
 
   void Write(const ReplyPart& part, const ReplyHead& head) override;
+  bool StayAlive(const ReplyHead& head) override;
   void Finish(const ReplyPart* last, const ReplyHead& head, const Status& status) override;
   void Drop() override;
 
  private:
   Status Read(UnknownKeys unknown, Ask& ask);
+  void Say(std::string bytes, const ReplyHead& head);
   std::string Rest(const ReplyPart& last, const ReplyHead& head, const Status& status);
 
   const Endpoint endpoint_;

@@ -1,0 +1,228 @@
+#include "server/grpc/vllm/generate.h"
+
+#include "server/grpc/wire.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include <fmt/core.h>
+
+namespace dsa {
+namespace {
+
+namespace engine = vllm::grpc::engine;
+
+Error NotSupported(std::string_view field) {
+  return {ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", field)};
+}
+
+// What the router may set and would change the answer.
+Status CheckSamplingDone(const engine::SamplingParams& message) {
+  const std::pair<bool, std::string_view> wanted[] = {
+      {message.n() > 1, "n"},
+      {message.has_json_schema(), "json_schema"},
+      {message.has_regex(), "regex"},
+      {message.has_grammar(), "grammar"},
+      {message.has_structural_tag(), "structural_tag"},
+      {message.has_json_object(), "json_object"},
+      {message.has_choice(), "choice"},
+      {message.has_prompt_logprobs(), "prompt_logprobs"},
+      {message.has_truncate_prompt_tokens(), "truncate_prompt_tokens"}};
+  for (const auto& [set, name] : wanted) {
+    if (set) {
+      return NotSupported(fmt::format("sampling_params.{}", name));
+    }
+  }
+  return {};
+}
+
+Status CheckDone(const engine::GenerateRequest& message) {
+  if (message.has_kv_transfer_params()) {
+    return NotSupported("kv_transfer_params");
+  }
+  if (message.has_kv_transfer_params_json()) {
+    return NotSupported("kv_transfer_params_json");
+  }
+  if (message.has_mm_inputs()) {
+    return NotSupported("mm_inputs");
+  }
+  if (message.media_refs_size() > 0) {
+    return NotSupported("media_refs");
+  }
+  if (message.extra_mm_inputs_size() > 0) {
+    return NotSupported("extra_mm_inputs");
+  }
+  if (message.data_parallel_rank() != 0) {
+    return InvalidArgument(fmt::format("data_parallel_rank: {} is not in [0, 0]: there is one rank",
+                                       message.data_parallel_rank()));
+  }
+  return CheckSamplingDone(message.sampling_params());
+}
+
+// Zero is off where the protocol has no presence: the model's own defaults are the router's to
+// apply.
+void ReadSampling(const engine::SamplingParams& message, Ask& ask) {
+  ask.temperature = message.has_temperature() ? message.temperature() : 1.0F;
+  ask.top_p = message.top_p() == 0.0F ? 1.0F : message.top_p();
+  ask.top_k = message.top_k();
+  ask.min_p = message.min_p();
+  ask.frequency_penalty = message.frequency_penalty();
+  ask.presence_penalty = message.presence_penalty();
+  const float repetition = message.repetition_penalty();
+  ask.repetition_penalty = repetition == 0.0F ? 1.0F : repetition;
+  for (const auto& [id, add] : message.logit_bias()) {
+    ask.logit_bias.push_back({.id = id, .add = add});
+  }
+  if (message.has_max_tokens()) {
+    ask.max_tokens = message.max_tokens();
+  }
+  ask.min_tokens = message.min_tokens();
+  ask.stop.assign(message.stop().begin(), message.stop().end());
+  ask.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
+  ask.ignore_eos = message.ignore_eos();
+  if (message.has_logprobs()) {
+    ask.logprobs = true;
+    ask.top_logprobs = message.logprobs();
+  }
+  if (message.has_seed()) {
+    ask.seed = static_cast<std::uint64_t>(std::int64_t{message.seed()});
+  }
+}
+
+engine::OutputLogProbs LogprobsOf(const std::vector<GeneratedToken>& tokens) {
+  engine::OutputLogProbs logprobs;
+  for (const GeneratedToken& token : tokens) {
+    logprobs.add_token_logprobs(token.logprob);
+    logprobs.add_token_ids(static_cast<std::uint32_t>(Value(token.id)));
+    engine::TopLogProbs& top = *logprobs.add_top_logprobs();
+    for (const TokenLogprob& candidate : token.top_logprobs) {
+      top.add_values(candidate.logprob);
+      top.add_token_ids(static_cast<std::uint32_t>(Value(candidate.id)));
+    }
+  }
+  return logprobs;
+}
+
+std::string FinishName(ReplyFinish finish) {
+  switch (finish) {
+    case ReplyFinish::kStop: return "stop";
+    case ReplyFinish::kLength: return "length";
+    default: return "abort";
+  }
+}
+
+// One call.  Chunks say what came since the one before, the end says it all.
+class VllmCodec final : public MessageCodec {
+ public:
+  explicit VllmCodec(const ServiceContext& context) : end_ids_(context.model.end_ids) {}
+
+  Status Read(const grpc::ByteBuffer& bytes, Ask& ask) override {
+    engine::GenerateRequest message;
+    DSA_RETURN_IF_ERROR(ParseMessage(bytes, UnknownFields::kIgnored, message));
+    DSA_RETURN_IF_ERROR(ToAsk(message, ask));
+    streams_ = message.stream();
+    const engine::SamplingParams& sampling = message.sampling_params();
+    if (sampling.ignore_eos()) {
+      end_ids_.clear();
+    }
+    for (const std::uint32_t id : sampling.stop_token_ids()) {
+      end_ids_.push_back(TokenId{static_cast<std::int32_t>(id)});
+    }
+    if (sampling.stop_size() == 1) {
+      stop_ = sampling.stop(0);
+    }
+    return {};
+  }
+
+  std::vector<grpc::ByteBuffer> Encode(const ReplyPart& part, const ReplyHead& head) override {
+    std::vector<grpc::ByteBuffer> messages;
+    for (const GeneratedToken& token : part.tokens) {
+      ids_.push_back(token.id);
+    }
+    if (streams_ && (!part.tokens.empty() || !part.finish)) {
+      messages.push_back(Chunk(part, head));
+    }
+    const bool failed = part.finish == ReplyFinish::kError || part.finish == ReplyFinish::kDeadline;
+    if (part.finish && !failed) {  // of those the status speaks
+      messages.push_back(Complete(part, head));
+    }
+    return messages;
+  }
+
+ private:
+  static grpc::ByteBuffer Chunk(const ReplyPart& part, const ReplyHead& head) {
+    engine::GenerateResponse response;
+    engine::GenerateStreamChunk& chunk = *response.mutable_chunk();
+    for (const GeneratedToken& token : part.tokens) {
+      chunk.add_token_ids(static_cast<std::uint32_t>(Value(token.id)));
+    }
+    chunk.set_prompt_tokens(static_cast<std::uint32_t>(part.usage.prompt_tokens));
+    chunk.set_completion_tokens(static_cast<std::uint32_t>(part.tokens.size()));
+    chunk.set_cached_tokens(static_cast<std::uint32_t>(part.usage.cache_hit_tokens));
+    if (head.logprobs == ReportLogprobs::kYes) {
+      *chunk.mutable_output_logprobs() = LogprobsOf(part.tokens);
+    }
+    return Serialize(response);
+  }
+
+  grpc::ByteBuffer Complete(const ReplyPart& part, const ReplyHead& head) const {
+    engine::GenerateResponse response;
+    engine::GenerateComplete& complete = *response.mutable_complete();
+    for (const TokenId id : ids_) {
+      complete.add_output_ids(static_cast<std::uint32_t>(Value(id)));
+    }
+    complete.set_finish_reason(FinishName(*part.finish));
+    complete.set_prompt_tokens(static_cast<std::uint32_t>(part.usage.prompt_tokens));
+    complete.set_completion_tokens(static_cast<std::uint32_t>(part.usage.completion_tokens));
+    complete.set_cached_tokens(static_cast<std::uint32_t>(part.usage.cache_hit_tokens));
+    if (!streams_ && head.logprobs == ReportLogprobs::kYes) {
+      *complete.mutable_output_logprobs() = LogprobsOf(part.tokens);
+    }
+    if (part.finish == ReplyFinish::kStop) {
+      SayWhatStopped(complete);
+    }
+    return Serialize(response);
+  }
+
+  void SayWhatStopped(engine::GenerateComplete& complete) const {
+    const bool by_id =
+        !ids_.empty() && std::find(end_ids_.begin(), end_ids_.end(), ids_.back()) != end_ids_.end();
+    if (by_id) {
+      complete.set_matched_token_id(static_cast<std::uint32_t>(Value(ids_.back())));
+    } else if (!stop_.empty()) {
+      complete.set_matched_stop_str(stop_);
+    }
+  }
+
+  std::vector<TokenId> end_ids_;  // that end the answer, the model's and the request's
+  bool streams_ = false;
+  std::string stop_;          // the request's only one
+  std::vector<TokenId> ids_;  // so far
+};
+
+}  // namespace
+
+Status ToAsk(const engine::GenerateRequest& message, Ask& ask) {
+  ask.request_id = message.request_id();
+  ask.delivery = message.stream() ? Delivery::kStream : Delivery::kWhole;
+  DSA_RETURN_IF_ERROR(CheckDone(message));
+  ReadSampling(message.sampling_params(), ask);
+  switch (message.input_case()) {
+    case engine::GenerateRequest::kTokenized:
+      ask.prompt =
+          IdPrompt(message.tokenized().input_ids().begin(), message.tokenized().input_ids().end());
+      return {};
+    case engine::GenerateRequest::kText:
+      ask.prompt = TextPrompt{.text = message.text(), .parse_special = true};
+      return {};
+    case engine::GenerateRequest::INPUT_NOT_SET: break;
+  }
+  return InvalidArgument("input: missing: tokenized or text");
+}
+
+std::unique_ptr<MessageCodec> MakeVllmCodec(const ServiceContext& context) {
+  return std::make_unique<VllmCodec>(context);
+}
+
+}  // namespace dsa
