@@ -8,6 +8,7 @@ help:
 	@echo 'make demo    build, serve a small model on the CPU, chat with it once over gRPC;'
 	@echo '             DEVICE=cuda: on a Hopper GPU'
 	@echo 'make test    everything that continuous integration runs'
+	@echo 'make clients what test does with openai, xai-sdk, the router SMG and our Python client, and aiperf and lm-eval'
 	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
 	@echo 'make abuse   what abuses of HTTP/2 cost the server, five minutes'
 	@echo 'make build   the optimised binary, build/dsa'
@@ -37,6 +38,11 @@ demo: build
 .PHONY: test
 test: setup-test
 	@tools/test.sh
+
+.PHONY: clients
+clients: setup-test build
+	@tools/clients.sh build/dsa
+	@tools/benchmark_clients.sh build/dsa
 
 # Two hours.
 .PHONY: abuse

@@ -45,6 +45,11 @@ threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests
 step 'format' format
 step 'build (cpu)' tools/build.sh cpu
 ln -sf cpu/dsa build/dsa
+if tools/clients.sh build/dsa install; then
+  step 'clients' tools/clients.sh build/dsa run
+else
+  echo '== clients: skipped, their packages cannot be had' >&2
+fi
 step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeated_cases"
 step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases" \
   "${threaded_targets[@]}"

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# benchmark_clients.sh DSA: aiperf, and lm-eval's local-completions, against `dsa serve` with the small
+# model on the CPU, as tests/clients/requirements-benchmarks.txt pins them.  From any folder; not a part
+# of `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dsa=$1
+environment=build/benchmark-clients
+log=build/benchmark-clients-install.log
+url=http://127.0.0.1:8552
+mkdir -p build
+if [[ ! -e $environment/done ]]; then
+  rm -rf "$environment"
+  if ! { python3 -m venv "$environment" &&
+    "$environment/bin/pip" install -r tests/clients/requirements-benchmarks.txt; } >"$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    echo "error: the benchmarks cannot be installed; full log: $log" >&2
+    exit 2
+  fi
+  touch "$environment/done"
+fi
+
+source tools/serving.sh
+start_serving "$dsa" 127.0.0.1:50552 build/benchmark-clients-server.log \
+  --config configs/tiny_cpu.json --http-listen "${url#http://}"
+
+"$environment/bin/lm_eval" --model local-completions --tasks dsa_sums --include_path tests/clients/lm_eval \
+  --model_args "model=dsa-tiny,base_url=$url/v1/completions,num_concurrent=4,tokenizer_backend=none,tokenized_requests=False" \
+  2>build/lm-eval.log
+
+# Without config.json, from which it would take another tokenizer.
+mkdir -p build/tokenizer
+cp models/dsa-tiny/tokenizer.json models/dsa-tiny/tokenizer_config.json build/tokenizer/
+"$environment/bin/aiperf" profile -m dsa-tiny --url "$url" --endpoint-type chat --streaming \
+  --tokenizer "$PWD/build/tokenizer" --concurrency 4 --request-count 24 \
+  --synthetic-input-tokens-mean 100 --synthetic-input-tokens-stddev 0 --output-tokens-mean 20 \
+  --extra-inputs ignore_eos:true --extra-inputs temperature:0 \
+  --ui none --artifact-dir build/aiperf >build/aiperf.log 2>&1
+grep -E '^(Metric,V|Time to First Token|Inter Token Latency|Request Latency|Request Count|Request Error|Output Token Throughput \(|Benchmark D)' \
+  build/aiperf/profile_export_aiperf.csv
+
+stop_serving
