@@ -133,39 +133,16 @@ TEST_CASE("protos name their Go package and import each other from the root", "[
 }
 
 TEST_CASE("the top level holds what architecture.md argues for, and nothing else", "[tidy]") {
-  const std::set<std::string> allowed = {"server",
-                                         "kernels",
-                                         "scheduler",
-                                         "cache",
-                                         "proto",
-                                         "configs",
-                                         "tests",
-                                         "docker",
-                                         "common",
-                                         "model",
-                                         "tokenizer",
-                                         "bench",
-                                         "docs",
-                                         "cmake",
-                                         "tools",
-                                         "clients",
-                                         "models",
-                                         "build",
-                                         ".git",
-                                         ".ci",
-                                         ".cache",
-                                         ".carry",
-                                         "CMakeLists.txt",
-                                         "CMakePresets.json",
-                                         "Makefile",
-                                         "README.md",
-                                         "LICENSE",
-                                         "NOTICE",
-                                         ".clang-format",
-                                         ".clang-tidy",
-                                         ".editorconfig",
-                                         ".gitignore",
-                                         ".dockerignore"};
+  const std::set<std::string> allowed = {
+      "server",        "kernels",     "scheduler",      "cache",
+      "proto",         "configs",     "tests",          "docker",
+      "common",        "model",       "tokenizer",      "bench",
+      "docs",          "cmake",       "tools",          "clients",
+      "models",        "build",       ".git",           ".ci",
+      ".cache",        ".carry",      "CMakeLists.txt", "CMakePresets.json",
+      "Makefile",      "README.md",   "LICENSE",        "NOTICE",
+      ".clang-format", ".clang-tidy", ".editorconfig",  ".gitignore",
+      ".dockerignore"};
   for (const auto& entry : fs::directory_iterator(testing::SourcePath(""))) {
     INFO(entry.path().filename().string());
     CHECK(allowed.count(entry.path().filename().string()) == 1);
