@@ -171,6 +171,8 @@ DeviceTiming DeviceBench::Measure(const std::function<void()>& body) const {
 DeviceTiming DeviceBench::Measure(const std::function<void()>& prepare,
                                   const std::function<void()>& body) const {
   constexpr int kSamplesMin = 30;
+  constexpr int kLongSamplesMin = 5;
+  constexpr double kLongUs = 10'000.0;
   constexpr int kSamplesMax = 200;
   constexpr double kTotalUs = 100'000.0;
   const Event start;
@@ -188,8 +190,9 @@ DeviceTiming DeviceBench::Measure(const std::function<void()>& prepare,
   };
   sample();
   sample();
-  const int samples =
-      std::clamp(static_cast<int>(kTotalUs / (sample() + 1.0)), kSamplesMin, kSamplesMax);
+  const double first_us = sample();
+  const int samples = std::clamp(static_cast<int>(kTotalUs / (first_us + 1.0)),
+                                 first_us > kLongUs ? kLongSamplesMin : kSamplesMin, kSamplesMax);
   std::vector<double> times;
   for (int i = 0; i < samples; ++i) {
     times.push_back(sample());

@@ -67,7 +67,7 @@ class DeviceBench final {
   // Fp8 latents of `blocks` cache blocks.
   DeviceBuffer RandomLatents(std::int64_t blocks) const;
 
-  // Warms up, then takes 30 to 200 samples.
+  // Warms up, then takes 30 to 200 samples; at least 5 of what takes more than 10 ms.
   DeviceTiming Measure(const std::function<void()>& body) const;
   // Calls `prepare` before each sample, untimed.
   DeviceTiming Measure(const std::function<void()>& prepare,

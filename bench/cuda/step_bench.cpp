@@ -1,10 +1,11 @@
-// dsa_step_bench FOLDER [ROWS POSITION]...: the decode step of a model with random weights, of
-// which config.json is enough, and where its time goes.
+// dsa_step_bench FOLDER [prefill] ROWS POSITION ...: steps of a model with random weights, of which
+// config.json is enough, and where their time goes.  ROWS sequences of POSITION tokens decode, or
+// the ROWS rows of a prompt that end at POSITION are computed.
 //
-// The step is recorded and replayed as in a server, its keys are random latents in scattered
-// blocks. Then each section (step_sections.h) is recorded alone, over all layers, and timed: the
-// sum of the sections beside the step says whether the parts are its parts.  Floors are of the same
-// run's copy and products.
+// A decode step is recorded and replayed as in a server, a prompt's queued op by op; keys are
+// random latents in scattered blocks. Then each section (step_sections.h) is recorded alone, over
+// all layers, and timed: the sum of the sections beside the step says whether the parts are its
+// parts.  Floors are of the same run's copy and products.
 #include "bench/cuda/device_bench.h"
 #include "bench/cuda/step_sections.h"
 #include "cache/kv_arena.h"
@@ -26,6 +27,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -35,9 +37,14 @@ namespace dsa::bench {
 namespace {
 
 struct Point {
+  bool is_prefill;  // rows of one sequence, else of one each
   std::int64_t rows;
-  std::int64_t position;  // keys that each row sees
+  std::int64_t position;  // keys that each row sees; of a prompt's rows the last one
+  std::int64_t sequences() const { return is_prefill ? 1 : rows; }
 };
+
+// Where a prompt's rows take the masked path, as a server measures it for this model's extents.
+constexpr std::int64_t kMaskedUntil = 8192;
 
 template <typename T>
 T Must(Result<T>&& result) {
@@ -62,25 +69,27 @@ class Model final {
       : backend_(backend), config_(Must(LoadModelConfig(folder))) {
     for (const Point& point : points) {
       rows_max_ = std::max(rows_max_, point.rows);
+      sequences_max_ = std::max(sequences_max_, point.sequences());
       context_ = std::max(context_, point.position);
+      has_prefill_ = has_prefill_ || point.is_prefill;
     }
     const StepLimits limits{.tokens_max = rows_max_,
-                            .sequences_max = rows_max_,
-                            .table_rows_max = rows_max_,
+                            .sequences_max = sequences_max_,
+                            .table_rows_max = sequences_max_,
                             .context_max = context_ + kTokensPerBlock,
-                            .logit_rows_max = rows_max_,
+                            .logit_rows_max = sequences_max_,
                             .row_adjustments = 0,
-                            .masked_until = 0,
+                            .masked_until = has_prefill_ ? kMaskedUntil : 0,
                             .score_bytes_max = std::int64_t{256} << 20,
                             .logits_rows_host = 0};
     plan_ = PlanWorkspace(config_, WholeModel(config_), limits);
     weights_ = Must(MakeRandomWeights(config_, 0, backend_));
     blocks_each_ = BlockTableColumns(limits.context_max);
-    arena_.emplace(Must(
-        KvArena::Create(backend_, {.blocks = static_cast<std::int32_t>(rows_max_ * blocks_each_),
-                                   .layers = static_cast<int>(config_.layers),
-                                   .indexer_layers = static_cast<int>(config_.indexer_layers()),
-                                   .format = config_.default_kv_format()})));
+    arena_.emplace(Must(KvArena::Create(
+        backend_, {.blocks = static_cast<std::int32_t>(sequences_max_ * blocks_each_),
+                   .layers = static_cast<int>(config_.layers),
+                   .indexer_layers = static_cast<int>(config_.indexer_layers()),
+                   .format = config_.default_kv_format()})));
     activations_.emplace(Must(Activations::Create(backend_, plan_, config_.activation_type)));
     rope_.emplace(
         Must(DeviceRopeTable::Create(backend_, config_.rope_frequencies, limits.context_max)));
@@ -97,7 +106,7 @@ class Model final {
  private:
   // Blocks of a sequence lie far from each other.
   void MakeTables() {
-    const std::int64_t blocks = rows_max_ * blocks_each_;
+    const std::int64_t blocks = sequences_max_ * blocks_each_;
     for (std::int64_t i = 0; i < blocks; ++i) {
       host_tables_.push_back(static_cast<std::int32_t>(i * 7919 % blocks));
     }
@@ -111,10 +120,13 @@ class Model final {
   }
   AnyMatrix Random(std::int64_t rows, std::int64_t cols);
   void FillCaches();
+  StepShape ShapeOf(const Point& point) const;
 
   CudaBackend& backend_;
   ModelConfig config_;
   std::int64_t rows_max_ = 0;
+  std::int64_t sequences_max_ = 0;
+  bool has_prefill_ = false;
   std::int64_t context_ = 0;
   std::int64_t blocks_each_ = 0;
   WorkspacePlan plan_;
@@ -127,7 +139,7 @@ class Model final {
   std::vector<DeviceBuffer> random_;
   // Of the step.
   StepShape shape_;
-  DeviceBuffer ids_, positions_, sequences_, rows_, slots_, sampling_, outputs_;
+  DeviceBuffer ids_, positions_, sequences_, slots_, logit_rows_, sample_rows_, sampling_, outputs_;
 };
 
 AnyMatrix Model::Random(std::int64_t rows, std::int64_t cols) {
@@ -152,7 +164,7 @@ void Model::FillCaches() {
     positions.push_back(static_cast<std::int32_t>(i));
   }
   const DeviceBuffer device_positions = Uploaded(backend_, positions);
-  for (std::int64_t sequence = 0; sequence < rows_max_; ++sequence) {
+  for (std::int64_t sequence = 0; sequence < sequences_max_; ++sequence) {
     std::vector<std::int64_t> slots;
     for (std::int64_t i = 0; i < context_; ++i) {
       slots.push_back(Slot(sequence, i));
@@ -193,19 +205,50 @@ void Model::FillCaches() {
   }
 }
 
-void Model::Prepare(const Point& point) {
+// All rows on one path, which the last one decides.
+StepShape Model::ShapeOf(const Point& point) const {
   const bool selects = config_.has_indexer() && point.position > config_.index_topk;
-  shape_ = DecodeShape(point.rows, selects ? AttentionPath::kSparse : AttentionPath::kDense,
-                       RoundUpVisible(point.position, context_ + kTokensPerBlock));
+  const std::int64_t visible = RoundUpVisible(point.position, context_ + kTokensPerBlock);
+  AttentionPath path = selects ? AttentionPath::kSparse : AttentionPath::kDense;
+  if (!point.is_prefill) {
+    return DecodeShape(point.rows, path, visible);
+  }
+  if (point.position <= kMaskedUntil) {
+    path = selects ? AttentionPath::kMaskedSelected : AttentionPath::kMaskedAll;
+  }
+  StepShape shape{.tokens = point.rows,
+                  .logit_rows = 1,
+                  .samples = 1,
+                  .table_updates = 1,
+                  .rows = {},
+                  .visible_max = visible,
+                  .rows_per_sequence = 0};
+  shape.rows.at(static_cast<std::size_t>(path)) = point.rows;
+  return shape;
+}
+
+void Model::Prepare(const Point& point) {
+  shape_ = ShapeOf(point);
   std::vector<std::int32_t> ids;
-  std::vector<std::int32_t> rows;
+  std::vector<std::int32_t> positions;
+  std::vector<std::int32_t> sequences;
   std::vector<std::int64_t> slots;
-  std::vector<SamplingRow> sampling;
   for (std::int64_t row = 0; row < point.rows; ++row) {
     const std::uint64_t bits = CounterBits(7, static_cast<std::uint64_t>(row));
+    const std::int64_t sequence = point.is_prefill ? 0 : row;
+    const std::int64_t position =
+        point.position - 1 - (point.is_prefill ? point.rows - 1 - row : 0);
     ids.push_back(static_cast<std::int32_t>(bits % static_cast<std::uint64_t>(config_.vocabulary)));
-    rows.push_back(static_cast<std::int32_t>(row));
-    slots.push_back(Slot(row, point.position - 1));
+    positions.push_back(static_cast<std::int32_t>(position));
+    sequences.push_back(static_cast<std::int32_t>(sequence));
+    slots.push_back(Slot(sequence, position));
+  }
+  std::vector<std::int32_t> logit_rows;  // of the batch
+  std::vector<std::int32_t> sample_rows;
+  std::vector<SamplingRow> sampling;
+  for (std::int64_t row = 0; row < shape_.logit_rows; ++row) {
+    logit_rows.push_back(static_cast<std::int32_t>(point.is_prefill ? point.rows - 1 : row));
+    sample_rows.push_back(static_cast<std::int32_t>(row));
     sampling.push_back({.temperature = 0.0F,
                         .min_p = 0.0F,
                         .top_p = 1.0F,
@@ -217,12 +260,12 @@ void Model::Prepare(const Point& point) {
                         .top_logprobs = 0});
   }
   ids_ = Uploaded(backend_, ids);
-  rows_ = Uploaded(backend_, rows);
-  sequences_ = Uploaded(backend_, rows);
+  logit_rows_ = Uploaded(backend_, logit_rows);
+  sample_rows_ = Uploaded(backend_, sample_rows);
+  sequences_ = Uploaded(backend_, sequences);
   slots_ = Uploaded(backend_, slots);
   sampling_ = Uploaded(backend_, sampling);
-  positions_ = Uploaded(backend_, std::vector<std::int32_t>(
-                                      rows.size(), static_cast<std::int32_t>(point.position - 1)));
+  positions_ = Uploaded(backend_, positions);
   outputs_ = Must(backend_.Allocate(static_cast<std::size_t>(OutputBytes(shape_))));
   backend_.Zero(outputs_.data(), outputs_.bytes());
   backend_.Synchronize();
@@ -239,23 +282,23 @@ void Model::Queue(Backend& ops, bool batch_invariant) {
                            .batch_invariant = batch_invariant});
   const std::int64_t rows = shape_.tokens;
   const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_);
-  const auto integers = [&](const DeviceBuffer& buffer) {
-    return Vector<const std::int32_t>{.data = buffer.As<const std::int32_t>(), .size = rows};
+  const auto integers = [&](const DeviceBuffer& buffer, std::int64_t count) {
+    return Vector<const std::int32_t>{.data = buffer.As<const std::int32_t>(), .size = count};
   };
   const Matrix<const float> logits =
-      transformer.Forward(shape_, {.token_ids = integers(ids_),
-                                   .positions = integers(positions_),
+      transformer.Forward(shape_, {.token_ids = integers(ids_, rows),
+                                   .positions = integers(positions_, rows),
                                    .slots = {.data = slots_.As<const std::int64_t>(), .size = rows},
-                                   .sequences = integers(sequences_),
+                                   .sequences = integers(sequences_, rows),
                                    .block_tables = {.data = tables_.As<const std::int32_t>(),
-                                                    .rows = rows_max_,
+                                                    .rows = sequences_max_,
                                                     .cols = blocks_each_,
                                                     .row_stride = blocks_each_},
-                                   .logit_rows = integers(rows_),
+                                   .logit_rows = integers(logit_rows_, shape_.logit_rows),
                                    .row_faults = outputs.row_faults});
   ops.Sample({.logits = logits,
-              .logit_rows = integers(rows_),
-              .rows = {.data = sampling_.As<const SamplingRow>(), .size = rows},
+              .logit_rows = integers(sample_rows_, shape_.samples),
+              .rows = {.data = sampling_.As<const SamplingRow>(), .size = shape_.samples},
               .adjustments = {.data = nullptr, .size = 0},
               .masks = {},
               .vocabulary_limit = static_cast<std::int32_t>(config_.vocabulary),
@@ -282,10 +325,17 @@ void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceil
                 const Point& point) {
   constexpr GraphId kStep{0};
   CudaBackend& backend = bench.backend();
-  SectionBackend sections(backend, ceilings, point.position);
+  const auto last = static_cast<double>(point.position);
+  const auto rows = static_cast<double>(point.rows);
+  SectionBackend sections(backend, ceilings,
+                          {.visible = last - (point.is_prefill ? (rows - 1.0) / 2.0 : 0.0),
+                           .distinct = point.is_prefill ? last : rows * last});
   model.Prepare(point);
   const auto queue = [&] { model.Queue(sections); };
   const auto measure = [&] {
+    if (point.is_prefill) {
+      return bench.Measure(queue);
+    }
     backend.Record(kStep, queue);
     return bench.Measure([&] { backend.Replay(kStep); });
   };
@@ -299,7 +349,9 @@ void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceil
     floor_us += sections.floor_us(static_cast<Section>(i));
   }
   const DeviceTiming step = measure();
-  bench.Heading(fmt::format("decode step, {} rows at {} tokens", point.rows, point.position));
+  bench.Heading(point.is_prefill
+                    ? fmt::format("prefill step, {} rows up to {}", point.rows, point.position)
+                    : fmt::format("decode step, {} rows at {} tokens", point.rows, point.position));
   fmt::print("{:<32} {:>10.1f} us [{:.1f}, {:.1f}]  floor {:.1f} us, {:.2f} times; {} launches\n",
              "step", step.median, step.p10, step.p90, floor_us, step.median / floor_us, launches);
   double sum_us = 0.0;
@@ -373,20 +425,30 @@ int Main(const std::string& folder, const std::vector<Point>& points) {
 }  // namespace dsa::bench
 
 int main(int argc, char** argv) {
-  if (argc < 4 || argc % 2 != 0) {
-    fmt::print(stderr, "usage: dsa_step_bench FOLDER ROWS POSITION [ROWS POSITION]...\n");
-    return 2;
-  }
   std::vector<dsa::bench::Point> points;
-  for (int i = 2; i < argc; i += 2) {
-    const dsa::bench::Point point{.rows = std::strtoll(argv[i], nullptr, 10),
-                                  .position = std::strtoll(argv[i + 1], nullptr, 10)};
-    if (point.rows < 1 || point.position < 1) {
-      fmt::print(stderr, "dsa_step_bench: rows {} and position {}: both must be at least 1\n",
+  int i = 2;
+  while (i < argc) {
+    const bool is_prefill = std::string_view(argv[i]) == "prefill";
+    i += is_prefill ? 1 : 0;
+    if (i + 1 >= argc) {
+      break;
+    }
+    points.push_back({.is_prefill = is_prefill,
+                      .rows = std::strtoll(argv[i], nullptr, 10),
+                      .position = std::strtoll(argv[i + 1], nullptr, 10)});
+    const dsa::bench::Point& point = points.back();
+    if (point.rows < 1 || point.position < (is_prefill ? point.rows : 1)) {
+      fmt::print(stderr,
+                 "dsa_step_bench: rows {} and position {}: both must be at least 1, and a prompt's "
+                 "position its rows\n",
                  argv[i], argv[i + 1]);
       return 2;
     }
-    points.push_back(point);
+    i += 2;
+  }
+  if (points.empty() || i != argc) {
+    fmt::print(stderr, "usage: dsa_step_bench FOLDER [prefill] ROWS POSITION ...\n");
+    return 2;
   }
   return dsa::bench::Main(argv[1], points);
 }

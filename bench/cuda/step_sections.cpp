@@ -1,6 +1,5 @@
 #include "bench/cuda/step_sections.h"
 
-#include "common/check.h"
 #include "kernels/fused/add_norm.h"
 #include "kernels/fused/attend.h"
 #include "kernels/fused/expert_mlp.h"
@@ -36,21 +35,37 @@ void AddMlp(SectionWork& work, const GatedMlpParams& params) {
   work.bytes += BytesOf(params.x.x) / 2.0 + BytesOf(params.y);  // x as fp8
 }
 
-SectionWork WorkOf(const AttendParams& params, std::int64_t visible) {
+SectionWork WorkOf(const AttendParams& params, const StepKeys& step) {
   const auto rows = static_cast<double>(params.q.rows);
   const auto heads = static_cast<double>(params.q.heads);
-  const std::int64_t selected = params.selection.slots.data == nullptr
-                                    ? visible
-                                    : std::min(visible, params.selection.slots.cols);
-  const auto keys = static_cast<double>(selected);
+  const double keys =
+      params.selection.slots.data == nullptr
+          ? step.visible
+          : std::min(step.visible, static_cast<double>(params.selection.slots.cols));
   constexpr double kRecord = kLatentValues + kLatentRopeValues;
   const auto head_values =
       static_cast<double>(params.w_uk.heads + params.w_uv.heads) * kLatentValues;
   return {.bytes = heads * head_values * static_cast<double>(SizeOf(params.w_uk.type)) +
-                   rows * keys * static_cast<double>(LatentTokenBytes(params.cache.format)) +
+                   std::min(rows * keys, step.distinct) *
+                       static_cast<double>(LatentTokenBytes(params.cache.format)) +
                    static_cast<double>(params.q.rows * params.q.heads * params.q.cols * 2) +
                    BytesOf(params.o.x) * 1.5,
           .bf16_flops = 2.0 * rows * heads * (head_values + keys * (kRecord + kLatentValues))};
+}
+
+// Of the expanded form: the keys and values of every head once, then every visible pair.
+SectionWork ExpandedWorkOf(const AttendParams& params, const StepKeys& step) {
+  const auto rows = static_cast<double>(params.q.rows);
+  const auto heads = static_cast<double>(params.q.heads);
+  const auto values = static_cast<double>(params.w_uk.heads + params.w_uv.heads);
+  const double head_values = values * kLatentValues;
+  return {.bytes = heads * head_values * static_cast<double>(SizeOf(params.w_uk.type)) +
+                   step.distinct * static_cast<double>(LatentTokenBytes(params.cache.format)) +
+                   static_cast<double>(params.q.rows * params.q.heads * params.q.cols * 2) +
+                   BytesOf(params.o.x) * 1.5,
+          .bf16_flops = 2.0 * heads *
+                        (step.distinct * head_values +
+                         rows * step.visible * (values + static_cast<double>(kLatentRopeValues)))};
 }
 
 }  // namespace
@@ -133,13 +148,12 @@ void SectionBackend::WriteKeys(const WriteKeysParams& params) {
 
 void SectionBackend::SelectKeys(const SelectKeysParams& params) {
   const auto rows = static_cast<double>(params.q.rows);
-  const auto keys = static_cast<double>(visible_);
   const auto query = static_cast<double>(params.q.heads * params.q.cols);
-  const double flops = 2.0 * rows * keys * query;
+  const double flops = 2.0 * rows * keys_.visible * query;
   const bool is_fp8 = params.cache.format == KvFormat::kFp8;
   if (Takes(Section::kSelectKeys,
-            {.bytes = rows * (keys * static_cast<double>(IndexerTokenBytes(params.cache.format)) +
-                              2.0 * query + 4.0 * static_cast<double>(params.k)),
+            {.bytes = keys_.distinct * static_cast<double>(IndexerTokenBytes(params.cache.format)) +
+                      rows * (2.0 * query + 4.0 * static_cast<double>(params.k)),
              .fp8_flops = is_fp8 ? flops : 0.0,
              .bf16_flops = is_fp8 ? 0.0 : flops})) {
     inner_.SelectKeys(params);
@@ -147,13 +161,15 @@ void SectionBackend::SelectKeys(const SelectKeysParams& params) {
 }
 
 void SectionBackend::AttendLatent(const AttendLatentParams& params) {
-  if (Takes(Section::kAttendLatent, WorkOf(params.attend, visible_))) {
+  if (Takes(Section::kAttend, WorkOf(params.attend, keys_))) {
     inner_.AttendLatent(params);
   }
 }
 
 void SectionBackend::AttendMasked(const AttendMaskedParams& params) {
-  DSA_CHECK(false, "SectionBackend: a decode step of {} masked rows", params.attend.q.rows);
+  if (Takes(Section::kAttend, ExpandedWorkOf(params.attend, keys_))) {
+    inner_.AttendMasked(params);
+  }
 }
 
 void SectionBackend::GatedMlp(const GatedMlpParams& params) {

@@ -1,4 +1,4 @@
-// A decode step taken apart: which op of the step belongs to which section, what each section has
+// A step taken apart: which op of the step belongs to which section, what each section has
 // to move and to compute at least, and a backend that queues one section alone.  One thread.
 #pragma once
 
@@ -20,7 +20,7 @@ enum class Section : std::uint8_t {
   kWriteKeys,
   kQueryProjection,
   kSelectKeys,
-  kAttendLatent,
+  kAttend,
   kOutputProjection,
   kGatedMlp,
   kExpertMlp,
@@ -48,13 +48,18 @@ struct SectionWork {
   double bf16_flops = 0.0;
 };
 
-// Passes the ops of a decode step on, fused ones included, where they belong to the section that is
+// Keys of a step.
+struct StepKeys {
+  double visible;   // that a row sees, in the mean
+  double distinct;  // that the step reads
+};
+
+// Passes the ops of a step on, fused ones included, where they belong to the section that is
 // wanted, and leaves the others out.
 class SectionBackend final : public ForwardingBackend {
  public:
-  // `visible`: keys that each row sees.
-  SectionBackend(Backend& inner, const CardCeilings& ceilings, std::int64_t visible)
-      : ForwardingBackend(inner), ceilings_(ceilings), visible_(visible) {}
+  SectionBackend(Backend& inner, const CardCeilings& ceilings, const StepKeys& keys)
+      : ForwardingBackend(inner), ceilings_(ceilings), keys_(keys) {}
 
   // From now on this section alone, or all of them; work is counted from nothing.
   void Want(std::optional<Section> section) {
@@ -84,7 +89,7 @@ class SectionBackend final : public ForwardingBackend {
   bool Takes(Section section, const SectionWork& work);
 
   CardCeilings ceilings_;
-  std::int64_t visible_;
+  StepKeys keys_;
   std::optional<Section> wanted_;
   std::array<SectionWork, kSectionNames.size()> works_{};
   std::array<double, kSectionNames.size()> floors_us_{};

@@ -67,11 +67,11 @@ class RowSampler {
 
   __device__ void Run() {
     const bool is_finite = Load();
-    if (Combine(is_finite ? 0U : 1U, [](auto a, auto b) { return a | b; }) != 0) {
+    Key best = LargestKey(is_finite);
+    if (best == kNotFinite) {
       Fail(kRowFaultLogits);
       return;
     }
-    Key best = LargestKey();
     if (best == 0) {
       Fail(kRowFaultNoCandidate);
       return;
@@ -80,7 +80,7 @@ class RowSampler {
     WriteTop(log_sum);
     if (wanted_.adjustments_count > 0) {
       Adjust();
-      best = LargestKey();
+      best = LargestKey(true);
     }
     if (wanted_.temperature > 0.0F) {
       Draw(ValueOf(best), log_sum);
@@ -92,7 +92,8 @@ class RowSampler {
  private:
   __device__ static int Chunk(int slice) { return ((slice + kThreads - 1) / kThreads) | 1; }
 
-  // Keys.  0 is no key.
+  // Keys.  0 is no key, and a finite logit's is below kNotFinite.
+  static constexpr Key kNotFinite = ~Key{0};
   __device__ static Key KeyOf(float value, int id) {
     if (value == -INFINITY) {
       return 0;
@@ -157,8 +158,9 @@ class RowSampler {
     return a + b;
   }
 
-  __device__ Key LargestKey() {
-    Key best = 0;
+  // kNotFinite where one of the threads has met such a logit.
+  __device__ Key LargestKey(bool is_finite) {
+    Key best = is_finite ? 0 : kNotFinite;
     for (int i = chunk_first_; i < chunk_last_; ++i) {
       best = max(best, KeyAt(i));
     }
@@ -259,6 +261,10 @@ class RowSampler {
       }
       cluster.sync();
     }
+    if (wanted == 0) {
+      ClearTop();
+      return;
+    }
     if (rank_ != 0 || threadIdx.x >= cuda::kWarpSize) {
       return;
     }
@@ -283,11 +289,15 @@ class RowSampler {
     }
   }
 
-  __device__ void Fail(std::int32_t fault) {
+  __device__ void ClearTop() {
     if (rank_ == 0 && threadIdx.x < kTopLogprobsMax) {
       p_.top_ids.Row(row_)[threadIdx.x] = -1;
       p_.top_logprobs.Row(row_)[threadIdx.x] = 0.0F;
     }
+  }
+
+  __device__ void Fail(std::int32_t fault) {
+    ClearTop();
     if (rank_ == 0 && threadIdx.x == 0) {
       p_.tokens.data[row_] = 0;
       p_.logprobs.data[row_] = 0.0F;
@@ -503,7 +513,8 @@ class RowSampler {
   double inverse_temperature_ = 0.0;
 };
 
-__global__ __launch_bounds__(kThreads)
+// Two blocks a multiprocessor: with more registers 64 rows, 512 blocks, would run in four waves.
+__global__ __launch_bounds__(kThreads, 2)
     __cluster_dims__(kBlocks) void SampleKernel(const __grid_constant__ SampleParams p, int slice) {
   extern __shared__ __align__(16) std::uint8_t memory[];
   cuda::StartAfterPredecessors();
