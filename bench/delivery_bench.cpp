@@ -333,10 +333,10 @@ int Run(int seconds) {
   getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = limit.rlim_max;
   DSA_CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0, "no descriptors");
-  // A connection takes two descriptors; what else is open takes fewer than a thousand.
+  // A connection takes two descriptors; the rest is for what follows.
   constexpr std::int64_t kWanted = 10'000;
   const std::int64_t idle =
-      std::min(kWanted, (static_cast<std::int64_t>(limit.rlim_cur) - 1'000) / 2);
+      std::min(kWanted, (static_cast<std::int64_t>(limit.rlim_cur) - 1'000) / 3);
   Clients http_idle;  // processes before threads
   Clients http_streams;
   Clients grpc_streams;
