@@ -278,6 +278,11 @@ Result<std::unique_ptr<StepRunner>> StepRunner::Create(const BenchModel& model,
       state->model,
       ModelExecutor::Create(*state->backend,
                             {.config = state->config, .weights = model.loaded.weights}, config));
+  if (options.masked_until >= 0) {
+    state->masked_until = options.masked_until;
+  } else {
+    state->MeasureBorder(config.limits);
+  }
   DSA_ASSIGN_OR_RETURN(
       state->executor,
       CopyingExecutor::Create(*state->model, *state->backend, config.blocks, options.chunk_tokens));

@@ -173,15 +173,17 @@ TEST_CASE("an interrupted run writes what it has, marked as incomplete", "[bench
 TEST_CASE("a slice of the layers is scaled to all of them, and says so", "[bench][position]") {
   const TemporaryFolder folder;
   const std::string output = folder / "out";
-  const Ended ended = testing::RunDsa(
-      {"bench", "position", "--model", Model(), "--load", "dummy", "--slice", "layers=3", "--quick",
-       "--positions", "0,256,512,768,1024", "--max-batch", "1", "--output", output},
-      "");
+  const Ended ended =
+      testing::RunDsa({"bench", "position", "--model", Model(), "--load", "dummy", "--slice",
+                       "layers=3", "--quick", "--positions", "0,256,512,768,1024", "--max-batch",
+                       "1", "--masked-mha-until", "512", "--output", output},
+                      "");
   CAPTURE(ended.err, ended.out);
   REQUIRE(ended.exit_code == 0);
   const Json json = Json::parse(FileText(output + "/position.json"));
   const Json& scaled = json["scaled_to_all_layers"];
   CHECK(json["layers"] == 3);
+  CHECK(json["masked_mha_until"] == 512);  // what the steps have run with
   CHECK(scaled["layers"] == 5);
   REQUIRE(scaled["points"].size() == json["points"].size());
   for (std::size_t i = 0; i < scaled["points"].size(); ++i) {
