@@ -114,15 +114,14 @@ for group in "${!groups[@]}"; do
 done
 groups[others]=$others
 
-sanitized() {  # TOOL CASES NAME [OPTION...]
-  local tool=$1 cases=$2 name=$3 output
-  shift 3
+sanitized() {  # TOOL GROUP [OPTION...]
+  local tool=$1 group=$2 output report
+  shift 2
   output=$(mktemp)
   local start=$SECONDS result=clean
   compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$@" ./kernels_cuda_tests \
-    "$cases" >"$output" 2>&1 || result="failed with $?"
-  local report
-  report="$tool $name: $result after $((SECONDS - start)) s; $(grep -aE \
+    "${groups[$group]}" >"$output" 2>&1 || result="failed with $?"
+  report="$tool $group: $result after $((SECONDS - start)) s; $(grep -aE \
     'All tests passed|test cases:' "$output" | tail -n 1)"
   [[ $result == clean ]] || report+=$'\n'$(grep -av 'Host Frame' "$output" | head -n 40)
   echo "$report"  # in one piece: others write at the same time
@@ -130,8 +129,7 @@ sanitized() {  # TOOL CASES NAME [OPTION...]
   [[ $result == clean ]]
 }
 
-# One line per run: tool, cases, name and options, between tabs.  racecheck takes minutes for a group,
-# so it gets case by case; the longest runs begin first.
+# One line per run: tool, group and options.  racecheck takes minutes for a group, so it begins first.
 #
 # memcheck takes the API's error for a kernel node that is not ours for a fault; the test that asks
 # expects it.  cuBLASLt's kernels are left to memcheck and synccheck: racecheck ends in an internal
@@ -140,33 +138,35 @@ sanitized() {  # TOOL CASES NAME [OPTION...]
 # follow mbarriers that PTX waits for, so in latent and masked attention it reports every hand-over
 # between producers and consumers.
 sanitizer_runs() {
-  local group name
+  local group
   for group in select_keys sample others gate topk; do
-    while IFS= read -r name; do
-      printf 'racecheck\t%s\t%s\t--kernel-name\tkns=dsa\n' "${name//,/\\,}" "$group: $name"
-    done < <(./kernels_cuda_tests "${groups[$group]}" --list-test-names-only || true)
+    echo "racecheck $group --kernel-name kns=dsa"
   done
   for group in "${!groups[@]}"; do
-    printf 'memcheck\t%s\t%s\t--report-api-errors\tno\n' "${groups[$group]}" "$group"
-    printf 'synccheck\t%s\t%s\n' "${groups[$group]}" "$group"
+    echo "memcheck $group --report-api-errors no"
+    echo "synccheck $group"
     case $group in
       linear | experts) ;;
-      *) printf 'initcheck\t%s\t%s\t--kernel-name\tkns=dsa\n' "${groups[$group]}" "$group" ;;
+      *) echo "initcheck $group --kernel-name kns=dsa" ;;
     esac
   done
 }
 
-sanitized_line() {
-  local run
-  IFS=$'\t' read -ra run <<<"$1"
-  sanitized "${run[@]}"
-}
-
+# Ten at once: each patches all kernels before the first one runs, and of twenty at once none was done
+# after 70 s, where ten went through two tools in 105.
 sanitize() {  # [TOOL]: only this one's
-  export -f sanitized sanitized_line
-  # shellcheck disable=SC2016
-  sanitizer_runs | grep "^${1:-}" |
-    xargs -d '\n' -P "$(nproc)" -n 1 bash -c 'sanitized_line "$1"' _
+  local failed=0 tool group options job
+  while read -r tool group options; do
+    while (($(jobs -rp | wc -l) >= 10)); do
+      wait -n || failed=1
+    done
+    # shellcheck disable=SC2086
+    sanitized "$tool" "$group" $options &
+  done < <(sanitizer_runs | grep "^${1:-}")
+  for job in $(jobs -p); do
+    wait "$job" || failed=1
+  done
+  return $failed
 }
 
 slice_model=configs/models/deepseek-v32-ep32

@@ -83,7 +83,7 @@ class Sweep final {
   void Keep(PositionRow row, std::vector<double> times);
   void Skip(bool decode, Attention attention, std::int64_t position, const std::string& reason);
   void Show(const std::string& what);
-  std::int64_t DecodeStart(std::int64_t position) const;
+  std::int64_t DecodeStart(std::int64_t position, std::int64_t batch) const;
 
   const PositionOptions& options_;
   const PositionSizes& sizes_;
@@ -133,9 +133,17 @@ std::function<bool(const std::vector<double>&)> Sweep::KeepGoing() const {
   };
 }
 
-// The measured steps end at the position, or begin with it where the context has just begun.
-std::int64_t Sweep::DecodeStart(std::int64_t position) const {
-  return std::max<std::int64_t>(1, position - sizes_.repeats.maximum / 2);
+// The measured steps lie about the position, begin with it where the context has just begun, and
+// end before the context does, however many steps pass until all sequences decode.
+std::int64_t Sweep::DecodeStart(std::int64_t position, std::int64_t batch) const {
+  constexpr std::int64_t kOtherSteps = 4;  // untimed ones, and the last token
+  const StepRunnerOptions runner =
+      sizes_.RunnerOptions(true, Attention::kSparse, batch_max_, position);
+  const std::int64_t prompt_rows = runner.chunk_tokens - batch;  // of each step, at least
+  const std::int64_t until_all_decode = batch * kTokensPerBlock / prompt_rows + 2;
+  const std::int64_t last =
+      sizes_.context_max - sizes_.repeats.maximum - until_all_decode - kOtherSteps;
+  return std::max<std::int64_t>(1, std::min(position - sizes_.repeats.maximum / 2, last));
 }
 
 Status Sweep::Prefill(StepRunner& runner, Attention attention, std::int64_t position) {
@@ -175,7 +183,7 @@ Status Sweep::Prefill(StepRunner& runner, Attention attention, std::int64_t posi
 
 Status Sweep::Decode(StepRunner& runner, Attention attention, std::int64_t position,
                      std::int64_t batch) {
-  const std::int64_t start = DecodeStart(position);
+  const std::int64_t start = DecodeStart(position, batch);
   DSA_ASSIGN_OR_RETURN(std::vector<double> times,
                        runner.MeasureDecode(batch, start, Keys::kCopied, KeepGoing()));
   if (times.empty()) {
@@ -215,7 +223,7 @@ Status Sweep::TimeOperators(StepRunner& runner, PositionRow& row) {
   const auto once = KeepGoing();
   DSA_ASSIGN_OR_RETURN(
       std::vector<double> steps,
-      runner.MeasureDecode(row.batch, DecodeStart(row.position), Keys::kCopied,
+      runner.MeasureDecode(row.batch, DecodeStart(row.position, row.batch), Keys::kCopied,
                            [&](const std::vector<double>& times) {
                              if (times.empty()) {
                                runner.operators().Start();  // the steps before are behind

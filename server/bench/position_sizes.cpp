@@ -59,8 +59,9 @@ Result<PositionSizes> ChoosePositionSizes(const PositionOptions& options,
   sizes.context_max = model.context_max;
   sizes.chunk = options.chunk_tokens > 0 ? options.chunk_tokens : (cpu ? 64 : 2048);
   sizes.batch_max = options.batch_max > 0 ? options.batch_max : (cpu ? 4 : 256);
-  sizes.repeats =
-      options.quick ? RepeatLimits{2, 16, cpu ? 0.25 : 0.5} : RepeatLimits{5, 200, cpu ? 5.0 : 3.0};
+  // Three of a GPU: one may be off.
+  sizes.repeats = options.quick ? RepeatLimits{cpu ? 2 : 3, 16, cpu ? 0.25 : 0.5}
+                                : RepeatLimits{5, 200, cpu ? 5.0 : 3.0};
   if (options.batch > sizes.batch_max || sizes.batch_max > sizes.chunk) {
     return InvalidArgument(
         fmt::format("batch: {} and max-batch: {} must ascend to the {} rows of a step (--chunk)",

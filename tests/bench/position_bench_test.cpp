@@ -202,6 +202,26 @@ TEST_CASE("a slice of the layers is scaled to all of them, and says so", "[bench
   CHECK(ended.out.find("scaled from 3 to 5 layers:") != std::string::npos);
 }
 
+TEST_CASE("a context is measured to its end", "[bench][position]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "out";
+  const Ended made = testing::RunDsa(
+      {"make-checkpoint", "--output", folder / "model", "--context", "512", "--hidden", "128"}, "");
+  REQUIRE(made.exit_code == 0);
+  const Ended ended = testing::RunDsa({"bench", "position", "--model", folder / "model", "--quick",
+                                       "--positions", "256,512", "--output", output},
+                                      "");
+  CAPTURE(ended.err, ended.out);
+  REQUIRE(ended.exit_code == 0);
+  CHECK(Json::parse(FileText(output + "/position.json"))["complete"] == true);
+  int at_the_end = 0;
+  for (const Line& line : CsvLines(FileText(output + "/position.csv"))) {
+    CHECK(Number(line, "pos_end") <= 512);
+    at_the_end += line.at("phase") == "decode" && Number(line, "pos_start") > 450 ? 1 : 0;
+  }
+  CHECK(at_the_end == 4);  // of DSA and its twin, one sequence and four
+}
+
 TEST_CASE("positions whose caches do not fit are left out and named", "[bench][position]") {
   const TemporaryFolder folder;
   const std::string output = folder / "out";
