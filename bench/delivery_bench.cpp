@@ -73,16 +73,18 @@ std::string StreamRequest(Protocol protocol) {
         "Content-Length: {}\r\n\r\n{}",
         body.size(), body);
   }
-  using namespace testing;
+  using testing::Frame;
   const std::string message("\x1a\x03\x0a\x01\x07", 5);  // token_ids { ids: 7 }
   // Windows so large that the client need not give more.
   const std::string settings("\x00\x04\x7f\xff\xff\xff", 6);
   const std::string window("\x7f\x00\x00\x00", 4);
-  return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(kSettingsFrame, 0, 0, settings) +
-         Frame(kWindowUpdateFrame, 0, 0, window) + Frame(kSettingsFrame, kAckFlag, 0, "") +
-         Frame(kHeadersFrame, kEndHeadersFlag, 1,
-               RequestHeaders("/dsa.v1.CompletionService/CompleteStream")) +
-         Frame(kDataFrame, kEndStreamFlag, 1, std::string("\0\0\0\0\x05", 5) + message);
+  return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(testing::kSettingsFrame, 0, 0, settings) +
+         Frame(testing::kWindowUpdateFrame, 0, 0, window) +
+         Frame(testing::kSettingsFrame, testing::kAckFlag, 0, "") +
+         Frame(testing::kHeadersFrame, testing::kEndHeadersFlag, 1,
+               testing::RequestHeaders("/dsa.v1.CompletionService/CompleteStream")) +
+         Frame(testing::kDataFrame, testing::kEndStreamFlag, 1,
+               std::string("\0\0\0\0\x05", 5) + message);
 }
 
 Descriptor Connect(std::int64_t port) {
@@ -231,6 +233,7 @@ struct Order {
     _exit(0);
   }
   std::vector<Descriptor> clients;
+  clients.reserve(static_cast<std::size_t>(order.connections));
   for (std::int64_t i = 0; i < order.connections; ++i) {
     clients.push_back(Connect(order.port));
     if (!clients.back().ok()) {
@@ -245,6 +248,7 @@ struct Order {
     _exit(1);
   }
   std::vector<pollfd> watched;
+  watched.reserve(clients.size());
   for (const Descriptor& client : clients) {
     watched.push_back({.fd = client.number(), .events = POLLIN, .revents = 0});
   }

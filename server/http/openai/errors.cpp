@@ -20,8 +20,8 @@ constexpr std::string_view kServersState = "server_error";
 
 Shape ShapeOf(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return {400, kClientsMistake};
-    case ErrorCode::kUnimplemented: return {400, kClientsMistake};
+    case ErrorCode::kInvalidArgument:
+    case ErrorCode::kUnimplemented:
     case ErrorCode::kFailedPrecondition: return {400, kClientsMistake};
     case ErrorCode::kNotFound: return {404, kClientsMistake};
     case ErrorCode::kAlreadyExists: return {409, kClientsMistake};
