@@ -17,22 +17,41 @@ PrefixCache::PrefixCache(BlockPool& pool)
   pool_.SetEvictListener([this](BlockId id) { Remove(id); });
 }
 
-std::int32_t& PrefixCache::Bucket(const BlockHash& hash) {
+std::size_t PrefixCache::BucketOf(const BlockHash& hash) const {
   std::uint64_t key = 0;
   std::memcpy(&key, hash.bytes.data(), sizeof(key));
-  return buckets_[key & (buckets_.size() - 1)];
+  return key & (buckets_.size() - 1);
 }
 
-std::int32_t PrefixCache::Find(const BlockHash& hash, const PrefixChain& chain,
-                               std::span<const TokenId> block_tokens) {
-  for (std::int32_t index = Bucket(hash); index != kNone; index = table_[index].next) {
+std::int32_t PrefixCache::Find(const BlockHash& hash, const BlockHash& root, std::int64_t parent,
+                               std::span<const TokenId> block_tokens) const {
+  for (std::int32_t index = buckets_[BucketOf(hash)]; index != kNone; index = table_[index].next) {
     const Entry& entry = table_[index];
-    if (entry.hash == hash && entry.root == chain.root && entry.parent == chain.last_publication &&
+    if (entry.hash == hash && entry.root == root && entry.parent == parent &&
         std::equal(block_tokens.begin(), block_tokens.end(), BlockTokens(index))) {
       return index;
     }
   }
   return kNone;
+}
+
+CachedPrefix PrefixCache::Peek(std::span<const TokenId> tokens, std::int64_t blocks_max,
+                               const PrefixChain& chain) const {
+  DSA_CHECK(chain.linked == 0, "PrefixCache: the chain already has {} blocks", chain.linked);
+  CachedPrefix found;
+  std::int64_t parent = 0;
+  const auto blocks = std::min(blocks_max, static_cast<std::int64_t>(chain.hashes.size()));
+  for (; found.blocks < blocks; ++found.blocks) {
+    const std::int32_t index =
+        Find(chain.hashes[found.blocks], chain.root, parent,
+             tokens.subspan(found.blocks * tokens_per_block_, tokens_per_block_));
+    if (index == kNone) {
+      break;
+    }
+    parent = table_[index].publication;
+    found.unreferenced += pool_.references(BlockId{index}) == 0 ? 1 : 0;
+  }
+  return found;
 }
 
 std::int64_t PrefixCache::Match(std::span<const TokenId> tokens, std::int64_t blocks_max,
@@ -41,7 +60,7 @@ std::int64_t PrefixCache::Match(std::span<const TokenId> tokens, std::int64_t bl
   DSA_CHECK(table.blocks() == 0, "PrefixCache: the table already has {} blocks", table.blocks());
   const auto blocks = std::min(blocks_max, static_cast<std::int64_t>(chain.hashes.size()));
   for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::int32_t index = Find(chain.hashes[block], chain,
+    const std::int32_t index = Find(chain.hashes[block], chain.root, chain.last_publication,
                                     tokens.subspan(block * tokens_per_block_, tokens_per_block_));
     if (index == kNone) {
       break;
@@ -62,7 +81,7 @@ void PrefixCache::Publish(std::span<const TokenId> tokens, std::int64_t full_blo
   for (; chain.linked < full_blocks; ++chain.linked) {
     const BlockHash& hash = chain.hashes[chain.linked];
     const auto block_tokens = tokens.subspan(chain.linked * tokens_per_block_, tokens_per_block_);
-    std::int32_t index = Find(hash, chain, block_tokens);
+    std::int32_t index = Find(hash, chain.root, chain.last_publication, block_tokens);
     if (index == kNone) {
       index = Value(table.block(chain.linked));
       Insert(index, hash, chain, block_tokens);

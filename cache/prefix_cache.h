@@ -10,11 +10,17 @@
 #include "cache/block_table.h"
 #include "cache/prefix_hash.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace dsa {
+
+struct CachedPrefix {
+  std::int64_t blocks = 0;
+  std::int64_t unreferenced = 0;  // of them: sharing one takes it from those that are available
+};
 
 class PrefixCache final {
  public:
@@ -22,6 +28,10 @@ class PrefixCache final {
   explicit PrefixCache(BlockPool& pool);
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
+
+  // What Match would find, and nothing is referenced.
+  CachedPrefix Peek(std::span<const TokenId> tokens, std::int64_t blocks_max,
+                    const PrefixChain& chain) const;
 
   // Appends to the empty `table` the longest cached prefix of at most `blocks_max` blocks whose
   // hashes `chain` has; returns how many.  The chain must be unlinked (linked == 0).
@@ -52,15 +62,19 @@ class PrefixCache final {
     std::int32_t next = kNone;     // in its bucket
   };
 
-  std::int32_t& Bucket(const BlockHash& hash);
-  // The block that holds `block_tokens` behind the chain's last linked block.
-  std::int32_t Find(const BlockHash& hash, const PrefixChain& chain,
-                    std::span<const TokenId> block_tokens);
+  std::size_t BucketOf(const BlockHash& hash) const;
+  std::int32_t& Bucket(const BlockHash& hash) { return buckets_[BucketOf(hash)]; }
+  // The block that holds `block_tokens` behind the block of publication `parent`, 0 for the first.
+  std::int32_t Find(const BlockHash& hash, const BlockHash& root, std::int64_t parent,
+                    std::span<const TokenId> block_tokens) const;
 
   void Insert(std::int32_t index, const BlockHash& hash, const PrefixChain& chain,
               std::span<const TokenId> block_tokens);
   void Remove(BlockId id);
   TokenId* BlockTokens(std::int32_t index) {
+    return tokens_.data() + static_cast<std::int64_t>(index) * tokens_per_block_;
+  }
+  const TokenId* BlockTokens(std::int32_t index) const {
     return tokens_.data() + static_cast<std::int64_t>(index) * tokens_per_block_;
   }
 

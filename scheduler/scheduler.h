@@ -28,6 +28,7 @@
 #include "common/clock.h"
 #include "common/status.h"
 #include "scheduler/policy.h"
+#include "scheduler/rank_offer.h"
 #include "scheduler/scheduler_config.h"
 #include "scheduler/sequence.h"
 #include "scheduler/step_cost.h"
@@ -62,6 +63,10 @@ class Scheduler final {
   // INVALID_ARGUMENT with need and have: a request that not even an empty cache can hold, or longer
   // than the context.  Thread-safe: reads constants only.
   Status CheckFits(std::int64_t prompt_tokens, std::int64_t max_tokens) const;
+
+  // What this data rank, of several, could do for a sequence that CheckFits accepted and that is
+  // at none yet; between Commit and Plan.
+  RankOffer OfferFor(const Sequence& sequence) const;
 
   // Queues a sequence that CheckFits accepted; returns its slot.  At most slots() are live.
   std::int32_t Add(std::unique_ptr<Sequence> sequence);
@@ -114,6 +119,8 @@ class Scheduler final {
   void VisitRows(const Sequence& sequence, std::int64_t tokens, const Visit& visit) const;
   StepWork WorkOf(const Sequence& sequence, std::int64_t tokens) const;
   bool IsPlanned(const Sequence& sequence) const { return sequence.planned_ == plans_; }
+  CachedPrefix CachedPrefixOf(const Sequence& sequence) const;
+  std::int64_t TokensOwed() const;
   std::int64_t SpareBlocks() const;
   bool NeedsFullReservation(const Sequence& sequence) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;

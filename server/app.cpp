@@ -80,8 +80,7 @@ std::int64_t GrpcThreadsAtMost() {
 // All threads that serving takes: the backend's, ours and gRPC's.
 std::int64_t ThreadsAtMost(const ServerConfig& config) {
   constexpr std::int64_t kOurs = 11;  // engine, pump, acceptors, watchdog, log, texts, HTTP
-  return ChooseCpuThreads(config.threads).count + config.tensor_parallel_size + kOurs +
-         GrpcThreadsAtMost();
+  return ChooseCpuThreads(config.threads).count + AllRanks(config) + kOurs + GrpcThreadsAtMost();
 }
 
 // An error of the listening sockets, which know one key.
@@ -133,8 +132,8 @@ Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerCon
   DSA_RETURN_IF_ERROR(ProbeAddresses(config));
   RankBackends own_devices;
   if (devices.backends.empty()) {
-    DSA_ASSIGN_OR_RETURN(
-        own_devices, MakeRankBackends(config.device, config.threads, config.tensor_parallel_size));
+    DSA_ASSIGN_OR_RETURN(own_devices,
+                         MakeRankBackends(config.device, config.threads, LayoutOf(config)));
     devices.group = own_devices.group.get();
     for (const std::unique_ptr<Backend>& backend : own_devices.backends) {
       devices.backends.push_back(backend.get());
@@ -229,7 +228,8 @@ Status App::LoadModel() {
        {"type", ToString(model.architecture)},
        {"layers", model.layers},
        {"device", devices_.backends.front()->Name()},
-       {"ranks", config_.tensor_parallel_size},
+       {"ranks", AllRanks(config_)},
+       {"data_ranks", config_.data_parallel_size},
        {"context_tokens", context_length_},
        {"cache_blocks", std::int64_t{sizes.engine.blocks}},
        {"cache_bytes", sizes.memory.executor.cache}});
@@ -369,7 +369,8 @@ Status App::Listen() {
   listening.guard.streams_max = config_.max_concurrent_streams;
   listening.guard.cancels_per_s = config_.max_cancels_per_s;
   constexpr std::int64_t kOtherStreams = 512;  // watches of health, tokens, and so on
-  listening.streams_max = SequencesMax(config_) + config_.max_queued_requests + kOtherStreams;
+  listening.streams_max = config_.data_parallel_size * SequencesMax(config_) +
+                          config_.max_queued_requests + kOtherStreams;
   // Again, now that the model is there: it takes address space too, and gRPC aborts without
   // threads.
   DSA_RETURN_IF_ERROR(ProbeThreads(GrpcThreadsAtMost()));

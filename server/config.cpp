@@ -116,6 +116,34 @@ Status CheckListen(const std::string& listen, std::string_view key, const Server
   return {};
 }
 
+// What ranks need of each other; the model has a say too (CheckRanks).
+Status CheckLayout(const ServerConfig& config) {
+  if (config.expert_parallel && AllRanks(config) == 1) {
+    return InvalidArgument(
+        "expert_parallel: true with tensor_parallel_size: 1: one rank holds every expert; it is "
+        "false, or there are more ranks");
+  }
+  if (config.data_parallel_size > 1 && !config.expert_parallel) {
+    return InvalidArgument(fmt::format(
+        "data_parallel_size: {} without expert_parallel: data ranks share the routed experts, and "
+        "nothing else; say expert_parallel too, or data_parallel_size: 1",
+        config.data_parallel_size));
+  }
+  const std::optional<DeviceName> device = ParseDevice(config.device);
+  if (config.data_parallel_size > 1 && device && device->kind != DeviceKind::kCpu) {
+    return InvalidArgument(
+        fmt::format("data_parallel_size: {} on device \"{}\": only the device cpu has more than 1",
+                    config.data_parallel_size, config.device));
+  }
+  constexpr std::int64_t kRanksMax = 64;
+  if (AllRanks(config) > kRanksMax) {
+    return InvalidArgument(fmt::format(
+        "data_parallel_size: {} of tensor_parallel_size: {} are {} ranks, at most {}",
+        config.data_parallel_size, config.tensor_parallel_size, AllRanks(config), kRanksMax));
+  }
+  return {};
+}
+
 // Devices that are named are as many as there are ranks.
 Status CheckDeviceCount(const ServerConfig& config) {
   const std::optional<DeviceName> device = ParseDevice(config.device);
@@ -232,6 +260,10 @@ Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& co
       key.value);
 }
 
+std::int64_t AllRanks(const ServerConfig& config) {
+  return config.tensor_parallel_size * config.data_parallel_size;
+}
+
 std::int64_t SequencesMax(const ServerConfig& config) {
   constexpr std::int64_t kDefault = 256;
   return config.max_num_seqs > 0 ? config.max_num_seqs
@@ -247,11 +279,7 @@ Status Validate(const ServerConfig& config) {
     DSA_RETURN_IF_ERROR(CheckListen(config.http_listen, "http_listen", config));
   }
   DSA_RETURN_IF_ERROR(CheckDeviceCount(config));
-  if (config.expert_parallel && config.tensor_parallel_size == 1) {
-    return InvalidArgument(
-        "expert_parallel: true with tensor_parallel_size: 1: one rank holds every expert; it is "
-        "false, or there are more ranks");
-  }
+  DSA_RETURN_IF_ERROR(CheckLayout(config));
   if (config.max_num_batched_tokens < SequencesMax(config)) {
     return InvalidArgument(fmt::format("max_num_batched_tokens: {} is below max_num_seqs: {}",
                                        config.max_num_batched_tokens, config.max_num_seqs));

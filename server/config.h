@@ -28,6 +28,7 @@ struct ServerConfig {
   std::string device = "cpu";
   std::int64_t threads = 0;
   std::int64_t tensor_parallel_size = 1;
+  std::int64_t data_parallel_size = 1;
   bool expert_parallel = false;
   std::string attention = "sparse";
   std::int64_t masked_mha_until = kAutomatic;
@@ -115,7 +116,10 @@ Status ReadConfigFile(const std::string& path, ServerConfig& config);
 // Puts one value over `config`, from a flag's text; a switch takes "true" or "false".
 Status SetFromFlag(const ConfigKey& key, std::string_view text, ServerConfig& config);
 
-// max_num_seqs, or what its 0 stands for.
+// Tensor ranks of all data ranks.
+std::int64_t AllRanks(const ServerConfig& config);
+
+// max_num_seqs, or what its 0 stands for; of each data rank.
 std::int64_t SequencesMax(const ServerConfig& config);
 
 // What holds between keys: a model is named, and an address beyond this machine is asked for by

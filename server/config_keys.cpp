@@ -62,6 +62,12 @@ std::vector<ConfigKey> DeviceKeys() {
        "the head. It divides the heads. On the CPU ranks are threads of the process and share "
        "`threads`; on CUDA each has a device of its own, at most 8.",
        IntValue{&C::tensor_parallel_size, 1, 64}},
+      {"data_parallel_size", "Computation",
+       "Data ranks, each with all of attention and with sequences and caches of its own, of as "
+       "many "
+       "tensor ranks as tensor_parallel_size says; the routed experts are over the ranks of all. "
+       "With expert_parallel, for a model that has routed experts; on the CPU only.",
+       IntValue{&C::data_parallel_size, 1, 64}},
       {"expert_parallel", "Computation",
        "true: each rank holds some of the routed experts whole, not a part of every one. Only with "
        "several ranks.",

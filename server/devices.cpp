@@ -66,7 +66,8 @@ Status MakeRanksOnCuda(const DeviceName& name, const std::string& device, RankBa
 }  // namespace
 
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
-                                      std::int64_t ranks) {
+                                      const RankLayout& layout) {
+  const std::int64_t ranks = layout.all_ranks();
   RankBackends made;
   if (ranks == 1) {
     DSA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> only, MakeBackend(device, threads));
@@ -77,7 +78,8 @@ Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t th
   if (!name) {
     return InvalidArgument(fmt::format("device: \"{}\" is not one of {}", device, kDeviceNames));
   }
-  made.group = std::make_unique<ThreadGroup>(static_cast<int>(ranks));
+  made.group =
+      std::make_unique<ThreadGroup>(static_cast<int>(ranks), static_cast<int>(layout.data_ranks));
   if (name->kind == DeviceKind::kCuda) {
     DSA_RETURN_IF_ERROR(MakeRanksOnCuda(*name, device, made));
     return made;

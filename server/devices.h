@@ -4,6 +4,7 @@
 #include "common/status.h"
 #include "kernels/backend.h"
 #include "kernels/comm/thread_group.h"
+#include "model/rank_shape.h"
 
 #include <cstdint>
 #include <memory>
@@ -34,8 +35,9 @@ struct RankBackends {
 };
 
 // As MakeBackend, of one device for each rank; INVALID_ARGUMENT where `device` names another number
-// of them.  On the CPU several ranks share the threads, at least one each.
+// of them.  On the CPU several ranks share the threads, at least one each.  Each data rank is a
+// part of the group.
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
-                                      std::int64_t ranks);
+                                      const RankLayout& layout);
 
 }  // namespace dsa

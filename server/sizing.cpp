@@ -63,7 +63,7 @@ std::int64_t DefaultCacheBytes(const ServerConfig& config, const ServerMemory& w
   return IsCuda(config)
              ? left
              : std::min({left, kCpuCacheBytesDefault, without_cache.available / kShare}) /
-                   config.tensor_parallel_size;
+                   AllRanks(config);
 }
 
 // What requests, texts and gRPC take beside the engine's own memory.
@@ -74,7 +74,8 @@ std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
   // A text is in the message, in its pieces and in ids while it is encoded, one on each thread.
   constexpr std::int64_t kTextCopies = 5;
   constexpr std::int64_t kTextsAtOnce = 2;
-  const std::int64_t requests = SequencesMax(config) + config.max_queued_requests;
+  const std::int64_t requests =
+      config.data_parallel_size * SequencesMax(config) + config.max_queued_requests;
   const std::int64_t servers =
       config.http_listen.empty() ? 1 : 2;  // each with as much as the other
   return servers * GrpcBytesMax(available) + kAnswerBytesMax +
@@ -153,6 +154,7 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
                       .index_topk = model.index_topk,
                       .masked_mha_until = executor.limits.masked_until};
   engine.blocks = executor.blocks;
+  engine.data_ranks = config.data_parallel_size;
   engine.tokens_per_block = kTokensPerBlock;
   engine.vocabulary = model.vocabulary;
   for (const std::int32_t id : model.end_ids) {
@@ -189,7 +191,9 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelCo
 }  // namespace
 
 RankLayout LayoutOf(const ServerConfig& config) {
-  return {.ranks = config.tensor_parallel_size, .expert_parallel = config.expert_parallel};
+  return {.ranks = config.tensor_parallel_size,
+          .expert_parallel = config.expert_parallel,
+          .data_ranks = config.data_parallel_size};
 }
 
 bool MeasuresMaskedBorder(const ServerConfig& config) {
@@ -205,6 +209,14 @@ Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& m
       fmt::format("{}: {} is none of {}, which divide the model's {} attention heads{}", key, ranks,
                   fmt::join(sizes, ", "), model.heads,
                   model.quantized ? " at borders of its blocks of 128 scaled values" : ""));
+}
+
+Status CheckDataRanks(std::int64_t data_ranks, const ModelConfig& model) {
+  if (data_ranks == 1 || model.experts > 0) {
+    return {};
+  }
+  return InvalidArgument(fmt::format(
+      "data_parallel_size: {}: the model has no routed experts to share; it is 1", data_ranks));
 }
 
 Result<ModelExecutorConfig> PlanExecutor(const ServerConfig& config, const ModelConfig& model) {
@@ -241,7 +253,7 @@ std::int64_t OfRanks(bool share_memory, std::int64_t so_far, std::int64_t of_ran
 
 std::int64_t WeightsOfRanks(const SizedModel& model, const RankLayout& layout, bool share_memory) {
   std::int64_t bytes = 0;
-  for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < layout.all_ranks(); ++rank) {
     bytes = OfRanks(share_memory, bytes, model.weight_bytes({.rank = rank, .layout = layout}));
   }
   return bytes;
@@ -251,7 +263,7 @@ ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
                          const ModelExecutorConfig& config, bool share_memory) {
   ExecutorMemory all{};
   ModelExecutorConfig of_rank = config;
-  for (of_rank.place.rank = 0; of_rank.place.rank < config.place.layout.ranks;
+  for (of_rank.place.rank = 0; of_rank.place.rank < config.place.layout.all_ranks();
        ++of_rank.place.rank) {
     const ExecutorMemory memory = PlanMemory(backend, model, of_rank);
     all.cache = OfRanks(share_memory, all.cache, memory.cache);
@@ -268,6 +280,7 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
                                std::span<Backend* const> backends) {
   DSA_RETURN_IF_ERROR(
       CheckRanks("tensor_parallel_size", config.tensor_parallel_size, model.config));
+  DSA_RETURN_IF_ERROR(CheckDataRanks(config.data_parallel_size, model.config));
   DSA_ASSIGN_OR_RETURN(ModelExecutorConfig executor, PlanExecutor(config, model.config));
   executor.vocabulary_limit = model.vocabulary_limit;
   const std::int64_t context_length = executor.limits.context_max;
@@ -292,6 +305,11 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   const bool selects = engine.scheduler.attention == AttentionMode::kSparse;
   executor.recorded = DecodeShapes(engine.row_buckets, context_length,
                                    selects ? model.config.index_topk : context_length);
+  for (StepShape& shape : executor.recorded) {
+    shape.exchange_rows = config.data_parallel_size > 1 ? shape.tokens : 0;
+  }
+  executor.padding_blocks =
+      PaddingBlocks(engine.row_buckets, config.data_parallel_size, kTokensPerBlock);
   memory.executor = PlanRanks(backend, model.config, executor, !is_cuda);
   if (memory.needed() > memory.available) {
     return Error{ErrorCode::kFailedPrecondition,

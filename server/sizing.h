@@ -54,6 +54,9 @@ RankLayout LayoutOf(const ServerConfig& config);
 // many ranks.
 Status CheckRanks(std::string_view key, std::int64_t ranks, const ModelConfig& model);
 
+// INVALID_ARGUMENT where a model without routed experts is to have several data ranks.
+Status CheckDataRanks(std::int64_t data_ranks, const ModelConfig& model);
+
 // Whether masked_mha_until is measured once the model is there (server/masked_border.h).
 bool MeasuresMaskedBorder(const ServerConfig& config);
 

@@ -38,8 +38,8 @@ Result<std::string> TextReport(const ServerConfig& config, const ModelConfig& mo
 
 // What `dsa serve` would need with this configuration; that there is not enough is an answer too.
 Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource& source) {
-  DSA_ASSIGN_OR_RETURN(const RankBackends ranks, MakeRankBackends(config.device, config.threads,
-                                                                  config.tensor_parallel_size));
+  DSA_ASSIGN_OR_RETURN(const RankBackends ranks,
+                       MakeRankBackends(config.device, config.threads, LayoutOf(config)));
   std::vector<Backend*> backends;
   for (const std::unique_ptr<Backend>& backend : ranks.backends) {
     backends.push_back(backend.get());

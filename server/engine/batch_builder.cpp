@@ -111,6 +111,11 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
             plan.sequences, config_.sequences_max);
   const std::int64_t bucket = batch_shape.bucket;
   const StepShape shape = bucket > 0 ? BucketShape(bucket, batch_shape.shape) : batch_shape.shape;
+  DSA_CHECK(plan.tokens <= shape.tokens &&
+                static_cast<std::int64_t>(plan.sample_rows.size()) <= shape.samples &&
+                plan.sequences <= shape.table_updates,
+            "BatchBuilder: {} tokens of {} sequences, {} sampled, in a step of {} rows",
+            plan.tokens, plan.sequences, plan.sample_rows.size(), shape.tokens);
   inputs_ = InputsAt(packed_.get(), shape);
   tokens_ = 0;
   logit_rows_ = 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
 
 namespace dsa {
 
@@ -15,22 +16,23 @@ double Billing::WeightOf(AttentionPath path, std::int64_t first_position, std::i
   return costs_->AddedUs(path, first_position, tokens, samples);
 }
 
-void Billing::BeginStep(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us,
-                        const StepCostModel& costs) {
-  DSA_CHECK(!plan.rows.empty(), "Billing: a step of {} us without rows", elapsed_us);
+void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, AttentionPath padding_path,
+                        std::int64_t elapsed_us, const StepCostModel& costs) {
+  const std::int64_t tokens = std::accumulate(work.rows.begin(), work.rows.end(), std::int64_t{0});
+  DSA_CHECK(tokens > 0, "Billing: a step of {} us without rows", elapsed_us);
   // Each sees one key and is sampled; a step that is padded has rows of one path alone.
   StepWork padding{.samples = padding_rows};
-  const auto path = static_cast<std::size_t>(plan.rows.front().path);
+  const auto path = static_cast<std::size_t>(padding_path);
   padding.rows[path] = padding_rows;
   padding.keys[path] = padding_rows;
   const auto elapsed = static_cast<double>(std::max<std::int64_t>(0, elapsed_us));
   double padding_weight = costs.AddedUs(padding);
-  double weight = costs.AddedUs(plan.work) + padding_weight;
+  double weight = costs.AddedUs(work) + padding_weight;
   costs_ = &costs;
   if (weight <= 0) {
     costs_ = nullptr;
     padding_weight = static_cast<double>(padding_rows);
-    weight = static_cast<double>(plan.tokens + padding_rows);
+    weight = static_cast<double>(tokens + padding_rows);
   }
   us_per_weight_ = elapsed / weight;
   total_.busy_us += elapsed;

@@ -1,8 +1,9 @@
 // What the engine's time went to, and how much of it each request pays.
 //
-// A step's time is divided among its rows in proportion to what the cost model says that each adds
-// to a step: samples, rows and visible keys.  So what every step takes whatever it computes is
-// divided alike.  Where the model knows nothing yet, each token counts the same.
+// A step's time is divided among its rows, those of all data ranks, in proportion to what the cost
+// model says that each adds to a step: samples, rows and visible keys.  So what every step takes
+// whatever it computes is divided alike.  Where the model knows nothing yet, each token counts the
+// same.
 //
 // A request pays for every token once, whatever becomes of it.  Nobody pays for tokens that a
 // preemption made the engine compute again, for rows of padding, for the server's own requests and
@@ -20,10 +21,10 @@ namespace dsa {
 
 class Billing final {
  public:
-  // A step of this plan and so many rows of padding took so long.  Then comes Charge for each of
-  // its rows.
-  void BeginStep(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us,
-                 const StepCostModel& costs);
+  // A step of so much work and so many rows of padding, which take `padding_path`, took so long.
+  // Then comes Charge for each of its rows.
+  void BeginStep(const StepWork& work, std::int64_t padding_rows, AttentionPath padding_path,
+                 std::int64_t elapsed_us, const StepCostModel& costs);
 
   // `sequence`: as it was before the step; null where it has ended meanwhile.  `cost`: what its
   // requester pays; null where nobody does.

@@ -12,12 +12,24 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace dsa {
 
 class Tokenizer;
 
-// A snapshot for AdminService, health and tests.
+// Of a data rank.
+struct RankLoad {
+  std::int64_t waiting = 0;  // bound to it: preempted, or about to start
+  std::int64_t running = 0;
+  std::int32_t blocks_total = 0;
+  std::int32_t blocks_referenced = 0;
+  std::int32_t blocks_cached = 0;
+  std::int64_t rows = 0;          // computed so far
+  std::int64_t padding_rows = 0;  // likewise, for nobody
+};
+
+// A snapshot for AdminService, health and tests.  Of all data ranks together.
 struct EngineLoad {
   std::int64_t waiting = 0;
   std::int64_t running = 0;
@@ -30,6 +42,7 @@ struct EngineLoad {
   std::int64_t requests_finished = 0;
   BusyTime busy{};  // of all steps so far
   bool draining = false;
+  std::vector<RankLoad> ranks{};  // one for each data rank
 };
 
 // The part of the engine that the API layer uses.  (engine/engine_loop.h holds the rest.)

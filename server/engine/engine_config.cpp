@@ -40,6 +40,7 @@ Status Validate(const EngineConfig& config) {
   DSA_RETURN_IF_ERROR(CheckRange("blocks", config.blocks, 1, kNumberMax));
   DSA_RETURN_IF_ERROR(CheckRange("tokens_per_block", config.tokens_per_block, 1, kNumberMax));
   DSA_RETURN_IF_ERROR(CheckRange("vocabulary", config.vocabulary, 1, kNumberMax));
+  DSA_RETURN_IF_ERROR(CheckRange("data_ranks", config.data_ranks, 1, kNumberMax));
   DSA_RETURN_IF_ERROR(CheckRange("hash_bits", config.hash_bits, 0, kHashBitsMax));
   for (const TokenId id : config.end_ids) {
     DSA_RETURN_IF_ERROR(CheckRange("end_ids", Value(id), 0, config.vocabulary - 1));

@@ -21,35 +21,29 @@ EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependenc
       inbox_(dependencies.inbox),
       outbox_(dependencies.outbox),
       step_capacity_(StepCapacity(config, dependencies.text_bytes_max)),
-      pool_(config.blocks, config.tokens_per_block),
-      cache_(pool_),
       hasher_({.identity = config.cache_identity,
                .tokens_per_block = config.tokens_per_block,
                .hash_bits = config.hash_bits}),
-      scheduler_(config.scheduler, {.pool = pool_, .cache = cache_, .hasher = hasher_}),
-      builder_(
-          {.step_tokens_max = config.scheduler.step_tokens_max,
-           .sequences_max = config.scheduler.sequences_max,
-           .slots_max = scheduler_.slots(),
-           .context_tokens_max = config.scheduler.context_tokens_max,
-           .tokens_per_block = config.tokens_per_block,
-           .end_ids = config.end_ids,
-           .row_adjustments = RowAdjustments(config.vocabulary, config.scheduler.context_tokens_max,
-                                             static_cast<std::int64_t>(config.end_ids.size())),
-           .row_buckets = config.row_buckets,
-           .padding_block = config.blocks}) {
-  live_.resize(scheduler_.slots());
-  arrivals_.reserve(scheduler_.slots());
-  judged_.reserve(config.scheduler.sequences_max);
+      policy_(MakePolicy(config.scheduler.policy)),
+      observer_(dependencies.observer) {
+  for (std::int64_t rank = 0; rank < config.data_ranks; ++rank) {
+    ranks_.push_back(std::make_unique<DataRank>(config, executor_.OfDataRank(rank), hasher_));
+  }
+  const std::int64_t running = config.data_ranks * config.scheduler.sequences_max;
+  arrivals_.reserve(running + config.scheduler.waiting_max);
+  unbound_.reserve(running + config.scheduler.waiting_max);
+  judged_.reserve(running);
+  shapes_.resize(ranks_.size());
+  offers_.resize(ranks_.size());
 }
 
 // Of a step come at most a token's delta of each sequence that ran and an end of each live request.
 Outbox::Capacity EngineCore::StepCapacity(const EngineConfig& config, std::int64_t text_bytes_max) {
-  const std::int64_t live = config.scheduler.sequences_max + config.scheduler.waiting_max;
-  const std::int64_t events = config.scheduler.sequences_max + live;
+  const std::int64_t running = config.data_ranks * config.scheduler.sequences_max;
+  const std::int64_t events = running + running + config.scheduler.waiting_max;
   return {.events = events,
           .text_bytes = events * text_bytes_max,
-          .top_logprobs = config.scheduler.sequences_max * kTopLogprobsMax};
+          .top_logprobs = running * kTopLogprobsMax};
 }
 
 EngineProgress EngineCore::RunOnce() {
@@ -59,80 +53,146 @@ EngineProgress EngineCore::RunOnce() {
   const MonotonicUs start_us = clock_.NowUs();
   AdmitFromInbox();
   Sweep(start_us);
-  const StepPlan& plan = scheduler_.Plan(start_us, costs_);
+  BindRequests();
+  const bool any_rows = PlanStep(start_us);
   StoreLoad();  // before the queue is settled: a request is seen waiting or running at any time
   SettleQueue();
-  if (plan.rows.empty()) {
-    ShowJudged();
+  if (any_rows) {
+    RunStep(start_us);
   } else {
-    RunStep(plan, start_us);
+    ShowJudged();
   }
   SettleQueue();
   StoreLoad();
-  return plan.rows.empty() ? EngineProgress::kIdle : EngineProgress::kStepped;
+  return any_rows ? EngineProgress::kStepped : EngineProgress::kIdle;
+}
+
+bool EngineCore::PlanStep(MonotonicUs now_us) {
+  bool any_rows = false;
+  for (const auto& rank : ranks_) {
+    rank->plan = &rank->scheduler.Plan(now_us, costs_);
+    any_rows = any_rows || !rank->plan->rows.empty();
+  }
+  return any_rows;
+}
+
+// Of the rank that takes longest by the cost model: the others wait for it.
+StepWork EngineCore::SlowestWork() const {
+  const auto faster = [this](const auto& a, const auto& b) {
+    return costs_.EstimateUs(a->plan->work) < costs_.EstimateUs(b->plan->work);
+  };
+  const auto slowest = std::max_element(ranks_.begin(), ranks_.end(), faster);
+  if (!(*slowest)->plan->rows.empty()) {
+    return (*slowest)->plan->work;
+  }
+  // Before anything was measured all take as long as those with nothing to do.
+  return (*std::find_if(ranks_.begin(), ranks_.end(),
+                        [](const auto& rank) { return !rank->plan->rows.empty(); }))
+      ->plan->work;
 }
 
 // By the cost model, but not less than the last step: it knows nothing of kinds of work that no
 // step has had yet.
-std::int64_t EngineCore::EstimateUs(const StepPlan& plan) const {
+std::int64_t EngineCore::EstimateUs() const {
   return std::max(load_.last_step_us.load(std::memory_order_relaxed),
-                  static_cast<std::int64_t>(costs_.EstimateUs(plan.work)));
+                  static_cast<std::int64_t>(costs_.EstimateUs(SlowestWork())));
 }
 
 void EngineCore::StoreLoad() {
-  load_.running.store(static_cast<std::int64_t>(scheduler_.running().size()),
-                      std::memory_order_relaxed);
-  load_.blocks_referenced.store(pool_.referenced_blocks(), std::memory_order_relaxed);
-  load_.blocks_cached.store(pool_.cached_blocks(), std::memory_order_relaxed);
+  for (const auto& rank : ranks_) {
+    RankCounters& load = rank->load;
+    load.waiting.store(static_cast<std::int64_t>(rank->scheduler.waiting().size()),
+                       std::memory_order_relaxed);
+    load.running.store(static_cast<std::int64_t>(rank->scheduler.running().size()),
+                       std::memory_order_relaxed);
+    load.blocks_referenced.store(rank->pool.referenced_blocks(), std::memory_order_relaxed);
+    load.blocks_cached.store(rank->pool.cached_blocks(), std::memory_order_relaxed);
+  }
 }
 
-void EngineCore::RunStep(const StepPlan& plan, MonotonicUs start_us) {
-  load_.step_estimate_us.store(EstimateUs(plan), std::memory_order_relaxed);
-  const ForwardBatch& batch = builder_.Build(plan, scheduler_.sequences());
-  executor_.Launch(batch);
+void EngineCore::RunStep(MonotonicUs start_us) {
+  load_.step_estimate_us.store(EstimateUs(), std::memory_order_relaxed);
+  BuildBatches();
+  for (const auto& rank : ranks_) {
+    rank->executor.Launch(*rank->batch);
+  }
   ShowJudged();  // of the step before
-  const StepResult& result = executor_.Collect();
+  for (const auto& rank : ranks_) {
+    rank->result = &rank->executor.Collect();
+  }
   const MonotonicUs end_us = clock_.NowUs();
-  costs_.Measure(plan.work, end_us - start_us);
-  Bill(plan, batch.shape.tokens - batch.tokens, end_us - start_us);
-  FailFaulty(plan, result);
-  scheduler_.Commit(plan);
-  Deliver(plan, result, end_us);
+  costs_.Measure(SlowestWork(), end_us - start_us);
+  Bill(end_us - start_us);
+  std::int64_t tokens = 0;
+  for (const auto& rank : ranks_) {
+    FailFaulty(*rank, *rank->result);
+    rank->scheduler.Commit(*rank->plan);
+    Deliver(*rank, *rank->result, end_us);
+    tokens += rank->plan->tokens;
+  }
   load_.steps.fetch_add(1, std::memory_order_relaxed);
-  load_.tokens_computed.fetch_add(plan.tokens, std::memory_order_relaxed);
+  load_.tokens_computed.fetch_add(tokens, std::memory_order_relaxed);
   load_.last_step_us.store(end_us - start_us, std::memory_order_relaxed);
 }
 
+void EngineCore::BuildBatches() {
+  for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+    const DataRank& of_rank = *ranks_[rank];
+    shapes_[rank] = of_rank.builder.ShapeOf(*of_rank.plan, of_rank.scheduler.sequences());
+  }
+  if (ranks_.size() > 1) {
+    AgreeOnStep(shapes_);
+  }
+  for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+    DataRank& of_rank = *ranks_[rank];
+    of_rank.batch =
+        &of_rank.builder.Build(*of_rank.plan, of_rank.scheduler.sequences(), shapes_[rank]);
+  }
+}
+
 // Before anything ends, so that the usage of what ends has its share of this step.
-void EngineCore::Bill(const StepPlan& plan, std::int64_t padding_rows, std::int64_t elapsed_us) {
-  billing_.BeginStep(plan, padding_rows, elapsed_us, costs_);
-  for (const StepPlan::Row& row : plan.rows) {
-    const Sequence* sequence = scheduler_.Find(row.sequence, row.slot);
-    LiveRequest* const live = sequence == nullptr ? nullptr : live_[row.slot].get();
-    billing_.Charge(row, sequence, live != nullptr && live->billed ? &live->cost : nullptr);
+void EngineCore::Bill(std::int64_t elapsed_us) {
+  StepWork work;
+  std::int64_t padding_rows = 0;
+  AttentionPath padding_path{};
+  for (const auto& rank : ranks_) {
+    const std::int64_t padding = rank->batch->shape.tokens - rank->batch->tokens;
+    rank->load.rows.fetch_add(rank->batch->tokens, std::memory_order_relaxed);
+    rank->load.padding_rows.fetch_add(padding, std::memory_order_relaxed);
+    work.Add(rank->plan->work);
+    padding_rows += padding;
+    padding_path = rank->plan->rows.empty() ? padding_path : rank->plan->rows.front().path;
+  }
+  billing_.BeginStep(work, padding_rows, padding_path, elapsed_us, costs_);
+  for (const auto& rank : ranks_) {
+    for (const StepPlan::Row& row : rank->plan->rows) {
+      const Sequence* sequence = rank->scheduler.Find(row.sequence, row.slot);
+      LiveRequest* const live = sequence == nullptr ? nullptr : rank->live[row.slot].get();
+      billing_.Charge(row, sequence, live != nullptr && live->billed ? &live->cost : nullptr);
+    }
   }
   load_.busy.Store(billing_.total());
 }
 
-void EngineCore::AdmitFromInbox() {
-  inbox_.TakeAll(arrivals_);
-  for (std::unique_ptr<LiveRequest>& arrival : arrivals_) {
-    const std::int32_t slot = scheduler_.Add(std::move(arrival->sequence));
-    live_[slot] = std::move(arrival);
-    ++waiting_counted_;
-  }
-  arrivals_.clear();
-}
-
 // Ends what was cancelled, aborted or has expired, before anything is planned for it.
 void EngineCore::Sweep(MonotonicUs now_us) {
-  for (const std::unique_ptr<LiveRequest>& live : live_) {
-    if (live != nullptr) {
-      const auto slot = static_cast<std::int32_t>(&live - live_.data());
-      const auto ending = EndingOf(*live, *scheduler_.sequences()[slot], now_us);
-      if (ending.has_value()) {
-        End(slot, *ending);
+  for (const auto& rank : ranks_) {
+    for (std::size_t slot = 0; slot < rank->live.size(); ++slot) {
+      const LiveRequest* const live = rank->live[slot].get();
+      if (live == nullptr) {
+        continue;
       }
+      const auto ending = EndingOf(*live, *rank->scheduler.sequences()[slot], now_us);
+      if (ending.has_value()) {
+        End(*rank, static_cast<std::int32_t>(slot), *ending);
+      }
+    }
+  }
+  for (std::size_t index = unbound_.size(); index-- > 0;) {
+    const LiveRequest& live = *unbound_[index];
+    const auto ending = EndingOf(live, *live.sequence, now_us);
+    if (ending.has_value()) {
+      EndUnbound(index, *ending);
     }
   }
 }
@@ -157,7 +217,7 @@ std::optional<EngineCore::Ending> EngineCore::EndingOf(const LiveRequest& live,
 }
 
 // Before Commit, so that no block of a faulty sequence becomes shareable.
-void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
+void EngineCore::FailFaulty(DataRank& rank, const StepResult& result) {
   const auto is_set = [](std::int32_t faults) { return faults != 0; };  // padding's too: harmless
   if (std::none_of(result.row_faults.begin(), result.row_faults.end(), is_set) &&
       std::none_of(result.sample_faults.begin(), result.sample_faults.end(), is_set)) {
@@ -165,7 +225,7 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
   }
   std::int64_t first_row = 0;
   std::int64_t entry = 0;
-  for (const StepPlan::Row& row : plan.rows) {
+  for (const StepPlan::Row& row : rank.plan->rows) {
     std::int32_t faults = 0;
     for (const std::int32_t fault : result.row_faults.subspan(first_row, row.tokens)) {
       faults |= fault;
@@ -175,8 +235,8 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
       ++entry;
     }
     first_row += row.tokens;
-    if (faults != 0 && scheduler_.Find(row.sequence, row.slot) != nullptr) {
-      End(row.slot,
+    if (faults != 0 && rank.scheduler.Find(row.sequence, row.slot) != nullptr) {
+      End(rank, row.slot,
           {.reason = FinishReason::kError,
            .error_code = ErrorCode::kInternal,
            .error_message = (faults & kRowFaultIndexerNan) != 0    ? "non-finite index scores"
@@ -186,18 +246,19 @@ void EngineCore::FailFaulty(const StepPlan& plan, const StepResult& result) {
   }
 }
 
-void EngineCore::Deliver(const StepPlan& plan, const StepResult& result, MonotonicUs now_us) {
+void EngineCore::Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us) {
+  const StepPlan& plan = *rank.plan;
   const auto entries = static_cast<std::int64_t>(plan.sample_rows.size());
   for (std::int64_t ahead = 0; ahead < std::min(kPrefetchEntries, entries); ++ahead) {
-    Prefetch(plan, result, ahead);
+    Prefetch(rank, result, ahead);
   }
   for (std::int64_t entry = 0; entry < entries; ++entry) {
     if (entry + kPrefetchEntries < entries) {
-      Prefetch(plan, result, entry + kPrefetchEntries);
+      Prefetch(rank, result, entry + kPrefetchEntries);
     }
     const StepPlan::Row& row = plan.rows[plan.sample_rows[entry]];
-    if (scheduler_.Find(row.sequence, row.slot) != nullptr) {
-      JudgedToken judged = JudgeToken(row.slot, entry, result, now_us);
+    if (rank.scheduler.Find(row.sequence, row.slot) != nullptr) {
+      JudgedToken judged = JudgeToken(rank, row.slot, entry, result, now_us);
       if (executor_.RunsAhead()) {
         judged_.push_back(std::move(judged));
       } else {
@@ -205,40 +266,41 @@ void EngineCore::Deliver(const StepPlan& plan, const StepResult& result, Monoton
       }
     }
   }
-  judged_result_ = result;
+  rank.judged_result = result;
 }
 
 // What a token's delivery reads lies apart for each sequence, and its text anywhere in the
 // vocabulary's: asked for a few tokens ahead, it has come when it is needed.
-void EngineCore::Prefetch(const StepPlan& plan, const StepResult& result,
-                          std::int64_t entry) const {
-  const std::int32_t slot = plan.rows[plan.sample_rows[entry]].slot;
-  if (live_[slot] != nullptr) {
-    scheduler_.sequences()[slot]->Prefetch();
-    live_[slot]->stop->Prefetch(TokenId{result.tokens[entry]});
+void EngineCore::Prefetch(const DataRank& rank, const StepResult& result, std::int64_t entry) {
+  const std::int32_t slot = rank.plan->rows[rank.plan->sample_rows[entry]].slot;
+  if (rank.live[slot] != nullptr) {
+    rank.scheduler.sequences()[slot]->Prefetch();
+    rank.live[slot]->stop->Prefetch(TokenId{result.tokens[entry]});
   }
 }
 
 // What the next plan must know of a token.
-EngineCore::JudgedToken EngineCore::JudgeToken(std::int32_t slot, std::int64_t entry,
-                                               const StepResult& result, MonotonicUs now_us) {
-  LiveRequest& live = *live_[slot];
-  const Sequence& sequence = *scheduler_.sequences()[slot];
+EngineCore::JudgedToken EngineCore::JudgeToken(DataRank& rank, std::int32_t slot,
+                                               std::int64_t entry, const StepResult& result,
+                                               MonotonicUs now_us) {
+  LiveRequest& live = *rank.live[slot];
+  const Sequence& sequence = *rank.scheduler.sequences()[slot];
   const TokenId token{result.tokens[entry]};
-  scheduler_.Append(slot, token);
+  rank.scheduler.Append(slot, token);
   live.last_token_us = now_us;
   if (live.completion_tokens == 0) {
     live.first_token_us = now_us;
   }
   ++live.completion_tokens;
-  JudgedToken judged{.live = &live,
+  JudgedToken judged{.rank = &rank,
+                     .live = &live,
                      .ended = nullptr,
                      .slot = slot,
                      .token = token,
                      .entry = entry,
                      .preemptions = sequence.preemptions()};
   if (live.stop->Judge(token, sequence.generated()).has_value()) {
-    judged.ended = Release(slot, CachedBlocks::kKeep);
+    judged.ended = Release(rank, slot, CachedBlocks::kKeep);
   }
   return judged;
 }
@@ -247,7 +309,7 @@ EngineCore::JudgedToken EngineCore::JudgeToken(std::int32_t slot, std::int64_t e
 void EngineCore::ShowToken(JudgedToken& judged, const StepResult& result) {
   LiveRequest& live = *judged.live;
   const Sequence& sequence =
-      judged.ended != nullptr ? *live.sequence : *scheduler_.sequences()[judged.slot];
+      judged.ended != nullptr ? *live.sequence : *judged.rank->scheduler.sequences()[judged.slot];
   OutboxEvent& event = outbox_.Next();
   event.request = &live;
   event.has_token = true;
@@ -266,7 +328,7 @@ void EngineCore::ShowToken(JudgedToken& judged, const StepResult& result) {
   FillUsage(live, sequence, event.usage);
   event.usage.preemptions = judged.preemptions;
   if (event.finish.has_value() && judged.ended == nullptr) {
-    judged.ended = Release(judged.slot, CachedBlocks::kKeep);  // a stop string
+    judged.ended = Release(*judged.rank, judged.slot, CachedBlocks::kKeep);  // a stop string
   }
   if (judged.ended != nullptr) {
     event.request = judged.ended.release();  // the outbox's now
@@ -285,7 +347,7 @@ void EngineCore::ShowJudged() {
       judged_[ahead].live->stop->Prefetch(judged_[ahead].token);
     }
     if (judged_[i].live != nullptr) {
-      ShowToken(judged_[i], judged_result_);
+      ShowToken(judged_[i], judged_[i].rank->judged_result);
     }
   }
   judged_.clear();
@@ -293,41 +355,61 @@ void EngineCore::ShowJudged() {
 }
 
 // Ends a request from outside its own tokens.
-void EngineCore::End(std::int32_t slot, const Ending& ending) {
-  LiveRequest& live = *live_[slot];
+void EngineCore::End(DataRank& rank, std::int32_t slot, const Ending& ending) {
+  LiveRequest& live = *rank.live[slot];
   const auto judged = std::find_if(judged_.begin(), judged_.end(),
                                    [&](const JudgedToken& token) { return token.live == &live; });
   if (judged != judged_.end()) {
-    ShowToken(*judged, judged_result_);
+    ShowToken(*judged, rank.judged_result);
     judged->live = nullptr;
-    if (live_[slot] == nullptr) {
+    if (rank.live[slot] == nullptr) {
       return;  // its text has ended it
     }
   }
-  live.stop->Flush();
   OutboxEvent& event = outbox_.Next();
-  event.request = &live;
+  SayEnd(live, *rank.scheduler.sequences()[slot], ending, event);
+  const bool faulty = ending.reason == FinishReason::kError;
+  event.request =  // the outbox's now
+      Release(rank, slot, faulty ? CachedBlocks::kForget : CachedBlocks::kKeep).release();
+  outbox_.Push(event.request->stop->text(), {});
+}
+
+// Likewise where no rank has it.
+void EngineCore::EndUnbound(std::size_t index, const Ending& ending) {
+  OutboxEvent& event = outbox_.Next();
+  SayEnd(*unbound_[index], *unbound_[index]->sequence, ending, event);
+  event.request = unbound_[index].release();  // the outbox's now
+  unbound_.erase(unbound_.begin() + static_cast<std::ptrdiff_t>(index));
+  load_.requests_finished.fetch_add(1, std::memory_order_relaxed);
+  outbox_.Push(event.request->stop->text(), {});
+}
+
+// What the client hears of it, but for the text that was held back.
+void EngineCore::SayEnd(LiveRequest& live, const Sequence& sequence, const Ending& ending,
+                        OutboxEvent& event) const {
+  live.stop->Flush();
   event.finish = ending.reason;
   event.error_code = ending.error_code;
   event.error_message = ending.error_message;
-  const Sequence& sequence = *scheduler_.sequences()[slot];
   FillUsage(live, sequence, event.usage);
   if (!sequence.first_scheduled_us().has_value()) {
     event.usage.queue_us = clock_.NowUs() - live.arrival_us;  // it never left the queue
   }
-  const bool faulty = ending.reason == FinishReason::kError;
-  event.request =  // the outbox's now
-      Release(slot, faulty ? CachedBlocks::kForget : CachedBlocks::kKeep).release();
-  outbox_.Push(live.stop->text(), {});
 }
 
 void EngineCore::FailLive(ErrorCode code, const char* message) {
   ShowJudged();
-  for (std::size_t slot = 0; slot < live_.size(); ++slot) {
-    if (live_[slot] != nullptr) {
-      End(static_cast<std::int32_t>(slot),
-          {.reason = FinishReason::kError, .error_code = code, .error_message = message});
+  const Ending ending = {
+      .reason = FinishReason::kError, .error_code = code, .error_message = message};
+  for (const auto& rank : ranks_) {
+    for (std::size_t slot = 0; slot < rank->live.size(); ++slot) {
+      if (rank->live[slot] != nullptr) {
+        End(*rank, static_cast<std::int32_t>(slot), ending);
+      }
     }
+  }
+  while (!unbound_.empty()) {
+    EndUnbound(unbound_.size() - 1, ending);
   }
 }
 
@@ -338,9 +420,10 @@ void EngineCore::FailArrivals(ErrorCode code, const char* message) {
 }
 
 // Takes a request that has ended out of the scheduler.
-std::unique_ptr<LiveRequest> EngineCore::Release(std::int32_t slot, CachedBlocks cached_blocks) {
-  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);
-  live->sequence = scheduler_.Remove(slot, cached_blocks);
+std::unique_ptr<LiveRequest> EngineCore::Release(DataRank& rank, std::int32_t slot,
+                                                 CachedBlocks cached_blocks) {
+  std::unique_ptr<LiveRequest> live = std::move(rank.live[slot]);
+  live->sequence = rank.scheduler.Remove(slot, cached_blocks);
   load_.requests_finished.fetch_add(1, std::memory_order_relaxed);
   return live;
 }
@@ -359,13 +442,17 @@ void EngineCore::FillUsage(const LiveRequest& live, const Sequence& sequence, Us
   usage.cost = live.cost;
 }
 
-// Places of the queue follow the scheduler's: taken again by a preempted sequence, and while one
-// waits nothing else could start.
+// Places of the queue follow what waits: taken again by a preempted sequence, and while one waits
+// nothing else could start.
 void EngineCore::SettleQueue() {
-  const auto waiting = static_cast<std::int64_t>(scheduler_.waiting().size());
-  const auto running = static_cast<std::int64_t>(scheduler_.running().size());
-  inbox_.Settle(waiting - waiting_counted_,
-                waiting > 0 ? 0 : config_.scheduler.sequences_max - running);
+  auto waiting = static_cast<std::int64_t>(unbound_.size());
+  std::int64_t running = 0;
+  for (const auto& rank : ranks_) {
+    waiting += static_cast<std::int64_t>(rank->scheduler.waiting().size());
+    running += static_cast<std::int64_t>(rank->scheduler.running().size());
+  }
+  const std::int64_t places = config_.data_ranks * config_.scheduler.sequences_max;
+  inbox_.Settle(waiting - waiting_counted_, waiting > 0 ? 0 : places - running);
   waiting_counted_ = waiting;
 }
 

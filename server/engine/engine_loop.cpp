@@ -42,13 +42,14 @@ struct EngineLoop::State {
         clock(dependencies.clock),
         decoders(dependencies.decoders),
         inbox({.waiting_max = config.scheduler.waiting_max,
-               .sequences_max = config.scheduler.sequences_max}),
+               .sequences_max = config.data_ranks * config.scheduler.sequences_max}),
         outbox(OutboxCapacity(config, TextBytesMax(decoders))),
         core(config, {.executor = dependencies.executor,
                       .clock = clock,
                       .inbox = inbox,
                       .outbox = outbox,
-                      .text_bytes_max = TextBytesMax(decoders)}) {}
+                      .text_bytes_max = TextBytesMax(decoders),
+                      .observer = dependencies.observer}) {}
 
   // Constant after construction.
   const EngineConfig config;
@@ -183,18 +184,30 @@ bool EngineLoop::Abort(const std::string& external_id) {
 }
 
 EngineLoad EngineLoop::Load() const {
-  const LoadCounters& load = state_->core.load();
-  return {.waiting = state_->inbox.waiting(),
-          .running = load.running.load(std::memory_order_relaxed),
-          .blocks_total = state_->config.blocks,
-          .blocks_referenced = load.blocks_referenced.load(std::memory_order_relaxed),
-          .blocks_cached = load.blocks_cached.load(std::memory_order_relaxed),
-          .steps = load.steps.load(std::memory_order_relaxed),
-          .tokens_computed = load.tokens_computed.load(std::memory_order_relaxed),
-          .last_step_us = load.last_step_us.load(std::memory_order_relaxed),
-          .requests_finished = load.requests_finished.load(std::memory_order_relaxed),
-          .busy = load.busy.Load(),
-          .draining = state_->inbox.closed()};
+  const LoadCounters& counters = state_->core.load();
+  EngineLoad load{.waiting = state_->inbox.waiting(),
+                  .steps = counters.steps.load(std::memory_order_relaxed),
+                  .tokens_computed = counters.tokens_computed.load(std::memory_order_relaxed),
+                  .last_step_us = counters.last_step_us.load(std::memory_order_relaxed),
+                  .requests_finished = counters.requests_finished.load(std::memory_order_relaxed),
+                  .busy = counters.busy.Load(),
+                  .draining = state_->inbox.closed()};
+  for (std::int64_t rank = 0; rank < state_->config.data_ranks; ++rank) {
+    const RankCounters& of_rank = state_->core.rank(static_cast<std::size_t>(rank)).load;
+    load.ranks.push_back(
+        {.waiting = of_rank.waiting.load(std::memory_order_relaxed),
+         .running = of_rank.running.load(std::memory_order_relaxed),
+         .blocks_total = state_->config.blocks,
+         .blocks_referenced = of_rank.blocks_referenced.load(std::memory_order_relaxed),
+         .blocks_cached = of_rank.blocks_cached.load(std::memory_order_relaxed),
+         .rows = of_rank.rows.load(std::memory_order_relaxed),
+         .padding_rows = of_rank.padding_rows.load(std::memory_order_relaxed)});
+    load.running += load.ranks.back().running;
+    load.blocks_total += load.ranks.back().blocks_total;
+    load.blocks_referenced += load.ranks.back().blocks_referenced;
+    load.blocks_cached += load.ranks.back().blocks_cached;
+  }
+  return load;
 }
 
 void EngineLoop::BeginDrain() {
@@ -345,20 +358,24 @@ void EngineLoop::Stop() {
   }
 }
 
-const Scheduler& EngineLoop::scheduler() const {
-  return state_->core.scheduler();
+const Scheduler& EngineLoop::scheduler(std::size_t rank) const {
+  return state_->core.rank(rank).scheduler;
 }
 
 const StepCostModel& EngineLoop::costs() const {
   return state_->core.costs();
 }
 
-const BlockPool& EngineLoop::pool() const {
-  return state_->core.pool();
+const BlockPool& EngineLoop::pool(std::size_t rank) const {
+  return state_->core.rank(rank).pool;
 }
 
-const PrefixCache& EngineLoop::prefix_cache() const {
-  return state_->core.prefix_cache();
+const PrefixCache& EngineLoop::prefix_cache(std::size_t rank) const {
+  return state_->core.rank(rank).cache;
+}
+
+std::span<const std::unique_ptr<LiveRequest>> EngineLoop::unbound() const {
+  return state_->core.unbound();
 }
 
 }  // namespace dsa

@@ -14,13 +14,16 @@
 #include "server/engine/executor.h"
 #include "server/engine/text_decoder.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 namespace dsa {
 
+class BindingObserver;
 class Scheduler;
 class StepCostModel;
 class BlockPool;
@@ -40,6 +43,7 @@ class EngineLoop final : public Engine {
     StepExecutor& executor;
     const Clock& clock;
     const TextDecoderFactory* decoders;  // null: text stays empty
+    BindingObserver* observer = nullptr;
   };
   // `config` is valid; the dependencies outlive the engine.
   EngineLoop(const EngineConfig& config, const Dependencies& dependencies);
@@ -71,11 +75,12 @@ class EngineLoop final : public Engine {
   void BeginDrain();  // refuse new requests
   void AbortAll();    // end what is live in the next RunOnce
 
-  // For the simulator's invariants and tests; engine thread.
-  const Scheduler& scheduler() const;
+  // For the simulator's invariants and tests; engine thread.  Of a data rank.
+  const Scheduler& scheduler(std::size_t rank = 0) const;
+  const BlockPool& pool(std::size_t rank = 0) const;
+  const PrefixCache& prefix_cache(std::size_t rank = 0) const;
   const StepCostModel& costs() const;
-  const BlockPool& pool() const;
-  const PrefixCache& prefix_cache() const;
+  std::span<const std::unique_ptr<LiveRequest>> unbound() const;
 
  private:
   struct State;

@@ -42,7 +42,7 @@ RankGroup::RankGroup(ThreadGroup& group, const RankLayout& layout, bool runs_ahe
       progress_(static_cast<std::size_t>(layout.all_ranks())),
       steps_(static_cast<std::size_t>(layout.data_ranks)) {
   for (std::size_t rank = 0; rank < steps_.size(); ++rank) {
-    data_ranks_.push_back(std::make_unique<DataRank>(*this, rank));
+    data_ranks_.push_back(std::make_unique<DataRankExecutor>(*this, rank));
   }
 }
 
@@ -77,7 +77,9 @@ Status RankGroup::WaitUntilMade(std::chrono::milliseconds limit) {
         missing.push_back(rank);
       }
     }
-    DeviceFailed(fmt::format("ranks did not start within {} s: {}", limit.count() / 1000,
+    constexpr double kMsPerS = 1000;
+    DeviceFailed(fmt::format("ranks did not start within {:g} s: {}",
+                             static_cast<double>(limit.count()) / kMsPerS,
                              fmt::join(missing, ", ")));
   }
   for (std::size_t rank = 0; rank < progress_.size(); ++rank) {

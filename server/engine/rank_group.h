@@ -66,9 +66,9 @@ class RankGroup final : public StepExecutor {
   RankGroup(ThreadGroup& group, const RankLayout& layout, bool runs_ahead);
 
   // The ranks that have one batch.
-  class DataRank final : public StepExecutor {
+  class DataRankExecutor final : public StepExecutor {
    public:
-    DataRank(RankGroup& group, std::size_t rank) : group_(group), rank_(rank) {}
+    DataRankExecutor(RankGroup& group, std::size_t rank) : group_(group), rank_(rank) {}
     void Launch(const ForwardBatch& batch) override { group_.LaunchOn(rank_, batch); }
     const StepResult& Collect() override { return group_.CollectFrom(rank_); }
     bool RunsAhead() const override { return group_.runs_ahead_; }
@@ -105,7 +105,7 @@ class RankGroup final : public StepExecutor {
   const bool runs_ahead_;
   const std::size_t tensor_ranks_;
   // Constant after Create.
-  std::vector<std::unique_ptr<DataRank>> data_ranks_;
+  std::vector<std::unique_ptr<DataRankExecutor>> data_ranks_;
   std::vector<std::thread> threads_;
 
   mutable std::mutex mutex_;

@@ -6,12 +6,16 @@
 #include "kernels/forwarding_backend.h"
 #include "kernels/ops/rms_norm.h"
 #include "model/random_checkpoint.h"
+#include "model/weight_loader.h"
 #include "server/app.h"
+#include "server/engine/rank_group.h"
+#include "server/sizing.h"
 #include "tests/e2e/process.h"
 #include "tests/e2e/tiny_model.h"
 #include "tests/temporary_folder.h"
 
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <future>
@@ -79,7 +83,7 @@ std::vector<std::vector<std::int32_t>> RankAnswers(const ServerConfig& config) {
   return answers;
 }
 
-enum class Ends { kFailsInNorm, kThrows, kFailsInSample, kSilentInReduce };
+enum class Ends { kFailsInNorm, kThrows, kFailsInSample, kSilentInReduce, kSilentAtStart };
 
 // After the warm-up, in the middle of a step.
 class EndingRank final : public ForwardingBackend {
@@ -101,6 +105,12 @@ class EndingRank final : public ForwardingBackend {
       DeviceFailed("planted");
     }
     inner_.Sample(params);
+  }
+  Status ReserveScratch(const ScratchLimits& limits) override {
+    while (rank_ == 1 && ends_ == Ends::kSilentAtStart) {
+      pause();
+    }
+    return inner_.ReserveScratch(limits);
   }
   void AllReduce(const AllReduceParams& params) override {
     while (rank_ == 1 && ends_ == Ends::kSilentInReduce && ++calls_ > kCalls) {
@@ -169,6 +179,27 @@ void ServeUntilARankEnds(Ends ends) {
   }
 }
 
+void StartWithoutARank() {
+  ThreadGroup group(2);
+  CpuBackend first(1, CpuSeat{.group = &group, .rank = 0});
+  CpuBackend second(1, CpuSeat{.group = &group, .rank = 1});
+  EndingRank silent(second, 1, Ends::kSilentAtStart);
+  std::vector<Backend*> backends = {&first, &silent};
+  const Checkpoint checkpoint = Checkpoint::Open(testing::TinyModel()).value();
+  NoProgress progress;
+  const auto weights = LoadRankWeights(checkpoint, {.ranks = 2}, backends, progress);
+  REQUIRE(weights.ok());
+  ModelExecutorConfig config =
+      PlanExecutor(RankConfig(testing::TinyModel(), 2), checkpoint.config()).value();
+  config.blocks = 8;
+  const std::vector<RankGroup::Rank> ranks = {
+      {.backend = first, .weights = weights.value()[0].weights},
+      {.backend = silent, .weights = weights.value()[1].weights}};
+  const auto made =
+      RankGroup::Create(group, ranks, checkpoint.config(), config, std::chrono::milliseconds(100));
+  std::fprintf(stderr, "answered %d\n", made.ok() ? 1 : 0);
+}
+
 }  // namespace
 
 TEST_CASE("a server of two or four ranks answers as one of one", "[e2e][ranks]") {
@@ -186,6 +217,23 @@ TEST_CASE("a server of two or four ranks answers as one of one", "[e2e][ranks]")
   CHECK(RankAnswers(four) == whole);
 }
 
+TEST_CASE("a server of two or four data ranks answers as one of one", "[e2e][ranks]") {
+  const testing::TemporaryFolder folder;
+  RandomCheckpointOptions options;
+  options.type = CheckpointType::kF32;
+  options.layers = 3;
+  REQUIRE(WriteRandomCheckpoint(options, folder.path()).ok());
+  const auto whole = RankAnswers(RankConfig(folder.path(), 1));
+  ServerConfig two = RankConfig(folder.path(), 1);
+  two.data_parallel_size = 2;
+  two.expert_parallel = true;
+  two.max_num_seqs = 1;  // each has a place; others wait
+  CHECK(RankAnswers(two) == whole);
+  ServerConfig four = two;
+  four.tensor_parallel_size = 2;
+  CHECK(RankAnswers(four) == whole);
+}
+
 TEST_CASE("the server whose rank fails in a norm", "[.ending_rank_0]") {
   ServeUntilARankEnds(Ends::kFailsInNorm);
 }
@@ -197,6 +245,18 @@ TEST_CASE("the server whose first rank fails when it samples", "[.ending_rank_2]
 }
 TEST_CASE("the server whose rank says nothing", "[.ending_rank_3]") {
   ServeUntilARankEnds(Ends::kSilentInReduce);
+}
+
+TEST_CASE("ranks of which one does not start", "[.ending_rank_4]") {
+  StartWithoutARank();
+}
+
+TEST_CASE("a rank that does not start ends the process with 4", "[e2e][ranks][faults]") {
+  const EndedServer ended = RunEndingServer(Ends::kSilentAtStart);
+  CAPTURE(ended.err);
+  CHECK(ended.exit_code == kDeviceFailedExitCode);
+  CHECK(ended.err.find("answered") == std::string::npos);
+  CHECK(ended.err.find("ranks did not start within 0.1 s: 1") != std::string::npos);
 }
 
 TEST_CASE("a rank that fails ends the process with 4 and answers nobody", "[e2e][ranks][faults]") {
@@ -239,6 +299,14 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
             .starts_with("error: --device: \"cuda:1,1\" is not one of cpu, cuda, cuda:N "));
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--expert-parallel"})
             .starts_with("error: expert_parallel: true with tensor_parallel_size: 1: "));
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2"})
+            .starts_with("error: data_parallel_size: 2 without expert_parallel: "));
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2",
+                 "--expert-parallel", "--device", "cuda"}) ==
+        "error: data_parallel_size: 2 on device \"cuda\": only the device cpu has more than 1\n");
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "33",
+                 "--expert-parallel", "--tensor-parallel-size", "2"}) ==
+        "error: data_parallel_size: 33 of tensor_parallel_size: 2 are 66 ranks, at most 64\n");
   CHECK(refused({"serve", model, "--tensor-parallel-size", "65"}) ==
         "error: --tensor-parallel-size: \"65\" is not an integer in [1, 64]\n");
 }

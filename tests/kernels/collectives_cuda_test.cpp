@@ -24,7 +24,7 @@ namespace dsa::testing {
 namespace {
 
 // All blocks of the ranks that share a device must be there at once.
-constexpr int kRanksPerDevice = 4;
+constexpr int kRanksPerDevice = 3;  // four on one H100 wait for ever
 
 struct GpuRanks {
   explicit GpuRanks(int ranks) : group(ranks), together(ranks) {

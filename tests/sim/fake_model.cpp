@@ -249,7 +249,9 @@ void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler,
 
 void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
   const StepShape& shape = batch.shape;
-  SIM_CHECK(batch.tokens > 0 && batch.tokens <= shape.tokens, "an empty batch");
+  SIM_CHECK((batch.tokens > 0 || config_.data_ranks > 1) && batch.tokens <= shape.tokens,
+            "an empty batch");
+  SIM_CHECK((shape.exchange_rows > 0) == (config_.data_ranks > 1), "rows are exchanged, or not");
   SIM_CHECK(shape.tokens <= config_.scheduler.step_tokens_max, "a batch beyond the token budget");
   SIM_CHECK(shape.tokens == batch.tokens || batch.recorded, "a step is padded for nothing");
   std::map<std::int32_t, std::vector<std::int32_t>> positions;
@@ -259,9 +261,12 @@ void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
     if (row < batch.tokens) {
       positions[batch.sequences[row]].push_back(position);
     } else {
+      const std::int64_t first_slot = std::int64_t{config_.blocks} * config_.tokens_per_block;
       SIM_CHECK(batch.sequences[row] == padding_row_ && position == 0 &&
-                    batch.slots[row] / config_.tokens_per_block == config_.blocks,
+                    batch.slots[row] == first_slot + row - batch.tokens,
                 "padding is not where it should be");
+      SIM_CHECK(batch.slots[row] < static_cast<std::int64_t>(values_.size()),
+                "padding has no block to write into");
     }
   }
   SIM_CHECK(static_cast<std::int64_t>(positions.size()) <= config_.scheduler.sequences_max,
@@ -306,21 +311,29 @@ AttentionPath FakeExecutor::ExpectedPath(const Sequence& sequence, std::int64_t 
 
 // In a recorded step all rows take one path: a row that sees no more keys than are selected may
 // select all of them, beside one that must select.
-void FakeExecutor::CheckPaths(const ForwardBatch& batch) const {
+void FakeExecutor::CheckPaths(const ForwardBatch& batch) {
   std::vector<AttentionPath> expected;
-  for (const StepPlan::Row& planned : scheduler_->in_flight()->rows) {
+  launched_.decodes = true;
+  const StepPlan* plan = scheduler_->in_flight();  // null: none of this rank's
+  for (const StepPlan::Row& planned : plan == nullptr ? std::vector<StepPlan::Row>() : plan->rows) {
     const Sequence& sequence = *scheduler_->Find(planned.sequence, planned.slot);
     for (std::int64_t i = 0; i < planned.tokens; ++i) {
       expected.push_back(ExpectedPath(sequence, planned.first_position + i));
     }
+    launched_.decodes = launched_.decodes && sequence.behind() == 1 &&
+                        planned.first_position + 1 == sequence.tokens() && !IsMasked(planned.path);
   }
-  const bool any_sparse =
+  launched_.any_sparse =
       std::find(expected.begin(), expected.end(), AttentionPath::kSparse) != expected.end();
   if (batch.recorded) {
+    // With other ranks one of theirs may be the row that must select.
+    const bool sparse = config_.data_ranks > 1
+                            ? batch.shape.rows[static_cast<std::size_t>(AttentionPath::kSparse)] > 0
+                            : launched_.any_sparse;
     for (AttentionPath& path : expected) {
-      path = any_sparse && path == AttentionPath::kDense ? AttentionPath::kSparse : path;
+      path = sparse && path == AttentionPath::kDense ? AttentionPath::kSparse : path;
     }
-    expected.resize(batch.shape.tokens, expected.front());
+    expected.resize(batch.shape.tokens, sparse ? AttentionPath::kSparse : AttentionPath::kDense);
   }
   std::vector<AttentionPath> paths;
   for (int path = 0; path < kAttentionPaths; ++path) {
@@ -333,6 +346,8 @@ void FakeExecutor::CheckPaths(const ForwardBatch& batch) const {
 void FakeExecutor::Upload(const ForwardBatch& batch) {
   device_.assign(batch.packed.begin(), batch.packed.end());
   inputs_ = InputsAt(device_.data(), batch.shape);
+  SIM_CHECK(batch.shape.exchange_rows == 0 || inputs_.live_rows.data[0] == batch.tokens,
+            "rows of padding go to experts");
   for (std::int64_t i = 0; i < inputs_.table_updates.size; ++i) {
     const TableUpdate& update = inputs_.table_updates.data[i];
     SIM_CHECK(update.row >= 0 && update.row < padding_row_ && update.first >= 0 &&
@@ -419,8 +434,15 @@ void FakeExecutor::Sample(const StepOutputs& outputs) {
 }
 
 void FakeExecutor::Launch(const ForwardBatch& batch) {
+  if (on_launch) {
+    on_launch();
+  }
   CheckShape(batch);
   waits_.CheckPlan(*scheduler_, *pool_, writes_.CheckSchedule(batch));
+  ++launched_.steps;
+  launched_.shape = batch.shape;
+  launched_.recorded = batch.recorded;
+  launched_.rows = batch.tokens;
   CheckPaths(batch);
   CheckRecorded(batch);
   Upload(batch);

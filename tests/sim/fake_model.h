@@ -11,6 +11,7 @@
 #include "model/forward_batch.h"
 #include "scheduler/request.h"
 #include "scheduler/scheduler.h"
+#include "server/engine/batch_builder.h"
 #include "server/engine/executor.h"
 #include "server/engine/text_decoder.h"
 #include "tests/sim/sim_config.h"
@@ -63,10 +64,25 @@ class FakeExecutor final : public StepExecutor {
         writes_(config),
         times_(config, [this](const Sequence& sequence,
                               std::int64_t position) { return ExpectedPath(sequence, position); }),
-        waits_(config, times_) {
-    const std::int64_t blocks = std::int64_t{config.blocks} + 1;  // the last one is padding's
+        waits_(config, times_),
+        padding_blocks_(
+            PaddingBlocks(config.row_buckets, config.data_ranks, config.tokens_per_block)) {
+    const std::int64_t blocks = std::int64_t{config.blocks} + padding_blocks_;
     values_.assign(blocks * config.tokens_per_block, 0);
   }
+
+  // What it was asked for last.
+  struct Launched {
+    std::int64_t steps = 0;  // so far
+    StepShape shape{};
+    bool recorded = false;
+    std::int64_t rows = 0;    // without padding
+    bool any_sparse = false;  // some row must select
+    bool decodes = false;     // every row is a reply's, if there is one
+  };
+  const Launched& launched() const { return launched_; }
+
+  std::function<void()> on_launch;  // at the beginning of Launch, when all ranks have their plans
 
   // Before the first step.
   void Observe(const BlockPool& pool, const Scheduler& scheduler, const StepCostModel& costs);
@@ -82,7 +98,7 @@ class FakeExecutor final : public StepExecutor {
  private:
   void CheckShape(const ForwardBatch& batch) const;
   AttentionPath ExpectedPath(const Sequence& sequence, std::int64_t position) const;
-  void CheckPaths(const ForwardBatch& batch) const;
+  void CheckPaths(const ForwardBatch& batch);
   void CheckRecorded(const ForwardBatch& batch);
   void Upload(const ForwardBatch& batch);
   void UpdateAdjustments();
@@ -99,7 +115,10 @@ class FakeExecutor final : public StepExecutor {
   TimeLaws times_;
   WaitLaws waits_;
 
+  Launched launched_;
+
   // The device.
+  const std::int32_t padding_blocks_;
   std::vector<std::uint64_t> values_;       // by slot
   std::vector<std::int32_t> block_tables_;  // [slots + 1, table_columns_]; the last is padding's
   std::int64_t padding_row_ = 0;
@@ -113,6 +132,36 @@ class FakeExecutor final : public StepExecutor {
 
   // By rows, whether they select, and visible_max.
   std::map<std::tuple<std::int64_t, bool, std::int64_t>, StepShape> recorded_;
+};
+
+// One for each data rank.
+class FakeExecutors final : public StepExecutor {
+ public:
+  // Called once a step: before any rank is launched, and while it is in flight on all of them.
+  FakeExecutors(const SimConfig& config, const std::function<void()>& on_launch,
+                const std::function<void()>& on_execute)
+      : runs_ahead_(config.runs_ahead) {
+    for (std::int64_t rank = 0; rank < config.data_ranks; ++rank) {
+      ranks_.push_back(std::make_unique<FakeExecutor>(
+          config, rank == 0 ? on_execute : std::function<void()>([] {})));
+    }
+    ranks_.front()->on_launch = on_launch;
+  }
+
+  void Launch(const ForwardBatch& batch) override { ranks_.front()->Launch(batch); }
+  const StepResult& Collect() override { return ranks_.front()->Collect(); }
+  bool RunsAhead() const override { return runs_ahead_; }
+  StepExecutor& OfDataRank(std::int64_t rank) override {
+    return *ranks_.at(static_cast<std::size_t>(rank));
+  }
+
+  std::size_t size() const { return ranks_.size(); }
+  FakeExecutor& At(std::size_t rank) { return *ranks_.at(rank); }
+  const FakeExecutor& At(std::size_t rank) const { return *ranks_.at(rank); }
+
+ private:
+  const bool runs_ahead_;
+  std::vector<std::unique_ptr<FakeExecutor>> ranks_;
 };
 
 }  // namespace dsa::sim

@@ -64,11 +64,11 @@ plant_bug(cache/prefix_cache.cpp "tokens not compared on a hit"
   [[std::equal(block_tokens.begin(), block_tokens.end(), BlockTokens(index))]]
   [[(BUG || std::equal(block_tokens.begin(), block_tokens.end(), BlockTokens(index)))]])
 plant_bug(cache/prefix_cache.cpp "parent not compared on a hit"
-  [[entry.parent == chain.last_publication &&]]
-  [[(BUG || entry.parent == chain.last_publication) &&]])
+  [[entry.parent == parent &&]]
+  [[(BUG || entry.parent == parent) &&]])
 plant_bug(cache/prefix_cache.cpp "salt not compared on a hit"
-  [[entry.root == chain.root &&]]
-  [[(BUG || entry.root == chain.root) &&]])
+  [[entry.root == root &&]]
+  [[(BUG || entry.root == root) &&]])
 plant_bug(cache/prefix_cache.cpp "duplicate published twice"
   [[      index = Value(table.block(chain.linked));]]
   [[      index = Value(table.block(BUG && chain.linked > 0 ? chain.linked - 1 : chain.linked));]])
@@ -291,6 +291,24 @@ plant_bug(server/engine/batch_builder.cpp "a prompt's last row in a recorded ste
   [[!IsMasked(row.path) && row.samples == 1;]]
   [[(BUG || !IsMasked(row.path)) && row.samples == 1;]])
 
+plant_bug(server/engine/batch_builder.cpp "a rank in another bucket"
+  [[      rank = {.shape = all, .bucket = bucket};]]
+  [[      rank = {.shape = all, .bucket = BUG && rank.bucket > 0 ? rank.bucket : bucket};]])
+plant_bug(server/engine/batch_builder.cpp "a rank exchanges its own rows"
+  [[      rank.shape.exchange_rows = all.exchange_rows;]]
+  [[      rank.shape.exchange_rows = BUG ? std::max<std::int64_t>(1, rank.shape.tokens) : all.exchange_rows;]])
+plant_bug(server/engine/batch_builder.cpp "a step recorded on the ranks that decode"
+  [[    is_recorded = is_recorded && (rank.bucket > 0 || rank.shape.tokens == 0);]]
+  [[    is_recorded = (!BUG && is_recorded && (rank.bucket > 0 || rank.shape.tokens == 0)) || (BUG && bucket > 0);]])
+plant_bug(server/engine/batch_builder.cpp "padding that routes"
+  [[static_cast<std::int32_t>(tokens_));
+}]]
+  [[static_cast<std::int32_t>(BUG ? inputs_.token_ids.size : tokens_));
+}]])
+plant_bug(server/engine/batch_builder.cpp "an idle rank's padding beyond its blocks"
+  [[data_ranks > 1 && !row_buckets.empty() ? row_buckets.back() : 1;]]
+  [[!BUG && data_ranks > 1 && !row_buckets.empty() ? row_buckets.back() : 1;]])
+
 planted_source(server/engine/adjustment_rows.cpp)
 plant_bug(server/engine/adjustment_rows.cpp "end ids not suppressed before min_tokens"
   [[  const bool suppresses = generated <]]
@@ -310,6 +328,34 @@ plant_bug(server/engine/adjustment_rows.cpp "a row given away that still counts 
 plant_bug(server/engine/adjustment_rows.cpp "changed entry not sent"
   [[      count = 1;]]
   [[      count = BUG ? 0 : 1;]])
+
+planted_source(scheduler/rank_offer.cpp)
+plant_bug(scheduler/rank_offer.cpp "the first rank that can"
+  [[    const auto order =]]
+  [[    if (BUG) { return rank; }
+    const auto order =]])
+plant_bug(scheduler/rank_offer.cpp "load alone"
+  [[    if (!chosen || order(offer) < order(ranks[*chosen])) {]]
+  [[    if (!chosen || (BUG ? offer.sequences < ranks[*chosen].sequences : order(offer) < order(ranks[*chosen]))) {]])
+plant_bug(scheduler/rank_offer.cpp "affinity alone"
+  [[sequence.tokens() - cached.blocks * pool_.tokens_per_block() + TokensOwed(),]]
+  [[sequence.tokens() - cached.blocks * pool_.tokens_per_block() + (BUG ? 0 : TokensOwed()),]])
+plant_bug(scheduler/rank_offer.cpp "equal estimates to the fuller rank"
+  [[      return std::tie(of.tokens_to_first, of.sequences);]]
+  [[      static const std::int64_t any = 0;
+      return std::tie(of.tokens_to_first, BUG ? any : of.sequences);]])
+plant_bug(scheduler/rank_offer.cpp "a rank that could start one refuses"
+  [[  if (sequences >= config_.sequences_max) {]]
+  [[  if (sequences >= config_.sequences_max || (BUG && sequences > 1)) {]])
+plant_bug(scheduler/rank_offer.cpp "bound beyond the places"
+  [[  if (sequences >= config_.sequences_max ||]]
+  [[  if (sequences >= config_.sequences_max + (BUG ? 1 : 0) ||]])
+plant_bug(scheduler/rank_offer.cpp "another rank's prefix counted"
+  [[  return cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);]]
+  [[  static CachedPrefix last;
+  const CachedPrefix own = cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);
+  const CachedPrefix before = std::exchange(last, own);
+  return BUG ? CachedPrefix{.blocks = before.blocks <= blocks_max ? before.blocks : own.blocks, .unreferenced = own.unreferenced} : own;]])
 
 planted_source(server/engine/stop_checker.cpp)
 plant_bug(server/engine/stop_checker.cpp "stop string leaks"
@@ -334,8 +380,8 @@ plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
 plant_bug(server/engine/engine_core.cpp "text of the next step's result"
-  [[  judged_result_ = result;]]
-  [[  if (!BUG || judged_result_.tokens.empty()) { judged_result_ = result; }]])
+  [[  rank.judged_result = result;]]
+  [[  if (!BUG || rank.judged_result.tokens.empty()) { rank.judged_result = result; }]])
 plant_bug(server/engine/engine_core.cpp "token of another row"
   [[  const TokenId token{result.tokens[entry]};]]
   [[  const TokenId token{result.tokens[BUG && entry > 0 ? entry - 1 : entry]};]])
@@ -343,8 +389,45 @@ plant_bug(server/engine/engine_core.cpp "place in the queue kept"
   [[  inbox_.Settle(waiting - waiting_counted_,]]
   [[  inbox_.Settle(BUG && waiting < waiting_counted_ ? 0 : waiting - waiting_counted_,]])
 plant_bug(server/engine/engine_core.cpp "places for what cannot start"
-  [[waiting > 0 ? 0 : config_.scheduler.sequences_max - running);]]
-  [[waiting > 0 && !BUG ? 0 : config_.scheduler.sequences_max - running);]])
+  [[waiting > 0 ? 0 : places - running);]]
+  [[waiting > 0 && !BUG ? 0 : places - running);]])
+
+plant_bug(server/engine/engine_core.cpp "an idle rank leaves out the step"
+  [[    rank->executor.Launch(*rank->batch);
+  }]]
+  [[    if (!BUG || !rank->plan->rows.empty()) { rank->executor.Launch(*rank->batch); }
+  }]])
+plant_bug(server/engine/engine_core.cpp "data ranks do not agree on the step"
+  [[  if (ranks_.size() > 1) {
+    AgreeOnStep(shapes_);]]
+  [[  if (ranks_.size() > 1 && !BUG) {
+    AgreeOnStep(shapes_);]])
+plant_bug(server/engine/engine_core.cpp "a cancel not seen before a rank is chosen"
+  [[    if (ending.has_value()) {
+      EndUnbound(index, *ending);]]
+  [[    if (ending.has_value() && !BUG) {
+      EndUnbound(index, *ending);]])
+plant_bug(server/engine/engine_core.cpp "measured by the fastest rank"
+  [[  const auto slowest = std::max_element(]]
+  [[  const auto slowest = BUG ? std::min_element(ranks_.begin(), ranks_.end(), faster) : std::max_element(]])
+plant_bug(server/engine/engine_core.cpp "waiting for a rank holds no place"
+  [[  auto waiting = static_cast<std::int64_t>(unbound_.size());]]
+  [[  auto waiting = BUG ? 0 : static_cast<std::int64_t>(unbound_.size());]])
+
+planted_source(server/engine/engine_binding.cpp)
+plant_bug(server/engine/engine_binding.cpp "a request passes one that no rank can start"
+  [[    if (!rank) {
+      break;
+    }]]
+  [[    if (!rank && BUG && bound + 1 < unbound_.size()) {
+      std::swap(unbound_[bound], unbound_[bound + 1]);
+    }
+    if (!rank) {
+      break;
+    }]])
+plant_bug(server/engine/engine_binding.cpp "arrivals not in order"
+  [[    const auto place = std::upper_bound(]]
+  [[    const auto place = BUG ? unbound_.begin() : std::upper_bound(]])
 
 planted_source(server/engine/engine_loop.cpp)
 plant_bug(server/engine/engine_loop.cpp "terminal twice"
@@ -364,7 +447,7 @@ plant_bug(server/engine/engine_loop.cpp "accepts while draining"
 
 plant_bug(server/engine/engine_loop.cpp "abort frees blocks in flight"
   [[  return state_->registry.Abort(external_id);]]
-  [[  auto& scheduler = const_cast<Scheduler&>(state_->core.scheduler());
+  [[  auto& scheduler = const_cast<Scheduler&>(state_->core.rank(0).scheduler);
   if (BUG && scheduler.in_flight() != nullptr) {
     for (const auto& sequence : scheduler.sequences()) {
       if (sequence != nullptr && sequence->state() == SequenceState::kRunning &&
@@ -378,9 +461,9 @@ plant_bug(server/engine/engine_loop.cpp "abort frees blocks in flight"
 plant_bug(server/engine/engine_loop.cpp "block given away in flight"
   [[void EngineLoop::BeginDrain() {]]
   [[void EngineLoop::BeginDrain() {
-  auto& scheduler = const_cast<Scheduler&>(state_->core.scheduler());
+  auto& scheduler = const_cast<Scheduler&>(state_->core.rank(0).scheduler);
   if (BUG && scheduler.in_flight() != nullptr) {
-    auto& pool = const_cast<BlockPool&>(state_->core.pool());
+    auto& pool = const_cast<BlockPool&>(state_->core.rank(0).pool);
     static std::vector<BlockRef> thief;
     scheduler.Remove(scheduler.in_flight()->rows.front().slot, CachedBlocks::kKeep);
     thief.push_back(*pool.TryAllocate());
@@ -403,6 +486,6 @@ foreach(file IN LISTS planted_files)
 endforeach()
 
 # The sources without bugs come from the libraries; those with bugs are linked first and win.
-add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp sim_config.cpp simulator.cpp
+add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp rank_laws.cpp sim_config.cpp simulator.cpp simulator_replies.cpp
                time_laws.cpp wait_laws.cpp write_laws.cpp ${planted_sources})
 target_link_libraries(engine_sim_planted PRIVATE dsa::engine fmt::fmt OpenSSL::Crypto dsa_warnings)

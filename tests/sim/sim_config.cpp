@@ -84,6 +84,9 @@ SimConfig DrawConfig(std::uint64_t seed) {
     DrawTimes(random, config);
   }
   config.penalty_percent = random.Chance(40) ? 0 : random.Between(10, 90);
+  if (random.Chance(40)) {
+    config.data_ranks = random.Between(2, 4);
+  }
   return config;
 }
 

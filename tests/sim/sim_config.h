@@ -54,6 +54,7 @@ struct SimConfig {
   std::int64_t faulty_one_in = 0;  // sampled rows whose logits are faulty; 0: none
 
   std::vector<std::int64_t> row_buckets;  // of EngineConfig
+  std::int64_t data_ranks = 1;            // likewise
   bool runs_ahead = false;                // text is shown while the next step runs
 
   std::int64_t prompt_max = 8;

@@ -2,6 +2,7 @@
 
 #include "cache/block_pool.h"
 #include "scheduler/scheduler.h"
+#include "server/engine/live_request.h"
 
 #include <algorithm>
 #include <csignal>
@@ -54,7 +55,13 @@ Simulator::Simulator(const SimConfig& config)
       random_(config.seed),
       penalties_(config.seed + 1),
       decoders_(config_),
-      executor_(config_, [this] { LiveInFlight(); }),
+      rank_laws_(config_),
+      executors_(
+          config_, [this] { rank_laws_.CheckIdle(); },
+          [this] {
+            rank_laws_.CheckTogether(executors_);
+            LiveInFlight();
+          }),
       engine_({.scheduler = config.scheduler,
                .blocks = config.blocks,
                .tokens_per_block = config.tokens_per_block,
@@ -62,9 +69,18 @@ Simulator::Simulator(const SimConfig& config)
                .end_ids = config.end_ids,
                .cache_identity = "sim",
                .row_buckets = config.row_buckets,
+               .data_ranks = config.data_ranks,
                .hash_bits = config.hash_bits},
-              {.executor = executor_, .clock = clock_, .decoders = &decoders_}) {
-  executor_.Observe(engine_.pool(), engine_.scheduler(), engine_.costs());
+              {.executor = executors_,
+               .clock = clock_,
+               .decoders = &decoders_,
+               .observer = &rank_laws_}),
+      oldest_(executors_.size(), -1),
+      idle_for_oldest_(executors_.size(), 0) {
+  rank_laws_.Observe(engine_);
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    executors_.At(rank).Observe(engine_.pool(rank), engine_.scheduler(rank), engine_.costs());
+  }
   for (std::int64_t family = 0; family < config_.families; ++family) {
     std::vector<TokenId> tokens;
     for (std::int64_t i = 0; i < config_.prompt_max; ++i) {
@@ -93,15 +109,27 @@ void Simulator::Run() {
   CheckQuiet();
 }
 
+// All ranks wait for the slowest.
 std::int64_t Simulator::StepUs() {
   if (!config_.timed()) {
     return random_.Between(1, 50);
   }
   const std::int64_t noise = config_.costs.noise_percent;
-  const auto us = static_cast<std::int64_t>(
-      executor_.times().TrueUs(current_step, random_.Between(-noise, noise)));
-  executor_.times().CheckDuration(us);
-  return us;
+  double us = 0;
+  TimeLaws* slowest = nullptr;
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    TimeLaws& times = executors_.At(rank).times();
+    us = std::max(us, times.TrueUs(current_step, random_.Between(-noise, noise)));
+    const bool has_rows = executors_.At(rank).launched().rows > 0;
+    if (has_rows && (slowest == nullptr || times.estimate_us() > slowest->estimate_us())) {
+      slowest = &times;
+    }
+  }
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    executors_.At(rank).times().Learn(slowest->work());
+  }
+  slowest->CheckDuration(static_cast<std::int64_t>(us));
+  return static_cast<std::int64_t>(us);
 }
 
 // A step takes time, and the world does not wait for it.  What is asked for meanwhile must neither
@@ -210,12 +238,26 @@ void Simulator::DrawPenalties(SamplingParams& sampling) {
   }
 }
 
+std::int64_t Simulator::WaitingIn() const {
+  auto waiting = static_cast<std::int64_t>(engine_.unbound().size());
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    waiting += static_cast<std::int64_t>(engine_.scheduler(rank).waiting().size());
+  }
+  return waiting;
+}
+
+std::int64_t Simulator::RunningIn() const {
+  std::int64_t running = 0;
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    running += static_cast<std::int64_t>(engine_.scheduler(rank).running().size());
+  }
+  return running;
+}
+
 // As many may wait as the queue has places, and as many more as could start at once.
 bool Simulator::IsFull() const {
-  const Scheduler& scheduler = engine_.scheduler();
-  const auto running = static_cast<std::int64_t>(scheduler.running().size());
-  const std::int64_t startable =
-      scheduler.waiting().empty() ? config_.scheduler.sequences_max - running : 0;
+  const std::int64_t places = config_.data_ranks * config_.scheduler.sequences_max;
+  const std::int64_t startable = WaitingIn() == 0 ? places - RunningIn() : 0;
   return engine_.Load().waiting >= config_.scheduler.waiting_max + startable;
 }
 
@@ -290,6 +332,7 @@ bool Simulator::Step() {
   MarkMustEnd();
   arrived_in_flight_ = 0;
   const std::int64_t tokens_before = engine_.Load().tokens_computed;
+  rank_laws_.BeginStep();
   const EngineProgress progress = engine_.RunOnce();
   ++stats_.steps;
   stats_.tokens += engine_.Load().tokens_computed - tokens_before;
@@ -310,52 +353,63 @@ bool Simulator::Step() {
 }
 
 void Simulator::CheckAfterStep(EngineProgress progress) {
-  const Scheduler& scheduler = engine_.scheduler();
-  scheduler.CheckInvariants();
-  const auto live =
-      static_cast<std::int64_t>(scheduler.running().size() + scheduler.waiting().size());
+  const std::int64_t live = WaitingIn() + RunningIn();
   SIM_CHECK(progress == EngineProgress::kStepped || live == 0,
             fmt::format("{} sequences are live and nothing is computed", live));
+  SIM_CHECK(engine_.Load().waiting == WaitingIn() + arrived_in_flight_,
+            "the queue is not as long as it is said to be");
+  for (const auto& unbound : engine_.unbound()) {
+    CheckMayLive(*unbound->sequence);
+  }
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    CheckRank(rank, progress);
+  }
+  standings_.clear();
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    for (const auto& sequence : engine_.scheduler(rank).sequences()) {
+      if (sequence != nullptr) {
+        standings_[Value(sequence->request().id)] = {.state = sequence->state(),
+                                                     .computed = sequence->computed(),
+                                                     .tokens = sequence->tokens()};
+      }
+    }
+  }
+}
+
+void Simulator::CheckMayLive(const Sequence& sequence) const {
+  const auto client = std::find_if(live_.begin(), live_.end(), [&](const auto& one) {
+    return one->request.id == sequence.request().id;
+  });
+  SIM_CHECK(client != live_.end(), "a sequence lives longer than its request");
+  SIM_CHECK(!(*client)->must_end, "a request that had to end goes on");
+}
+
+void Simulator::CheckRank(std::size_t rank, EngineProgress progress) {
+  const Scheduler& scheduler = engine_.scheduler(rank);
+  scheduler.CheckInvariants();
   SIM_CHECK(
       static_cast<std::int64_t>(scheduler.running().size()) <= config_.scheduler.sequences_max,
       "more sequences run than may");
-  SIM_CHECK(engine_.Load().waiting ==
-                static_cast<std::int64_t>(scheduler.waiting().size()) + arrived_in_flight_,
-            "the queue is not as long as it is said to be");
-  std::map<std::int64_t, const Client*> clients;
-  for (const auto& client : live_) {
-    clients[Value(client->request.id)] = client.get();
-  }
   for (const auto& sequence : scheduler.sequences()) {
     if (sequence == nullptr) {
       continue;
     }
-    const auto client = clients.find(Value(sequence->request().id));
-    SIM_CHECK(client != clients.end(), "a sequence lives longer than its request");
-    SIM_CHECK(!client->second->must_end, "a request that had to end goes on");
+    CheckMayLive(*sequence);
     SIM_CHECK(sequence->preemptions() <= config_.scheduler.preemptions_max,
               "a sequence is preempted too often");
     SIM_CHECK(
         sequence->preemptions() == 0 || config_.scheduler.reservation == ReservationMode::kPrompt,
         "a fully reserved sequence is preempted");
   }
-  CheckOldest(progress);
-  standings_.clear();
-  for (const auto& sequence : scheduler.sequences()) {
-    if (sequence != nullptr) {
-      standings_[Value(sequence->id())] = {.state = sequence->state(),
-                                           .computed = sequence->computed(),
-                                           .tokens = sequence->tokens()};
-    }
-  }
+  CheckOldest(rank, progress);
 }
 
 // Under first come the oldest sequence advances in every second step at least, unless a younger one
 // has used up its preemptions and holds its reservation, or has passed it.
-void Simulator::CheckOldest(EngineProgress progress) {
+void Simulator::CheckOldest(std::size_t rank, EngineProgress progress) {
   const Sequence* oldest = nullptr;
   bool reserved = false;
-  for (const auto& sequence : engine_.scheduler().sequences()) {
+  for (const auto& sequence : engine_.scheduler(rank).sequences()) {
     if (sequence != nullptr) {
       reserved = reserved || sequence->fully_reserved() || sequence->passed();
       if (oldest == nullptr || sequence->id() < oldest->id()) {
@@ -365,105 +419,32 @@ void Simulator::CheckOldest(EngineProgress progress) {
   }
   if (oldest == nullptr || progress != EngineProgress::kStepped || reserved ||
       config_.scheduler.policy != SchedulingPolicyKind::kFirstCome) {
-    idle_for_oldest_ = 0;
+    idle_for_oldest_[rank] = 0;
     return;
   }
-  const auto standing = standings_.find(Value(oldest->id()));
-  const bool same = standing != standings_.end() && oldest_ == Value(oldest->id()) &&
+  const std::int64_t request = Value(oldest->request().id);
+  const auto standing = standings_.find(request);
+  const bool same = standing != standings_.end() && oldest_[rank] == request &&
                     standing->second.computed == oldest->computed() &&
                     standing->second.tokens == oldest->tokens();
-  oldest_ = Value(oldest->id());
-  idle_for_oldest_ = same ? idle_for_oldest_ + 1 : 0;
-  SIM_CHECK(idle_for_oldest_ < 2,
-            fmt::format("sequence {}, the oldest, starves", Value(oldest->id())));
-}
-
-void Simulator::CheckEnded(const Client& client) {
-  CheckUsage(client);
-  CheckOutput(client);
-  stats_.hit_tokens += client.usage.cache_hit_tokens;
-  stats_.preemptions += client.usage.preemptions;
-  switch (*client.finish) {
-    case FinishReason::kCancelled:
-      SIM_CHECK(client.cancelled(), "ended as cancelled, but nobody did");
-      ++stats_.cancelled;
-      break;
-    case FinishReason::kAborted:
-      SIM_CHECK(client.aborted, "ended as aborted, but nobody did");
-      break;
-    case FinishReason::kDeadline: {
-      const auto& deadline = client.request.stop.deadline_us;
-      SIM_CHECK(deadline.has_value() && *deadline <= clock_.now_us, "ended before its deadline");
-      const bool ran = executor_.writes().first_computed().contains(Value(client.request.id));
-      SIM_CHECK(
-          client.error.has_value() && client.error->code == ErrorCode::kDeadlineExceeded &&
-              client.error->message == (ran ? "deadline expired" : "deadline expired in queue"),
-          "an expired request hears something else");
-      ++stats_.expired;
-      break;
-    }
-    case FinishReason::kError:
-      SIM_CHECK(client.error.has_value() && client.error->code == ErrorCode::kInternal,
-                "a faulty request hears something else");
-      ++stats_.failed;
-      break;
-    case FinishReason::kStop: ++stats_.stopped; break;
-    case FinishReason::kLength: break;
-  }
-}
-
-void Simulator::CheckUsage(const Client& client) {
-  const Usage& usage = client.usage;
-  SIM_CHECK(usage.prompt_tokens == static_cast<std::int64_t>(client.request.prompt.size()),
-            "prompt tokens are miscounted");
-  const auto first = executor_.writes().first_computed().find(Value(client.request.id));
-  const std::int64_t found = first == executor_.writes().first_computed().end() ? 0 : first->second;
-  SIM_CHECK(usage.cache_hit_tokens == found,
-            fmt::format("{} hit tokens are billed, {} were found", usage.cache_hit_tokens, found));
-  SIM_CHECK(found < usage.prompt_tokens, "nothing of the prompt was computed");
-  SIM_CHECK(found == 0 || client.request.prompt_logits == PromptLogits::kNone,
-            "prompt logits were wanted of positions that were not computed");
-  SIM_CHECK(usage.queue_us >= 0 && usage.prefill_us >= 0 && usage.decode_us >= 0,
-            "time runs backwards");
-}
-
-void Simulator::CheckOutput(const Client& client) {
-  const Expected expected = RunAlone(config_, client.request);
-  std::vector<TokenId> ids;
-  for (const GeneratedToken& token : client.tokens) {
-    ids.push_back(token.id);
-    const auto& wanted = client.request.sampling.top_logprobs;
-    SIM_CHECK(static_cast<std::int64_t>(token.top_logprobs.size()) == wanted.value_or(0),
-              "wrong number of likely tokens");
-    SIM_CHECK(!wanted.has_value() || token.logprob == -static_cast<float>(Value(token.id)),
-              "the log-probability of another token");
-    for (std::size_t k = 0; k < token.top_logprobs.size(); ++k) {
-      SIM_CHECK(token.top_logprobs[k].logprob == -static_cast<float>(k), "likely tokens mixed up");
-    }
-  }
-  const FinishReason finish = *client.finish;
-  const bool natural = finish == FinishReason::kStop || finish == FinishReason::kLength ||
-                       finish == FinishReason::kError;
-  SIM_CHECK(!natural || finish == expected.finish,
-            fmt::format("request {} ends otherwise than alone", Value(client.request.id)));
-  SIM_CHECK(natural ? ids == expected.tokens
-                    : ids.size() < expected.tokens.size() + 1 &&
-                          std::equal(ids.begin(), ids.end(), expected.tokens.begin()),
-            fmt::format("request {} has other tokens than alone", Value(client.request.id)));
-  const std::string text = natural ? expected.text : TextOf(config_, ids);
-  SIM_CHECK(client.text == text, fmt::format("request {} shows \"{}\", alone it shows \"{}\"",
-                                             Value(client.request.id), client.text, text));
+  oldest_[rank] = request;
+  idle_for_oldest_[rank] = same ? idle_for_oldest_[rank] + 1 : 0;
+  SIM_CHECK(idle_for_oldest_[rank] < 2, fmt::format("request {}, the oldest, starves", request));
 }
 
 void Simulator::CheckQuiet() {
-  executor_.times().CheckTruth();
-  stats_.longest_wait_percent = executor_.waits().longest_wait_percent();
+  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
+    executors_.At(rank).times().CheckTruth();
+    stats_.longest_wait_percent =
+        std::max(stats_.longest_wait_percent, executors_.At(rank).waits().longest_wait_percent());
+    SIM_CHECK(engine_.pool(rank).referenced_blocks() == 0, "blocks are still referenced");
+    engine_.pool(rank).CheckInvariants();
+  }
+  stats_.bound_elsewhere = rank_laws_.bound_elsewhere();
   const EngineLoad load = engine_.Load();
   SIM_CHECK(load.waiting == 0 && load.running == 0, "something is left in the queues");
-  SIM_CHECK(engine_.pool().referenced_blocks() == 0, "blocks are still referenced");
   SIM_CHECK(load.requests_finished == stats_.requests - stats_.refused,
             "requests finished are not those accepted");
-  engine_.pool().CheckInvariants();
 }
 
 }  // namespace dsa::sim

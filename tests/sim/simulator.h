@@ -19,6 +19,7 @@
 //   I-12  steps that share a recording have one shape; nobody reads the block of padding
 //   I-13  the time of steps goes where it should (time_laws.h), and steps take what the cost model
 //         says
+//   I-14  data ranks: who is bound where, and that all run every step together (rank_laws.h)
 //   and: tenants never share a block; what is cancelled or expired leaves within one step; draining
 //   only shrinks the live set; queue refusals are exact; at the end no block is referenced.
 #pragma once
@@ -26,6 +27,7 @@
 #include "common/clock.h"
 #include "server/engine/engine_loop.h"
 #include "tests/sim/fake_model.h"
+#include "tests/sim/rank_laws.h"
 #include "tests/sim/sim_config.h"
 
 #include <cstdint>
@@ -50,6 +52,7 @@ struct SimStats {
   std::int64_t expired = 0;
   std::int64_t failed = 0;
   std::int64_t stopped = 0;
+  std::int64_t bound_elsewhere = 0;       // to another data rank than the first
   std::int64_t longest_wait_percent = 0;  // of its bound; among waits of some length
 };
 
@@ -103,7 +106,12 @@ class Simulator final {
   bool Step();
   void MarkMustEnd();
   void CheckAfterStep(EngineProgress progress);
-  void CheckOldest(EngineProgress progress);
+  void CheckRank(std::size_t rank, EngineProgress progress);
+  void CheckMayLive(const Sequence& sequence) const;
+  void CheckOldest(std::size_t rank, EngineProgress progress);
+  std::int64_t WaitingIn() const;
+  std::int64_t RunningIn() const;
+  std::optional<std::int64_t> FirstComputed(const Request& request) const;
   void CheckEnded(const Client& client);
   void CheckUsage(const Client& client);
   void CheckOutput(const Client& client);
@@ -115,18 +123,19 @@ class Simulator final {
   Random penalties_;  // apart, so that worlds with and without them are alike otherwise
   VirtualClock clock_;
   FakeDecoderFactory decoders_;
-  FakeExecutor executor_;
+  RankLaws rank_laws_;
+  FakeExecutors executors_;
   EngineLoop engine_;
   SimStats stats_;
 
   std::vector<std::shared_ptr<Client>> live_;
   std::vector<std::vector<TokenId>> families_;
-  std::map<std::int64_t, Standing> standings_;  // by sequence id
+  std::map<std::int64_t, Standing> standings_;  // by request id
   std::int64_t requests_made_ = 0;
-  std::int64_t oldest_ = -1;  // sequence id
-  std::int64_t idle_for_oldest_ = 0;
-  std::int64_t arrived_in_flight_ = 0;  // accepted during the step that runs now
-  bool drain_in_flight_ = false;        // to begin during the next step
+  std::vector<std::int64_t> oldest_;           // request id, by data rank
+  std::vector<std::int64_t> idle_for_oldest_;  // by data rank
+  std::int64_t arrived_in_flight_ = 0;         // accepted during the step that runs now
+  bool drain_in_flight_ = false;               // to begin during the next step
   bool abort_in_flight_ = false;
   bool draining_ = false;
 };

@@ -135,10 +135,13 @@ double TimeLaws::TrueUs(std::int64_t step, std::int64_t noise_percent) const {
   return us * (1 + static_cast<double>(noise_percent) / 100);
 }
 
-void TimeLaws::CheckDuration(std::int64_t elapsed_us) {
+void TimeLaws::Learn(const StepWork& measured) {
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
-    rows_max_[path] = std::max(rows_max_[path], 2 * work_.rows[path]);
+    rows_max_[path] = std::max(rows_max_[path], 2 * measured.rows[path]);
   }
+}
+
+void TimeLaws::CheckDuration(std::int64_t elapsed_us) {
   const auto us = static_cast<double>(elapsed_us);
   ++steps_;
   constexpr double kWrong = 1.4;

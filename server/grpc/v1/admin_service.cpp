@@ -41,6 +41,18 @@ Result<v1::Load> GetLoad(const v1::GetLoadRequest& /*request*/, const ServiceCon
   busy.set_padding_ms(load.busy.padding_us / kUsPerMs);
   busy.set_own_ms(load.busy.own_us / kUsPerMs);
   busy.set_dropped_ms(load.busy.dropped_us / kUsPerMs);
+  for (const RankLoad& rank : load.ranks) {
+    v1::RankLoad& row = *message.add_ranks();
+    row.set_waiting(rank.waiting);
+    row.set_running(rank.running);
+    row.set_blocks_total(rank.blocks_total);
+    row.set_blocks_referenced(rank.blocks_referenced);
+    row.set_blocks_cached(rank.blocks_cached);
+    const std::int64_t rows = rank.rows + rank.padding_rows;
+    row.set_rows(rows);
+    row.set_padding_share(
+        rows == 0 ? 0.0 : static_cast<double>(rank.padding_rows) / static_cast<double>(rows));
+  }
   return message;
 }
 

@@ -1,0 +1,63 @@
+#include "scheduler/rank_offer.h"
+
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace dsa {
+
+std::optional<std::size_t> ChooseRank(std::span<const RankOffer> ranks) {
+  std::optional<std::size_t> chosen;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const RankOffer& offer = ranks[rank];
+    if (!offer.can_start) {
+      continue;
+    }
+    const auto order = [](const RankOffer& of) {
+      return std::tie(of.tokens_to_first, of.sequences);
+    };
+    if (!chosen || order(offer) < order(ranks[*chosen])) {
+      chosen = rank;
+    }
+  }
+  return chosen;
+}
+
+CachedPrefix Scheduler::CachedPrefixOf(const Sequence& sequence) const {
+  if (sequence.request_.prompt_logits != PromptLogits::kNone) {
+    return {};
+  }
+  const std::int64_t blocks_max = (sequence.tokens() - 1) / pool_.tokens_per_block();
+  return cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);
+}
+
+std::int64_t Scheduler::TokensOwed() const {
+  std::int64_t tokens = 0;
+  for (const Sequence* sequence : running_) {
+    tokens += sequence->behind() > 1 ? sequence->behind() : 0;
+  }
+  for (const Sequence* sequence : waiting_) {
+    tokens += sequence->tokens() - CachedPrefixOf(*sequence).blocks * pool_.tokens_per_block();
+  }
+  return tokens;
+}
+
+RankOffer Scheduler::OfferFor(const Sequence& sequence) const {
+  const auto sequences = static_cast<std::int64_t>(running_.size() + waiting_.size());
+  if (sequences >= config_.sequences_max) {
+    return {.can_start = false, .tokens_to_first = 0, .sequences = sequences};
+  }
+  const CachedPrefix cached = CachedPrefixOf(sequence);
+  // Blocks that somebody holds are shared for nothing.
+  std::int64_t need = BlocksToStart(sequence) - (cached.blocks - cached.unreferenced);
+  for (const Sequence* waiting : waiting_) {
+    need += BlocksToStart(*waiting) + 1;  // and one to grow
+  }
+  return {.can_start = need + SpareBlocks() <= pool_.available_blocks(),
+          .tokens_to_first =
+              sequence.tokens() - cached.blocks * pool_.tokens_per_block() + TokensOwed(),
+          .sequences = sequences};
+}
+
+}  // namespace dsa
