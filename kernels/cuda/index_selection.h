@@ -11,14 +11,11 @@ namespace dsa::cuda {
 
 inline constexpr std::int64_t kIndexSelectionMax = 2048;  // k
 
-// Whether rows of scores can be read 16 bytes at a time.
-bool HasAlignedScores(const Matrix<const float>& scores);
-
 // The blocks that share a row: the best measured.  The result does not depend on it.
 int IndexSelectionCluster(std::int64_t rows, std::int64_t visible_max);
 
 // `work` as IndexScores left it for the same rows, k and scores; `cluster` 1, 2, 4, 8 or 16.
-// Requires k <= kIndexSelectionMax and HasAlignedScores.
+// Requires k <= kIndexSelectionMax and at most 524,288 keys a block.
 void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, int cluster,
                     cudaStream_t stream);
 

@@ -26,6 +26,10 @@ __device__ inline unsigned ScoreKey(float score) {
   const unsigned bits = stored == kMinusZero ? 0U : stored;
   return bits ^ (static_cast<unsigned>(static_cast<int>(bits) >> 31) | 0x80000000U);
 }
+// The score of a key, 0 for either zero.
+__device__ inline float ScoreOfKey(unsigned key) {
+  return __uint_as_float((key & 0x80000000U) != 0 ? key ^ 0x80000000U : ~key);
+}
 // By magnitude, which is mirrored about the bin of zero.
 __device__ inline int ScoreBin(float score) {
   const unsigned bits = __float_as_uint(score);
@@ -50,9 +54,7 @@ __device__ inline bool IsNarrowBin(int bin) {
 }
 // The lowest score of a bin.
 __device__ inline float LowestScore(int bin) {
-  const unsigned key = LowestKey(bin);
-  const float score = __uint_as_float((key & 0x80000000U) != 0 ? key ^ 0x80000000U : ~key);
-  return bin == 0 ? -__int_as_float(0x7F800000) : score;
+  return bin == 0 ? -__int_as_float(0x7F800000) : ScoreOfKey(LowestKey(bin));
 }
 
 }  // namespace dsa::cuda

@@ -26,7 +26,7 @@ __device__ void NormaliseIndexerKey(const StoreIndexerKeyParams& p, int lane, In
   LoadIndexerPart(p.norm_weight.data, lane, weight);
   LoadIndexerPart(p.norm_bias.data, lane, bias);
 #pragma unroll
-  for (int i = 0; i < kIndexerWidth; ++i) {
+  for (int i = 0; i < kIndexerChunk; ++i) {
     part[i] = Rounded<T>(__fadd_rn(__fmul_rn(part[i] / deviation, weight[i]), bias[i]));
   }
 }

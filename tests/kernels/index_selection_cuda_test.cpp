@@ -219,9 +219,16 @@ class HardSelection final {
 
 TEST_CASE("IndexSelection equals a sort of hard scores", "[kernels][select_keys]") {
   const HardSelection selection(2048, {2049, 6500, 70001, 131072}, 131072);
-  for (const int cluster : {1, 2, 4, 8, 16}) {
+  for (const int cluster : {1, 2, 4, 8}) {
     selection.Check(cluster);
   }
+}
+
+// A case of their own for a sanitizer that does not know them (tools/gpu.sh).
+TEST_CASE("IndexSelection equals a sort of hard scores in clusters of 16",
+          "[kernels][select_keys][sixteen_blocks]") {
+  const auto k = GENERATE(as<std::int64_t>(), 63, 2047, 2048);
+  HardSelection(k, {2049, 6500, 70001, 131072}, 131072).Check(16);
 }
 
 TEST_CASE("IndexSelection equals a sort of hard scores, more short rows than blocks",
@@ -237,7 +244,7 @@ TEST_CASE("IndexSelection equals a sort of hard scores, more short rows than blo
 TEST_CASE("IndexSelection selects any number of keys", "[kernels][select_keys]") {
   const auto k = GENERATE(as<std::int64_t>(), 1, 63, 500, 2047);
   const HardSelection selection(k, {700, 20001}, 131072);
-  for (const int cluster : {1, 2, 16}) {
+  for (const int cluster : {1, 2, 8}) {
     selection.Check(cluster);
   }
 }

@@ -178,7 +178,8 @@ TEST_CASE("SelectKeys equals its default body, decode", "[kernels][select_keys]"
       .Check();
 }
 
-TEST_CASE("SelectKeys equals its default body, one long row", "[kernels][select_keys]") {
+TEST_CASE("SelectKeys equals its default body, one long row",
+          "[kernels][select_keys][sixteen_blocks]") {
   const auto length = GENERATE(as<std::int32_t>(), 1, 2049, 65537, 131072);
   Problem({.rows = OneEach({length}),
            .sequences = 1,
