@@ -42,6 +42,10 @@ too_slow_cases='frames pass unchanged, and are refused alike|a client that does 
 threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests kernels_tests net_tests
   checkpoint_tests model_tests)
 
+# Of binaries that a GPU alone can run, and that the model and the scheduler would be compiled for once
+# more, their own sources: half a minute on one core.
+cuda_objects=({bench/CMakeFiles/dsa_step_bench.dir/cuda/step_{bench,sections},tests/model/CMakeFiles/ranks_cuda_tests.dir/ranks_cuda_test}.cpp.o)
+
 step 'format' format
 step 'build (cpu)' tools/build.sh cpu
 ln -sf cpu/dsa build/dsa
@@ -54,7 +58,8 @@ step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeate
 step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases" \
   "${threaded_targets[@]}"
 if command -v nvcc >/dev/null; then
-  step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench
+  step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench \
+    dsa_collective_bench "${cuda_objects[@]}"
   step 'tests (cuda, no device)' build/cuda/tests/kernels/cuda_start_tests
 else
   echo '== build (cuda): skipped, no nvcc' >&2
