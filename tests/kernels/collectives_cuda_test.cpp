@@ -13,6 +13,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <utility>
@@ -23,19 +24,31 @@
 namespace dsa::testing {
 namespace {
 
-// All blocks of the ranks that share a device must be there at once.
-constexpr int kRanksPerDevice = 3;  // four on one H100 wait for ever
+// All blocks of the ranks that share a device must be there at once.  Four ranks on one H100 were
+// seen to stand still; three there, and up to five on two GPUs, never were.
+constexpr int kRanksPerDevice = 3;
+
+int Devices() {
+  static const int count = [] {
+    int devices = 0;
+    while (CudaBackend::Make(devices).ok()) {
+      ++devices;
+    }
+    return devices;
+  }();
+  return count;
+}
+
+int RanksMax() {
+  return kRanksPerDevice * Devices();
+}
 
 struct GpuRanks {
   explicit GpuRanks(int ranks) : group(ranks), together(ranks) {
     std::vector<CudaBackend*> joined;
-    int devices = 1;
-    while (devices < ranks && CudaBackend::Make(devices).ok()) {
-      ++devices;
-    }
-    REQUIRE(ranks <= kRanksPerDevice * devices);
+    REQUIRE(ranks <= RanksMax());
     for (int rank = 0; rank < ranks; ++rank) {
-      auto made = CudaBackend::Make(rank % devices);
+      auto made = CudaBackend::Make(rank % Devices());
       REQUIRE(made.ok());
       backends.push_back(std::move(made).value());
       joined.push_back(backends.back().get());
@@ -192,6 +205,10 @@ bool AllReduceIsRight(int ranks, Mistake mistake) {
 TEST_CASE("GPUs add up in the order of ranks, in every round", "[collectives]") {
   const int ranks = GENERATE(1, 2, 3, 4);
   CAPTURE(ranks);
+  if (ranks > RanksMax()) {
+    WARN("not run: " << ranks << " ranks on " << Devices() << " GPU");
+    return;
+  }
   CHECK(AllReduceIsRight<float>(ranks, Mistake::kNone));
   CHECK(AllReduceIsRight<Bf16>(ranks, Mistake::kNone));
 }
@@ -269,14 +286,15 @@ TEST_CASE("GPUs repeat recorded chains of collectives on what is there by then",
 
 TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
   const auto rows = GENERATE(as<std::int64_t>(), 1, 3, 64);
-  GpuRanks all(4);
   constexpr std::int64_t kCols[] = {3003, 0, 5, 2051};
-  constexpr std::int64_t kWhole = 3003 + 5 + 2051;
+  const int ranks = std::min(4, RanksMax());
+  const std::int64_t total = std::accumulate(kCols, kCols + ranks, std::int64_t{0});
+  GpuRanks all(ranks);
   std::vector<float> expected;
-  for (std::int64_t i = 0; i < rows * kWhole; ++i) {
+  for (std::int64_t i = 0; i < rows * total; ++i) {
     expected.push_back(static_cast<float>(i));
   }
-  std::vector<float> wholes[4];
+  std::vector<std::vector<float>> wholes(static_cast<std::size_t>(ranks));
   all.Run([&](int rank, CudaBackend& backend) {
     std::int64_t before = 0;
     for (int other = 0; other < rank; ++other) {
@@ -287,11 +305,12 @@ TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
     backend.CopyToDevice(source.data(), expected.data(), expected.size() * sizeof(float));
     backend.Zero(whole.data(), expected.size() * sizeof(float));
     backend.AllGather(
-        {.part = {source.As<float>() + before, DataType::kF32, rows, kCols[rank], kWhole},
-         .whole = {whole.data(), DataType::kF32, rows, kWhole, kWhole}});
-    wholes[rank].resize(expected.size());
+        {.part = {source.As<float>() + before, DataType::kF32, rows, kCols[rank], total},
+         .whole = {whole.data(), DataType::kF32, rows, total, total}});
+    wholes[static_cast<std::size_t>(rank)].resize(expected.size());
     backend.Synchronize();
-    backend.CopyToHost(wholes[rank].data(), whole.data(), expected.size() * sizeof(float));
+    backend.CopyToHost(wholes[static_cast<std::size_t>(rank)].data(), whole.data(),
+                       expected.size() * sizeof(float));
     backend.Synchronize();
   });
   for (const std::vector<float>& whole : wholes) {
