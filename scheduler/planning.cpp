@@ -167,7 +167,8 @@ Sequence* Scheduler::ShortestNewcomer(const Sequence& older, bool may_start) con
   std::int64_t shorter_than = older.behind();
   const auto look = [&](const std::vector<Sequence*>& sequences) {
     for (Sequence* sequence : sequences) {
-      if (sequence->behind() < shorter_than && !IsPlanned(*sequence)) {
+      if (sequence->behind() < shorter_than && !IsPlanned(*sequence) &&
+          !(sequence->state_ == SequenceState::kWaiting && AwaitsSibling(*sequence))) {
         shortest = sequence;
         shorter_than = sequence->behind();
       }
@@ -191,7 +192,8 @@ void Scheduler::GrantInOrder(const Planning& planning) {
     }
     Sequence* sequence = next < running_.size() ? running_[next] : nullptr;
     may_start = may_start && !waiting_.empty() &&
-                static_cast<std::int64_t>(running_.size()) < config_.sequences_max;
+                static_cast<std::int64_t>(running_.size()) < config_.sequences_max &&
+                !AwaitsSibling(*waiting_.front());
     if (may_start && (sequence == nullptr ||
                       (sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {
       may_start = TryAdmit(*waiting_.front(), planning.now_us);

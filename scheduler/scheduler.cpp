@@ -84,6 +84,22 @@ std::int64_t Scheduler::BlocksToStart(const Sequence& sequence) const {
   return BlocksFor(NeedsFullReservation(sequence) ? sequence.computed_max() : sequence.tokens());
 }
 
+// Whether a sibling before it has still to compute blocks that it could share.
+bool Scheduler::AwaitsSibling(const Sequence& sequence) const {
+  const std::optional<RequestId>& siblings = sequence.request_.siblings;
+  if (!siblings.has_value()) {
+    return false;
+  }
+  const std::int64_t block_tokens = pool_.tokens_per_block();
+  const std::int64_t shared = (sequence.prompt_tokens_ - 1) / block_tokens * block_tokens;
+  const auto computes = [&](const Sequence* other) {
+    return other->request_.siblings == siblings && other->id_ < sequence.id_ &&
+           other->computed_ < shared;
+  };
+  return std::any_of(running_.begin(), running_.end(), computes) ||
+         std::any_of(waiting_.begin(), waiting_.end(), computes);
+}
+
 // Takes all blocks that the sequence must have before it starts, or none.
 bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
   const std::int64_t spare = SpareBlocks();

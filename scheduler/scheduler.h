@@ -17,6 +17,9 @@
 // Order: running sequences first, those that decode before those that catch up, then waiting ones
 // as the policy orders them and while blocks last.
 //
+// Siblings are ordinary sequences but for one thing: the first in order computes the prompt, and
+// the others start when its full blocks can be shared; the rest of the prompt each computes itself.
+//
 // With SchedulerConfig::step_time_target_us a step has a budget of time too, by a cost model that
 // is an input of the plan.  Replies always advance; prompts get what time is left, at least 16
 // tokens. While a prompt uses that time up, shorter ones behind it share an eighth of it: these
@@ -124,6 +127,7 @@ class Scheduler final {
   std::int64_t SpareBlocks() const;
   bool NeedsFullReservation(const Sequence& sequence) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;
+  bool AwaitsSibling(const Sequence& sequence) const;
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
   bool TryPass(Sequence& sequence, MonotonicUs now_us);
   Sequence* Start(Sequence& sequence);

@@ -14,6 +14,7 @@ namespace {
 constexpr float kTemperatureMax = 2.0F;
 constexpr std::size_t kCacheSaltBytesMax = 256;
 constexpr std::int64_t kPriorityMax = 1000;
+constexpr std::int64_t kAnswersMax = 16;
 
 enum class LowEnd : std::uint8_t { kIncluded, kExcluded };
 
@@ -237,6 +238,8 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   DSA_ASSIGN_OR_RETURN(request.stop, ResolveStop(ask, prompt_tokens, names, context));
   DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
+  generation.answers = ask.n.value_or(1);
+  DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
   generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
   if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {

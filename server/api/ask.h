@@ -54,6 +54,7 @@ struct Ask {
   std::optional<float> presence_penalty{};
   std::optional<float> repetition_penalty{};
   std::vector<AskedBias> logit_bias{};
+  std::optional<std::int64_t> n{};
 
   std::optional<std::int64_t> max_tokens{};
   std::optional<std::int64_t> min_tokens{};
@@ -84,6 +85,7 @@ struct FieldNames {
   std::string_view presence_penalty;
   std::string_view repetition_penalty;
   std::string_view logit_bias;
+  std::string_view n;
   std::string_view max_tokens;
   std::string_view min_tokens;
   std::string_view stop;
@@ -97,6 +99,7 @@ struct FieldNames {
 // A request ready for Engine::Submit but for its ids, arrival and deadline.
 struct Generation {
   Request request;
+  std::int64_t answers = 1;  // n
   ReplyFormat format;
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;

@@ -4,6 +4,7 @@
 #include "server/api/errors.h"
 
 #include <algorithm>
+#include <iterator>
 #include <new>
 #include <utility>
 
@@ -25,7 +26,28 @@ std::int64_t DeadlineTolerance(std::int64_t timeout_us) {
   return timeout_us / kRoundingShare + std::min(kDelayUs, timeout_us / kDelayShare);
 }
 
+Error LateError() {
+  return {ErrorCode::kDeadlineExceeded, "deadline expired before the answer was sent"};
+}
+
 }  // namespace
+
+// Where the tokens of an answer behind the first go.
+class GenerationCall::Sibling final : public TokenSink {
+ public:
+  Sibling(std::shared_ptr<GenerationCall> call, std::size_t index)
+      : TokenSink(call.get()), call_(std::move(call)), index_(index) {}
+
+  void OnDelta(TokenDelta&& delta) override { call_->OnAnswerDelta(index_, std::move(delta)); }
+  std::unique_ptr<TextDecoder> MakeDecoder() const override { return call_->MakeDecoder(); }
+  std::unique_ptr<ContentReader> MakeContentReader() const override {
+    return call_->MakeContentReader();
+  }
+
+ private:
+  const std::shared_ptr<GenerationCall> call_;
+  const std::size_t index_;
+};
 
 GenerationCall::GenerationCall(ServiceContext& context, CallFacts facts, ReplyWriter& writer)
     : context_(context),
@@ -75,12 +97,22 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   head_.logprobs = generation.logprobs;
   head_.cost = generation.cost;
   format_ = generation.format;
-  assembler_.emplace(format_);
+  BeginAnswers(generation);
   request.id = context_.engine.NextRequestId();
   request.arrival_us = arrival_us_;
   request.stop.deadline_us = facts_.deadline_us;
-  usage_.prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   return SubmitUnder(wanted_id, std::move(request), self);
+}
+
+void GenerationCall::BeginAnswers(const Generation& generation) {
+  std::vector<Answer> answers;
+  answers.reserve(static_cast<std::size_t>(generation.answers));
+  for (std::int64_t i = 0; i < generation.answers; ++i) {
+    answers.emplace_back(format_);
+  }
+  answers.front().usage.prompt_tokens = static_cast<std::int64_t>(generation.request.prompt.size());
+  const std::lock_guard lock(mutex_);  // others look at the call already
+  answers_ = std::move(answers);
 }
 
 Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wanted_id) {
@@ -112,20 +144,31 @@ Status GenerationCall::SubmitUnder(const std::string& wanted_id, Request&& reque
   if (wanted_id.empty() && IsRequestId(facts_.request_id_header)) {
     Request proposed = request;
     proposed.external_id = facts_.request_id_header;
-    Status status = context_.engine.Submit(std::move(proposed), self);
+    Status status = SubmitAll(std::move(proposed), self);
     if (status.ok() || status.error().code != ErrorCode::kAlreadyExists) {
       return status;
     }
   }
   head_.request_id = wanted_id.empty() ? context_.request_ids.Make() : wanted_id;
   request.external_id = head_.request_id;
-  Status status = context_.engine.Submit(std::move(request), self);
+  Status status = SubmitAll(std::move(request), self);
   if (!status.ok() && status.error().code == ErrorCode::kAlreadyExists) {
     return Error{ErrorCode::kAlreadyExists,
                  fmt::format("{}: \"{}\" names a request that is live", facts_.fields->request_id,
                              head_.request_id)};
   }
   return status;
+}
+
+Status GenerationCall::SubmitAll(Request&& request, const std::shared_ptr<GenerationCall>& self) {
+  if (answers_.size() == 1) {
+    return context_.engine.Submit(std::move(request), self);
+  }
+  std::vector<std::shared_ptr<TokenSink>> sinks = {self};
+  for (std::size_t i = 1; i < answers_.size(); ++i) {
+    sinks.push_back(std::make_shared<Sibling>(self, i));
+  }
+  return context_.engine.SubmitSiblings(std::move(request), sinks);
 }
 
 std::unique_ptr<TextDecoder> GenerationCall::MakeDecoder() const {
@@ -143,17 +186,25 @@ void GenerationCall::Refuse(const Error& error) {
 }
 
 void GenerationCall::OnDelta(TokenDelta&& delta) {
-  ReplyPart part = assembler_->Add(std::move(delta));
+  OnAnswerDelta(0, std::move(delta));
+}
+
+void GenerationCall::OnAnswerDelta(std::size_t index, TokenDelta&& delta) {
+  Answer& answer = answers_[index];
+  ReplyPart part = answer.assembler.Add(std::move(delta));
+  part.index = static_cast<std::int64_t>(index);
   const std::lock_guard lock(mutex_);
-  usage_ = part.usage;
-  finish_ = part.finish;
+  answer.usage = part.usage;
+  answer.reasoning_tokens = part.reasoning_tokens;
+  answer.finish = part.finish;
+  answer.error = part.error;
   if (writer_ == nullptr || closed_) {
     return;
   }
   // A part that only repeats the usage is worth no message, unless it is the last.
-  if (has_pending_ || !part.empty() || part.finish) {
-    Merge(pending_, std::move(part));
-    has_pending_ = true;
+  if (answer.has_pending || !part.empty() || part.finish) {
+    Merge(answer.pending, std::move(part));
+    answer.has_pending = true;
   }
   DropIfSlow();
   Advance();
@@ -194,7 +245,9 @@ void GenerationCall::OnDone() {
   }
   Log(outcome_);
   writer_ = nullptr;
-  pending_ = {};
+  for (Answer& answer : answers_) {
+    answer.pending = {};
+  }
 }
 
 void GenerationCall::Look() {
@@ -231,8 +284,11 @@ void GenerationCall::DropIfSlow() {
   const SlowClientLimits& limits = context_.slow_client;
   const bool stalled = (write_in_flight_ || closed_) &&
                        context_.clock.NowUs() - write_started_us_ >= limits.stalled_us_max;
-  const bool behind =
-      write_in_flight_ && has_pending_ && pending_.bytes() > limits.pending_bytes_max;
+  std::int64_t pending_bytes = 0;
+  for (const Answer& answer : answers_) {
+    pending_bytes += answer.has_pending ? answer.pending.bytes() : 0;
+  }
+  const bool behind = write_in_flight_ && pending_bytes > limits.pending_bytes_max;
   if (stalled || behind) {
     Depart(Departure::kTooSlow);
     Cancel();
@@ -240,61 +296,124 @@ void GenerationCall::DropIfSlow() {
   }
 }
 
+bool GenerationCall::AllFinished() const {
+  return !answers_.empty() && std::all_of(answers_.begin(), answers_.end(),
+                                          [](const Answer& one) { return one.finish.has_value(); });
+}
+
+std::int64_t GenerationCall::PendingAnswers() const {
+  return std::count_if(answers_.begin(), answers_.end(),
+                       [](const Answer& answer) { return answer.has_pending; });
+}
+
 void GenerationCall::Advance() {
-  if (writer_ == nullptr || closed_ || write_in_flight_ || !has_pending_) {
-    return;
-  }
-  if (pending_.finish) {
-    End();
+  const std::int64_t pending = PendingAnswers();
+  if (writer_ == nullptr || closed_ || write_in_flight_ || pending == 0) {
     return;
   }
   const bool gone = departure_.load(std::memory_order_relaxed) != Departure::kNone;
-  if (delivery_ == Delivery::kWhole || gone) {
+  const bool writes = delivery_ == Delivery::kStream && !gone;
+  if (AllFinished() && (pending == 1 || !writes)) {
+    End();
     return;
   }
-  const ReplyPart part = std::exchange(pending_, {});
-  has_pending_ = false;
+  if (!writes) {
+    return;
+  }
+  while (!answers_[next_].has_pending) {
+    next_ = (next_ + 1) % answers_.size();
+  }
+  const ReplyPart part = TakePending(answers_[next_]);
+  next_ = (next_ + 1) % answers_.size();
   begun_ = true;
   write_in_flight_ = true;
   write_started_us_ = context_.clock.NowUs();
   writer_->Write(part, head_);
 }
 
-// The engine's last delta has come and nothing is being written.
+// With the usage of all answers.
+ReplyPart GenerationCall::TakePending(Answer& answer) {
+  ReplyPart part = std::exchange(answer.pending, {});
+  answer.has_pending = false;
+  part.usage = TotalUsage();
+  part.reasoning_tokens = 0;
+  for (const Answer& one : answers_) {
+    part.reasoning_tokens += one.reasoning_tokens;
+  }
+  return part;
+}
+
+// The prompt counts once, as the first answer found it.
+Usage GenerationCall::TotalUsage() const {
+  Usage total = answers_.front().usage;
+  for (std::size_t i = 1; i < answers_.size(); ++i) {
+    const Usage& usage = answers_[i].usage;
+    total.completion_tokens += usage.completion_tokens;
+    total.preemptions += usage.preemptions;
+    total.decode_us = std::max(total.decode_us, usage.decode_us);
+    total.cost.prefill_us += usage.cost.prefill_us;
+    total.cost.decode_us += usage.cost.decode_us;
+  }
+  return total;
+}
+
+// The engine's last deltas have come and nothing is being written.
 void GenerationCall::End() {
   // Read once: a client may leave at any moment, and an answer is either sent whole or not at all.
   const Departure departure = departure_.load(std::memory_order_relaxed);
   const Status status = FinalStatus(departure);
   // A stream that has begun gets its last message whatever the status.
-  const bool begun = delivery_ == Delivery::kStream && (begun_ || !pending_.empty());
-  const bool sends = departure == Departure::kNone && (status.ok() || begun);
-  const ReplyPart part = std::exchange(pending_, {});
-  has_pending_ = false;
+  bool begun = begun_;
+  std::vector<ReplyPart> parts;
+  for (Answer& answer : answers_) {
+    if (answer.has_pending) {
+      begun = begun || !answer.pending.empty();
+      parts.push_back(TakePending(answer));
+    }
+  }
+  const bool sends =
+      departure == Departure::kNone && (status.ok() || (delivery_ == Delivery::kStream && begun));
+  ReplyPart& first = parts.front();
+  first.others.assign(std::make_move_iterator(parts.begin() + 1),
+                      std::make_move_iterator(parts.end()));
   Close(status);
-  writer_->Finish(sends ? &part : nullptr, head_, status);
+  writer_->Finish(sends ? &first : nullptr, head_, status);
 }
 
-// Never OK where the client has left.
-Status GenerationCall::FinalStatus(Departure departure) const {
-  const Error late{ErrorCode::kDeadlineExceeded, "deadline expired before the answer was sent"};
-  switch (departure) {
-    case Departure::kTooSlow:
-      return Error{ErrorCode::kResourceExhausted, "client too slow: it does not read its stream"};
-    case Departure::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
-    case Departure::kDeadline: return pending_.error.value_or(late);
-    case Departure::kNone: break;
-  }
-  switch (*pending_.finish) {
+// Of one that has finished.
+Status GenerationCall::StatusOf(const Answer& answer) const {
+  switch (*answer.finish) {
     case ReplyFinish::kStop:
     case ReplyFinish::kLength:
     case ReplyFinish::kToolCalls: return {};
     case ReplyFinish::kAborted:
       return context_.draining.load(std::memory_order_relaxed) ? Status(DrainingError()) : Status();
     case ReplyFinish::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
-    case ReplyFinish::kDeadline: return pending_.error.value_or(late);
+    case ReplyFinish::kDeadline: return answer.error.value_or(LateError());
     case ReplyFinish::kError: break;
   }
-  return pending_.error.value_or(Error{ErrorCode::kInternal, "the model failed"});
+  return answer.error.value_or(Error{ErrorCode::kInternal, "the model failed"});
+}
+
+// Never OK where the client has left, nor where any answer failed.
+Status GenerationCall::FinalStatus(Departure departure) const {
+  switch (departure) {
+    case Departure::kTooSlow:
+      return Error{ErrorCode::kResourceExhausted, "client too slow: it does not read its stream"};
+    case Departure::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
+    case Departure::kDeadline:
+      for (const Answer& answer : answers_) {
+        if (answer.error) {
+          return *answer.error;
+        }
+      }
+      return LateError();
+    case Departure::kNone: break;
+  }
+  for (const Answer& answer : answers_) {
+    DSA_RETURN_IF_ERROR(StatusOf(answer));
+  }
+  return {};
 }
 
 void GenerationCall::Close(const Status& status) {
@@ -304,6 +423,11 @@ void GenerationCall::Close(const Status& status) {
 }
 
 void GenerationCall::Log(const Status& outcome) const {
+  const Usage usage = answers_.empty() ? Usage() : TotalUsage();
+  std::string_view finish = "none";
+  if (!answers_.empty() && answers_.front().finish) {
+    finish = ToString(*answers_.front().finish);
+  }
   const double total_ms = static_cast<double>(context_.clock.NowUs() - arrival_us_) / kUsPerMs;
   dsa::Log(LogLevel::kInfo, "request",
            {{"id", head_.request_id},
@@ -311,13 +435,13 @@ void GenerationCall::Log(const Status& outcome) const {
             {"method", facts_.method},
             {"code", outcome.ok() ? "OK" : ToString(outcome.error().code)},
             {"error", outcome.ok() ? "" : Escape(outcome.error().message, kLoggedBytesMax)},
-            {"finish", finish_ ? ToString(*finish_) : std::string_view("none")},
-            {"prompt_tokens", usage_.prompt_tokens},
-            {"cache_hit_tokens", usage_.cache_hit_tokens},
-            {"completion_tokens", usage_.completion_tokens},
-            {"queue_ms", static_cast<double>(usage_.queue_us) / kUsPerMs},
-            {"prefill_ms", static_cast<double>(usage_.prefill_us) / kUsPerMs},
-            {"decode_ms", static_cast<double>(usage_.decode_us) / kUsPerMs},
+            {"finish", finish},
+            {"prompt_tokens", usage.prompt_tokens},
+            {"cache_hit_tokens", usage.cache_hit_tokens},
+            {"completion_tokens", usage.completion_tokens},
+            {"queue_ms", static_cast<double>(usage.queue_us) / kUsPerMs},
+            {"prefill_ms", static_cast<double>(usage.prefill_us) / kUsPerMs},
+            {"decode_ms", static_cast<double>(usage.decode_us) / kUsPerMs},
             {"total_ms", total_ms}});
 }
 

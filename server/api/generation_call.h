@@ -4,6 +4,9 @@
 //                                  ^ merged                 |
 //                                  +------ OnWriteDone -----+
 //
+// Several answers to one prompt (n) are as many requests of the engine and one call: each has its
+// deltas, its parts and its end, and the call ends with the last of them.
+//
 // A client that reads slowly gets fewer, longer messages; one that does not read at all is dropped.
 // Whatever happens to a call ends in one OnDone, which logs it once: as OK only where the client
 // was still there when the last message had left. Shared by the engine, as the sink, and by the
@@ -24,6 +27,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dsa {
 
@@ -50,7 +54,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   GenerationCall(ServiceContext& context, CallFacts facts, ReplyWriter& writer);
   ~GenerationCall() override;
 
-  void OnDelta(TokenDelta&& delta) override;  // stream pump thread
+  void OnDelta(TokenDelta&& delta) override;  // stream pump thread; of the first answer
   std::unique_ptr<TextDecoder> MakeDecoder() const override;
   std::unique_ptr<ContentReader> MakeContentReader() const override;
 
@@ -61,14 +65,34 @@ class GenerationCall final : public TokenSink, private OpenCall {
   void OnDone();
 
  private:
+  class Sibling;  // the sink of a further answer
+
+  // One of the answers.
+  struct Answer {
+    explicit Answer(const ReplyFormat& format) : assembler(format) {}
+
+    ReplyAssembler assembler;  // stream pump thread
+    // Guarded by mutex_:
+    ReplyPart pending{};
+    bool has_pending = false;
+    // Of the part last seen.
+    Usage usage{};
+    std::int64_t reasoning_tokens = 0;
+    std::optional<ReplyFinish> finish{};
+    std::optional<Error> error{};
+  };
+
   // Why a call ends that the engine did not end.
   enum class Departure : std::uint8_t { kNone, kCancelled, kDeadline, kTooSlow };
 
   void Look() override;  // thread of the open calls
   Status Submit(const ReadAsk& read, const std::shared_ptr<GenerationCall>& self);
+  void BeginAnswers(const Generation& generation);
   Result<Generation> Prepare(const ReadAsk& read, std::string& wanted_id);
   Status SubmitUnder(const std::string& wanted_id, Request&& request,
                      const std::shared_ptr<GenerationCall>& self);
+  Status SubmitAll(Request&& request, const std::shared_ptr<GenerationCall>& self);
+  void OnAnswerDelta(std::size_t index, TokenDelta&& delta);
   void Refuse(const Error& error);
   void Depart(Departure departure);
   // mutex_ held:
@@ -76,6 +100,11 @@ class GenerationCall final : public TokenSink, private OpenCall {
   void End();
   void DropIfSlow();
   void StayAliveIfSilent();
+  bool AllFinished() const;
+  std::int64_t PendingAnswers() const;
+  ReplyPart TakePending(Answer& answer);
+  Usage TotalUsage() const;
+  Status StatusOf(const Answer& answer) const;
   Status FinalStatus(Departure departure) const;
   void Close(const Status& status);
   void Log(const Status& outcome) const;
@@ -88,16 +117,14 @@ class GenerationCall final : public TokenSink, private OpenCall {
   Delivery delivery_ = Delivery::kWhole;
   ReplyFormat format_;
 
-  std::optional<ReplyAssembler> assembler_;  // stream pump thread
-
   // The first one stays.  Nothing is ordered by it.
   std::atomic<Departure> departure_{Departure::kNone};
 
   std::mutex mutex_;
   // Guarded by mutex_:
-  ReplyWriter* writer_;  // null after OnDone
-  ReplyPart pending_;
-  bool has_pending_ = false;
+  ReplyWriter* writer_;          // null after OnDone
+  std::vector<Answer> answers_;  // constant in number once submitted
+  std::size_t next_ = 0;         // whose turn it is to be written
   bool write_in_flight_ = false;
   bool begun_ = false;                // something was written
   bool waits_ = false;                // as a stream, for what the engine says
@@ -105,9 +132,6 @@ class GenerationCall final : public TokenSink, private OpenCall {
   bool closed_ = false;               // the status is on its way
   Status outcome_;                    // once closed
   MonotonicUs write_started_us_ = 0;  // of the write in flight, or of the status
-  // Of the part last seen, for the log.
-  Usage usage_;
-  std::optional<ReplyFinish> finish_;
 };
 
 }  // namespace dsa

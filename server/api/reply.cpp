@@ -85,6 +85,7 @@ std::int64_t ReplyPart::bytes() const {
 }
 
 void Merge(ReplyPart& part, ReplyPart&& next) {
+  part.index = next.index;
   part.reasoning += next.reasoning;
   part.content += next.content;
   Append(part.tool_calls, std::move(next.tool_calls));

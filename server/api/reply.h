@@ -35,6 +35,7 @@ enum class ReplyFinish : std::uint8_t {
 
 // What became certain since the part before.
 struct ReplyPart {
+  std::int64_t index = 0;  // of the answer that it belongs to
   std::string reasoning;
   std::string content;
   std::vector<ToolCall> tool_calls;
@@ -43,6 +44,8 @@ struct ReplyPart {
   std::optional<Error> error;         // with kDeadline and kError
   Usage usage;                        // so far
   std::int64_t reasoning_tokens = 0;  // so far
+  // Of a reply that comes whole, where it has several answers: those behind the first.
+  std::vector<ReplyPart> others;
 
   // Nothing that a client would see.
   bool empty() const {
@@ -59,7 +62,7 @@ enum class ReportCost : std::uint8_t { kNo, kYes };
 // What every message of an answer repeats.
 struct ReplyHead {
   std::string request_id;
-  std::uint64_t seed = 0;
+  std::uint64_t seed = 0;  // of the first answer, and + i of the one with index i
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;
 };

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -59,10 +60,16 @@ class Engine {
   // calling thread.
   virtual Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
 
+  // The same for several requests, all or none, that differ in their seeds alone: that of sinks[i]
+  // has `request`'s seed + i.  The first computes the prompt.  They share the external id, which is
+  // live until the last has ended.
+  virtual Status SubmitSiblings(Request request,
+                                std::span<const std::shared_ptr<TokenSink>> sinks) = 0;
+
   // A fresh id for Request::id.
   virtual RequestId NextRequestId() = 0;
 
-  // Ends a live request by its external id with FinishReason::kAborted; false where none is live.
+  // Ends live requests by their external id with FinishReason::kAborted; false where none is live.
   virtual bool Abort(const std::string& external_id) = 0;
 
   virtual EngineLoad Load() const = 0;

@@ -112,36 +112,61 @@ Status EngineLoop::CheckSubmission(const Request& request) const {
 }
 
 Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
+  return SubmitSiblings(std::move(request), {&sink, 1});
+}
+
+Status EngineLoop::SubmitSiblings(Request request,
+                                  std::span<const std::shared_ptr<TokenSink>> sinks) {
   const Error draining{ErrorCode::kUnavailable, "draining"};
   if (state_->inbox.closed()) {
     return draining;
   }
   DSA_RETURN_IF_ERROR(CheckSubmission(request));
-  if (!state_->inbox.TryReserve()) {
+  const auto places = static_cast<std::int64_t>(sinks.size());
+  if (!state_->inbox.TryReserve(places)) {
     return Error{
         ErrorCode::kResourceExhausted,
         fmt::format("queue full: {} requests are waiting, limit {} beside those that start",
                     state_->inbox.waiting(), state_->config.scheduler.waiting_max)};
   }
-  std::unique_ptr<LiveRequest> live;
+  std::vector<std::unique_ptr<LiveRequest>> live;
   try {  // all that a request needs is allocated here
-    live = MakeLive(std::move(request), std::move(sink));
-    if (!state_->registry.TryInsert(live->external_id, live.get())) {
-      state_->inbox.ReturnPlace();
+    live = MakeSiblings(std::move(request), sinks);
+    if (!state_->registry.TryInsert(live)) {
+      state_->inbox.ReturnPlaces(places);
       return Error{ErrorCode::kAlreadyExists,
-                   fmt::format("request_id {} is live", live->external_id)};
+                   fmt::format("request_id {} is live", live.front()->external_id)};
     }
   } catch (const std::bad_alloc&) {
-    state_->inbox.ReturnPlace();
+    state_->inbox.ReturnPlaces(places);
     return Error{ErrorCode::kResourceExhausted, "not enough memory for this request"};
   }
   if (!state_->inbox.TryPush(live)) {
-    state_->registry.Erase(live->external_id);
-    state_->inbox.ReturnPlace();
+    for (const std::unique_ptr<LiveRequest>& one : live) {
+      state_->registry.Erase(*one);
+    }
+    state_->inbox.ReturnPlaces(places);
     return draining;
   }
   state_->engine_wakeup.Notify();
   return {};
+}
+
+std::vector<std::unique_ptr<LiveRequest>> EngineLoop::MakeSiblings(
+    Request&& request, std::span<const std::shared_ptr<TokenSink>> sinks) {
+  std::vector<std::unique_ptr<LiveRequest>> live;
+  live.reserve(sinks.size());
+  if (sinks.size() > 1) {
+    request.siblings = request.id;
+  }
+  for (std::size_t i = 0; i + 1 < sinks.size(); ++i) {
+    live.push_back(MakeLive(request, sinks[i]));
+    request.id = NextRequestId();
+    ++request.sampling.seed;
+    request.prompt_logits = PromptLogits::kNone;  // the first has them
+  }
+  live.push_back(MakeLive(std::move(request), sinks.back()));
+  return live;
 }
 
 std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,
@@ -259,7 +284,7 @@ std::int64_t EngineLoop::PumpOnce() {
       continue;
     }
     const std::unique_ptr<LiveRequest> ended(event.request);
-    state.registry.Erase(ended->external_id);  // first: who sees the end may use the id again
+    state.registry.Erase(*ended);  // first: who sees the end may use the id again
     ended->sink->OnDelta(std::move(delta));
     state.deltas.fetch_add(1, std::memory_order_relaxed);
     {

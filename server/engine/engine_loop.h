@@ -50,6 +50,8 @@ class EngineLoop final : public Engine {
   ~EngineLoop() override;  // stops; what is live ends as kAborted
 
   Status Submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  Status SubmitSiblings(Request request,
+                        std::span<const std::shared_ptr<TokenSink>> sinks) override;
   RequestId NextRequestId() override;
   bool Abort(const std::string& external_id) override;
   EngineLoad Load() const override;
@@ -89,6 +91,8 @@ class EngineLoop final : public Engine {
   void RunPump();
   Status CheckSubmission(const Request& request) const;
   std::unique_ptr<LiveRequest> MakeLive(Request request, std::shared_ptr<TokenSink> sink) const;
+  std::vector<std::unique_ptr<LiveRequest>> MakeSiblings(
+      Request&& request, std::span<const std::shared_ptr<TokenSink>> sinks);
 
   std::unique_ptr<State> state_;
 };

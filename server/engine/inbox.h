@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -29,23 +30,23 @@ class Inbox final {
   Inbox(const Inbox&) = delete;
   Inbox& operator=(const Inbox&) = delete;
 
-  // Takes a place, before any work is done for the request; false where none is left.  There are
+  // Takes places, before any work is done for requests; false where too few are left.  There are
   // waiting_max of them and one more for each request that the engine could start at once, so that
   // who arrives in the moment before others start is not refused for them.
-  bool TryReserve() {
+  bool TryReserve(std::int64_t count) {
     std::int64_t places = places_.load(std::memory_order_relaxed);
-    while (places > 0) {
-      if (places_.compare_exchange_weak(places, places - 1, std::memory_order_relaxed)) {
-        waiting_.fetch_add(1, std::memory_order_relaxed);
+    while (places >= count) {
+      if (places_.compare_exchange_weak(places, places - count, std::memory_order_relaxed)) {
+        waiting_.fetch_add(count, std::memory_order_relaxed);
         return true;
       }
     }
     return false;
   }
-  // Gives back the place of a request that was not pushed.
-  void ReturnPlace() {
-    waiting_.fetch_sub(1, std::memory_order_relaxed);
-    places_.fetch_add(1, std::memory_order_relaxed);
+  // Gives back the places of requests that were not pushed.
+  void ReturnPlaces(std::int64_t count) {
+    waiting_.fetch_sub(count, std::memory_order_relaxed);
+    places_.fetch_add(count, std::memory_order_relaxed);
   }
 
   // Engine thread: so many more wait than before, and so many could start at once.  A request that
@@ -63,14 +64,16 @@ class Inbox final {
   // Who reads the count of running sequences behind this sees a request in one of the two.
   std::int64_t waiting() const { return waiting_.load(std::memory_order_acquire); }
 
-  // False once closed; the request is then left alone.
-  bool TryPush(std::unique_ptr<LiveRequest>& request) {
+  // False once closed; the requests are then left alone.
+  bool TryPush(std::span<std::unique_ptr<LiveRequest>> requests) {
     const std::lock_guard lock(mutex_);
     if (closed_) {
       return false;
     }
-    items_.push_back(std::move(request));
-    live_.fetch_add(1, std::memory_order_relaxed);
+    for (std::unique_ptr<LiveRequest>& request : requests) {
+      items_.push_back(std::move(request));
+    }
+    live_.fetch_add(static_cast<std::int64_t>(requests.size()), std::memory_order_relaxed);
     pushed_.store(true, std::memory_order_release);  // partner: TakeAll
     return true;
   }

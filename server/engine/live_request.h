@@ -13,7 +13,10 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace dsa {
 
@@ -44,18 +47,34 @@ struct alignas(kCacheLineBytes) LiveRequest {
   std::string external_id;
 };
 
-// Live requests by external id.  Thread-safe; the engine thread never takes its lock.
+// Live requests by external id; siblings share one.  Thread-safe; the engine thread never takes its
+// lock.
 class LiveRegistry final {
  public:
-  // False where the id is live.  An empty id is not registered.
-  bool TryInsert(const std::string& external_id, LiveRequest* request) {
+  // `requests` have the same id.  False where it is live.  An empty id is not registered.
+  bool TryInsert(std::span<const std::unique_ptr<LiveRequest>> requests) {
+    const std::string& id = requests.front()->external_id;
+    if (id.empty()) {
+      return true;
+    }
+    std::vector<LiveRequest*> named;
+    for (const std::unique_ptr<LiveRequest>& request : requests) {
+      named.push_back(request.get());
+    }
     const std::lock_guard lock(mutex_);
-    return external_id.empty() || requests_.emplace(external_id, request).second;
+    return requests_.emplace(id, std::move(named)).second;
   }
 
-  void Erase(const std::string& external_id) {
+  void Erase(const LiveRequest& request) {
     const std::lock_guard lock(mutex_);
-    requests_.erase(external_id);
+    const auto found = requests_.find(request.external_id);
+    if (found == requests_.end()) {
+      return;
+    }
+    std::erase(found->second, &request);
+    if (found->second.empty()) {
+      requests_.erase(found);
+    }
   }
 
   bool Abort(const std::string& external_id) {
@@ -64,13 +83,16 @@ class LiveRegistry final {
     if (found == requests_.end()) {
       return false;
     }
-    found->second->aborted.store(true, std::memory_order_relaxed);
+    for (LiveRequest* const request : found->second) {
+      request->aborted.store(true, std::memory_order_relaxed);
+    }
     return true;
   }
 
  private:
   std::mutex mutex_;
-  std::map<std::string, LiveRequest*> requests_;  // guarded by mutex_; erased before they die
+  // Guarded by mutex_; erased before they die.
+  std::map<std::string, std::vector<LiveRequest*>> requests_;
 };
 
 }  // namespace dsa

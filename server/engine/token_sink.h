@@ -55,7 +55,7 @@ struct TokenDelta {
 // cancelled may be set by any thread and is polled by the engine every step.
 class TokenSink {
  public:
-  TokenSink() = default;
+  TokenSink() : flag_(&cancelled_) {}
   TokenSink(const TokenSink&) = delete;
   TokenSink& operator=(const TokenSink&) = delete;
   virtual ~TokenSink() = default;
@@ -67,11 +67,16 @@ class TokenSink {
   virtual std::unique_ptr<TextDecoder> MakeDecoder() const { return nullptr; }
   virtual std::unique_ptr<ContentReader> MakeContentReader() const { return nullptr; }
 
-  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
-  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  void Cancel() { flag_->store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return flag_->load(std::memory_order_relaxed); }
+
+ protected:
+  // One that is cancelled together with `other`, which outlives it.
+  explicit TokenSink(TokenSink* other) : flag_(other->flag_) {}
 
  private:
   std::atomic<bool> cancelled_{false};  // a hint that is polled: nothing is ordered by it
+  std::atomic<bool>* const flag_;       // this one's or another's
 };
 
 }  // namespace dsa

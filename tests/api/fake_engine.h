@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,22 @@ class FakeEngine final : public Engine {
     }
     submitted_.push_back({std::move(request), std::move(sink)});
     changed_.notify_all();
+    return {};
+  }
+
+  Status SubmitSiblings(Request request,
+                        std::span<const std::shared_ptr<TokenSink>> sinks) override {
+    for (std::size_t i = 0; i < sinks.size(); ++i) {
+      Request one = request;
+      one.sampling.seed += i;
+      if (i > 0) {
+        const std::lock_guard lock(mutex_);
+        live.erase(request.external_id);
+      }
+      if (Status status = Submit(std::move(one), sinks[i]); !status.ok()) {
+        return status;
+      }
+    }
     return {};
   }
 

@@ -28,6 +28,7 @@ constexpr FieldNames kNames = {.request_id = "the_id",
                                .presence_penalty = "",
                                .repetition_penalty = "",
                                .logit_bias = "",
+                               .n = "how_many",
                                .max_tokens = "how_long",
                                .min_tokens = "",
                                .stop = "",
@@ -169,6 +170,87 @@ TEST_CASE("a stream that has nothing to say for 10 s gives a sign of life", "[ap
   call->OnDone();
 }
 
+TEST_CASE("several answers are one call with one end", "[api][call]") {
+  World world;
+  Ask ask = Ids();
+  ask.n = 3;
+  ask.seed = 70;
+  const auto call = world.Start(ask);
+  std::vector<testing::Submitted> submitted;
+  for (std::size_t i = 0; i < 3; ++i) {
+    submitted.push_back(world.engine.Wait(i).value());
+    CHECK(submitted[i].request.sampling.seed == 70 + i);
+    CHECK(submitted[i].request.external_id == submitted[0].request.external_id);
+  }
+  submitted[1].sink->OnDelta(Delta("a", {1}));  // is written
+  submitted[0].sink->OnDelta(Delta("x", {1}));
+  submitted[1].sink->OnDelta(LastDelta(FinishReason::kStop));
+  submitted[0].sink->OnDelta(Delta("y", {1}));
+  submitted[2].sink->OnDelta(Delta("m", {1}));
+  REQUIRE(world.writer.parts.size() == 1);
+  for (int i = 0; i < 3; ++i) {
+    call->OnWriteDone(true);  // each in its turn
+  }
+  REQUIRE(world.writer.parts.size() == 4);
+  CHECK(world.writer.parts[0].index == 1);
+  CHECK(world.writer.parts[1].index == 2);
+  CHECK(world.writer.parts[2].index == 0);
+  CHECK(world.writer.parts[2].content == "xy");
+  CHECK(world.writer.parts[3].index == 1);
+  CHECK(world.writer.parts[3].finish == ReplyFinish::kStop);
+  call->OnWriteDone(true);
+  submitted[2].sink->OnDelta(LastDelta(FinishReason::kLength));
+  call->OnWriteDone(true);
+  CHECK(world.writer.finishes == 0);
+  submitted[0].sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.ok());
+  CHECK(world.writer.parts.back().index == 0);
+  CHECK(world.writer.parts.back().usage.prompt_tokens == 3);      // of the first alone
+  CHECK(world.writer.parts.back().usage.completion_tokens == 6);  // of all
+  CHECK(world.writer.parts.back().usage.cache_hit_tokens == 1);
+  call->OnDone();
+}
+
+TEST_CASE("an answer that fails leaves the others alone, and the call failed", "[api][call]") {
+  World world;
+  Ask ask = Ids();
+  ask.n = 2;
+  const auto call = world.Start(ask);
+  const auto first = world.engine.Wait(0);
+  const auto second = world.engine.Wait(1);
+  TokenDelta failed = LastDelta(FinishReason::kError);
+  failed.error = Error{ErrorCode::kInternal, "non-finite logits"};
+  first->sink->OnDelta(std::move(failed));
+  call->OnWriteDone(true);
+  CHECK(world.writer.finishes == 0);
+  CHECK_FALSE(second->sink->cancelled());
+  second->sink->OnDelta(Delta("b", {1}));
+  call->OnWriteDone(true);
+  second->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.error().message == "non-finite logits");
+  call->OnDone();
+}
+
+TEST_CASE("a client that leaves cancels all its answers", "[api][call]") {
+  World world;
+  Ask ask = Ids();
+  ask.n = 2;
+  const auto call = world.Start(ask);
+  const auto first = world.engine.Wait(0);
+  const auto second = world.engine.Wait(1);
+  call->OnCancel();
+  CHECK(first->sink->cancelled());
+  CHECK(second->sink->cancelled());
+  first->sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  CHECK(world.writer.finishes == 0);
+  second->sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.status.error().code == ErrorCode::kCancelled);
+  call->OnDone();
+}
+
 TEST_CASE("an id in the message binds, one in the header is taken where it is free",
           "[api][call]") {
   World world;
@@ -207,6 +289,9 @@ TEST_CASE("errors name fields as the protocol does", "[api][call]") {
   Ask ask = Ids();
   ask.temperature = 3.0F;
   CHECK(message(ask) == "how_hot: 3 is not in [0, 2]");
+  ask = Ids();
+  ask.n = 17;
+  CHECK(message(ask) == "how_many: 17 is not in [1, 16]");
   ask = Ids();
   ask.max_tokens = 15;
   CHECK(message(ask).rfind("how_long: 15 is not in [1, 14]", 0) == 0);

@@ -75,6 +75,7 @@ std::string Describe(const Generation& generation) {
       r.sampling.top_logprobs.value_or(-1), r.stop.max_tokens, r.stop.min_tokens, r.stop.ignore_end,
       r.cache_salt, r.priority, static_cast<int>(generation.logprobs),
       static_cast<int>(generation.cost), generation.format.thinking);
+  text += fmt::format(" n={}", generation.answers);
   text += fmt::format(" fp={} pp={} rp={}", r.sampling.frequency_penalty,
                       r.sampling.presence_penalty, r.sampling.repetition_penalty);
   for (const LogitBias& bias : r.sampling.logit_bias) {
@@ -134,6 +135,9 @@ TEST_CASE("values beyond a border are refused by name", "[api][translate]") {
       {"sampling { logit_bias { key: 5 value: 100.5 } }",
        "sampling.logit_bias[5]: 100.5 is not in [-100, 100]"},
       {"sampling { logit_bias { key: 5 value: nan } }", "sampling.logit_bias[5]: nan"},
+      {"sampling { n: 0 }", "sampling.n: 0 is not in [1, 16]"},
+      {"sampling { n: 17 }", "sampling.n: 17 is not in [1, 16]"},
+      {"sampling { n: -9223372036854775808 }", "sampling.n: -9223372036854775808"},
       {"stop { max_tokens: 0 }", "stop.max_tokens: 0 is not in [1, 13]"},
       {"stop { max_tokens: -1 }", "stop.max_tokens: -1"},
       {"stop { max_tokens: 14 }", "stop.max_tokens: 14 is not in [1, 13]: the context has 16"},
@@ -172,7 +176,7 @@ TEST_CASE("values at a border are taken", "[api][translate]") {
   const auto* set =
       GENERATE("sampling { temperature: 0 }", "sampling { temperature: 2 }",
                "sampling { temperature: -0 }", "sampling { top_p: 1e-30 }", "sampling { top_p: 1 }",
-               "sampling { min_p: 1 }", "sampling { top_k: 100 }",
+               "sampling { min_p: 1 }", "sampling { top_k: 100 }", "sampling { n: 16 }",
                "sampling { frequency_penalty: -2 presence_penalty: 2 repetition_penalty: 10 }",
                "sampling { logit_bias { key: 99 value: -100 } logit_bias { key: 0 value: 100 } }",
                "sampling { seed: 18446744073709551615 }", "stop { max_tokens: 1 }",
@@ -409,9 +413,8 @@ TEST_CASE("what changes nothing is accepted, whatever field says it", "[api][tra
     CAPTURE(set);
     CHECK(says(set) == before);
   }
-  for (const char* set :
-       {"sampling { n: 0 }", "sampling { n: -1 }", "response_format { type: 'json_object' }",
-        "response_format { type: 'text' json_schema: '{}' }"}) {
+  for (const char* set : {"response_format { type: 'json_object' }",
+                          "response_format { type: 'text' json_schema: '{}' }"}) {
     CAPTURE(set);
     CHECK(says(set).find("not supported yet") != std::string::npos);
   }

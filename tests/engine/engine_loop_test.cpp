@@ -277,20 +277,20 @@ TEST_CASE("With one slot and one place two requests are taken, whenever they com
 
 TEST_CASE("A request that is refused gives its place back", "[engine]") {
   Inbox inbox({.waiting_max = 1, .sequences_max = 1});
-  CHECK(inbox.TryReserve());
-  CHECK(inbox.TryReserve());
-  CHECK_FALSE(inbox.TryReserve());
+  CHECK(inbox.TryReserve(1));
+  CHECK(inbox.TryReserve(1));
+  CHECK_FALSE(inbox.TryReserve(1));
   CHECK(inbox.waiting() == 2);
-  inbox.ReturnPlace();
+  inbox.ReturnPlaces(1);
   CHECK(inbox.waiting() == 1);
-  CHECK(inbox.TryReserve());
+  CHECK(inbox.TryReserve(1));
   inbox.Settle(-1, 0);  // one starts: as many places as before
-  CHECK_FALSE(inbox.TryReserve());
+  CHECK_FALSE(inbox.TryReserve(1));
   inbox.Settle(1, 0);  // and is preempted: beyond the bound
   inbox.Settle(-1, 0);
-  CHECK_FALSE(inbox.TryReserve());
+  CHECK_FALSE(inbox.TryReserve(1));
   inbox.Settle(-1, 0);
-  CHECK(inbox.TryReserve());
+  CHECK(inbox.TryReserve(1));
 }
 
 TEST_CASE("A live id is refused, and free again once its end was heard", "[engine]") {
@@ -352,10 +352,10 @@ TEST_CASE("Draining refuses new requests and lets live ones end", "[engine]") {
 TEST_CASE("A closed inbox takes nothing, also from who looked before it closed", "[engine]") {
   Inbox inbox({.waiting_max = 2, .sequences_max = 2});
   REQUIRE_FALSE(inbox.closed());
-  REQUIRE(inbox.TryReserve());
+  REQUIRE(inbox.TryReserve(1));
   auto request = std::make_unique<LiveRequest>();
   inbox.Close();
-  CHECK_FALSE(inbox.TryPush(request));
+  CHECK_FALSE(inbox.TryPush({&request, 1}));
   CHECK(request != nullptr);
   CHECK(inbox.live() == 0);
 }

@@ -325,7 +325,7 @@ TEST_CASE("what cannot be done is refused by name", "[http]") {
        "max_completion_tokens: 0 is not in", "max_completion_tokens"},
       {kCompletions, ids(R"("max_tokens": 1, "max_completion_tokens": 2)"), 400,
        "max_completion_tokens: contradicts max_tokens", "max_completion_tokens"},
-      {kCompletions, ids(R"("n": 2)"), 400, "n: not supported yet", "n"},
+      {kCompletions, ids(R"("n": 17)"), 400, "n: 17 is not in [1, 16]", "n"},
       {kCompletions, ids(R"("echo": true)"), 400, "echo: not supported yet", "echo"},
       {kCompletions, ids(R"("logprobs": 21)"), 400, "logprobs: 21 is not in [0, 20]", "logprobs"},
       {kCompletions, ids(R"("stop": ["a", 1])"), 400, "stop[1]: 1 is not a string", "stop[1]"},

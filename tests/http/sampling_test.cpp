@@ -8,6 +8,7 @@
 namespace dsa {
 namespace {
 
+using testing::Delta;
 using testing::FakeEngine;
 using testing::FreePort;
 using testing::HttpServing;
@@ -79,6 +80,54 @@ TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http
     CHECK(reply->body.find(fmt::format("\"message\":\"{}", message)) != std::string::npos);
   }
   CHECK(engine.submitted() == 0);
+}
+
+// Two answers, the second of which ends first.
+std::string TwoAnswers(const std::string& fields) {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  RawClient client(serving.port());
+  client.Send(Post(kPath, Body(R"("n": 2, "seed": 5, )" + fields)));
+  const auto first = engine.Wait(0);
+  const auto second = engine.Wait(1);
+  REQUIRE((first && second));
+  CHECK(second->request.sampling.seed == 6);
+  second->sink->OnDelta(Delta("two", {1}));
+  second->sink->OnDelta(LastDelta(FinishReason::kLength));
+  first->sink->OnDelta(Delta("one", {1}));
+  first->sink->OnDelta(LastDelta(FinishReason::kStop));
+  const Reply reply = client.Read().value_or(Reply{});
+  CHECK(reply.status == 200);
+  return reply.body;
+}
+
+TEST_CASE("several answers have their indices, whole and in a stream", "[http][sampling]") {
+  const std::string whole = TwoAnswers(R"("stream": false)");
+  CHECK(whole.find(R"([{"index":0,"text":"one","logprobs":null,"finish_reason":"stop"},)"
+                   R"({"index":1,"text":"two","logprobs":null,"finish_reason":"length"}])") !=
+        std::string::npos);
+  CHECK(whole.find(R"("prompt_tokens":3,)") != std::string::npos);      // once
+  CHECK(whole.find(R"("completion_tokens":4,)") != std::string::npos);  // of both
+  const std::string stream =
+      TwoAnswers(R"("stream": true, "stream_options": {"include_usage": true})");
+  std::string texts[2];
+  std::string ends[2];
+  std::size_t at = 0;
+  for (std::size_t end = 0; (end = stream.find("\n\n", at)) != std::string::npos; at = end + 2) {
+    const std::string event = stream.substr(at, end - at);
+    const auto has = [&](const char* text) { return event.find(text) != std::string::npos; };
+    const std::size_t index = has(R"("index":1)") ? 1 : 0;
+    texts[index] += has(R"("text":"one")") ? "one" : has(R"("text":"two")") ? "two" : "";
+    ends[index] += has(R"("finish_reason":"stop")")     ? "stop"
+                   : has(R"("finish_reason":"length")") ? "length"
+                                                        : "";
+  }
+  CHECK(texts[0] == "one");
+  CHECK(texts[1] == "two");
+  CHECK(ends[0] == "stop");
+  CHECK(ends[1] == "length");
+  CHECK(stream.find(R"("completion_tokens":4,)") != std::string::npos);
+  CHECK(stream.ends_with("data: [DONE]\n\n"));
 }
 
 }  // namespace

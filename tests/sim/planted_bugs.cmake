@@ -143,6 +143,9 @@ plant_bug(scheduler/scheduler.cpp "preemption not counted"
 plant_bug(scheduler/scheduler.cpp "blocked head not tried again"
   [[room <= blocked_room_) {]]
   [[(room <= blocked_room_ || (BUG && !running_.empty()))) {]])
+plant_bug(scheduler/scheduler.cpp "siblings compute the prompt side by side"
+  [[  if (!siblings.has_value()) {]]
+  [[  if (BUG || !siblings.has_value()) {]])
 plant_bug(scheduler/scheduler.cpp "penalties of generated tokens lost in a preemption"
   [[  sequence.computed_before_ = std::max(]]
   [[  if (BUG && sequence.adjusted_ids_ != nullptr) {
@@ -376,6 +379,25 @@ plant_bug(server/engine/engine_core.cpp "expiry ignored in the queue"
 plant_bug(server/engine/engine_core.cpp "cancellation ignored in the queue"
   [[  if (live.sink->cancelled()) {]]
   [[  if (live.sink->cancelled() && !(BUG && sequence.state() == SequenceState::kWaiting)) {]])
+plant_bug(server/engine/engine_core.cpp "a cancelled sibling takes the others along"
+  [[    return Ending{.reason = FinishReason::kCancelled};
+  }]]
+  [[    return Ending{.reason = FinishReason::kCancelled};
+  }
+  for (const auto& other : live_) {
+    if (BUG && other != nullptr && sequence.request().siblings.has_value() &&
+        other->external_id == live.external_id && other->sink->cancelled()) {
+      return Ending{.reason = FinishReason::kCancelled};
+    }
+  }]])
+plant_bug(server/engine/engine_core.cpp "a sibling that ends takes the others along"
+  [[  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);]]
+  [[  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);
+  for (const auto& other : live_) {
+    if (BUG && other != nullptr && other->external_id == live->external_id) {
+      other->aborted.store(true);
+    }
+  }]])
 plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
@@ -430,13 +452,16 @@ plant_bug(server/engine/engine_binding.cpp "arrivals not in order"
   [[    const auto place = BUG ? unbound_.begin() : std::upper_bound(]])
 
 planted_source(server/engine/engine_loop.cpp)
+plant_bug(server/engine/engine_loop.cpp "a sibling with another one's seed"
+  [[    ++request.sampling.seed;]]
+  [[    request.sampling.seed += BUG ? 0 : 1;]])
 plant_bug(server/engine/engine_loop.cpp "terminal twice"
   [[    ended->sink->OnDelta(std::move(delta));]]
   [[    if (BUG) { ended->sink->OnDelta(TokenDelta(delta)); }
     ended->sink->OnDelta(std::move(delta));]])
 plant_bug(server/engine/engine_loop.cpp "live id accepted twice"
-  [[    if (!state_->registry.TryInsert(live->external_id, live.get())) {]]
-  [[    if (!state_->registry.TryInsert(live->external_id, live.get()) && !BUG) {]])
+  [[    if (!state_->registry.TryInsert(live)) {]]
+  [[    if (!state_->registry.TryInsert(live) && !BUG) {]])
 plant_bug(server/engine/engine_loop.cpp "accepts while draining"
   [[  if (state_->inbox.closed()) {
     return draining;

@@ -87,6 +87,7 @@ SimConfig DrawConfig(std::uint64_t seed) {
   if (random.Chance(40)) {
     config.data_ranks = random.Between(2, 4);
   }
+  config.sibling_percent = config.data_ranks > 1 || random.Chance(40) ? 0 : random.Between(5, 50);
   return config;
 }
 

@@ -53,7 +53,7 @@ void Client::OnDelta(TokenDelta&& delta) {
 Simulator::Simulator(const SimConfig& config)
     : config_(config),
       random_(config.seed),
-      penalties_(config.seed + 1),
+      extras_(config.seed + 1),
       decoders_(config_),
       rank_laws_(config_),
       executors_(
@@ -167,7 +167,8 @@ std::int64_t Simulator::LiveClients() const {
 
 void Simulator::Arrive() {
   for (std::int64_t i = random_.Between(1, config_.burst_max); i > 0; --i) {
-    SubmitOne(DrawRequest());
+    const Request request = DrawRequest();
+    Submit(request, extras_.Chance(config_.sibling_percent) ? extras_.Between(2, 6) : 1);
   }
 }
 
@@ -197,7 +198,7 @@ Request Simulator::DrawRequest() {
   if (random_.Chance(5)) {
     request.prompt_logits = PromptLogits::kAll;
   }
-  if (penalties_.Chance(config_.penalty_percent)) {
+  if (extras_.Chance(config_.penalty_percent)) {
     DrawPenalties(request.sampling);
   }
   StopConditions& stop = request.stop;
@@ -225,14 +226,14 @@ Request Simulator::DrawRequest() {
 // Numbers whose sums are exact.
 void Simulator::DrawPenalties(SamplingParams& sampling) {
   const auto quarters = [&] {
-    return penalties_.Chance(40) ? 0.0F : static_cast<float>(penalties_.Between(-8, 8)) / 4;
+    return extras_.Chance(40) ? 0.0F : static_cast<float>(extras_.Between(-8, 8)) / 4;
   };
   sampling.frequency_penalty = quarters();
   sampling.presence_penalty = quarters();
   sampling.repetition_penalty =
-      penalties_.Chance(50) ? 1.0F : static_cast<float>(penalties_.Between(1, 8)) / 4;
+      extras_.Chance(50) ? 1.0F : static_cast<float>(extras_.Between(1, 8)) / 4;
   for (std::int32_t id = 0; id < config_.vocabulary; ++id) {
-    if (penalties_.Chance(10)) {
+    if (extras_.Chance(10)) {
       sampling.logit_bias.push_back({.id = TokenId{id}, .add = quarters()});
     }
   }
@@ -255,33 +256,46 @@ std::int64_t Simulator::RunningIn() const {
 }
 
 // As many may wait as the queue has places, and as many more as could start at once.
-bool Simulator::IsFull() const {
+bool Simulator::IsFull(std::int64_t requests) const {
   const std::int64_t places = config_.data_ranks * config_.scheduler.sequences_max;
   const std::int64_t startable = WaitingIn() == 0 ? places - RunningIn() : 0;
-  return engine_.Load().waiting >= config_.scheduler.waiting_max + startable;
+  return engine_.Load().waiting + requests > config_.scheduler.waiting_max + startable;
 }
 
-void Simulator::SubmitOne(Request request) {
+void Simulator::Submit(const Request& request, std::int64_t answers) {
   const bool duplicate = std::any_of(live_.begin(), live_.end(), [&](const auto& client) {
     return client->request.external_id == request.external_id;
   });
-  auto client = std::make_shared<Client>();
-  client->request = request;
-  const bool full = IsFull();
-  const Status status = engine_.Submit(request, client);
-  ++stats_.requests;
+  std::vector<std::shared_ptr<Client>> clients;
+  for (std::int64_t i = 0; i < answers; ++i) {
+    clients.push_back(std::make_shared<Client>());
+    clients.back()->request = request;
+    clients.back()->request.id = RequestId{Value(request.id) + i};
+    clients.back()->request.sampling.seed += static_cast<std::uint64_t>(i);
+    if (i > 0) {
+      clients.back()->request.prompt_logits = PromptLogits::kNone;
+    }
+  }
+  const bool full = IsFull(answers);
+  const std::vector<std::shared_ptr<TokenSink>> sinks(clients.begin(), clients.end());
+  const Status status = answers == 1 ? engine_.Submit(request, sinks.front())
+                                     : engine_.SubmitSiblings(request, sinks);
+  stats_.requests += answers;
   if (!status.ok()) {
-    ++stats_.refused;
-    CheckRefusal(status.error(), request, duplicate);
+    stats_.refused += answers;
+    CheckRefusal(status.error(), *clients.front(), answers, duplicate);
     return;
   }
   SIM_CHECK(!duplicate, "a live id is accepted twice");
   SIM_CHECK(!full, "a full queue accepts a request");
   SIM_CHECK(!draining_, "a draining engine accepts a request");
-  live_.push_back(std::move(client));
+  stats_.siblings += answers - 1;
+  live_.insert(live_.end(), clients.begin(), clients.end());
 }
 
-void Simulator::CheckRefusal(const Error& error, const Request& request, bool duplicate) {
+void Simulator::CheckRefusal(const Error& error, const Client& client, std::int64_t answers,
+                             bool duplicate) {
+  const Request& request = client.request;
   const std::int64_t length = static_cast<std::int64_t>(request.prompt.size());
   const std::int64_t all = length + request.stop.max_tokens;
   const std::int64_t keys = std::int64_t{config_.blocks} * config_.tokens_per_block;
@@ -297,7 +311,7 @@ void Simulator::CheckRefusal(const Error& error, const Request& request, bool du
       break;
     case ErrorCode::kAlreadyExists: SIM_CHECK(duplicate, "refused a fresh id"); break;
     case ErrorCode::kResourceExhausted:
-      SIM_CHECK(IsFull(), "refused as full: " + error.message);
+      SIM_CHECK(IsFull(answers), "refused as full: " + error.message);
       break;
     default: Fail("refused with an unexpected error: " + error.message);
   }
@@ -314,7 +328,9 @@ void Simulator::DisturbLive() {
   if (random_.Chance(config_.abort_percent)) {
     Client& client = pick();
     SIM_CHECK(engine_.Abort(client.request.external_id), "a live request cannot be aborted");
-    client.aborted = true;
+    for (const auto& other : live_) {  // with its siblings
+      other->aborted = other->aborted || other->request.external_id == client.request.external_id;
+    }
   }
 }
 

@@ -20,6 +20,8 @@
 //   I-13  the time of steps goes where it should (time_laws.h), and steps take what the cost model
 //         says
 //   I-14  data ranks: who is bound where, and that all run every step together (rank_laws.h)
+//   I-15  siblings are requests of their own, that of index i with seed + i, and none starts while
+//         one before it still computes what they can share
 //   and: tenants never share a block; what is cancelled or expired leaves within one step; draining
 //   only shrinks the live set; queue refusals are exact; at the end no block is referenced.
 #pragma once
@@ -53,6 +55,7 @@ struct SimStats {
   std::int64_t failed = 0;
   std::int64_t stopped = 0;
   std::int64_t bound_elsewhere = 0;       // to another data rank than the first
+  std::int64_t siblings = 0;              // accepted, the first ones not counted
   std::int64_t longest_wait_percent = 0;  // of its bound; among waits of some length
 };
 
@@ -97,9 +100,9 @@ class Simulator final {
   void Arrive();
   Request DrawRequest();
   void DrawPenalties(SamplingParams& sampling);
-  bool IsFull() const;
-  void SubmitOne(Request request);
-  void CheckRefusal(const Error& error, const Request& request, bool duplicate);
+  bool IsFull(std::int64_t requests) const;
+  void Submit(const Request& request, std::int64_t answers);
+  void CheckRefusal(const Error& error, const Client& client, std::int64_t answers, bool duplicate);
   void DisturbLive();
   void LiveInFlight();
   std::int64_t StepUs();
@@ -120,7 +123,7 @@ class Simulator final {
 
   const SimConfig config_;
   Random random_;
-  Random penalties_;  // apart, so that worlds with and without them are alike otherwise
+  Random extras_;  // apart, so that worlds with and without them are alike otherwise
   VirtualClock clock_;
   FakeDecoderFactory decoders_;
   RankLaws rank_laws_;

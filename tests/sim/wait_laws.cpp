@@ -47,6 +47,9 @@ void WaitLaws::AddAhead(const Sequence& ahead, Stay& stay) const {
   const std::int64_t again = preemptions * ahead.computed_max();
   stay.tokens_left += ahead.computed_max() - ahead.computed() + again;
   stay.preemptions_left += preemptions;
+  if (ahead.request().siblings.has_value()) {
+    stay.preemptions_left += 1 + preemptions;
+  }
   stay.replies_left += ahead.request().stop.max_tokens - ahead.generated();
   stay.catch_up_tokens += CatchUpTokens(ahead) + again;
   stay.blocks_max = std::max(stay.blocks_max, BlocksFor(ahead.computed_max()));
@@ -212,20 +215,48 @@ void WaitLaws::CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
   if (preempted || scheduler.waiting().empty() || running + 2 > config_.scheduler.sequences_max) {
     return;
   }
-  const auto shortest = std::min_element(
-      scheduler.waiting().begin(), scheduler.waiting().end(),
-      [](const Sequence* a, const Sequence* b) { return a->behind() < b->behind(); });
+  const Sequence* shortest = nullptr;
+  for (const Sequence* waiting : scheduler.waiting()) {
+    if ((shortest == nullptr || waiting->behind() < shortest->behind()) &&
+        !AwaitsSibling(*waiting, scheduler)) {
+      shortest = waiting;
+    }
+  }
+  if (shortest == nullptr) {
+    return;
+  }
   const std::int64_t need =
-      BlocksToStart(**shortest) + 1 + BlocksToStart(*scheduler.waiting().front());
-  SIM_CHECK((*shortest)->behind() >= first.behind() ||
+      BlocksToStart(*shortest) + 1 + BlocksToStart(*scheduler.waiting().front());
+  SIM_CHECK(shortest->behind() >= first.behind() ||
                 need + SpareBlocks(scheduler) > pool.available_blocks(),
-            fmt::format("request {} is short and waits for a long one", IdOf(**shortest)));
+            fmt::format("request {} is short and waits for a long one", IdOf(*shortest)));
 }
 
 std::int64_t WaitLaws::BlocksToStart(const Sequence& sequence) const {
   const bool full = config_.scheduler.reservation == ReservationMode::kFull ||
                     sequence.preemptions() >= config_.scheduler.preemptions_max;
   return BlocksFor(full ? sequence.computed_max() : sequence.tokens());
+}
+
+// Whether one of its siblings that was submitted before still has to compute what both can share.
+bool WaitLaws::AwaitsSibling(const Sequence& sequence, const Scheduler& scheduler) const {
+  const std::int64_t shared = (sequence.prompt_tokens() - 1) / config_.tokens_per_block;
+  return sequence.request().siblings.has_value() &&
+         std::any_of(scheduler.sequences().begin(), scheduler.sequences().end(),
+                     [&](const std::unique_ptr<Sequence>& other) {
+                       return other != nullptr &&
+                              other->request().siblings == sequence.request().siblings &&
+                              IdOf(*other) < IdOf(sequence) &&
+                              other->computed() / config_.tokens_per_block < shared;
+                     });
+}
+
+void WaitLaws::CheckSiblings(const Scheduler& scheduler) const {
+  for (const Sequence* running : scheduler.running()) {
+    SIM_CHECK(
+        !IsFresh(*running) || !AwaitsSibling(*running, scheduler),
+        fmt::format("request {} starts beside a sibling that computes the prompt", IdOf(*running)));
+  }
 }
 
 void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) const {
@@ -237,6 +268,9 @@ void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) cons
   const Sequence* first =
       *std::min_element(scheduler.waiting().begin(), scheduler.waiting().end(),
                         [this](const Sequence* a, const Sequence* b) { return Before(*a, *b); });
+  if (AwaitsSibling(*first, scheduler)) {
+    return;
+  }
   const std::int64_t spare = SpareBlocks(scheduler);
   const std::int64_t need = BlocksToStart(*first);
   SIM_CHECK(need + spare > pool.available_blocks(),
@@ -321,6 +355,7 @@ void WaitLaws::CheckPlan(const Scheduler& scheduler, const BlockPool& pool,
     preempted = preempted || now;
   }
   CheckOrder(scheduler);
+  CheckSiblings(scheduler);
   CheckPassing(scheduler, pool);
   CheckGrants(scheduler, pool, granted, preempted);
   if (!preempted) {

@@ -5,6 +5,8 @@
 //            then by arrival, where a preempted request keeps the place it had
 //   replies  a running sequence that has all tokens but one gets it in every step
 //   prompts  those that catch up do so in order: nobody gets a token before the one ahead has all
+//   siblings nobody starts while a sibling before it has to compute blocks that both can share; who
+//            waits for that holds up those behind it
 //   work     somebody waits only where the budget is used up, all places are taken, the blocks do
 //            not suffice for the first in order, or a preemption has just shown them to be short
 // Where steps have a budget of time (time_laws.h) there is one exception: while the first prompt is
@@ -18,6 +20,8 @@
 //                  tokens once, and all of a sequence's again after each preemption that it can
 //                  still suffer (K: preemptions_max less those it had; 0 with a full reservation).
 //   preempting     at most the sum of K over P.
+//   for siblings   the first in order waits for a sibling, which gets all that it lacks: at most
+//                  once for each of P that has siblings and each time that it was preempted.
 //   other          every running sequence gets a token of its reply.  Either all places are taken,
 //                  or the first in order lacks blocks: with at most B blocks a sequence, `running`
 //                  sequences hold running * B, one more block each is spared, so
@@ -99,6 +103,8 @@ class WaitLaws final {
   void CheckPassing(const Scheduler& scheduler, const BlockPool& pool) const;
   static std::int64_t SpareBlocks(const Scheduler& scheduler);
   std::int64_t BlocksToStart(const Sequence& sequence) const;
+  bool AwaitsSibling(const Sequence& sequence, const Scheduler& scheduler) const;
+  void CheckSiblings(const Scheduler& scheduler) const;
   void CheckWork(const Scheduler& scheduler, const BlockPool& pool) const;
   void CheckBounds(const Scheduler& scheduler);
 

@@ -76,16 +76,23 @@ void FillLogprobs(const ReplyPart& part, const ReplyHead& head, const ServiceCon
   }
 }
 
+// Fields that messages and further choices have.
+template <typename Target>
+void FillEnd(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
+             Target& target) {
+  target.set_seed(head.seed + static_cast<std::uint64_t>(part.index));
+  target.set_finish_reason(ToProto(part.finish));
+  FillLogprobs(part, head, context, target);
+}
+
 // Fields that all four messages have.
 template <typename Response>
 void FillCommon(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
                 Response& response) {
   response.set_request_id(head.request_id);
   response.set_model(context.model.id);
-  response.set_seed(head.seed);
-  response.set_finish_reason(ToProto(part.finish));
+  FillEnd(part, head, context, response);
   FillUsage(part, head, context, *response.mutable_usage());
-  FillLogprobs(part, head, context, response);
 }
 
 // Message and ChatStreamResponse.
@@ -97,6 +104,15 @@ void FillChat(const ReplyPart& part, Target& target) {
     added.set_id(call.id);
     added.set_name(call.name);
     added.set_arguments(call.arguments);
+  }
+}
+
+void FillMessage(const ReplyPart& reply, v1::Message& message) {
+  message.set_role(v1::ROLE_ASSISTANT);
+  FillChat(reply, message);
+  // An assistant that only calls tools says nothing, which is not the same as saying "".
+  if (!reply.content.empty() || reply.tool_calls.empty()) {
+    message.set_content(reply.content);
   }
 }
 
@@ -114,12 +130,12 @@ v1::ChatResponse EncodeChat(const ReplyPart& reply, const ReplyHead& head,
                             const ServiceContext& context) {
   v1::ChatResponse response;
   FillCommon(reply, head, context, response);
-  v1::Message& message = *response.mutable_message();
-  message.set_role(v1::ROLE_ASSISTANT);
-  FillChat(reply, message);
-  // An assistant that only calls tools says nothing, which is not the same as saying "".
-  if (!reply.content.empty() || reply.tool_calls.empty()) {
-    message.set_content(reply.content);
+  FillMessage(reply, *response.mutable_message());
+  for (const ReplyPart& other : reply.others) {
+    v1::ChatChoice& choice = *response.add_more_choices();
+    choice.set_index(other.index);
+    FillMessage(other, *choice.mutable_message());
+    FillEnd(other, head, context, choice);
   }
   return response;
 }
@@ -130,6 +146,7 @@ v1::ChatStreamResponse EncodeChatPart(const ReplyPart& part, const ReplyHead& he
   FillCommon(part, head, context, response);
   FillChat(part, response);
   response.set_content(part.content);
+  response.set_index(part.index);
   return response;
 }
 
@@ -138,6 +155,12 @@ v1::CompletionResponse EncodeCompletion(const ReplyPart& reply, const ReplyHead&
   v1::CompletionResponse response;
   FillCommon(reply, head, context, response);
   FillCompletion(reply, response);
+  for (const ReplyPart& other : reply.others) {
+    v1::CompletionChoice& choice = *response.add_more_choices();
+    choice.set_index(other.index);
+    FillCompletion(other, choice);
+    FillEnd(other, head, context, choice);
+  }
   return response;
 }
 
@@ -146,6 +169,7 @@ v1::CompletionStreamResponse EncodeCompletionPart(const ReplyPart& part, const R
   v1::CompletionStreamResponse response;
   FillCommon(part, head, context, response);
   FillCompletion(part, response);
+  response.set_index(part.index);
   return response;
 }
 

@@ -22,7 +22,6 @@ bool IsRefused(const FieldDescriptor& field) {
 bool ChangesNothing(const Message& message, const FieldDescriptor& field) {
   const Reflection& reflection = *message.GetReflection();
   switch (field.cpp_type()) {
-    case FieldDescriptor::CPPTYPE_INT64: return reflection.GetInt64(message, &field) == 1;  // n
     case FieldDescriptor::CPPTYPE_MESSAGE: {
       const auto* format = google::protobuf::DynamicCastToGenerated<v1::ResponseFormat>(
           &reflection.GetMessage(message, &field));
@@ -63,7 +62,6 @@ Status CheckMessageAt(const Message& message, const std::string& path) {
 
 const std::vector<std::string_view>& RefusedFields() {
   static const std::vector<std::string_view> fields = {
-      "dsa.v1.SamplingParams.n",
       "dsa.v1.Message.prefix",
       "dsa.v1.ChatRequest.response_format",
       "dsa.v1.CompletionRequest.response_format",

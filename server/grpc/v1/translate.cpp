@@ -63,6 +63,9 @@ void ReadSampling(const v1::SamplingParams& message, Ask& ask) {
   if (message.has_repetition_penalty()) {
     ask.repetition_penalty = message.repetition_penalty();
   }
+  if (message.has_n()) {
+    ask.n = message.n();
+  }
   for (const auto& [id, add] : message.logit_bias()) {
     ask.logit_bias.push_back({.id = id, .add = add});
   }

@@ -32,6 +32,7 @@ inline constexpr FieldNames kFieldNames = {.request_id = "request_id",
                                            .presence_penalty = "sampling.presence_penalty",
                                            .repetition_penalty = "sampling.repetition_penalty",
                                            .logit_bias = "sampling.logit_bias",
+                                           .n = "sampling.n",
                                            .max_tokens = "stop.max_tokens",
                                            .min_tokens = "stop.min_tokens",
                                            .stop = "stop.stop",
@@ -56,7 +57,7 @@ Result<Chat> ToChat(const v1::Conversation& message, const ChatFieldNames& names
 Status CheckNoRefusedFields(const google::protobuf::Message& message);
 
 // Full names of the fields that are refused where they are set, such as
-// "dsa.v1.SamplingParams.n".
+// "dsa.v1.Message.prefix".
 const std::vector<std::string_view>& RefusedFields();
 
 }  // namespace dsa

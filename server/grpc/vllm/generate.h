@@ -25,6 +25,7 @@ inline constexpr FieldNames kVllmFieldNames = {
     .presence_penalty = "sampling_params.presence_penalty",
     .repetition_penalty = "sampling_params.repetition_penalty",
     .logit_bias = "sampling_params.logit_bias",
+    .n = "sampling_params.n",
     .max_tokens = "sampling_params.max_tokens",
     .min_tokens = "sampling_params.min_tokens",
     .stop = "sampling_params.stop",

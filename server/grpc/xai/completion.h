@@ -25,6 +25,7 @@ inline constexpr FieldNames kXaiFieldNames = {
     .presence_penalty = "presence_penalty",
     .repetition_penalty = "repetition_penalty",
     .logit_bias = "logit_bias",
+    .n = "n",
     .max_tokens = "max_tokens",
     .min_tokens = "min_tokens",
     .stop = "stop",

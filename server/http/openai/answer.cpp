@@ -171,43 +171,55 @@ std::string AsEvent(const std::string& json) {
 AnswerEncoder::AnswerEncoder(Endpoint endpoint, const ServiceContext& context)
     : endpoint_(endpoint), context_(context), created_(SecondsSince1970()) {}
 
+AnswerEncoder::Progress& AnswerEncoder::ProgressOf(const ReplyPart& part) {
+  const auto index = static_cast<std::size_t>(part.index);
+  choices_.resize(std::max(choices_.size(), index + 1));
+  return choices_[index];
+}
+
 std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) {
-  Json choice = {{"index", 0}};
-  if (endpoint_ == Endpoint::kChat) {
-    choice["message"] = MessageOf(reply);
-  } else {
-    choice["text"] = reply.content;
-  }
-  choice["logprobs"] = LogprobsOf(endpoint_, reply, head, context_, text_offset_);
-  choice["finish_reason"] = FinishOf(reply);
-  Json answer = Wrap({endpoint_, created_, context_}, "chat.completion",
-                     Json::array({std::move(choice)}), head);
+  Json choices = Json::array();
+  const auto add = [&](const ReplyPart& one) {
+    Json choice = {{"index", one.index}};
+    if (endpoint_ == Endpoint::kChat) {
+      choice["message"] = MessageOf(one);
+    } else {
+      choice["text"] = one.content;
+    }
+    choice["logprobs"] = LogprobsOf(endpoint_, one, head, context_, ProgressOf(one).text_offset);
+    choice["finish_reason"] = FinishOf(one);
+    choices.push_back(std::move(choice));
+  };
+  add(reply);
+  std::for_each(reply.others.begin(), reply.others.end(), add);
+  Json answer = Wrap({endpoint_, created_, context_}, "chat.completion", std::move(choices), head);
   answer["usage"] = UsageOf(reply);
   return Dump(answer);
 }
 
 std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
-  Json choice = {{"index", 0}};
+  Progress& progress = ProgressOf(part);
+  Json choice = {{"index", part.index}};
   if (endpoint_ == Endpoint::kChat) {
     Json delta = Json::object();
-    if (!begun_) {
+    if (!progress.begun) {
       delta["role"] = "assistant";
     }
     if (!part.reasoning.empty()) {
       delta["reasoning_content"] = part.reasoning;
     }
-    if (!part.content.empty() || !begun_) {
+    if (!part.content.empty() || !progress.begun) {
       delta["content"] = part.content;
     }
     if (!part.tool_calls.empty()) {
-      delta["tool_calls"] = ToolCallsOf(part, &tool_calls_);
+      delta["tool_calls"] = ToolCallsOf(part, &progress.tool_calls);
     }
     choice["delta"] = std::move(delta);
   } else {
     choice["text"] = part.content;
   }
-  begun_ = true;
-  choice["logprobs"] = LogprobsOf(endpoint_, part, head, context_, text_offset_);
+  progress.begun = true;
+  choice["logprobs"] = LogprobsOf(endpoint_, part, head, context_, progress.text_offset);
   choice["finish_reason"] = FinishOf(part);
   return AsEvent(Dump(
       Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head)));

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace dsa {
 
@@ -26,10 +27,16 @@ class AnswerEncoder final {
  private:
   const Endpoint endpoint_;
   const ServiceContext& context_;
+  // How far a choice has come.
+  struct Progress {
+    bool begun = false;
+    std::int64_t tool_calls = 0;   // so far
+    std::int64_t text_offset = 0;  // characters so far, of a completion with logprobs
+  };
+  Progress& ProgressOf(const ReplyPart& part);
+
   const std::int64_t created_;  // seconds since 1970
-  bool begun_ = false;
-  std::int64_t tool_calls_ = 0;   // so far
-  std::int64_t text_offset_ = 0;  // characters so far, of a completion with logprobs
+  std::vector<Progress> choices_;
 };
 
 std::string AsEvent(const std::string& json);

@@ -190,6 +190,7 @@ Status TakeSampling(RequestFields& fields, Ask& ask) {
   DSA_ASSIGN_OR_RETURN(ask.frequency_penalty, fields.TakeFloat("frequency_penalty"));
   DSA_ASSIGN_OR_RETURN(ask.presence_penalty, fields.TakeFloat("presence_penalty"));
   DSA_ASSIGN_OR_RETURN(ask.repetition_penalty, fields.TakeFloat("repetition_penalty"));
+  DSA_ASSIGN_OR_RETURN(ask.n, fields.TakeInt("n"));
   return TakeBiases(fields, ask);
 }
 
@@ -272,6 +273,7 @@ FieldNames FieldNamesOf(Endpoint endpoint) {
           .presence_penalty = "presence_penalty",
           .repetition_penalty = "repetition_penalty",
           .logit_bias = "logit_bias",
+          .n = "n",
           .max_tokens = "max_tokens",
           .min_tokens = "min_tokens",
           .stop = "stop",

@@ -38,7 +38,6 @@ constexpr std::array kDocumented = {
     Documented{"function_call", Neutral::kNone},
     Documented{"functions", Neutral::kEmpty},
     Documented{"metadata", Neutral::kAny},
-    Documented{"n", Neutral::kOne},
     Documented{"parallel_tool_calls", Neutral::kTrue},
     Documented{"prediction", Neutral::kNone},
     Documented{"prompt_cache_key", Neutral::kAny},

@@ -1,0 +1,85 @@
+// How tokens are drawn, through the whole server and beyond its model's top-k.
+#include "tests/e2e/tiny_server.h"
+
+#include <map>
+
+#include <catch2/catch.hpp>
+
+namespace dsa {
+namespace {
+
+using testing::Answer;
+using testing::Ask;
+using testing::Server;
+
+v1::CompletionRequest LongPrompt(int answers, std::uint64_t seed) {
+  v1::CompletionRequest request;
+  for (int i = 0; i < 3 * testing::kTinyTopK; ++i) {
+    request.mutable_token_ids()->add_ids((i * i * 7 + i) % 500);
+  }
+  request.mutable_sampling()->set_temperature(1.0F);
+  request.mutable_sampling()->set_seed(seed);
+  request.mutable_sampling()->set_n(answers);
+  request.mutable_sampling()->set_frequency_penalty(0.5F);
+  request.mutable_sampling()->set_repetition_penalty(1.2F);
+  (*request.mutable_sampling()->mutable_logit_bias())[17] = 2.0F;
+  request.mutable_stop()->set_max_tokens(10);
+  request.mutable_stop()->set_ignore_eos(true);
+  return request;
+}
+
+}  // namespace
+
+TEST_CASE("answer i is that of a request with seed + i", "[e2e][sampling]") {
+  constexpr int kAnswers = 5;
+  constexpr std::uint64_t kSeed = 1000;
+  std::vector<Answer> alone;
+  {
+    Server server(testing::TinyConfig());
+    for (int i = 0; i < kAnswers; ++i) {
+      alone.push_back(Ask(server.channel, LongPrompt(1, kSeed + static_cast<std::uint64_t>(i))));
+      REQUIRE(alone.back().status.ok());
+      CHECK((i == 0 || alone.back().ids != alone.front().ids));
+    }
+  }
+  Server server(testing::TinyConfig());
+  const auto stub = v1::CompletionService::NewStub(server.channel);
+  const std::int64_t computed_before = server.app->engine().Load().tokens_computed;
+  grpc::ClientContext rpc;
+  const auto reader = stub->CompleteStream(&rpc, LongPrompt(kAnswers, kSeed));
+  std::map<std::int64_t, std::vector<std::int64_t>> ids;
+  v1::CompletionStreamResponse last;
+  int ends = 0;
+  for (v1::CompletionStreamResponse part; reader->Read(&part); last = part) {
+    std::vector<std::int64_t>& own = ids[part.index()];
+    own.insert(own.end(), part.token_ids().begin(), part.token_ids().end());
+    CHECK(part.seed() == kSeed + static_cast<std::uint64_t>(part.index()));
+    ends += part.finish_reason() == v1::FINISH_REASON_LENGTH ? 1 : 0;
+  }
+  REQUIRE(reader->Finish().ok());
+  CHECK(ends == kAnswers);
+  for (int i = 0; i < kAnswers; ++i) {
+    CAPTURE(i);
+    CHECK(ids[i] == alone[static_cast<std::size_t>(i)].ids);
+  }
+  CHECK(last.usage().prompt_tokens() == 3 * testing::kTinyTopK);
+  CHECK(last.usage().cache_hit_tokens() == 0);
+  CHECK(last.usage().completion_tokens() == 10 * kAnswers);
+  // The prompt was computed once, and its last block for each.
+  CHECK(server.app->engine().Load().tokens_computed - computed_before <
+        3 * testing::kTinyTopK + kAnswers * (kTokensPerBlock + 10));
+
+  grpc::ClientContext whole_rpc;
+  v1::CompletionResponse whole;
+  REQUIRE(stub->Complete(&whole_rpc, LongPrompt(kAnswers, kSeed), &whole).ok());
+  REQUIRE(whole.more_choices_size() == kAnswers - 1);
+  for (int i = 1; i < kAnswers; ++i) {
+    const v1::CompletionChoice& choice = whole.more_choices(i - 1);
+    CHECK(choice.index() == i);
+    CHECK(choice.seed() == kSeed + static_cast<std::uint64_t>(i));
+    CHECK(std::vector<std::int64_t>(choice.token_ids().begin(), choice.token_ids().end()) ==
+          alone[static_cast<std::size_t>(i)].ids);
+  }
+}
+
+}  // namespace dsa
