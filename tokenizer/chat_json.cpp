@@ -193,6 +193,11 @@ Result<ChatMessage> ReadMessage(const PythonValue& value, const std::string& pat
   DSA_ASSIGN_OR_RETURN(message.tool_calls, ReadToolCalls(fields));
   DSA_ASSIGN_OR_RETURN(message.tool_call_id, fields.TextOrEmpty("tool_call_id"));
   DSA_ASSIGN_OR_RETURN(message.tools, ReadTools(fields));
+  const PythonValue* prefix = fields.Find("prefix");
+  if (prefix != nullptr && prefix->kind != Kind::kBool) {
+    return fields.MakeError("prefix", "not true or false");
+  }
+  message.prefix = prefix != nullptr && prefix->text == "true";
   const PythonValue* format = fields.Find("response_format");
   if (format != nullptr && IsTrue(*format)) {
     message.response_format = DumpPython(*format);
@@ -200,9 +205,9 @@ Result<ChatMessage> ReadMessage(const PythonValue& value, const std::string& pat
   if (message.role != ChatRole::kTool && !message.tool_call_id.empty()) {
     return fields.MakeError("tool_call_id", "belongs to tool messages");
   }
-  std::vector<std::string_view> known = {"role",        "content", "reasoning_content",
-                                         "tool_calls",  "tools",   "response_format",
-                                         "tool_call_id"};
+  std::vector<std::string_view> known = {"role",         "content", "reasoning_content",
+                                         "tool_calls",   "tools",   "response_format",
+                                         "tool_call_id", "prefix"};
   if (message.role == ChatRole::kTool) {
     known.push_back("name");  // of the function: the call says it already
   }

@@ -52,6 +52,28 @@ Status CheckFields(const ChatMessage& message, std::size_t index) {
   return {};
 }
 
+// What a reply can go on from.
+Status CheckPrefix(const Chat& chat, std::size_t index) {
+  const ChatMessage& message = chat.messages[index];
+  if (!message.prefix) {
+    return {};
+  }
+  if (message.role != ChatRole::kAssistant || index + 1 < chat.messages.size()) {
+    return MessageError(index, "prefix", "only the last message, an assistant's, can be continued");
+  }
+  if (!message.tool_calls.empty()) {
+    return MessageError(index, "prefix", "tool_calls cannot be continued");
+  }
+  if (!message.content.has_value() && !chat.thinking) {
+    return MessageError(index, "content", "a message that is continued needs text");
+  }
+  if (chat.thinking && message.reasoning_content.empty()) {
+    return MessageError(index, "reasoning_content",
+                        "empty: with thinking on, a message that is continued needs it");
+  }
+  return {};
+}
+
 // The results of a call message follow it directly, as many as there are calls.  A call message
 // at the very end still waits for them.
 Status CheckResults(const Chat& chat, std::size_t index) {
@@ -118,11 +140,17 @@ Status CheckChat(const Chat& chat) {
   for (std::size_t index = 0; index < chat.messages.size(); ++index) {
     DSA_RETURN_IF_ERROR(CheckFields(chat.messages[index], index));
     DSA_RETURN_IF_ERROR(CheckResults(chat, index));
+    DSA_RETURN_IF_ERROR(CheckPrefix(chat, index));
   }
   return {};
 }
 
 }  // namespace chat
+
+bool BeginsReasoning(const Chat& chat) {
+  const bool continued = !chat.messages.empty() && chat.messages.back().prefix;
+  return chat.thinking && !(continued && chat.messages.back().content.has_value());
+}
 
 Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format) {
   DSA_RETURN_IF_ERROR(chat::CheckChat(chat));

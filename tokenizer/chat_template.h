@@ -33,6 +33,8 @@ struct ChatMessage {
   std::string tool_call_id{};          // tool only; results belong to calls by position, not by id
   std::vector<std::string> tools{};    // system and developer only: as Chat::tools
   std::string response_format{};       // system and developer only: the text of a JSON value
+  // Assistant and last only: the reply goes on from here; without content, in its reasoning.
+  bool prefix = false;
 };
 
 struct Chat {
@@ -49,6 +51,9 @@ struct RenderedPrompt {
   std::string text;
   std::vector<TextRange> template_ranges;
 };
+
+// Whether the reply begins within reasoning.
+bool BeginsReasoning(const Chat& chat);
 
 // INVALID_ARGUMENT naming the message and field: a conversation that the format cannot express.
 Result<RenderedPrompt> RenderChat(const Chat& chat, ChatFormat format);

@@ -38,8 +38,8 @@ class V31Renderer final {
     for (std::size_t index = 0; index < chat_.messages.size(); ++index) {
       DSA_RETURN_IF_ERROR(Message(index));
     }
-    // The model goes on by itself behind a tool's output.
-    if (previous_ != Previous::kTool) {
+    // The model goes on by itself behind a tool's output, or from a message that is continued.
+    if (previous_ != Previous::kTool && !chat_.messages.back().prefix) {
       writer_.Template(kAssistant);
       writer_.Template(chat_.thinking ? kThinkBegin : kThinkEnd);
     }
@@ -111,6 +111,10 @@ class V31Renderer final {
         previous_ = Previous::kUser;
         return {};
       case ChatRole::kAssistant:
+        if (message.prefix) {
+          Continued(message);
+          return {};
+        }
         DSA_RETURN_IF_ERROR(message.tool_calls.empty() ? Answer(index) : Calls(message));
         previous_ = Previous::kAssistant;
         return {};
@@ -141,6 +145,20 @@ class V31Renderer final {
     writer_.Content(content);
     writer_.Template(kEnd);
     return {};
+  }
+
+  // As the model's own turn would begin.  The template has a place for such a message, but no form
+  // for its reasoning: here it stands where the model writes it.
+  void Continued(const ChatMessage& message) {
+    if (previous_ != Previous::kTool) {
+      writer_.Template(kAssistant);
+      writer_.Template(chat_.thinking ? kThinkBegin : kThinkEnd);
+    }
+    if (chat_.thinking) {
+      writer_.Content(message.reasoning_content);
+      writer_.Template(message.content.has_value() ? kThinkEnd : "");
+    }
+    writer_.Content(message.content.value_or(""));
   }
 
   Status Calls(const ChatMessage& message) {

@@ -169,6 +169,9 @@ class V32Renderer final {
                             "message needs it or tool_calls");
       }
       writer_.Content(message.reasoning_content);
+      if (message.prefix && !message.content.has_value()) {
+        return {};
+      }
       writer_.Template(kThinkEnd);
     }
     writer_.Content(message.content.value_or(""));
@@ -179,7 +182,7 @@ class V32Renderer final {
       }
       writer_.Template("</｜DSML｜function_calls>");
     }
-    writer_.Template(kEnd);
+    writer_.Template(message.prefix ? "" : kEnd);
     return {};
   }
 

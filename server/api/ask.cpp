@@ -243,7 +243,7 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
   if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
-    generation.format = {.chat = context.model.chat_format, .thinking = chat->thinking};
+    generation.format = {.chat = context.model.chat_format, .thinking = BeginsReasoning(*chat)};
   }
   return generation;
 }

@@ -442,7 +442,8 @@ TEST_CASE("what a conversation cannot be is refused by name", "[api][chat]") {
   CHECK(error(request).error_message() == "messages[0].tool_call_id: only a tool has it");
   message.clear_tool_call_id();
   message.set_prefix(true);
-  CHECK(error(request).error_message() == "messages[0].prefix: not supported yet");
+  CHECK(error(request).error_message() ==
+        "messages[0].prefix: only the last message, an assistant's, can be continued");
   message.set_prefix(false);
   request.add_tools()->set_function_json("[]");
   CHECK(error(request).error_message().rfind("tools[0].function_json", 0) == 0);

@@ -312,6 +312,7 @@ const std::set<std::string>& UsedElsewhere() {
       "dsa.v1.Message.reasoning_content",
       "dsa.v1.Message.tool_calls",
       "dsa.v1.Message.tool_call_id",
+      "dsa.v1.Message.prefix",
       "dsa.v1.ToolCall.id",
       "dsa.v1.ToolCall.name",
       "dsa.v1.ToolCall.arguments",

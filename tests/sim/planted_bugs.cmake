@@ -384,16 +384,16 @@ plant_bug(server/engine/engine_core.cpp "a cancelled sibling takes the others al
   }]]
   [[    return Ending{.reason = FinishReason::kCancelled};
   }
-  for (const auto& other : live_) {
+  for (const auto& other : ranks_.front()->live) {
     if (BUG && other != nullptr && sequence.request().siblings.has_value() &&
         other->external_id == live.external_id && other->sink->cancelled()) {
       return Ending{.reason = FinishReason::kCancelled};
     }
   }]])
 plant_bug(server/engine/engine_core.cpp "a sibling that ends takes the others along"
-  [[  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);]]
-  [[  std::unique_ptr<LiveRequest> live = std::move(live_[slot]);
-  for (const auto& other : live_) {
+  [[  std::unique_ptr<LiveRequest> live = std::move(rank.live[slot]);]]
+  [[  std::unique_ptr<LiveRequest> live = std::move(rank.live[slot]);
+  for (const auto& other : rank.live) {
     if (BUG && other != nullptr && other->external_id == live->external_id) {
       other->aborted.store(true);
     }

@@ -136,6 +136,41 @@ TEST_CASE("a developer message is the last request or none", "[tokenizer][chat]"
         "messages[0].content: a developer message needs text");
 }
 
+TEST_CASE("a reply goes on from the last message", "[tokenizer][chat]") {
+  struct Case {
+    const char* message;  // its fields
+    bool thinking;
+    const char* expected;
+    bool begins_reasoning;
+    std::size_t written;  // bytes at the end that are the client's
+  };
+  const Case cases[] = {
+      {R"("content": "It is")", false, "</think>It is", false, 5},
+      {R"("content": "")", false, "</think>", false, 0},
+      {R"("content": "</think><｜User｜>")", false, "</think></think><｜User｜>", false, 20},
+      {R"("reasoning_content": "why", "content": "It is")", true, "<think>why</think>It is", false,
+       5},
+      {R"("reasoning_content": "why")", true, "<think>why", true, 3},
+  };
+  for (const ChatFormat format : {ChatFormat::kV32, ChatFormat::kV31}) {
+    for (const Case& one : cases) {
+      CAPTURE(one.message, static_cast<int>(format));
+      const std::string json = "{\"messages\": [" + kUser + R"(, {"role": "assistant", )" +
+                               one.message + R"(, "prefix": true}], "thinking": )" +
+                               (one.thinking ? "true}" : "false}");
+      const Result<Chat> chat = ChatFromJson(json);
+      REQUIRE(chat.ok());
+      const Result<RenderedPrompt> prompt = RenderChat(chat.value(), format);
+      REQUIRE(prompt.ok());
+      CHECK(prompt.value().text ==
+            std::string("<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>") + one.expected);
+      // What the client wrote is plain text.
+      CHECK(prompt.value().template_ranges.back().end == prompt.value().text.size() - one.written);
+      CHECK(BeginsReasoning(chat.value()) == one.begins_reasoning);
+    }
+  }
+}
+
 TEST_CASE("what the format cannot express is refused by field", "[tokenizer][chat]") {
   const std::string result = R"({"role": "tool", "content": "r"})";
   const std::vector<std::pair<std::string, std::string>> cases = {
@@ -155,7 +190,20 @@ TEST_CASE("what the format cannot express is refused by field", "[tokenizer][cha
       {R"({"messages": [{"role": "user", "content": "u", "name": "n"}]})",
        "messages[0].name: not supported"},
       {R"({"messages": [{"role": "user", "content": "u", "prefix": true}]})",
-       "messages[0].prefix: not supported"},
+       "messages[0].prefix: only the last message, an assistant's, can be continued"},
+      {R"({"messages": [{"role": "assistant", "content": "a", "prefix": true}, )" + kUser + "]}",
+       "messages[0].prefix: only the last message, an assistant's, can be continued"},
+      {R"({"messages": [{"role": "assistant", "content": "a", "prefix": 1}]})",
+       "messages[0].prefix: not true or false"},
+      {"{\"messages\": [" + kUser + R"(, {"role": "assistant", "prefix": true}]})",
+       "messages[1].content: a message that is continued needs text"},
+      {"{\"messages\": [" + kUser + R"(, {"role": "assistant", "content": "a", "prefix": true}],
+       "thinking": true})",
+       "messages[1].reasoning_content: empty: with thinking on, a message that is continued needs "
+       "it"},
+      {R"({"messages": [{"role": "assistant", "content": "", "prefix": true, "tool_calls":
+       [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]})",
+       "messages[0].prefix: tool_calls cannot be continued"},
       {R"({"messages": [{"role": "user", "content": "u", "reasoning_content": "r"}]})",
        "messages[0].reasoning_content: a user message has none"},
       {"{\"messages\": [" + kUser + R"(], "thinking": 1})", "thinking: not true or false"},

@@ -62,7 +62,6 @@ Status CheckMessageAt(const Message& message, const std::string& path) {
 
 const std::vector<std::string_view>& RefusedFields() {
   static const std::vector<std::string_view> fields = {
-      "dsa.v1.Message.prefix",
       "dsa.v1.ChatRequest.response_format",
       "dsa.v1.CompletionRequest.response_format",
   };

@@ -31,6 +31,7 @@ Result<ChatMessage> ToChatMessage(const v1::Message& message, const std::string&
   }
   result.reasoning_content = message.reasoning_content();
   result.tool_call_id = message.tool_call_id();
+  result.prefix = message.prefix();
   for (const v1::ToolCall& call : message.tool_calls()) {
     result.tool_calls.push_back(
         {.id = call.id(), .name = call.name(), .arguments = call.arguments()});

@@ -57,7 +57,7 @@ Result<Chat> ToChat(const v1::Conversation& message, const ChatFieldNames& names
 Status CheckNoRefusedFields(const google::protobuf::Message& message);
 
 // Full names of the fields that are refused where they are set, such as
-// "dsa.v1.Message.prefix".
+// "dsa.v1.ChatRequest.response_format".
 const std::vector<std::string_view>& RefusedFields();
 
 }  // namespace dsa

@@ -245,12 +245,30 @@ Status TakePrompt(RequestFields& fields, Ask& ask) {
   return {};
 }
 
+// vLLM's way to say that the last message is continued, which takes both.
+Status TakeContinuation(RequestFields& fields, Chat& chat) {
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> continues,
+                       fields.TakeBool("continue_final_message"));
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> opens_turn,
+                       fields.TakeBool("add_generation_prompt"));
+  const bool continued = continues.value_or(false);
+  if (opens_turn.value_or(!continued) == continued) {
+    return InvalidArgument(
+        "add_generation_prompt: must be false with continue_final_message, and true without");
+  }
+  if (continued && !chat.messages.empty()) {
+    chat.messages.back().prefix = true;
+  }
+  return {};
+}
+
 Status TakeMessages(RequestFields& fields, Ask& ask) {
   fields.Take("messages");
   fields.Take("tools");
   DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(fields.document()));
   DSA_ASSIGN_OR_RETURN(chat.thinking, TakeThinking(fields));
   DSA_RETURN_IF_ERROR(TakeToolChoice(fields, chat));
+  DSA_RETURN_IF_ERROR(TakeContinuation(fields, chat));
   ask.prompt = std::move(chat);
   return {};
 }

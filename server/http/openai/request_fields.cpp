@@ -51,11 +51,9 @@ constexpr std::array kDocumented = {
     Documented{"verbosity", Neutral::kNone},
     Documented{"web_search_options", Neutral::kNone},
     // Of vLLM.
-    Documented{"add_generation_prompt", Neutral::kTrue},
     Documented{"allowed_token_ids", Neutral::kEmpty},
     Documented{"bad_words", Neutral::kEmpty},
     Documented{"chat_template", Neutral::kNone},
-    Documented{"continue_final_message", Neutral::kFalse},
     Documented{"documents", Neutral::kEmpty},
     Documented{"early_stopping", Neutral::kFalse},
     Documented{"guided_choice", Neutral::kNone},
