@@ -13,7 +13,6 @@
 #include <functional>
 #include <future>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <thread>
 #include <utility>
@@ -24,8 +23,7 @@
 namespace dsa::testing {
 namespace {
 
-// All blocks of the ranks that share a device must be there at once.  Four ranks on one H100 were
-// seen to stand still; three there, and up to five on two GPUs, never were.
+// All blocks of the ranks that share a device must be there at once.
 constexpr int kRanksPerDevice = 3;
 
 int Devices() {
@@ -39,14 +37,19 @@ int Devices() {
   return count;
 }
 
-int RanksMax() {
-  return kRanksPerDevice * Devices();
+// On one H100 and one H200, calls of four ranks and recorded chains of two were seen to stand
+// still, on two GPUs never, with up to three ranks on each.  A model's ranks have a GPU each.
+bool Fit(int ranks, int devices = 1) {
+  const bool fit = Devices() >= devices && ranks <= kRanksPerDevice * Devices();
+  if (!fit) {
+    WARN("not run: " << ranks << " ranks on " << Devices() << " GPU");
+  }
+  return fit;
 }
 
 struct GpuRanks {
   explicit GpuRanks(int ranks) : group(ranks), together(ranks) {
     std::vector<CudaBackend*> joined;
-    REQUIRE(ranks <= RanksMax());
     for (int rank = 0; rank < ranks; ++rank) {
       auto made = CudaBackend::Make(rank % Devices());
       REQUIRE(made.ok());
@@ -205,8 +208,7 @@ bool AllReduceIsRight(int ranks, Mistake mistake) {
 TEST_CASE("GPUs add up in the order of ranks, in every round", "[collectives]") {
   const int ranks = GENERATE(1, 2, 3, 4);
   CAPTURE(ranks);
-  if (ranks > RanksMax()) {
-    WARN("not run: " << ranks << " ranks on " << Devices() << " GPU");
+  if (!Fit(ranks)) {
     return;
   }
   CHECK(AllReduceIsRight<float>(ranks, Mistake::kNone));
@@ -244,6 +246,9 @@ TEST_CASE("GPUs repeat recorded chains of collectives on what is there by then",
   constexpr int kReplays = 25;
   constexpr GraphId kGraph{1};
   CAPTURE(extents.rows);
+  if (!Fit(kRanks, kRanks)) {
+    return;
+  }
   GpuRanks all(kRanks);
   std::vector<float> results[kRanks];
   const std::vector<float> start = PartialOf(3, 0, extents.size());
@@ -286,15 +291,17 @@ TEST_CASE("GPUs repeat recorded chains of collectives on what is there by then",
 
 TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
   const auto rows = GENERATE(as<std::int64_t>(), 1, 3, 64);
+  if (!Fit(4)) {
+    return;
+  }
+  GpuRanks all(4);
   constexpr std::int64_t kCols[] = {3003, 0, 5, 2051};
-  const int ranks = std::min(4, RanksMax());
-  const std::int64_t total = std::accumulate(kCols, kCols + ranks, std::int64_t{0});
-  GpuRanks all(ranks);
+  constexpr std::int64_t kWhole = 3003 + 5 + 2051;
   std::vector<float> expected;
-  for (std::int64_t i = 0; i < rows * total; ++i) {
+  for (std::int64_t i = 0; i < rows * kWhole; ++i) {
     expected.push_back(static_cast<float>(i));
   }
-  std::vector<std::vector<float>> wholes(static_cast<std::size_t>(ranks));
+  std::vector<float> wholes[4];
   all.Run([&](int rank, CudaBackend& backend) {
     std::int64_t before = 0;
     for (int other = 0; other < rank; ++other) {
@@ -305,12 +312,11 @@ TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
     backend.CopyToDevice(source.data(), expected.data(), expected.size() * sizeof(float));
     backend.Zero(whole.data(), expected.size() * sizeof(float));
     backend.AllGather(
-        {.part = {source.As<float>() + before, DataType::kF32, rows, kCols[rank], total},
-         .whole = {whole.data(), DataType::kF32, rows, total, total}});
-    wholes[static_cast<std::size_t>(rank)].resize(expected.size());
+        {.part = {source.As<float>() + before, DataType::kF32, rows, kCols[rank], kWhole},
+         .whole = {whole.data(), DataType::kF32, rows, kWhole, kWhole}});
+    wholes[rank].resize(expected.size());
     backend.Synchronize();
-    backend.CopyToHost(wholes[static_cast<std::size_t>(rank)].data(), whole.data(),
-                       expected.size() * sizeof(float));
+    backend.CopyToHost(wholes[rank].data(), whole.data(), expected.size() * sizeof(float));
     backend.Synchronize();
   });
   for (const std::vector<float>& whole : wholes) {
