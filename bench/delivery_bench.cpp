@@ -16,6 +16,7 @@
 #include <csignal>
 #include <cstdio>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,6 +45,13 @@ class SilentEngine final : public Engine {
     const std::lock_guard lock(mutex_);
     sinks_.push_back(std::move(sink));
     changed_.notify_all();
+    return {};
+  }
+  Status SubmitSiblings(Request request,
+                        std::span<const std::shared_ptr<TokenSink>> sinks) override {
+    for (const std::shared_ptr<TokenSink>& sink : sinks) {
+      (void)Submit(request, sink);  // which has no errors
+    }
     return {};
   }
   RequestId NextRequestId() override { return static_cast<RequestId>(++ids_); }
