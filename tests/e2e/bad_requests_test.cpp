@@ -58,7 +58,9 @@ std::vector<BadRequest> BadRequests() {
       {"empty prompt", Changed([](auto& r) { r.mutable_token_ids()->clear_ids(); }), invalid},
       {"more than the context", Changed([](auto& r) { r.mutable_stop()->set_max_tokens(512); }),
        invalid},
-      {"not there yet", Changed([](auto& r) { r.mutable_sampling()->set_n(2); }),
+      {"too many answers", Changed([](auto& r) { r.mutable_sampling()->set_n(17); }), invalid},
+      {"not there yet",
+       Changed([](auto& r) { r.mutable_response_format()->set_type("json_object"); }),
        grpc::StatusCode::UNIMPLEMENTED},
   };
 }
