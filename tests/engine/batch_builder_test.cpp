@@ -48,9 +48,11 @@ class KeptAdjustments final {
       sent += update.count / kWordsPerAdjustment;
     }
     std::vector<LogitAdjustment> adjustments(batch.sampling[entry].adjustments_count);
-    std::memcpy(adjustments.data(),
-                words_.data() + batch.sampling[entry].adjustments_first * kWordsPerAdjustment,
-                adjustments.size() * sizeof(LogitAdjustment));
+    if (!adjustments.empty()) {
+      std::memcpy(adjustments.data(),
+                  words_.data() + batch.sampling[entry].adjustments_first * kWordsPerAdjustment,
+                  adjustments.size() * sizeof(LogitAdjustment));
+    }
     return adjustments;
   }
   std::int64_t sent = 0;  // entries
