@@ -70,7 +70,8 @@ void AdjustedIds::Count(TokenId id) {
 std::int64_t AdjustedIds::PlaceOf(TokenId id) const {
   constexpr std::uint32_t kSpread = 0x9E3779B1U;
   const std::size_t last = table_.size() - 1;
-  std::size_t place = (static_cast<std::uint32_t>(Value(id)) * kSpread) & last;
+  const std::uint32_t spread = static_cast<std::uint32_t>(Value(id)) * kSpread;
+  std::size_t place = spread & last;
   while (table_[place] >= 0 && entries_[static_cast<std::size_t>(table_[place])].id != id) {
     place = (place + 1) & last;
   }
