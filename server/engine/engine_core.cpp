@@ -93,9 +93,9 @@ StepWork EngineCore::SlowestWork() const {
 
 // By the cost model, but not less than the last step: it knows nothing of kinds of work that no
 // step has had yet.
-std::int64_t EngineCore::EstimateUs() const {
+std::int64_t EngineCore::EstimateUs(const StepWork& work) const {
   return std::max(load_.last_step_us.load(std::memory_order_relaxed),
-                  static_cast<std::int64_t>(costs_.EstimateUs(SlowestWork())));
+                  static_cast<std::int64_t>(costs_.EstimateUs(work)));
 }
 
 void EngineCore::StoreLoad() {
@@ -111,7 +111,8 @@ void EngineCore::StoreLoad() {
 }
 
 void EngineCore::RunStep(MonotonicUs start_us) {
-  load_.step_estimate_us.store(EstimateUs(), std::memory_order_relaxed);
+  const StepWork work = SlowestWork();
+  load_.step_estimate_us.store(EstimateUs(work), std::memory_order_relaxed);
   BuildBatches();
   for (const auto& rank : ranks_) {
     rank->executor.Launch(*rank->batch);
@@ -121,7 +122,7 @@ void EngineCore::RunStep(MonotonicUs start_us) {
     rank->result = &rank->executor.Collect();
   }
   const MonotonicUs end_us = clock_.NowUs();
-  costs_.Measure(SlowestWork(), end_us - start_us);
+  costs_.Measure(work, end_us - start_us);
   Bill(end_us - start_us);
   std::int64_t tokens = 0;
   for (const auto& rank : ranks_) {

@@ -137,7 +137,7 @@ class EngineCore final {
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
   void SettleQueue();
   void StoreLoad();
-  std::int64_t EstimateUs() const;
+  std::int64_t EstimateUs(const StepWork& work) const;
 
   const EngineConfig config_;
   StepExecutor& executor_;

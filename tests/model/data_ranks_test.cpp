@@ -120,15 +120,6 @@ std::vector<RankWork> Uneven(std::int64_t data_ranks) {
   return work;
 }
 
-bool SameAsWhole(const std::vector<SequenceOutput>& got, const std::vector<SequenceOutput>& whole) {
-  for (std::size_t i = 0; i < whole.size(); ++i) {
-    if (got[i].ids != whole[i].ids || got[i].logits != whole[i].logits || got[i].faulty) {
-      return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace
 
 TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
@@ -143,7 +134,7 @@ TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
   const auto got = ranks.Run(work);
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
     CAPTURE(ToString(architecture), data_ranks, rank);
-    CHECK(SameAsWhole(got[rank], RunWhole(folder, work[rank].requests)));
+    CHECK(SameBits(got[rank], RunWhole(folder, work[rank].requests)));
   }
 }
 
@@ -167,7 +158,7 @@ TEST_CASE("data ranks repeat recorded steps, padded to the largest", "[model][ra
   CHECK(ranks.runner(0).steps_recorded() > 10);
   CHECK(ranks.runner(1).steps_recorded() == ranks.runner(0).steps_recorded());
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
-    CHECK(SameAsWhole(got[rank], RunWhole(folder, work[rank].requests)));
+    CHECK(SameBits(got[rank], RunWhole(folder, work[rank].requests)));
   }
 }
 
@@ -181,7 +172,7 @@ TEST_CASE("a data rank keeps a preempted sequence and a prefix hit", "[model][ra
   ranks.options.blocks = 6;  // two sequences of 3 blocks fit, their growth does not
   const auto got = ranks.Run(work);
   CHECK(got[0][0].preemptions + got[0][1].preemptions + got[0][2].preemptions > 0);
-  CHECK(SameAsWhole(got[0], RunWhole(folder, work[0].requests)));
+  CHECK(SameBits(got[0], RunWhole(folder, work[0].requests)));
   std::vector<RankWork> again = {{.requests = {}}, {.requests = {work[1].requests[0]}}};
   again[1].requests[0].prompt.push_back(1);
   const auto whole = RunWhole(folder, again[1].requests);
@@ -283,7 +274,7 @@ ExchangeRun RunFaulty(ExchangeRankFault fault) {
   const auto got = ranks.Run(work);
   ExchangeRun run;
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
-    run.same_bits = run.same_bits && SameAsWhole(got[rank], RunWhole(folder, work[rank].requests));
+    run.same_bits = run.same_bits && SameBits(got[rank], RunWhole(folder, work[rank].requests));
   }
   constexpr std::int64_t kMoeLayers = 2;
   constexpr std::int64_t kPerToken = 2;

@@ -181,16 +181,6 @@ RunOptions Options(const TestModel& model, bool recorded) {
   return options;
 }
 
-bool SameBits(const std::vector<SequenceOutput>& a, const std::vector<SequenceOutput>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (a[i].ids != b[i].ids || a[i].faulty || b[i].faulty || a[i].logits.empty() ||
-        a[i].logits != b[i].logits) {
-      return false;
-    }
-  }
-  return a.size() == b.size();
-}
-
 std::vector<SequenceOutput> RunEager(const std::string& name) {
   CpuBackend backend(2);
   const TestModel model(CheckpointFolder(name, FindGoldenCase(name).options), backend);

@@ -205,4 +205,14 @@ void SequenceRunner::ShuffleFreeBlocks() {
   }
 }
 
+bool SameBits(const std::vector<SequenceOutput>& a, const std::vector<SequenceOutput>& b) {
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    if (a[i].ids != b[i].ids || a[i].faulty || b[i].faulty || a[i].logits.empty() ||
+        a[i].logits != b[i].logits) {
+      return false;
+    }
+  }
+  return a.size() == b.size();
+}
+
 }  // namespace dsa::testing

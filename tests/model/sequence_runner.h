@@ -45,6 +45,9 @@ struct SequenceOutput {
   bool faulty = false;  // a row or sample fault was reported
 };
 
+// Whether each has the other's ids and logits, of the same positions; never without logits.
+bool SameBits(const std::vector<SequenceOutput>& a, const std::vector<SequenceOutput>& b);
+
 struct SequenceRequest {
   std::vector<std::int32_t> prompt;
   std::int64_t max_tokens = 1;

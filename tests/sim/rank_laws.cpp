@@ -1,25 +1,20 @@
 #include "tests/sim/rank_laws.h"
 
+#include "tests/sim/wait_laws.h"
+
 #include <algorithm>
 #include <tuple>
 
 #include <fmt/format.h>
 
 namespace dsa::sim {
-namespace {
-
-std::int64_t RequestOf(const Sequence& sequence) {
-  return Value(sequence.request().id);
-}
-
-}  // namespace
 
 void RankLaws::BeginStep() {
   running_before_.assign(static_cast<std::size_t>(config_.data_ranks), {});
   preemptions_before_.assign(running_before_.size(), 0);
   for (std::size_t rank = 0; rank < running_before_.size(); ++rank) {
     for (const Sequence* sequence : engine_->scheduler(rank).running()) {
-      running_before_[rank].insert(RequestOf(*sequence));
+      running_before_[rank].insert(IdOf(*sequence));
     }
     preemptions_before_[rank] = engine_->scheduler(rank).preemptions();
   }
@@ -74,15 +69,15 @@ void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
     return std::tuple(offer.tokens_to_first, offer.sequences);
   };
   const RankOffer best = OfferOf(sequence, chosen);
-  SIM_CHECK(best.sequences < config_.scheduler.sequences_max,
-            fmt::format("request {} is bound to rank {}, which has no place", RequestOf(sequence),
-                        chosen));
+  SIM_CHECK(
+      best.sequences < config_.scheduler.sequences_max,
+      fmt::format("request {} is bound to rank {}, which has no place", IdOf(sequence), chosen));
   for (std::size_t rank = 0; rank < static_cast<std::size_t>(config_.data_ranks); ++rank) {
     const RankOffer other = OfferOf(sequence, rank);
     SIM_CHECK(!other.can_start || order(best) <= order(other),
               fmt::format("request {} is bound to rank {} with {} tokens to compute and {} "
                           "sequences, rank {} has {} and {}",
-                          RequestOf(sequence), chosen, best.tokens_to_first, best.sequences, rank,
+                          IdOf(sequence), chosen, best.tokens_to_first, best.sequences, rank,
                           other.tokens_to_first, other.sequences));
   }
   const bool priority = config_.scheduler.policy == SchedulingPolicyKind::kPriority;
@@ -104,7 +99,7 @@ bool RankLaws::StartedOrPreempted(std::size_t rank) const {
   return scheduler.preemptions() != preemptions_before_[rank] ||
          std::any_of(scheduler.running().begin(), scheduler.running().end(),
                      [&](const Sequence* sequence) {
-                       return !running_before_[rank].contains(RequestOf(*sequence));
+                       return !running_before_[rank].contains(IdOf(*sequence));
                      });
 }
 
@@ -114,10 +109,10 @@ void RankLaws::CheckIdle() const {
   for (std::size_t rank = 0; rank < running_before_.size() && !unbound.empty(); ++rank) {
     const Sequence& first = *unbound.front()->sequence;
     const RankOffer offer = OfferOf(first, rank);
-    SIM_CHECK(offer.sequences > 0, fmt::format("rank {} has nothing to do while request {} waits",
-                                               rank, RequestOf(first)));
+    SIM_CHECK(offer.sequences > 0,
+              fmt::format("rank {} has nothing to do while request {} waits", rank, IdOf(first)));
     SIM_CHECK(!offer.can_start || StartedOrPreempted(rank),
-              fmt::format("request {} could start on rank {} and waits", RequestOf(first), rank));
+              fmt::format("request {} could start on rank {} and waits", IdOf(first), rank));
   }
 }
 

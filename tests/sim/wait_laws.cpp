@@ -12,10 +12,6 @@ namespace {
 
 constexpr std::int64_t kPromptTokensMin = 16;  // of a step that is full of time
 
-std::int64_t IdOf(const Sequence& sequence) {
-  return Value(sequence.request().id);
-}
-
 // Tokens that it must still catch up with before its next own one; a reply's next is none.
 std::int64_t CatchUpTokens(const Sequence& sequence) {
   return sequence.behind() > 1 ? sequence.behind() : 0;

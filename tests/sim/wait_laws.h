@@ -57,6 +57,10 @@
 
 namespace dsa::sim {
 
+inline std::int64_t IdOf(const Sequence& sequence) {
+  return Value(sequence.request().id);
+}
+
 class WaitLaws final {
  public:
   WaitLaws(const SimConfig& config, TimeLaws& times) : config_(config), times_(times) {}
