@@ -2,7 +2,13 @@
 
 #include <algorithm>
 
+#include <fmt/core.h>
+
 namespace dsa {
+
+Error NotSupportedError(std::string_view field) {
+  return {ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", field)};
+}
 
 std::string_view ReasonOf(ErrorCode code) {
   switch (code) {

@@ -18,6 +18,9 @@ inline Error NoMemoryError() {
   return {ErrorCode::kResourceExhausted, "not enough memory for this request"};
 }
 
+// A field whose value would change the answer, and that nothing here does.
+Error NotSupportedError(std::string_view field);
+
 // Why, for programs: one of a closed list (docs/errors.md), such as "invalid_value".
 std::string_view ReasonOf(ErrorCode code);
 

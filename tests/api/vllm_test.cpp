@@ -360,7 +360,7 @@ TEST_CASE("a router learns the model, the server and its load", "[api][vllm]") {
   CHECK(model.model_type() == "deepseek_v32");
   CHECK(model.eos_token_ids(0) == 1);
   CHECK(model.default_sampling_params_json() ==
-        R"({"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0})");
+        R"({"temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1})");
   const auto server = Call<vllm_engine::GetServerInfoResponse>(loopback, "GetServerInfo",
                                                                vllm_engine::GetServerInfoRequest());
   CHECK(server.data_parallel_size() == 1);

@@ -1,3 +1,4 @@
+#include "server/api/errors.h"
 #include "server/grpc/v1/translate.h"
 
 #include <algorithm>
@@ -41,7 +42,7 @@ Status CheckMessageAt(const Message& message, const std::string& path) {
       continue;
     }
     if (IsRefused(*field)) {
-      return Error{ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", name)};
+      return NotSupportedError(name);
     }
     if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || field->is_map()) {
       continue;

@@ -58,9 +58,9 @@ Result<engine::GetModelInfoResponse> TellModel(const engine::GetModelInfoRequest
     response.set_bos_token_id(Value(*model.bos));
   }
   response.set_max_req_input_len(static_cast<std::int32_t>(model.context_length - 1));
-  response.set_default_sampling_params_json(
-      fmt::format(R"({{"temperature": {}, "top_p": {}, "top_k": {}, "min_p": {}}})",
-                  model.temperature, model.top_p, model.top_k, model.min_p));
+  response.set_default_sampling_params_json(fmt::format(
+      R"({{"temperature": {}, "top_p": {}, "top_k": {}, "min_p": {}, "repetition_penalty": {}}})",
+      model.temperature, model.top_p, model.top_k, model.min_p, model.repetition_penalty));
   return response;
 }
 

@@ -1,5 +1,6 @@
 #include "server/grpc/vllm/generate.h"
 
+#include "server/api/errors.h"
 #include "server/grpc/wire.h"
 
 #include <algorithm>
@@ -12,10 +13,6 @@ namespace dsa {
 namespace {
 
 namespace engine = vllm::grpc::engine;
-
-Error NotSupported(std::string_view field) {
-  return {ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", field)};
-}
 
 // What the router may set and would change the answer.
 Status CheckSamplingDone(const engine::SamplingParams& message) {
@@ -31,7 +28,7 @@ Status CheckSamplingDone(const engine::SamplingParams& message) {
       {message.has_truncate_prompt_tokens(), "truncate_prompt_tokens"}};
   for (const auto& [set, name] : wanted) {
     if (set) {
-      return NotSupported(fmt::format("sampling_params.{}", name));
+      return NotSupportedError(fmt::format("sampling_params.{}", name));
     }
   }
   return {};
@@ -39,19 +36,19 @@ Status CheckSamplingDone(const engine::SamplingParams& message) {
 
 Status CheckDone(const engine::GenerateRequest& message) {
   if (message.has_kv_transfer_params()) {
-    return NotSupported("kv_transfer_params");
+    return NotSupportedError("kv_transfer_params");
   }
   if (message.has_kv_transfer_params_json()) {
-    return NotSupported("kv_transfer_params_json");
+    return NotSupportedError("kv_transfer_params_json");
   }
   if (message.has_mm_inputs()) {
-    return NotSupported("mm_inputs");
+    return NotSupportedError("mm_inputs");
   }
   if (message.media_refs_size() > 0) {
-    return NotSupported("media_refs");
+    return NotSupportedError("media_refs");
   }
   if (message.extra_mm_inputs_size() > 0) {
-    return NotSupported("extra_mm_inputs");
+    return NotSupportedError("extra_mm_inputs");
   }
   if (message.data_parallel_rank() != 0) {
     return InvalidArgument(fmt::format("data_parallel_rank: {} is not in [0, 0]: there is one rank",

@@ -1,3 +1,4 @@
+#include "server/api/errors.h"
 #include "server/grpc/xai/completion.h"
 #include "tokenizer/python_json.h"
 
@@ -8,10 +9,6 @@
 
 namespace dsa {
 namespace {
-
-Error NotDone(std::string_view field) {
-  return {ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", field)};
-}
 
 // What a client may set and would change the answer.
 Status CheckXaiDone(const xai_api::GetCompletionsRequest& message) {
@@ -30,7 +27,7 @@ Status CheckXaiDone(const xai_api::GetCompletionsRequest& message) {
       {message.has_agent_count() && message.agent_count() != 0, "agent_count"}};
   for (const auto& [set, name] : wanted) {
     if (set) {
-      return NotDone(name);
+      return NotSupportedError(name);
     }
   }
   return {};
@@ -58,12 +55,12 @@ Result<ChatMessage> ReadTurn(const xai_api::Message& message, const std::string&
   for (int i = 0; i < message.content_size(); ++i) {
     const xai_api::Content& part = message.content(i);
     if (!part.has_text()) {
-      return NotDone(fmt::format("{}.content[{}]", path, i));
+      return NotSupportedError(fmt::format("{}.content[{}]", path, i));
     }
     turn.content = turn.content.value_or("") + part.text();
   }
   if (!message.encrypted_content().empty()) {
-    return NotDone(fmt::format("{}.encrypted_content", path));
+    return NotSupportedError(fmt::format("{}.encrypted_content", path));
   }
   turn.reasoning_content = message.reasoning_content();
   turn.tool_call_id = message.tool_call_id();
@@ -86,11 +83,11 @@ Result<ChatMessage> ReadTurn(const xai_api::Message& message, const std::string&
 // OpenAI's "function" object.
 Result<std::string> ReadTool(const xai_api::Tool& tool, const std::string& path) {
   if (!tool.has_function()) {
-    return NotDone(fmt::format("{}: a tool other than function", path));
+    return NotSupportedError(fmt::format("{}: a tool other than function", path));
   }
   const xai_api::Function& function = tool.function();
   if (function.strict()) {
-    return NotDone(path + ".function.strict");
+    return NotSupportedError(path + ".function.strict");
   }
   std::string json = R"({"name": )";
   AppendPythonString(function.name(), json);

@@ -1,6 +1,7 @@
 #include "server/http/openai/request_fields.h"
 
 #include "common/json.h"
+#include "server/api/errors.h"
 
 #include <algorithm>
 #include <array>
@@ -209,7 +210,7 @@ Result<std::int64_t> RequestFields::CheckRest(UnknownKeys unknown) const {
                                           [&](const Documented& one) { return one.key == key; });
     if (documented != kDocumented.end()) {
       if (!IsNeutral(value, documented->neutral)) {
-        return Error{ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", key)};
+        return NotSupportedError(key);
       }
       continue;
     }
