@@ -61,6 +61,7 @@ std::optional<BlockRef> BlockPool::TryAllocate() {
     }
     Unlink(unreferenced_, index);
     table_[index].cached = false;
+    ++changes_;
   }
   table_[index].references = 1;
   ++table_[index].generation;
@@ -79,6 +80,7 @@ void BlockPool::AddReference(BlockId id) {
   if (block.references == 0) {
     Unlink(unreferenced_, Value(id));
     ++referenced_;
+    ++changes_;
   }
   ++block.references;
 }
@@ -93,6 +95,7 @@ void BlockPool::Release(BlockId id) {
   --referenced_;
   if (block.cached) {
     PushBack(unreferenced_, Value(id));
+    ++changes_;
   } else {
     PushFront(free_, Value(id));
   }
@@ -117,6 +120,7 @@ void BlockPool::UnmarkCached(BlockId id) {
   Block& block = At(id);
   DSA_CHECK(block.cached, "BlockPool: block {} is not cached", Value(id));
   block.cached = false;
+  ++changes_;
   if (block.references == 0) {
     Unlink(unreferenced_, Value(id));
     PushFront(free_, Value(id));

@@ -71,6 +71,10 @@ class BlockPool final {
   std::int32_t cached_blocks() const { return unreferenced_.count; }  // unreferenced and findable
   std::int32_t references(BlockId id) const { return At(id).references; }
   bool is_cached(BlockId id) const { return At(id).cached; }  // findable, referenced or not
+  // How often a cached block was evicted or unmarked, lost its last reference or got its first one:
+  // while this number stays, a prefix that was found is still found and still held by as many, and
+  // blocks that are marked can only make it longer.
+  std::int64_t changes() const { return changes_; }
   // How often it was given away: whoever remembers this number can tell later whether the block
   // still belongs to the same holder.
   std::int64_t generation(BlockId id) const { return At(id).generation; }
@@ -110,6 +114,7 @@ class BlockPool final {
   std::int32_t blocks_;
   std::int32_t tokens_per_block_;
   std::int32_t referenced_ = 0;
+  std::int64_t changes_ = 0;
   List free_;          // last in, first out: a block just freed is still in the host's caches
   List unreferenced_;  // cached without a reference, least recently used first
   std::vector<Block> table_;

@@ -36,19 +36,18 @@ std::int32_t PrefixCache::Find(const BlockHash& hash, const BlockHash& root, std
 }
 
 CachedPrefix PrefixCache::Peek(std::span<const TokenId> tokens, std::int64_t blocks_max,
-                               const PrefixChain& chain) const {
+                               const PrefixChain& chain, const CachedPrefix& known) const {
   DSA_CHECK(chain.linked == 0, "PrefixCache: the chain already has {} blocks", chain.linked);
-  CachedPrefix found;
-  std::int64_t parent = 0;
+  CachedPrefix found = known;
   const auto blocks = std::min(blocks_max, static_cast<std::int64_t>(chain.hashes.size()));
   for (; found.blocks < blocks; ++found.blocks) {
     const std::int32_t index =
-        Find(chain.hashes[found.blocks], chain.root, parent,
+        Find(chain.hashes[found.blocks], chain.root, found.last_publication,
              tokens.subspan(found.blocks * tokens_per_block_, tokens_per_block_));
     if (index == kNone) {
       break;
     }
-    parent = table_[index].publication;
+    found.last_publication = table_[index].publication;
     found.unreferenced += pool_.references(BlockId{index}) == 0 ? 1 : 0;
   }
   return found;

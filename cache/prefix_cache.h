@@ -19,7 +19,8 @@ namespace dsa {
 
 struct CachedPrefix {
   std::int64_t blocks = 0;
-  std::int64_t unreferenced = 0;  // of them: sharing one takes it from those that are available
+  std::int64_t unreferenced = 0;      // of them: sharing one takes it from those that are available
+  std::int64_t last_publication = 0;  // of the last block; 0 where there is none
 };
 
 class PrefixCache final {
@@ -29,9 +30,10 @@ class PrefixCache final {
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
-  // What Match would find, and nothing is referenced.
+  // What Match would find, and nothing is referenced.  `known`: what was found of these tokens
+  // before; BlockPool::changes() is as it was then.
   CachedPrefix Peek(std::span<const TokenId> tokens, std::int64_t blocks_max,
-                    const PrefixChain& chain) const;
+                    const PrefixChain& chain, const CachedPrefix& known = {}) const;
 
   // Appends to the empty `table` the longest cached prefix of at most `blocks_max` blocks whose
   // hashes `chain` has; returns how many.  The chain must be unlinked (linked == 0).

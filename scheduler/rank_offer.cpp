@@ -24,31 +24,37 @@ std::optional<std::size_t> ChooseRank(std::span<const RankOffer> ranks) {
   return chosen;
 }
 
-CachedPrefix Scheduler::CachedPrefixOf(const Sequence& sequence) const {
+// Asked in every step while somebody waits: looks only for what may have changed since.
+const CachedPrefix& Scheduler::CachedPrefixOf(const Sequence& sequence, FoundPrefix& found) const {
+  if (found.request != sequence.request_.id || found.changes != pool_.changes()) {
+    found = {.request = sequence.request_.id, .changes = pool_.changes(), .prefix = {}};
+  }
   if (sequence.request_.prompt_logits != PromptLogits::kNone) {
-    return {};
+    return found.prefix;
   }
   const std::int64_t blocks_max = (sequence.tokens() - 1) / pool_.tokens_per_block();
-  return cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);
+  found.prefix = cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_, found.prefix);
+  return found.prefix;
 }
 
-std::int64_t Scheduler::TokensOwed() const {
+std::int64_t Scheduler::TokensOwed() {
   std::int64_t tokens = 0;
   for (const Sequence* sequence : running_) {
     tokens += sequence->behind() > 1 ? sequence->behind() : 0;
   }
-  for (const Sequence* sequence : waiting_) {
-    tokens += sequence->tokens() - CachedPrefixOf(*sequence).blocks * pool_.tokens_per_block();
+  for (Sequence* sequence : waiting_) {
+    const CachedPrefix& cached = CachedPrefixOf(*sequence, sequence->found_);
+    tokens += sequence->tokens() - cached.blocks * pool_.tokens_per_block();
   }
   return tokens;
 }
 
-RankOffer Scheduler::OfferFor(const Sequence& sequence) const {
+RankOffer Scheduler::OfferFor(const Sequence& sequence) {
   const auto sequences = static_cast<std::int64_t>(running_.size() + waiting_.size());
   if (sequences >= config_.sequences_max) {
     return {.can_start = false, .tokens_to_first = 0, .sequences = sequences};
   }
-  const CachedPrefix cached = CachedPrefixOf(sequence);
+  const CachedPrefix cached = CachedPrefixOf(sequence, offered_);
   // Blocks that somebody holds are shared for nothing.
   std::int64_t need = BlocksToStart(sequence) - (cached.blocks - cached.unreferenced);
   for (const Sequence* waiting : waiting_) {

@@ -69,7 +69,7 @@ class Scheduler final {
 
   // What this data rank, of several, could do for a sequence that CheckFits accepted and that is
   // at none yet; between Commit and Plan.
-  RankOffer OfferFor(const Sequence& sequence) const;
+  RankOffer OfferFor(const Sequence& sequence);
 
   // Queues a sequence that CheckFits accepted; returns its slot.  At most slots() are live.
   std::int32_t Add(std::unique_ptr<Sequence> sequence);
@@ -122,8 +122,8 @@ class Scheduler final {
   void VisitRows(const Sequence& sequence, std::int64_t tokens, const Visit& visit) const;
   StepWork WorkOf(const Sequence& sequence, std::int64_t tokens) const;
   bool IsPlanned(const Sequence& sequence) const { return sequence.planned_ == plans_; }
-  CachedPrefix CachedPrefixOf(const Sequence& sequence) const;
-  std::int64_t TokensOwed() const;
+  const CachedPrefix& CachedPrefixOf(const Sequence& sequence, FoundPrefix& found) const;
+  std::int64_t TokensOwed();
   std::int64_t SpareBlocks() const;
   bool NeedsFullReservation(const Sequence& sequence) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;
@@ -173,6 +173,8 @@ class Scheduler final {
   // not looked up again, until there is more.
   SequenceId blocked_{-1};
   std::int64_t blocked_room_ = 0;
+
+  FoundPrefix offered_;  // of the request that OfferFor was asked about last
 };
 
 }  // namespace dsa

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cache/block_table.h"
+#include "cache/prefix_cache.h"
 #include "cache/prefix_hash.h"
 #include "common/cache_line.h"
 #include "common/clock.h"
@@ -19,6 +20,13 @@
 namespace dsa {
 
 enum class SequenceState : std::uint8_t { kWaiting, kRunning };
+
+// What a data rank's prefix cache had of a request that waits when it was last looked up.
+struct FoundPrefix {
+  RequestId request{-1};
+  std::int64_t changes = -1;  // BlockPool::changes() then
+  CachedPrefix prefix;
+};
 
 class alignas(kCacheLineBytes) Sequence final {
  public:
@@ -83,6 +91,7 @@ class alignas(kCacheLineBytes) Sequence final {
   std::optional<MonotonicUs> first_scheduled_us_;
   Request request_;
   PrefixChain chain_;
+  FoundPrefix found_;  // while it waits at one of several data ranks
 };
 
 }  // namespace dsa

@@ -22,6 +22,7 @@ std::string ToText(const CollectiveCall& call) {
 ThreadGroup::ThreadGroup(int ranks, int parts)
     : params_(static_cast<std::size_t>(std::max(ranks, 0))),
       arrived_(params_.size()),
+      waited_(params_.size()),
       noted_(params_.size()),
       calls_(kNotedAhead) {
   DSA_CHECK(ranks > 0 && parts > 0 && ranks % parts == 0, "ThreadGroup: {} ranks in {} parts",
@@ -64,13 +65,13 @@ bool ThreadGroup::Meet(int rank, const CollectiveCall& call, const void* params)
     changed_.notify_all();
     return true;
   }
-  changed_.wait(lock, [&] { return meets_ >= complete || failed_; });
+  WaitUntil(lock, rank, [&] { return meets_ >= complete || failed_; });
   return meets_ >= complete;  // a group that fails later fails at the next call
 }
 
 // Everybody who waits here has met all others, and they leave soon, even of a failed group: so
 // nobody goes on while another still reads.
-void ThreadGroup::Leave() {
+void ThreadGroup::Leave(int rank) {
   std::unique_lock lock(mutex_);
   ++leaves_;
   const std::int64_t complete = (leaves_ + ranks() - 1) / ranks() * ranks();
@@ -78,7 +79,20 @@ void ThreadGroup::Leave() {
     changed_.notify_all();
     return;
   }
-  changed_.wait(lock, [&] { return leaves_ >= complete; });
+  WaitUntil(lock, rank, [&] { return leaves_ >= complete; });
+}
+
+template <typename Done>
+void ThreadGroup::WaitUntil(std::unique_lock<std::mutex>& lock, int rank, const Done& done) {
+  const auto start = std::chrono::steady_clock::now();
+  changed_.wait(lock, done);
+  waited_[static_cast<std::size_t>(rank)] += std::chrono::steady_clock::now() - start;
+}
+
+std::chrono::nanoseconds ThreadGroup::Waited(int rank) const {
+  DSA_CHECK(rank >= 0 && rank < ranks(), "ThreadGroup: rank {} of {}", rank, ranks());
+  const std::lock_guard lock(mutex_);
+  return waited_[static_cast<std::size_t>(rank)];
 }
 
 void ThreadGroup::Note(int rank, const CollectiveCall& call) {

@@ -18,6 +18,7 @@
 
 #include "common/view.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -65,7 +66,10 @@ class ThreadGroup final {
     return *static_cast<const Params*>(params_[static_cast<std::size_t>(rank)]);
   }
   // Waits until every rank has left.  After a Meet that was true.
-  void Leave();
+  void Leave(int rank);
+
+  // How long this rank has waited for others so far, in Meet and Leave.  Any thread.
+  std::chrono::nanoseconds Waited(int rank) const;
 
   // This rank records the call.  Waits for nobody.  Where the ranks' calls differ in their order or
   // extents the group fails.
@@ -88,6 +92,8 @@ class ThreadGroup final {
     int rank;  // that came to it first
   };
 
+  template <typename Done>
+  void WaitUntil(std::unique_lock<std::mutex>& lock, int rank, const Done& done);
   void AddAbsent(int first_rank, std::vector<int>& absent) const;
   void FailLocked(std::string_view reason);
   void FailOtherCall(int rank, const CollectiveCall& call, const NotedCall& first);
@@ -103,7 +109,8 @@ class ThreadGroup final {
   int first_ = 0;           // the rank that came to it first
   std::int64_t meets_ = 0;  // of all ranks and calls; a call is complete at a multiple of the ranks
   std::int64_t leaves_ = 0;
-  std::vector<std::int64_t> noted_;  // calls that each rank has noted
+  std::vector<std::chrono::nanoseconds> waited_;  // by rank
+  std::vector<std::int64_t> noted_;               // calls that each rank has noted
   std::vector<NotedCall> calls_;  // of Note, call i at i % size; those that some rank has not made
   std::function<void()> release_;
   bool failed_ = false;

@@ -123,7 +123,7 @@ void CpuBackend::Compute(const AllReduceParams& params) {
       }
     }
   });
-  seat.group->Leave();
+  seat.group->Leave(seat.rank);
 }
 
 void CpuBackend::Compute(const AllGatherParams& params) {
@@ -149,7 +149,7 @@ void CpuBackend::Compute(const AllGatherParams& params) {
       std::memcpy(Offset(RowOf(whole, r), whole.type, before), RowOf(params.part, r), row_bytes);
     }
   }
-  seat.group->Leave();
+  seat.group->Leave(seat.rank);
 }
 
 void CpuBackend::Compute(const DispatchParams& params) {
@@ -171,7 +171,7 @@ void CpuBackend::Compute(const DispatchParams& params) {
                  RowOf(params.rows, row), params.row_experts.Row(row));
     }
   });
-  seat_.group->Leave();
+  seat_.group->Leave(seat_.rank);
 }
 
 void CpuBackend::Compute(const CombineParams& params) {
@@ -209,7 +209,7 @@ void CpuBackend::Compute(const CombineParams& params) {
       StoreRow(sums, extents.hidden, RowOf(params.y, t), params.y.type);
     }
   });
-  seat_.group->Leave();
+  seat_.group->Leave(seat_.rank);
 }
 
 }  // namespace dsa

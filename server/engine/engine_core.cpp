@@ -76,26 +76,35 @@ bool EngineCore::PlanStep(MonotonicUs now_us) {
   return any_rows;
 }
 
-// Of the rank that takes longest by the cost model: the others wait for it.
-StepWork EngineCore::SlowestWork() const {
-  const auto faster = [this](const auto& a, const auto& b) {
-    return costs_.EstimateUs(a->plan->work) < costs_.EstimateUs(b->plan->work);
-  };
-  const auto slowest = std::max_element(ranks_.begin(), ranks_.end(), faster);
-  if (!(*slowest)->plan->rows.empty()) {
-    return (*slowest)->plan->work;
+// Of the step that is planned: that of the rank which takes longest by the cost model, but not less
+// than the last step, since it knows nothing of kinds of work that no step has had yet.
+std::int64_t EngineCore::EstimateUs() const {
+  std::int64_t longest_us = load_.last_step_us.load(std::memory_order_relaxed);
+  for (const auto& rank : ranks_) {
+    longest_us =
+        std::max(longest_us, static_cast<std::int64_t>(costs_.EstimateUs(rank->plan->work)));
   }
-  // Before anything was measured all take as long as those with nothing to do.
-  return (*std::find_if(ranks_.begin(), ranks_.end(),
-                        [](const auto& rank) { return !rank->plan->rows.empty(); }))
-      ->plan->work;
+  return longest_us;
 }
 
-// By the cost model, but not less than the last step: it knows nothing of kinds of work that no
-// step has had yet.
-std::int64_t EngineCore::EstimateUs(const StepWork& work) const {
-  return std::max(load_.last_step_us.load(std::memory_order_relaxed),
-                  static_cast<std::int64_t>(costs_.EstimateUs(work)));
+// The slowest of the ranks with rows took all of the step, another as much less as its own work
+// took less.  So what all share, the engine's part and waiting for one another by turns, counts for
+// each, and the longest estimate is that of the step.
+void EngineCore::Measure(std::int64_t elapsed_us) {
+  if (ranks_.size() == 1) {
+    costs_.Measure(ranks_.front()->plan->work, elapsed_us);
+    return;
+  }
+  std::int64_t slowest_us = 0;
+  for (const auto& rank : ranks_) {
+    slowest_us = std::max(slowest_us, rank->plan->rows.empty() ? 0 : rank->executor.OwnUs());
+  }
+  for (const auto& rank : ranks_) {
+    if (!rank->plan->rows.empty()) {
+      const std::int64_t faster_us = slowest_us - rank->executor.OwnUs();
+      costs_.Measure(rank->plan->work, elapsed_us - faster_us);
+    }
+  }
 }
 
 void EngineCore::StoreLoad() {
@@ -111,8 +120,7 @@ void EngineCore::StoreLoad() {
 }
 
 void EngineCore::RunStep(MonotonicUs start_us) {
-  const StepWork work = SlowestWork();
-  load_.step_estimate_us.store(EstimateUs(work), std::memory_order_relaxed);
+  load_.step_estimate_us.store(EstimateUs(), std::memory_order_relaxed);
   BuildBatches();
   for (const auto& rank : ranks_) {
     rank->executor.Launch(*rank->batch);
@@ -122,7 +130,7 @@ void EngineCore::RunStep(MonotonicUs start_us) {
     rank->result = &rank->executor.Collect();
   }
   const MonotonicUs end_us = clock_.NowUs();
-  costs_.Measure(work, end_us - start_us);
+  Measure(end_us - start_us);
   Bill(end_us - start_us);
   std::int64_t tokens = 0;
   for (const auto& rank : ranks_) {

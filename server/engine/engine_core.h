@@ -119,7 +119,7 @@ class EngineCore final {
 
   void RunStep(MonotonicUs start_us);
   void BuildBatches();
-  StepWork SlowestWork() const;
+  void Measure(std::int64_t elapsed_us);
   void Bill(std::int64_t elapsed_us);
   void FailFaulty(DataRank& rank, const StepResult& result);
   void Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us);
@@ -137,7 +137,7 @@ class EngineCore final {
   static void FillUsage(const LiveRequest& live, const Sequence& sequence, Usage& usage);
   void SettleQueue();
   void StoreLoad();
-  std::int64_t EstimateUs(const StepWork& work) const;
+  std::int64_t EstimateUs() const;
 
   const EngineConfig config_;
   StepExecutor& executor_;
@@ -147,7 +147,7 @@ class EngineCore final {
   const Outbox::Capacity step_capacity_;
 
   PrefixHasher hasher_;
-  StepCostModel costs_;  // of a step of the slowest rank
+  StepCostModel costs_;  // of a step of one rank
   Billing billing_;
   std::unique_ptr<SchedulingPolicy> policy_;
   BindingObserver* const observer_;

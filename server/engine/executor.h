@@ -3,6 +3,8 @@
 
 #include "model/forward_batch.h"
 
+#include <cstdint>
+
 namespace dsa {
 
 class StepExecutor {
@@ -26,6 +28,9 @@ class StepExecutor {
   // Where ranks have sequences and caches of their own: what runs the batches of each.  Every step
   // is one batch on all of them; all are launched before any is collected.
   virtual StepExecutor& OfDataRank(std::int64_t /*rank*/) { return *this; }
+  // Of a data rank, after Collect: what it took for the step without waiting for other data ranks,
+  // in microseconds.  Where that cannot be told apart, what it took, of all.
+  virtual std::int64_t OwnUs() const { return 0; }
 };
 
 }  // namespace dsa

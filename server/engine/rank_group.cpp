@@ -125,10 +125,15 @@ void RankGroup::RunSteps(std::size_t rank, ModelExecutor& executor) {
       }
       batch = step.batch;
     }
+    const auto start = std::chrono::steady_clock::now();
+    const auto waited = group_.Waited(static_cast<int>(rank));
     executor.Launch(*batch);
     const StepResult& result = executor.Collect();
+    const auto took = std::chrono::steady_clock::now() - start;
+    const auto own = took - (group_.Waited(static_cast<int>(rank)) - waited);
     {
       const std::lock_guard lock(mutex_);
+      progress_[rank].own = own;
       if (rank % tensor_ranks_ == 0) {
         steps_[DataRankOf(rank)].result = &result;
       }
@@ -174,6 +179,16 @@ const StepResult& RankGroup::CollectFrom(std::size_t data_rank) {
     DeviceFailed(failure);
   }
   return *result;
+}
+
+// Of its slowest tensor rank.  Ranks that wait on their devices take as long as the step.
+std::int64_t RankGroup::OwnUsOf(std::size_t data_rank) const {
+  const std::lock_guard lock(mutex_);
+  std::chrono::nanoseconds own{};
+  for (std::size_t rank = 0; rank < tensor_ranks_; ++rank) {
+    own = std::max(own, progress_[data_rank * tensor_ranks_ + rank].own);
+  }
+  return std::chrono::duration_cast<std::chrono::microseconds>(own).count();
 }
 
 std::vector<int> RankGroup::Late() const {

@@ -72,6 +72,7 @@ class RankGroup final : public StepExecutor {
     void Launch(const ForwardBatch& batch) override { group_.LaunchOn(rank_, batch); }
     const StepResult& Collect() override { return group_.CollectFrom(rank_); }
     bool RunsAhead() const override { return group_.runs_ahead_; }
+    std::int64_t OwnUs() const override { return group_.OwnUsOf(rank_); }
 
    private:
     RankGroup& group_;
@@ -85,9 +86,10 @@ class RankGroup final : public StepExecutor {
   };
 
   struct Progress {
-    bool made = false;       // its executor, or not: then `status` says why
-    Status status;           // of that
-    std::int64_t steps = 0;  // finished
+    bool made = false;               // its executor, or not: then `status` says why
+    Status status;                   // of that
+    std::int64_t steps = 0;          // finished
+    std::chrono::nanoseconds own{};  // of the last of them, without waiting for other data ranks
   };
 
   // On the thread of the rank.
@@ -99,6 +101,7 @@ class RankGroup final : public StepExecutor {
   Status WaitUntilMade(std::chrono::milliseconds limit);
   void LaunchOn(std::size_t data_rank, const ForwardBatch& batch);
   const StepResult& CollectFrom(std::size_t data_rank);
+  std::int64_t OwnUsOf(std::size_t data_rank) const;
   std::size_t DataRankOf(std::size_t rank) const { return rank / tensor_ranks_; }
 
   ThreadGroup& group_;

@@ -9,6 +9,7 @@
 #include "kernels/ops/routed_experts.h"
 #include "tests/testing.h"
 
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -247,6 +248,24 @@ TEST_CASE("a group holds the calls that ranks note against each other", "[kernel
         "rank 0 called AllReduce [1, 6] of type 1 where rank 2 called AllReduce [1, 1] of type 1");
   group.Note(1, call(7));
   CHECK(released == 1);
+}
+
+TEST_CASE("a group knows how long each of its ranks waited", "[kernels][collectives]") {
+  constexpr std::chrono::milliseconds kLate{5};
+  constexpr CollectiveCall kCall{.op = "AllReduce", .rows = 1, .cols = 1, .type = DataType::kF32};
+  ThreadGroup group(2);
+  std::thread first([&] { group.Meet(0, kCall, nullptr); });
+  while (group.Absent() != std::vector<int>{1}) {
+    std::this_thread::yield();
+  }
+  const auto until = std::chrono::steady_clock::now() + kLate;
+  while (std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+  }
+  group.Meet(1, kCall, nullptr);
+  first.join();
+  CHECK(group.Waited(0) >= kLate);
+  CHECK(group.Waited(1).count() == 0);
 }
 
 TEST_CASE("threads that wait for one that fails are released", "[kernels][collectives]") {

@@ -7,8 +7,10 @@
 #include "tests/model/rank_model.h"
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -67,7 +69,13 @@ class DataRanks final {
 
   std::int64_t rows_of_ranks() const { return rows_of_ranks_; }
   const SequenceRunner& runner(std::size_t rank) const { return *runners_[rank]; }
+  const ThreadGroup& group() const { return model_.group; }
   std::string failure() const { return model_.group.failure(); }
+  // Of the last step.
+  std::chrono::microseconds elapsed() const { return elapsed_; }
+  std::chrono::microseconds Own(std::int64_t rank) {
+    return std::chrono::microseconds(group_->OfDataRank(rank).OwnUs());
+  }
 
   RunOptions options;  // before the first Run
 
@@ -91,12 +99,15 @@ class DataRanks final {
       rows_of_ranks_ += shapes.back().shape.tokens;
     }
     AgreeOnStep(shapes);
+    const auto start = std::chrono::steady_clock::now();
     for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
       runners_[rank]->Launch(shapes[rank]);
     }
     for (const auto& runner : runners_) {
       runner->Finish();
     }
+    elapsed_ = std::chrono::duration_cast<std::chrono::microseconds>(
+        std::chrono::steady_clock::now() - start);
   }
 
   RankModel model_;
@@ -104,6 +115,31 @@ class DataRanks final {
   std::unique_ptr<RankGroup> group_;
   std::vector<std::unique_ptr<SequenceRunner>> runners_;
   std::int64_t rows_of_ranks_ = 0;  // without padding, of all steps
+  std::chrono::microseconds elapsed_{};
+};
+
+// Lets the other rank wait in each Dispatch.
+class LateRank final : public ForwardingBackend {
+ public:
+  static constexpr std::chrono::milliseconds kLate{10};
+
+  LateRank(Backend& inner, const ThreadGroup* const& group, int& dispatches)
+      : ForwardingBackend(inner), group_(group), dispatches_(dispatches) {}
+  void Dispatch(const DispatchParams& params) override {
+    while (group_->Absent() != std::vector<int>{1}) {
+      std::this_thread::yield();
+    }
+    const auto until = std::chrono::steady_clock::now() + kLate;
+    while (std::chrono::steady_clock::now() < until) {
+      std::this_thread::yield();
+    }
+    ++dispatches_;
+    inner_.Dispatch(params);
+  }
+
+ private:
+  const ThreadGroup* const& group_;
+  int& dispatches_;
 };
 
 // The first rank has more to do than the others, which finish before it; the second comes later;
@@ -294,6 +330,25 @@ TEST_CASE("faults of the exchange between data ranks are seen", "[model][ranks]"
   CHECK_FALSE(RunFaulty(ExchangeRankFault::kStaleRouting).same_bits);
   CHECK_FALSE(RunFaulty(ExchangeRankFault::kSharedTwice).same_bits);
   CHECK(RunFaulty(ExchangeRankFault::kPaddingRoutes).pairs > right.pairs_due);
+}
+
+TEST_CASE("a data rank's own time is without waiting for another", "[model][ranks]") {
+  const ThreadGroup* group = nullptr;
+  int dispatches = 0;
+  DataRanks ranks(Split(Architecture::kDeepseekV32, CheckpointType::kF32),
+                  {.expert_parallel = true, .data_ranks = 2},
+                  [&](Backend& inner, int rank) -> std::unique_ptr<Backend> {
+                    if (rank == 0) {
+                      return std::make_unique<ForwardingBackend>(inner);
+                    }
+                    return std::make_unique<LateRank>(inner, group, dispatches);
+                  });
+  group = &ranks.group();
+  const RankWork one = {.requests = {{.prompt = {1}, .max_tokens = 1}}};
+  ranks.Run({one, one});
+  REQUIRE(dispatches > 0);
+  CHECK(ranks.Own(0) + dispatches * LateRank::kLate <= ranks.elapsed());
+  CHECK(ranks.Own(1) >= dispatches * LateRank::kLate);
 }
 
 }  // namespace dsa::testing

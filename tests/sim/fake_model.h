@@ -90,6 +90,9 @@ class FakeExecutor final : public StepExecutor {
   void Launch(const ForwardBatch& batch) override;
   const StepResult& Collect() override;
   bool RunsAhead() const override { return config_.runs_ahead; }
+  std::int64_t OwnUs() const override { return own_us; }
+
+  std::int64_t own_us = 0;  // of the step in flight
 
   const WriteLaws& writes() const { return writes_; }
   const WaitLaws& waits() const { return waits_; }

@@ -54,6 +54,17 @@ plant_bug(cache/block_pool.cpp "freed while another holds it"
   [[  if (block.references > (BUG ? 1 : 0)) {
     return;]])
 
+plant_bug(cache/block_pool.cpp "an eviction not counted as a change"
+  [[    table_[index].cached = false;
+    ++changes_;]]
+  [[    table_[index].cached = false;
+    changes_ += BUG ? 0 : 1;]])
+plant_bug(cache/block_pool.cpp "a last reference not counted as a change"
+  [[    PushBack(unreferenced_, Value(id));
+    ++changes_;]]
+  [[    PushBack(unreferenced_, Value(id));
+    changes_ += BUG ? 0 : 1;]])
+
 planted_source(cache/prefix_hash.cpp)
 plant_bug(cache/prefix_hash.cpp "salt dropped"
   [[  sha.Add(salt.data(), salt.size());]]
@@ -354,11 +365,21 @@ plant_bug(scheduler/rank_offer.cpp "bound beyond the places"
   [[  if (sequences >= config_.sequences_max ||]]
   [[  if (sequences >= config_.sequences_max + (BUG ? 1 : 0) ||]])
 plant_bug(scheduler/rank_offer.cpp "another rank's prefix counted"
-  [[  return cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);]]
-  [[  static CachedPrefix last;
-  const CachedPrefix own = cache_.Peek(sequence.token_ids(), blocks_max, sequence.chain_);
-  const CachedPrefix before = std::exchange(last, own);
-  return BUG ? CachedPrefix{.blocks = before.blocks <= blocks_max ? before.blocks : own.blocks, .unreferenced = own.unreferenced} : own;]])
+  [[  const CachedPrefix cached = CachedPrefixOf(sequence, offered_);]]
+  [[  static FoundPrefix of_any;
+  const CachedPrefix own = CachedPrefixOf(sequence, offered_);
+  const CachedPrefix cached = BUG && of_any.request == sequence.request().id ? of_any.prefix : own;
+  of_any = offered_;]])
+plant_bug(scheduler/rank_offer.cpp "a prefix not looked up again when blocks come"
+  [[  found.prefix = cache_.Peek(]]
+  [[  if (BUG && found.changes == pool_.changes() && found.prefix.last_publication > 0) { return found.prefix; }
+  found.prefix = cache_.Peek(]])
+plant_bug(scheduler/rank_offer.cpp "a prefix not looked up again when blocks go"
+  [[  if (found.request != sequence.request_.id || found.changes != pool_.changes()) {]]
+  [[  if (found.request != sequence.request_.id || (!BUG && found.changes != pool_.changes())) {]])
+plant_bug(scheduler/rank_offer.cpp "the prefix of the request before"
+  [[  if (found.request != sequence.request_.id ||]]
+  [[  if ((!BUG && found.request != sequence.request_.id) ||]])
 
 planted_source(server/engine/stop_checker.cpp)
 plant_bug(server/engine/stop_checker.cpp "stop string leaks"
@@ -429,9 +450,18 @@ plant_bug(server/engine/engine_core.cpp "a cancel not seen before a rank is chos
       EndUnbound(index, *ending);]]
   [[    if (ending.has_value() && !BUG) {
       EndUnbound(index, *ending);]])
-plant_bug(server/engine/engine_core.cpp "measured by the fastest rank"
-  [[  const auto slowest = std::max_element(]]
-  [[  const auto slowest = BUG ? std::min_element(ranks_.begin(), ranks_.end(), faster) : std::max_element(]])
+plant_bug(server/engine/engine_core.cpp "a rank measured by the slowest one's time"
+  [[faster_us = slowest_us - rank->executor.OwnUs();]]
+  [[faster_us = BUG ? 0 : slowest_us - rank->executor.OwnUs();]])
+plant_bug(server/engine/engine_core.cpp "the estimate learned from another rank's rows"
+  [[      costs_.Measure(rank->plan->work, elapsed_us - faster_us);]]
+  [[      const auto other = std::find_if(ranks_.rbegin(), ranks_.rend(), [](const auto& one) { return !one->plan->rows.empty(); });
+      costs_.Measure(BUG ? (*other)->plan->work : rank->plan->work, elapsed_us - faster_us);]])
+plant_bug(server/engine/engine_core.cpp "learned from the first rank alone"
+  [[    if (!rank->plan->rows.empty()) {
+      const std::int64_t faster_us]]
+  [[    if (!rank->plan->rows.empty() && !(BUG && rank != ranks_.front())) {
+      const std::int64_t faster_us]])
 plant_bug(server/engine/engine_core.cpp "waiting for a rank holds no place"
   [[  auto waiting = static_cast<std::int64_t>(unbound_.size());]]
   [[  auto waiting = BUG ? 0 : static_cast<std::int64_t>(unbound_.size());]])

@@ -20,10 +20,10 @@ void RankLaws::BeginStep() {
   }
 }
 
-// By a chain of its own.
-std::int64_t RankLaws::UncachedTokens(const Sequence& sequence, std::size_t rank) const {
+// By a chain of its own, and looked up anew.
+CachedPrefix RankLaws::CachedOf(const Sequence& sequence, std::size_t rank) const {
   if (sequence.request().prompt_logits != PromptLogits::kNone) {
-    return sequence.tokens();
+    return {};
   }
   const PrefixHasher hasher({.identity = "sim",
                              .tokens_per_block = config_.tokens_per_block,
@@ -32,9 +32,11 @@ std::int64_t RankLaws::UncachedTokens(const Sequence& sequence, std::size_t rank
   chain.root = hasher.Root(sequence.request().cache_salt);
   hasher.Extend(sequence.token_ids(), chain);
   const std::int64_t blocks_max = (sequence.tokens() - 1) / config_.tokens_per_block;
-  const CachedPrefix cached =
-      engine_->prefix_cache(rank).Peek(sequence.token_ids(), blocks_max, chain);
-  return sequence.tokens() - cached.blocks * config_.tokens_per_block;
+  return engine_->prefix_cache(rank).Peek(sequence.token_ids(), blocks_max, chain);
+}
+
+std::int64_t RankLaws::UncachedTokens(const Sequence& sequence, std::size_t rank) const {
+  return sequence.tokens() - CachedOf(sequence, rank).blocks * config_.tokens_per_block;
 }
 
 std::int64_t RankLaws::BlocksToStart(const Sequence& sequence) const {
@@ -64,6 +66,20 @@ RankOffer RankLaws::OfferOf(const Sequence& sequence, std::size_t rank) const {
   return offer;
 }
 
+// With what a prefix saves of them.
+bool RankLaws::HasBlocks(const Sequence& sequence, std::size_t rank) const {
+  const Scheduler& scheduler = engine_->scheduler(rank);
+  const CachedPrefix cached = CachedOf(sequence, rank);
+  std::int64_t need = BlocksToStart(sequence) - (cached.blocks - cached.unreferenced);
+  for (const Sequence* running : scheduler.running()) {
+    need += running->fully_reserved() ? 0 : 1;
+  }
+  for (const Sequence* waiting : scheduler.waiting()) {
+    need += BlocksToStart(*waiting) + 1;
+  }
+  return need <= engine_->pool(rank).available_blocks();
+}
+
 void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
   const auto order = [](const RankOffer& offer) {
     return std::tuple(offer.tokens_to_first, offer.sequences);
@@ -72,6 +88,9 @@ void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
   SIM_CHECK(
       best.sequences < config_.scheduler.sequences_max,
       fmt::format("request {} is bound to rank {}, which has no place", IdOf(sequence), chosen));
+  SIM_CHECK(
+      HasBlocks(sequence, chosen),
+      fmt::format("request {} is bound to rank {}, which lacks blocks", IdOf(sequence), chosen));
   for (std::size_t rank = 0; rank < static_cast<std::size_t>(config_.data_ranks); ++rank) {
     const RankOffer other = OfferOf(sequence, rank);
     SIM_CHECK(!other.can_start || order(best) <= order(other),

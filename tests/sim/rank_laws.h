@@ -42,8 +42,10 @@ class RankLaws final : public BindingObserver {
   }  // to another rank than the first
 
  private:
+  CachedPrefix CachedOf(const Sequence& sequence, std::size_t rank) const;
   std::int64_t UncachedTokens(const Sequence& sequence, std::size_t rank) const;
   RankOffer OfferOf(const Sequence& sequence, std::size_t rank) const;
+  bool HasBlocks(const Sequence& sequence, std::size_t rank) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;
   bool StartedOrPreempted(std::size_t rank) const;
 

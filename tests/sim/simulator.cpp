@@ -109,27 +109,26 @@ void Simulator::Run() {
   CheckQuiet();
 }
 
-// All ranks wait for the slowest.
+// All ranks wait for the slowest, which may be one that has nothing to do.
 std::int64_t Simulator::StepUs() {
   if (!config_.timed()) {
     return random_.Between(1, 50);
   }
   const std::int64_t noise = config_.costs.noise_percent;
-  double us = 0;
-  TimeLaws* slowest = nullptr;
+  std::int64_t us = 0;
   for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
-    TimeLaws& times = executors_.At(rank).times();
-    us = std::max(us, times.TrueUs(current_step, random_.Between(-noise, noise)));
-    const bool has_rows = executors_.At(rank).launched().rows > 0;
-    if (has_rows && (slowest == nullptr || times.estimate_us() > slowest->estimate_us())) {
-      slowest = &times;
+    FakeExecutor& executor = executors_.At(rank);
+    const double own_us = executor.times().TrueUs(current_step, random_.Between(-noise, noise));
+    executor.own_us = static_cast<std::int64_t>(own_us);
+    us = std::max(us, executor.own_us);
+    if (executor.launched().rows > 0) {
+      executor.times().CheckDuration(executor.own_us);
+      for (std::size_t other = 0; other < executors_.size(); ++other) {
+        executors_.At(other).times().Learn(executor.times().work());
+      }
     }
   }
-  for (std::size_t rank = 0; rank < executors_.size(); ++rank) {
-    executors_.At(rank).times().Learn(slowest->work());
-  }
-  slowest->CheckDuration(static_cast<std::int64_t>(us));
-  return static_cast<std::int64_t>(us);
+  return us;
 }
 
 // A step takes time, and the world does not wait for it.  What is asked for meanwhile must neither

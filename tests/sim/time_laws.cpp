@@ -148,15 +148,10 @@ void TimeLaws::CheckDuration(std::int64_t elapsed_us) {
   wrong_ += us > kWrong * estimate_us_ || kWrong * us < estimate_us_ ? 1 : 0;
 }
 
-// It needs some steps to learn what each path costs, and where that changes.  Of several data ranks
-// a step's time is learned as that of the rank which should take longest; where another did take
-// longest, which nobody measures, this step and some behind it are estimated wrong.
+// It needs some steps to learn what each path costs, and where that changes.
 void TimeLaws::CheckTruth() const {
   constexpr std::int64_t kLearning = 30;
-  constexpr std::int64_t kWrongPercent = 10;
-  constexpr std::int64_t kWrongPercentOfRanks = 30;
-  const std::int64_t percent = config_.data_ranks == 1 ? kWrongPercent : kWrongPercentOfRanks;
-  SIM_CHECK(wrong_ <= kLearning + steps_ * percent / 100,
+  SIM_CHECK(wrong_ <= kLearning + steps_ / 10,
             fmt::format("{} of {} steps took another time than estimated", wrong_, steps_));
 }
 

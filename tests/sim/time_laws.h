@@ -56,12 +56,10 @@ class TimeLaws final {
 
   // What the step in flight takes, in truth.
   double TrueUs(std::int64_t step, std::int64_t noise_percent) const;
-  // What the step's plan is, and should take.
-  const StepWork& work() const { return work_; }
-  double estimate_us() const { return estimate_us_; }
+  const StepWork& work() const { return work_; }  // of the step's plan
   // A step of so much work was measured, on this rank or another.
   void Learn(const StepWork& measured);
-  // The step has taken so long; of the rank that should take longest.
+  // The step has taken this rank so long; of one that had something to do.
   void CheckDuration(std::int64_t elapsed_us);
   void CheckTruth() const;
 
