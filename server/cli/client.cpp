@@ -2,7 +2,7 @@
 
 #include "server/cli/terminal_text.h"
 #include "server/grpc/call_info.h"
-#include "server/grpc/library_logs.h"
+#include "server/grpc/grpc_library.h"
 
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>
@@ -11,7 +11,7 @@
 namespace dsa {
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  RouteLibraryLogs();
+  PrepareGrpcLibrary();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // an address is where the server is

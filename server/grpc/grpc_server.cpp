@@ -1,7 +1,7 @@
 #include "server/grpc/grpc_server.h"
 
+#include "server/grpc/grpc_library.h"
 #include "server/grpc/health_service.h"
-#include "server/grpc/library_logs.h"
 #include "server/grpc/reflection_service.h"
 #include "server/grpc/v1/services.h"
 #include "server/grpc/vllm/services.h"
@@ -28,7 +28,7 @@ namespace {
 void ConfigureLibraries() {
   static std::once_flag once;
   std::call_once(once, [] {
-    RouteLibraryLogs();
+    PrepareGrpcLibrary();
     // Protobuf would write a line with the client's bytes for every bad string.
     google::protobuf::SetLogHandler(nullptr);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();

@@ -148,41 +148,58 @@ TEST_CASE("a stream with nothing to write is never dropped", "[time]") {
   CHECK(queued.ids == 5);
 }
 
-TEST_CASE("every deadline that passes is one true line", "[time]") {
-  constexpr int kQueued = 8;
-  const LogCapture log;
+// One request that runs and eight behind it, whose deadlines all pass while a step is held; how
+// many clients were told so.
+int LetDeadlinesPass(int queued) {
+  constexpr milliseconds kTimeout{3000};
   TestServerOptions options;
   options.engine.scheduler.sequences_max = 1;
+  TestServer server(options);
+  server.steps().Hold();
   std::atomic<int> late{0};
-  {
-    TestServer server(options);
-    server.steps().Hold();
-    std::vector<std::thread> clients;
-    const auto ask = [&](const std::string& id) {
-      const grpc::Status status = Complete(server, Tokens(id, 50), milliseconds(3000));
-      late += status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ? 1 : 0;
-    };
-    clients.emplace_back(ask, "runs");
-    REQUIRE(server.steps().WaitForStep(1));
-    for (int i = 0; i < kQueued; ++i) {
-      clients.emplace_back(ask, fmt::format("waits-{}", i));
-    }
-    CHECK(Eventually([&] { return server.engine().Load().waiting == kQueued; }));
-    for (std::thread& client : clients) {
-      client.join();
-    }
-    Pause(milliseconds(20));
-    server.steps().Resume();
-    CHECK(server.BecomesQuiet());
+  std::vector<std::thread> clients;
+  const auto ask = [&](const std::string& id) {
+    const grpc::Status status = Complete(server, Tokens(id, 50), kTimeout);
+    late += status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ? 1 : 0;
+  };
+  clients.emplace_back(ask, "runs");
+  REQUIRE(server.steps().WaitForStep(1));
+  for (int i = 0; i < queued; ++i) {
+    clients.emplace_back(ask, fmt::format("waits-{}", i));
   }
-  CHECK(late == 1 + kQueued);
-  CHECK(log.Lines("code=\"DEADLINE_EXCEEDED\"").size() == 1 + kQueued);
-  CHECK(log.Lines("error=\"deadline expired in queue\"  finish=\"deadline\"").size() == kQueued);
-  const auto running = log.Lines("error=\"deadline expired\"  finish=\"deadline\"");
-  REQUIRE(running.size() == 1);
-  CHECK(running[0].find("id=\"runs\"") != std::string::npos);
-  CHECK(running[0].find("completion_tokens=1 ") != std::string::npos);
-  CHECK(log.Lines("CANCELLED").empty());
+  CHECK(Eventually([&] { return server.engine().Load().waiting == queued; }));
+  // All deadlines, as the server knows them, are earlier than that from now.
+  Pause(kTimeout + kTimeout / 50);
+  for (std::thread& client : clients) {
+    client.join();
+  }
+  server.steps().Resume();
+  CHECK(server.BecomesQuiet());
+  return late;
+}
+
+TEST_CASE("every deadline that passes is one true line", "[time]") {
+  constexpr int kQueued = 8;
+  // A request that took longer to the server than is forgiven has a later deadline there than its
+  // client, who then gives up while it has time left: nobody can tell that from a cancellation.  On
+  // a machine as busy as that another attempt is made.
+  constexpr int kAttempts = 5;
+  for (int attempt = 1; attempt <= kAttempts; ++attempt) {
+    const LogCapture log;
+    CHECK(LetDeadlinesPass(kQueued) == 1 + kQueued);
+    const std::size_t cancelled = log.Lines("code=\"CANCELLED\"").size();
+    CHECK(log.Lines("code=\"DEADLINE_EXCEEDED\"").size() + cancelled == 1 + kQueued);
+    if (cancelled > 0 && attempt < kAttempts) {
+      continue;
+    }
+    CHECK(cancelled == 0);
+    CHECK(log.Lines("error=\"deadline expired in queue\"  finish=\"deadline\"").size() == kQueued);
+    const auto running = log.Lines("error=\"deadline expired\"  finish=\"deadline\"");
+    REQUIRE(running.size() == 1);
+    CHECK(running[0].find("id=\"runs\"") != std::string::npos);
+    CHECK(running[0].find("completion_tokens=1 ") != std::string::npos);
+    return;
+  }
 }
 
 TEST_CASE("with one slot and one place two simultaneous calls are both taken", "[time]") {

@@ -1,7 +1,8 @@
-#include "server/grpc/library_logs.h"
+#include "server/grpc/grpc_library.h"
 
 #include "common/log.h"
 
+#include <absl/base/internal/sysinfo.h>
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 
@@ -18,11 +19,21 @@ void ForwardProtobuf(google::protobuf::LogLevel /*level*/, const char* file, int
   Log(LogLevel::kDebug, "protobuf", {{"file", file}, {"line", line}, {"text", text}});
 }
 
+// The first time that two threads wait for one of its mutexes, abseil measures the processor's
+// frequency, for which it looks for a file that most machines do not have: ENOENT stays in errno.
+// gRPC 1.51 takes such locks between connect() and its look at errno, and so now and then one of
+// many channels that open at once fails with "No such file or directory".  Nothing public of
+// abseil's measures it beforehand.
+void MeasureFrequency() {
+  absl::base_internal::NominalCPUFrequency();
+}
+
 }  // namespace
 
-void RouteLibraryLogs() {
+void PrepareGrpcLibrary() {
   gpr_set_log_function(Forward);
   google::protobuf::SetLogHandler(ForwardProtobuf);
+  MeasureFrequency();
 }
 
 }  // namespace dsa
