@@ -19,9 +19,13 @@ std::int64_t ModifiedNs(const struct stat& info) {
 }  // namespace
 
 Result<File> File::Open(const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     const int reason = errno;
+    struct stat entry {};
+    if (reason == ENOENT && lstat(path.c_str(), &entry) == 0) {  // of a download that is not whole
+      return InvalidArgument(fmt::format("{}: a link that leads nowhere", path));
+    }
     return Error{reason == ENOENT ? ErrorCode::kNotFound : ErrorCode::kInvalidArgument,
                  fmt::format("{}: {}", path, std::strerror(reason))};
   }

@@ -12,6 +12,7 @@
 #include "server/sizing.h"
 #include "server/version.h"
 #include "server/warm_up.h"
+#include "server/watched_parts.h"
 
 #include <algorithm>
 #include <chrono>
@@ -353,7 +354,7 @@ Status App::Listen() {
                                                .configuration_json = ToJson(config_),
                                                .price_per_hour_cents = config_.price_per_hour_cents,
                                                .ready_us = clock_.NowUs()},
-                                    .slow_client = {},
+                                    .slow_client = {.held_bytes_max = grpc_bytes_max_},
                                     .draining = false,
                                     .answers = {},
                                     .request_ids = {},
@@ -421,33 +422,25 @@ void App::OnDeviceFailure(const std::string& reason) {
 }
 
 Status App::Watch() {
-  const auto of_loop = [](const LoopActivity& activity) {
-    return Activity{
-        .done = activity.done, .waiting = activity.waiting, .estimate_us = activity.estimate_us};
-  };
   // The pump before the engine, which stands still when the pump does.
   std::vector<WatchedPart> parts = {
       {.name = "pump",
-       .read = [this, of_loop] { return of_loop(engine_->PumpActivity()); },
+       .read = [this] { return ActivityOf(engine_->PumpActivity()); },
        .vital = true},
       {.name = "engine",
-       .read = [this, of_loop] { return of_loop(engine_->EngineActivity()); },
+       .read = [this] { return ActivityOf(engine_->EngineActivity()); },
        .vital = true},
       {.name = "acceptor",
        .read = [this] { return ActivityOf(server_->acceptor().progress()); },
        .vital = false},
-      {.name = "log",
-       .read =
-           [] {
-             const LogProgress progress = ReadLogProgress();
-             return Activity{
-                 .done = progress.lines_done, .waiting = progress.waiting, .estimate_us = 0};
-           },
-       .vital = false},
+      {.name = "log", .read = [] { return ActivityOf(ReadLogProgress()); }, .vital = false},
   };
   if (http_ != nullptr) {
     parts.push_back({.name = "HTTP acceptor",
                      .read = [this] { return ActivityOf(http_->acceptor().progress()); },
+                     .vital = false});
+    parts.push_back({.name = "HTTP",
+                     .read = [this] { return ActivityOf(http_->AskThreads()); },
                      .vital = false});
   }
   Watchdog::Options options;

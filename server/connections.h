@@ -1,9 +1,7 @@
-// How many connections the process's descriptors suffice for, and whether who takes them gets on.
+// How many connections the process's descriptors suffice for.
 #pragma once
 
 #include "common/status.h"
-#include "server/net/acceptor.h"
-#include "server/watchdog.h"
 
 #include <cstdint>
 
@@ -14,10 +12,5 @@ namespace dsa {
 // with both numbers where what was configured does not fit, or not even one connection does.
 Result<std::int64_t> ChooseConnectionsMax(std::int64_t configured, std::int64_t servers,
                                           std::int64_t descriptors);
-
-// For the watchdog: an acceptor has work while it is within a round.
-inline Activity ActivityOf(const AcceptorProgress& progress) {
-  return {.done = progress.rounds, .waiting = progress.working, .estimate_us = 0};
-}
 
 }  // namespace dsa

@@ -15,9 +15,10 @@ namespace {
 constexpr std::int64_t kFileBytesMax = std::int64_t{16} << 20;
 constexpr std::string_view kDefaultBos = "<｜begin▁of▁sentence｜>";
 
+// Also a link that leads nowhere, which whoever opens it refuses.
 bool Exists(const std::string& path) {
   std::error_code error;
-  return std::filesystem::exists(path, error);
+  return std::filesystem::exists(std::filesystem::symlink_status(path, error));
 }
 
 // The keys of tokenizer_config.json that matter here.

@@ -3,6 +3,7 @@
 #include "common/machine.h"
 #include "model/inspect.h"
 #include "server/api/answer_budget.h"
+#include "server/api/service_context.h"
 #include "server/device_name.h"
 #include "server/engine/adjustment_rows.h"
 #include "server/engine/batch_builder.h"
@@ -78,7 +79,10 @@ std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
       config.data_parallel_size * SequencesMax(config) + config.max_queued_requests;
   const std::int64_t servers =
       config.http_listen.empty() ? 1 : 2;  // each with as much as the other
-  return servers * GrpcBytesMax(available) + kAnswerBytesMax +
+  // Replies that are not written yet, and one with log-probabilities while it is.
+  constexpr std::int64_t kBytesPerLogprob = 512;
+  const std::int64_t replies = GrpcBytesMax(available) + kReplyLogprobsMax * kBytesPerLogprob;
+  return servers * GrpcBytesMax(available) + replies + kAnswerBytesMax +
          kTextsAtOnce * kTextCopies * config.max_message_bytes +
          requests * context_length * kBytesPerToken;
 }

@@ -13,6 +13,15 @@ inline Error DrainingError() {
   return {ErrorCode::kUnavailable, "draining: the server is shutting down"};
 }
 
+inline Error CancelledError() {
+  return {ErrorCode::kCancelled, "cancelled by the client"};
+}
+
+// The engine may have said before when the deadline passed; this is for what it had finished.
+inline Error LateError() {
+  return {ErrorCode::kDeadlineExceeded, "deadline expired before the answer was sent"};
+}
+
 // An allocation for this request failed; what it had is free again.
 inline Error NoMemoryError() {
   return {ErrorCode::kResourceExhausted, "not enough memory for this request"};

@@ -4,7 +4,6 @@
 #include "server/api/errors.h"
 
 #include <algorithm>
-#include <iterator>
 #include <new>
 #include <utility>
 
@@ -24,10 +23,6 @@ std::int64_t DeadlineTolerance(std::int64_t timeout_us) {
   constexpr std::int64_t kDelayUs = 25'000;
   constexpr std::int64_t kDelayShare = 10;  // at most, of a short timeout
   return timeout_us / kRoundingShare + std::min(kDelayUs, timeout_us / kDelayShare);
-}
-
-Error LateError() {
-  return {ErrorCode::kDeadlineExceeded, "deadline expired before the answer was sent"};
 }
 
 }  // namespace
@@ -53,7 +48,8 @@ GenerationCall::GenerationCall(ServiceContext& context, CallFacts facts, ReplyWr
     : context_(context),
       facts_(std::move(facts)),
       arrival_us_(context.clock.NowUs()),
-      writer_(&writer) {
+      writer_(&writer),
+      answers_(context.held_bytes) {
   if (IsRequestId(facts_.request_id_header)) {
     head_.request_id = facts_.request_id_header;
   }
@@ -105,14 +101,13 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
 }
 
 void GenerationCall::BeginAnswers(const Generation& generation) {
-  std::vector<Answer> answers;
-  answers.reserve(static_cast<std::size_t>(generation.answers));
+  assemblers_.reserve(static_cast<std::size_t>(generation.answers));
   for (std::int64_t i = 0; i < generation.answers; ++i) {
-    answers.emplace_back(format_);
+    assemblers_.emplace_back(format_);
   }
-  answers.front().usage.prompt_tokens = static_cast<std::int64_t>(generation.request.prompt.size());
   const std::lock_guard lock(mutex_);  // others look at the call already
-  answers_ = std::move(answers);
+  answers_.Begin(generation.answers, static_cast<std::int64_t>(generation.request.prompt.size()),
+                 generation.logprobs);
 }
 
 Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wanted_id) {
@@ -161,11 +156,11 @@ Status GenerationCall::SubmitUnder(const std::string& wanted_id, Request&& reque
 }
 
 Status GenerationCall::SubmitAll(Request&& request, const std::shared_ptr<GenerationCall>& self) {
-  if (answers_.size() == 1) {
+  if (assemblers_.size() == 1) {
     return context_.engine.Submit(std::move(request), self);
   }
   std::vector<std::shared_ptr<TokenSink>> sinks = {self};
-  for (std::size_t i = 1; i < answers_.size(); ++i) {
+  for (std::size_t i = 1; i < assemblers_.size(); ++i) {
     sinks.push_back(std::make_shared<Sibling>(self, i));
   }
   return context_.engine.SubmitSiblings(std::move(request), sinks);
@@ -190,23 +185,16 @@ void GenerationCall::OnDelta(TokenDelta&& delta) {
 }
 
 void GenerationCall::OnAnswerDelta(std::size_t index, TokenDelta&& delta) {
-  Answer& answer = answers_[index];
-  ReplyPart part = answer.assembler.Add(std::move(delta));
+  ReplyPart part = assemblers_[index].Add(std::move(delta));
   part.index = static_cast<std::int64_t>(index);
   const std::lock_guard lock(mutex_);
-  answer.usage = part.usage;
-  answer.reasoning_tokens = part.reasoning_tokens;
-  answer.finish = part.finish;
-  answer.error = part.error;
+  answers_.Note(part);
   if (writer_ == nullptr || closed_) {
     return;
   }
-  // A part that only repeats the usage is worth no message, unless it is the last.
-  if (answer.has_pending || !part.empty() || part.finish) {
-    Merge(answer.pending, std::move(part));
-    answer.has_pending = true;
-  }
+  answers_.Hold(std::move(part));
   DropIfSlow();
+  EndIfLarge();
   Advance();
 }
 
@@ -244,10 +232,8 @@ void GenerationCall::OnDone() {
     }
   }
   Log(outcome_);
-  writer_ = nullptr;
-  for (Answer& answer : answers_) {
-    answer.pending = {};
-  }
+  writer_ = nullptr;  // nothing is held behind it: the engine may have the sink for longer
+  answers_.Drop();
 }
 
 void GenerationCall::Look() {
@@ -270,6 +256,27 @@ void GenerationCall::StayAliveIfSilent() {
   }
 }
 
+// Whether all replies hold too much, of which this call's is no small part.
+bool GenerationCall::IsCrowded() const {
+  constexpr std::int64_t kSmallBytes = std::int64_t{16} << 10;
+  return answers_.held_bytes() > kSmallBytes &&
+         context_.held_bytes.load(std::memory_order_relaxed) > context_.slow_client.held_bytes_max;
+}
+
+// Of a whole reply, which nobody could have read yet.
+void GenerationCall::EndIfLarge() {
+  if (delivery_ != Delivery::kWhole || answers_.finished() ||
+      departure_.load(std::memory_order_relaxed) != Departure::kNone) {
+    return;
+  }
+  const bool many = answers_.held_logprobs() > context_.slow_client.logprobs_max;
+  if (many || IsCrowded()) {
+    Depart(many ? Departure::kTooManyLogprobs : Departure::kTooLarge);
+    Cancel();
+    answers_.Drop();
+  }
+}
+
 void GenerationCall::Depart(Departure departure) {
   Departure none = Departure::kNone;
   departure_.compare_exchange_strong(none, departure, std::memory_order_relaxed);
@@ -284,11 +291,8 @@ void GenerationCall::DropIfSlow() {
   const SlowClientLimits& limits = context_.slow_client;
   const bool stalled = (write_in_flight_ || closed_) &&
                        context_.clock.NowUs() - write_started_us_ >= limits.stalled_us_max;
-  std::int64_t pending_bytes = 0;
-  for (const Answer& answer : answers_) {
-    pending_bytes += answer.has_pending ? answer.pending.bytes() : 0;
-  }
-  const bool behind = write_in_flight_ && pending_bytes > limits.pending_bytes_max;
+  const bool behind =
+      write_in_flight_ && (answers_.held_bytes() > limits.pending_bytes_max || IsCrowded());
   if (stalled || behind) {
     Depart(Departure::kTooSlow);
     Cancel();
@@ -296,65 +300,25 @@ void GenerationCall::DropIfSlow() {
   }
 }
 
-bool GenerationCall::AllFinished() const {
-  return !answers_.empty() && std::all_of(answers_.begin(), answers_.end(),
-                                          [](const Answer& one) { return one.finish.has_value(); });
-}
-
-std::int64_t GenerationCall::PendingAnswers() const {
-  return std::count_if(answers_.begin(), answers_.end(),
-                       [](const Answer& answer) { return answer.has_pending; });
-}
-
 void GenerationCall::Advance() {
-  const std::int64_t pending = PendingAnswers();
-  if (writer_ == nullptr || closed_ || write_in_flight_ || pending == 0) {
+  const std::int64_t waiting = answers_.waiting();
+  if (writer_ == nullptr || closed_ || write_in_flight_ || waiting == 0) {
     return;
   }
   const bool gone = departure_.load(std::memory_order_relaxed) != Departure::kNone;
   const bool writes = delivery_ == Delivery::kStream && !gone;
-  if (AllFinished() && (pending == 1 || !writes)) {
+  if (answers_.finished() && (waiting == 1 || !writes)) {
     End();
     return;
   }
   if (!writes) {
     return;
   }
-  while (!answers_[next_].has_pending) {
-    next_ = (next_ + 1) % answers_.size();
-  }
-  const ReplyPart part = TakePending(answers_[next_]);
-  next_ = (next_ + 1) % answers_.size();
+  const ReplyPart part = answers_.Take();
   begun_ = true;
   write_in_flight_ = true;
   write_started_us_ = context_.clock.NowUs();
   writer_->Write(part, head_);
-}
-
-// With the usage of all answers.
-ReplyPart GenerationCall::TakePending(Answer& answer) {
-  ReplyPart part = std::exchange(answer.pending, {});
-  answer.has_pending = false;
-  part.usage = TotalUsage();
-  part.reasoning_tokens = 0;
-  for (const Answer& one : answers_) {
-    part.reasoning_tokens += one.reasoning_tokens;
-  }
-  return part;
-}
-
-// The prompt counts once, as the first answer found it.
-Usage GenerationCall::TotalUsage() const {
-  Usage total = answers_.front().usage;
-  for (std::size_t i = 1; i < answers_.size(); ++i) {
-    const Usage& usage = answers_[i].usage;
-    total.completion_tokens += usage.completion_tokens;
-    total.preemptions += usage.preemptions;
-    total.decode_us = std::max(total.decode_us, usage.decode_us);
-    total.cost.prefill_us += usage.cost.prefill_us;
-    total.cost.decode_us += usage.cost.decode_us;
-  }
-  return total;
 }
 
 // The engine's last deltas have come and nothing is being written.
@@ -363,36 +327,11 @@ void GenerationCall::End() {
   const Departure departure = departure_.load(std::memory_order_relaxed);
   const Status status = FinalStatus(departure);
   // A stream that has begun gets its last message whatever the status.
-  bool begun = begun_;
-  std::vector<ReplyPart> parts;
-  for (Answer& answer : answers_) {
-    if (answer.has_pending) {
-      begun = begun || !answer.pending.empty();
-      parts.push_back(TakePending(answer));
-    }
-  }
-  const bool sends =
-      departure == Departure::kNone && (status.ok() || (delivery_ == Delivery::kStream && begun));
-  ReplyPart& first = parts.front();
-  first.others.assign(std::make_move_iterator(parts.begin() + 1),
-                      std::make_move_iterator(parts.end()));
+  const bool begun = delivery_ == Delivery::kStream && (begun_ || answers_.holds_text());
+  const bool sends = departure == Departure::kNone && (status.ok() || begun);
+  const ReplyPart last = answers_.TakeAll();
   Close(status);
-  writer_->Finish(sends ? &first : nullptr, head_, status);
-}
-
-// Of one that has finished.
-Status GenerationCall::StatusOf(const Answer& answer) const {
-  switch (*answer.finish) {
-    case ReplyFinish::kStop:
-    case ReplyFinish::kLength:
-    case ReplyFinish::kToolCalls: return {};
-    case ReplyFinish::kAborted:
-      return context_.draining.load(std::memory_order_relaxed) ? Status(DrainingError()) : Status();
-    case ReplyFinish::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
-    case ReplyFinish::kDeadline: return answer.error.value_or(LateError());
-    case ReplyFinish::kError: break;
-  }
-  return answer.error.value_or(Error{ErrorCode::kInternal, "the model failed"});
+  writer_->Finish(sends ? &last : nullptr, head_, status);
 }
 
 // Never OK where the client has left, nor where any answer failed.
@@ -400,20 +339,22 @@ Status GenerationCall::FinalStatus(Departure departure) const {
   switch (departure) {
     case Departure::kTooSlow:
       return Error{ErrorCode::kResourceExhausted, "client too slow: it does not read its stream"};
-    case Departure::kCancelled: return Error{ErrorCode::kCancelled, "cancelled by the client"};
-    case Departure::kDeadline:
-      for (const Answer& answer : answers_) {
-        if (answer.error) {
-          return *answer.error;
-        }
-      }
-      return LateError();
+    case Departure::kTooLarge:
+      return Error{
+          ErrorCode::kResourceExhausted,
+          fmt::format("replies that are not sent yet hold more than {0} bytes, at most {0}: "
+                      "ask for fewer tokens, or stream",
+                      context_.slow_client.held_bytes_max)};
+    case Departure::kTooManyLogprobs:
+      return Error{ErrorCode::kResourceExhausted,
+                   fmt::format("more than {0} log-probabilities, candidates included, at most {0} "
+                               "in a whole reply: ask for fewer, or stream",
+                               context_.slow_client.logprobs_max)};
+    case Departure::kCancelled: return CancelledError();
+    case Departure::kDeadline: return answers_.error().value_or(LateError());
     case Departure::kNone: break;
   }
-  for (const Answer& answer : answers_) {
-    DSA_RETURN_IF_ERROR(StatusOf(answer));
-  }
-  return {};
+  return answers_.Outcome(context_.draining.load(std::memory_order_relaxed));
 }
 
 void GenerationCall::Close(const Status& status) {
@@ -423,11 +364,8 @@ void GenerationCall::Close(const Status& status) {
 }
 
 void GenerationCall::Log(const Status& outcome) const {
-  const Usage usage = answers_.empty() ? Usage() : TotalUsage();
-  std::string_view finish = "none";
-  if (!answers_.empty() && answers_.front().finish) {
-    finish = ToString(*answers_.front().finish);
-  }
+  const Usage usage = answers_.usage();
+  const std::optional<ReplyFinish> finish = answers_.finish();
   const double total_ms = static_cast<double>(context_.clock.NowUs() - arrival_us_) / kUsPerMs;
   dsa::Log(LogLevel::kInfo, "request",
            {{"id", head_.request_id},
@@ -435,7 +373,7 @@ void GenerationCall::Log(const Status& outcome) const {
             {"method", facts_.method},
             {"code", outcome.ok() ? "OK" : ToString(outcome.error().code)},
             {"error", outcome.ok() ? "" : Escape(outcome.error().message, kLoggedBytesMax)},
-            {"finish", finish},
+            {"finish", finish ? ToString(*finish) : "none"},
             {"prompt_tokens", usage.prompt_tokens},
             {"cache_hit_tokens", usage.cache_hit_tokens},
             {"completion_tokens", usage.completion_tokens},

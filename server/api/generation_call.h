@@ -14,6 +14,7 @@
 #pragma once
 
 #include "server/api/ask.h"
+#include "server/api/call_answers.h"
 #include "server/api/open_calls.h"
 #include "server/api/reply.h"
 #include "server/api/reply_writer.h"
@@ -67,23 +68,15 @@ class GenerationCall final : public TokenSink, private OpenCall {
  private:
   class Sibling;  // the sink of a further answer
 
-  // One of the answers.
-  struct Answer {
-    explicit Answer(const ReplyFormat& format) : assembler(format) {}
-
-    ReplyAssembler assembler;  // stream pump thread
-    // Guarded by mutex_:
-    ReplyPart pending{};
-    bool has_pending = false;
-    // Of the part last seen.
-    Usage usage{};
-    std::int64_t reasoning_tokens = 0;
-    std::optional<ReplyFinish> finish{};
-    std::optional<Error> error{};
-  };
-
   // Why a call ends that the engine did not end.
-  enum class Departure : std::uint8_t { kNone, kCancelled, kDeadline, kTooSlow };
+  enum class Departure : std::uint8_t {
+    kNone,
+    kCancelled,
+    kDeadline,
+    kTooSlow,
+    kTooLarge,
+    kTooManyLogprobs
+  };
 
   void Look() override;  // thread of the open calls
   Status Submit(const ReadAsk& read, const std::shared_ptr<GenerationCall>& self);
@@ -100,11 +93,8 @@ class GenerationCall final : public TokenSink, private OpenCall {
   void End();
   void DropIfSlow();
   void StayAliveIfSilent();
-  bool AllFinished() const;
-  std::int64_t PendingAnswers() const;
-  ReplyPart TakePending(Answer& answer);
-  Usage TotalUsage() const;
-  Status StatusOf(const Answer& answer) const;
+  bool IsCrowded() const;
+  void EndIfLarge();
   Status FinalStatus(Departure departure) const;
   void Close(const Status& status);
   void Log(const Status& outcome) const;
@@ -117,14 +107,15 @@ class GenerationCall final : public TokenSink, private OpenCall {
   Delivery delivery_ = Delivery::kWhole;
   ReplyFormat format_;
 
+  std::vector<ReplyAssembler> assemblers_;  // one per answer; stream pump thread once submitted
+
   // The first one stays.  Nothing is ordered by it.
   std::atomic<Departure> departure_{Departure::kNone};
 
   std::mutex mutex_;
   // Guarded by mutex_:
-  ReplyWriter* writer_;          // null after OnDone
-  std::vector<Answer> answers_;  // constant in number once submitted
-  std::size_t next_ = 0;         // whose turn it is to be written
+  ReplyWriter* writer_;  // null after OnDone
+  CallAnswers answers_;
   bool write_in_flight_ = false;
   bool begun_ = false;                // something was written
   bool waits_ = false;                // as a stream, for what the engine says

@@ -56,13 +56,18 @@ struct ServerDescription {
   MonotonicUs ready_us = 0;
 };
 
-// What a client that does not read may cost, and when one that waits is told that it is not
-// forgotten.
+// Written at once, each takes half a kilobyte on its way to JSON.
+inline constexpr std::int64_t kReplyLogprobsMax = std::int64_t{1} << 17;
+
+// What replies may cost that are not written yet, whole ones and those of clients that do not
+// read, and when a client that waits is told that it is not forgotten.
 struct SlowClientLimits {
   std::int64_t pending_bytes_max = std::int64_t{1} << 20;  // text and ids waiting to be written
   std::int64_t stalled_us_max = 30'000'000;                // one write in flight, of any size
   std::int64_t answer_bytes_max = kAnswerBytesMax;         // of all short calls together
   std::int64_t silent_us_max = 10'000'000;                 // of a stream without a message
+  std::int64_t held_bytes_max = std::int64_t{512} << 20;   // of all generation calls together
+  std::int64_t logprobs_max = kReplyLogprobsMax;           // candidates included, of a whole reply
 };
 
 // Constant after construction, but for `draining` and what follows it.
@@ -73,8 +78,9 @@ struct ServiceContext {
   ServedModel model;
   ServerDescription server;
   SlowClientLimits slow_client;
-  std::atomic<bool> draining{false};  // a hint: the engine decides
-  AnswerBudget answers{};             // of short calls
+  std::atomic<bool> draining{false};        // a hint: the engine decides
+  AnswerBudget answers{};                   // of short calls
+  std::atomic<std::int64_t> held_bytes{0};  // of generation calls; a count that orders nothing
   RequestIds request_ids;
   OpenCalls open_calls;
   TextWorkers workers;

@@ -37,7 +37,7 @@ class UnaryReactor final : public grpc::ServerUnaryReactor, private OpenCall {
  private:
   Status Work() {
     if (cancelled_.load(std::memory_order_relaxed)) {
-      return Error{ErrorCode::kCancelled, "cancelled by the client"};
+      return CancelledError();
     }
     try {
       DSA_ASSIGN_OR_RETURN(const grpc::ByteBuffer response, answer_(call_.request));

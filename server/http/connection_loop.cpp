@@ -1,13 +1,10 @@
 #include "server/http/connection_loop.h"
 
+#include "server/http/loop_probe.h"
 #include "server/http/response_head.h"
 
 #include <array>
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <deque>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <system_error>
@@ -219,12 +216,10 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   // The client has closed its side, or the connection is broken.
   void SeeGone() {
+    keep_alive_ = false;
     if (phase_ != Phase::kAnswering) {
       Close();
-      return;
-    }
-    keep_alive_ = false;
-    if (call_ != nullptr && !std::exchange(told_gone_, true)) {
+    } else if (call_ != nullptr && !std::exchange(told_gone_, true)) {
       call_->OnGone();
     }
   }
@@ -435,6 +430,7 @@ struct ConnectionLoop::State {
   asio::executor_work_guard<asio::io_context::executor_type> busy =
       asio::make_work_guard(sessions.context);
   std::thread thread;
+  LoopProbe probe;
 };
 
 ConnectionLoop::ConnectionLoop(ConnectionContext& context)
@@ -475,6 +471,10 @@ void ConnectionLoop::Take(int descriptor) {
   }
   auto session = std::make_shared<Session>(state_->context, state_->sessions, std::move(socket));
   asio::post(state_->sessions.context, [session] { session->Open(); });
+}
+
+LoopAnswers ConnectionLoop::Ask() {
+  return state_->probe.Ask([&](auto answer) { asio::post(state_->sessions.context, answer); });
 }
 
 void ConnectionLoop::CloseIdle() {

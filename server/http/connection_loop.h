@@ -35,6 +35,10 @@ class ConnectionLoop final {
   // FAILED_PRECONDITION where no thread can be started.
   Status Start();
 
+  // Whether the thread gets on: how often it has answered this, and whether it has yet to answer
+  // the time before.  One thread at a time; waits for nothing.
+  LoopAnswers Ask();
+
   // Any thread.
   void Take(int descriptor);
   void CloseIdle();

@@ -60,6 +60,11 @@ std::int64_t HttpServer::connections() const {
   return state_->transport->connections();
 }
 
+HttpAnswers HttpServer::AskThreads() {
+  const LoopAnswers answers = state_->transport->AskLoops();
+  return {.count = answers.count, .pending = answers.pending};
+}
+
 void HttpServer::BeginDrain() {
   state_->context.draining.store(true, std::memory_order_relaxed);
   state_->transport->BeginDrain();

@@ -11,6 +11,12 @@
 
 namespace dsa {
 
+// Whether HTTP's threads get on: how often they have answered, and whether one has yet to.
+struct HttpAnswers {
+  std::int64_t count;
+  bool pending;
+};
+
 struct HttpServerConfig {
   std::string host = "127.0.0.1";  // as in listen_sockets.h
   std::int64_t port = 8000;        // 0: one that is free
@@ -35,6 +41,7 @@ class HttpServer final {
   std::int64_t port() const;  // 0 for a unix socket
   const Acceptor& acceptor() const;
   std::int64_t connections() const;
+  HttpAnswers AskThreads();  // the watchdog's thread
 
   // /ready says 503, no connection is taken any more, idle ones are closed, and new requests are
   // refused; running ones go on.

@@ -30,6 +30,10 @@ std::int64_t HttpServer::connections() const {
   return 0;
 }
 
+HttpAnswers HttpServer::AskThreads() {
+  return {.count = 0, .pending = false};
+}
+
 void HttpServer::BeginDrain() {}
 void HttpServer::SetStalled(bool /*stalled*/) {}
 void HttpServer::Stop(std::int64_t /*limit_us*/) {}

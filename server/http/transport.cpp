@@ -2,9 +2,12 @@
 
 #include "server/http/connection_loop.h"
 #include "server/net/listen_sockets.h"
+#include "server/net/rare_line.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 namespace dsa {
@@ -15,20 +18,37 @@ constexpr std::size_t kThreads = 2;
 }  // namespace
 
 struct Transport::State {
+  std::string AnswerFault(const FaultBody& body, const HttpFault& fault);
+
   ConnectionContext context;
   std::array<ConnectionLoop, kThreads> loops{ConnectionLoop(context), ConnectionLoop(context)};
   std::size_t next_loop = 0;  // the acceptor's thread
   std::int64_t port = 0;
   std::unique_ptr<Acceptor> acceptor;
   bool stopped = false;
+
+  std::mutex refusal_mutex;
+  RareLine refusal{"HTTP request refused"};  // guarded by refusal_mutex
 };
+
+// What reached no handler, which would have a line of its own.
+std::string Transport::State::AnswerFault(const FaultBody& body, const HttpFault& fault) {
+  {
+    const std::lock_guard lock(refusal_mutex);
+    refusal.Log(fault.message, "status", fault.status);
+  }
+  return body(fault);
+}
 
 Result<std::unique_ptr<Transport>> Transport::Start(const TransportConfig& config,
                                                     HttpHandler handler, FaultBody fault_body) {
   auto state = std::make_unique<State>();
   state->context.config = config;
   state->context.handler = std::move(handler);
-  state->context.fault_body = std::move(fault_body);
+  state->context.fault_body = [&answering = *state,
+                               body = std::move(fault_body)](const HttpFault& fault) {
+    return answering.AnswerFault(body, fault);
+  };
   DSA_ASSIGN_OR_RETURN(ListenSockets listening, OpenListenSockets(config.host, config.port));
   state->port = listening.port;
   for (ConnectionLoop& loop : state->loops) {
@@ -61,6 +81,16 @@ const Acceptor& Transport::acceptor() const {
 std::int64_t Transport::connections() const {
   const std::lock_guard lock(state_->context.mutex);
   return state_->context.open;
+}
+
+LoopAnswers Transport::AskLoops() {
+  LoopAnswers all = {.count = std::numeric_limits<std::int64_t>::max(), .pending = false};
+  for (ConnectionLoop& loop : state_->loops) {
+    const LoopAnswers one = loop.Ask();
+    all.count = std::min(all.count, one.count);
+    all.pending = all.pending || one.pending;
+  }
+  return all;
 }
 
 void Transport::BeginDrain() {

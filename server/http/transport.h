@@ -93,6 +93,12 @@ struct TransportConfig {
 // What answers to requests that never reach a handler look like.
 using FaultBody = std::function<std::string(const HttpFault& fault)>;
 
+// Of a thread that is asked whether it gets on (loop_probe.h).
+struct LoopAnswers {
+  std::int64_t count;
+  bool pending;
+};
+
 class Transport final {
  public:
   // Listens.  INVALID_ARGUMENT for an address that cannot be bound, FAILED_PRECONDITION where
@@ -106,6 +112,10 @@ class Transport final {
   std::int64_t port() const;  // 0 for a unix socket
   const Acceptor& acceptor() const;
   std::int64_t connections() const;
+
+  // Whether all its threads get on: how often each has answered at least, and whether one has yet
+  // to. One thread at a time.
+  LoopAnswers AskLoops();
 
   // Takes no connection any more, closes idle ones and the others behind their answer.
   void BeginDrain();

@@ -81,6 +81,10 @@ struct World {
   }
 
   std::shared_ptr<GenerationCall> Start(const Ask& ask, const std::string& header = "") {
+    return Start(ask, header, Delivery::kStream, writer);
+  }
+  std::shared_ptr<GenerationCall> Start(const Ask& ask, const std::string& header,
+                                        Delivery delivery, ReplyWriter& to) {
     return GenerationCall::Start(
         context,
         {.method = "Test/Call",
@@ -88,12 +92,12 @@ struct World {
          .request_id_header = header,
          .deadline_us = deadline_us},
         10,
-        [ask](Ask& target) {
+        [ask, delivery](Ask& target) {
           target = ask;
-          target.delivery = Delivery::kStream;
+          target.delivery = delivery;
           return Status();
         },
-        writer);
+        to);
   }
 
   testing::FakeEngine engine;
@@ -346,6 +350,125 @@ TEST_CASE("a client that leaves shortly before its deadline left because of it",
   CHECK(is_cancelled(100'000, 88'999));
   CHECK_FALSE(is_cancelled(100'000, 89'000));
   CHECK_FALSE(is_cancelled(10'000'000, 9'875'000));
+}
+
+// A token with so many candidates.
+TokenDelta WithCandidates(std::size_t count) {
+  TokenDelta delta = Delta("x", {1});
+  delta.tokens[0].top_logprobs.resize(count);
+  return delta;
+}
+
+TEST_CASE("a whole reply has as many log-probabilities as its memory was planned for",
+          "[api][call]") {
+  World world;
+  world.context.slow_client.logprobs_max = 9;
+  Ask ask = Ids();
+  ask.logprobs = true;
+  ask.top_logprobs = 2;
+  const auto [delivery, tokens, fits] = GENERATE(table<Delivery, int, bool>(
+      {{Delivery::kWhole, 3, true}, {Delivery::kWhole, 4, false}, {Delivery::kStream, 4, true}}));
+  CAPTURE(tokens, fits);
+  const auto call = world.Start(ask, "", delivery, world.writer);
+  const auto submitted = world.engine.Wait(0);
+  REQUIRE(submitted);
+  for (int i = 0; i < tokens; ++i) {
+    submitted->sink->OnDelta(WithCandidates(2));
+  }
+  CHECK(submitted->sink->cancelled() != fits);
+  if (!fits) {
+    CHECK(world.context.held_bytes == 0);  // at once
+  }
+  submitted->sink->OnDelta(LastDelta(fits ? FinishReason::kLength : FinishReason::kCancelled));
+  if (delivery == Delivery::kStream) {
+    call->OnWriteDone(true);
+  }
+  CHECK(world.writer.status.ok() == fits);
+  if (!fits) {
+    CHECK(world.writer.parts.empty());
+    CHECK(world.writer.status.error().code == ErrorCode::kResourceExhausted);
+    CHECK(world.writer.status.error().message.starts_with("more than 9 log-probabilities"));
+  }
+  call->OnDone();
+  CHECK(world.context.held_bytes == 0);
+}
+
+TEST_CASE("several answers to one prompt are one whole reply, and end as one where it is too large",
+          "[api][call]") {
+  World world;
+  world.context.slow_client.logprobs_max = 9;
+  Ask ask = Ids();
+  ask.n = 3;
+  ask.logprobs = true;
+  ask.top_logprobs = 2;
+  const auto call = world.Start(ask, "", Delivery::kWhole, world.writer);
+  std::vector<testing::Submitted> answers;
+  for (std::size_t i = 0; i < 3; ++i) {
+    answers.push_back(world.engine.Wait(i).value());
+  }
+  answers[1].sink->OnDelta(WithCandidates(2));
+  answers[1].sink->OnDelta(LastDelta(FinishReason::kStop));
+  answers[0].sink->OnDelta(WithCandidates(2));
+  answers[2].sink->OnDelta(WithCandidates(2));
+  CHECK_FALSE(answers[0].sink->cancelled());
+  answers[0].sink->OnDelta(WithCandidates(2));
+  CHECK(answers[0].sink->cancelled());
+  CHECK(answers[2].sink->cancelled());
+  CHECK(world.context.held_bytes == 0);  // at once
+  answers[0].sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  CHECK(world.writer.finishes == 0);
+  answers[2].sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  CHECK(world.writer.finishes == 1);
+  CHECK(world.writer.parts.empty());
+  CHECK(world.writer.status.error().code == ErrorCode::kResourceExhausted);
+  call->OnDone();
+  CHECK(world.context.held_bytes == 0);
+}
+
+TEST_CASE("replies that are not sent yet have a limit of memory together", "[api][call]") {
+  World world;
+  world.context.slow_client.held_bytes_max = 100'000;
+  RecordingWriter first_writer;
+  const auto first = world.Start(Ids(), "", Delivery::kWhole, first_writer);
+  const auto held = world.engine.Wait(0);
+  REQUIRE(held);
+  held->sink->OnDelta(Delta(std::string(90'000, 'a'), {1}));
+  CHECK_FALSE(held->sink->cancelled());
+
+  // A small one has room whatever others hold, and its own is given back.
+  const auto small = world.Start(Ids(), "", Delivery::kWhole, world.writer);
+  const auto briefly = world.engine.Wait(1);
+  REQUIRE(briefly);
+  briefly->sink->OnDelta(Delta(std::string(10'500, 'b'), {1}));
+  CHECK_FALSE(briefly->sink->cancelled());
+  briefly->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(world.writer.status.ok());
+  small->OnDone();
+
+  const auto delivery = GENERATE(Delivery::kWhole, Delivery::kStream);
+  RecordingWriter last_writer;
+  const auto last = world.Start(Ids(), "", delivery, last_writer);
+  const auto large = world.engine.Wait(2);
+  REQUIRE(large);
+  if (delivery == Delivery::kStream) {
+    large->sink->OnDelta(Delta("c", {1}));  // a write that does not end
+  }
+  large->sink->OnDelta(Delta(std::string(20'000, 'c'), {1}));
+  CHECK(large->sink->cancelled());
+  CHECK_FALSE(held->sink->cancelled());
+  large->sink->OnDelta(LastDelta(FinishReason::kCancelled));
+  if (delivery == Delivery::kStream) {
+    CHECK(last_writer.drops == 1);
+    last->OnWriteDone(false);
+  }
+  CHECK(last_writer.status.error().code == ErrorCode::kResourceExhausted);
+  last->OnDone();
+
+  held->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(first_writer.status.ok());
+  CHECK(first_writer.parts[0].content.size() == 90'000);
+  first->OnDone();
+  CHECK(world.context.held_bytes == 0);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "tests/model/checkpoint_files.h"
 
 #include <catch2/catch.hpp>
+#include <sys/stat.h>
 
 namespace dsa {
 namespace {
@@ -209,6 +210,9 @@ TEST_CASE("A link may not lead out of the folder", "[model][checkpoint]") {
   CHECK(Refuses(folder, {kFirst}));
   fs::remove(folder / kFirst);
   fs::create_directory(folder / kFirst);
+  CHECK(Refuses(folder, {kFirst, "not a regular file"}));
+  fs::remove(folder / kFirst);
+  REQUIRE(mkfifo((folder / kFirst).c_str(), 0600) == 0);  // nobody will ever write to it
   CHECK(Refuses(folder, {kFirst, "not a regular file"}));
   // The folder itself may be reached through a link.
   fs::remove(folder / kFirst);

@@ -125,4 +125,19 @@ TEST_CASE("the chat format that is served has a reason", "[config][files]") {
   CHECK(without.Load("none").ok());
 }
 
+// As an interrupted download leaves it: what the file would say must not be left aside in silence.
+TEST_CASE("a link that leads nowhere is no absent file", "[config][files]") {
+  for (const char* const name :
+       {"tokenizer_config.json", "chat_template.jinja", "tokenizer.json"}) {
+    const Folder folder;
+    CHECK(folder.Load().ok());
+    std::filesystem::remove(folder.folder / name);
+    std::filesystem::create_symlink("../blobs/missing", folder.folder / name);
+    const Result<ModelText> refused = folder.Load();
+    CAPTURE(name);
+    REQUIRE_FALSE(refused.ok());
+    CHECK(refused.error().message == folder.folder / name + ": a link that leads nowhere");
+  }
+}
+
 }  // namespace dsa

@@ -1,8 +1,8 @@
 // Laws of server/watchdog.h.
 #include "server/watchdog.h"
 
-#include "server/connections.h"
 #include "server/engine/wakeup.h"
+#include "server/watched_parts.h"
 #include "tests/log_capture.h"
 
 #include <atomic>

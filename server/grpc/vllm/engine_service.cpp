@@ -1,4 +1,5 @@
 #include "proto/vllm/engine.grpc.pb.h"
+#include "server/api/errors.h"
 #include "server/grpc/reactors.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/vllm/generate.h"
@@ -135,7 +136,7 @@ class TokenizerCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, p
 
   void OnWriteDone(bool ok) override {
     if (!ok) {
-      Finish(ToGrpc(Error{ErrorCode::kCancelled, "cancelled by the client"}));
+      Finish(ToGrpc(CancelledError()));
       return;
     }
     WriteNext();

@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
-#include <string_view>
 #include <utility>
 
 #include <fmt/core.h>
@@ -139,11 +138,6 @@ const Route* FindRoute(std::string_view path) {
   return nullptr;
 }
 
-HttpResponse Refusal(int status, std::string message) {
-  const HttpFault fault{.status = status, .message = std::move(message)};
-  return {.status = status, .body = FaultErrorBody(fault)};
-}
-
 // What a page in somebody's browser cannot send to this machine without being asked.
 bool IsJson(std::string_view content_type) {
   constexpr std::string_view kJson = "application/json";
@@ -152,45 +146,89 @@ bool IsJson(std::string_view content_type) {
                     [](char a, char b) { return (a >= 'A' && a <= 'Z' ? a - 'A' + 'a' : a) == b; });
 }
 
+constexpr int kNotFound = 404;
+constexpr int kMethodNotAllowed = 405;
+constexpr int kUnsupportedMediaType = 415;
+
 // Nullopt where the request is one that a route answers.
-std::optional<HttpResponse> Check(const HttpRequest& request, const Route* route) {
-  constexpr int kNotFound = 404;
-  constexpr int kMethodNotAllowed = 405;
-  constexpr int kUnsupportedMediaType = 415;
+std::optional<HttpFault> Check(const HttpRequest& request, const Route* route) {
   if (route == nullptr) {
-    return Refusal(kNotFound,
-                   fmt::format("no such path: {}", Escape(PathOf(request), kShownBytesMax)));
+    return HttpFault{kNotFound,
+                     fmt::format("no such path: {}", Escape(PathOf(request), kShownBytesMax))};
   }
   const bool head = request.method == "HEAD" && route->method == "GET";
   if (request.method != route->method && !head) {
-    HttpResponse refusal =
-        Refusal(kMethodNotAllowed, fmt::format("{}: only {}", route->path, route->method));
-    refusal.headers.push_back({"Allow", route->method == "GET" ? "GET, HEAD" : "POST"});
-    return refusal;
+    return HttpFault{kMethodNotAllowed, fmt::format("{}: only {}", route->path, route->method)};
   }
   if (route->method == "POST" && !IsJson(request.content_type)) {
-    return Refusal(kUnsupportedMediaType,
-                   fmt::format("Content-Type: \"{}\" is not application/json",
-                               Escape(request.content_type, kShownBytesMax)));
+    return HttpFault{kUnsupportedMediaType,
+                     fmt::format("Content-Type: \"{}\" is not application/json",
+                                 Escape(request.content_type, kShownBytesMax))};
   }
   return std::nullopt;
+}
+
+// The line of a request that is no generation call, as gRPC's short calls have.
+void LogRequest(const HttpRequest& request, int status, std::string_view error, double total_ms) {
+  Log(LogLevel::kInfo, "request",
+      {{"id", Escape(request.request_id, kLoggedBytesMax)},
+       {"method", Escape(PathOf(request), kLoggedBytesMax)},
+       {"status", status},
+       {"error", Escape(error, kLoggedBytesMax)},
+       {"total_ms", total_ms}});
+}
+
+// An answer that is given at once.
+void AnswerNow(const HttpRequest& request, HttpResponse response, std::string_view error,
+               HttpExchange& exchange) {
+  LogRequest(request, response.status, error, 0.0);
+  exchange.Respond(std::move(response));
+}
+
+HttpResponse Refusal(const HttpFault& fault, const Route* route) {
+  HttpResponse response{.status = fault.status, .body = FaultErrorBody(fault)};
+  if (fault.status == kMethodNotAllowed) {
+    response.headers.push_back({"Allow", route->method == "GET" ? "GET, HEAD" : "POST"});
+  }
+  return response;
 }
 
 // A call that is answered by the text workers: one whose client has left before its turn is not
 // worked on.
 class TextCall final : public HttpCall {
  public:
-  explicit TextCall(HttpRequest&& request) : request_(std::move(request)) {}
+  TextCall(HttpRequest&& request, std::shared_ptr<HttpExchange> exchange, const Clock& clock)
+      : request_(std::move(request)),
+        exchange_(std::move(exchange)),
+        clock_(clock),
+        start_us_(clock.NowUs()) {}
 
   const HttpRequest& request() const { return request_; }
   bool gone() const { return gone_.load(std::memory_order_relaxed); }
 
+  // Once.  Before OnDone, which the answer's way to the client brings about.
+  void Respond(const Result<Json>& answer) {
+    HttpResponse response = Answer(answer);
+    status_ = response.status;
+    error_ = answer.ok() ? "" : answer.error().message;
+    exchange_->Respond(std::move(response));
+  }
+
   void OnWritten(bool /*ok*/) override {}
   void OnGone() override { gone_.store(true, std::memory_order_relaxed); }
-  void OnDone() override {}
+  void OnDone() override {
+    constexpr double kUsPerMs = 1000.0;
+    LogRequest(request_, status_, error_,
+               static_cast<double>(clock_.NowUs() - start_us_) / kUsPerMs);
+  }
 
  private:
   const HttpRequest request_;
+  const std::shared_ptr<HttpExchange> exchange_;
+  const Clock& clock_;
+  const MonotonicUs start_us_;
+  int status_ = 0;
+  std::string error_;
   std::atomic<bool> gone_{false};  // a hint that orders nothing
 };
 
@@ -209,8 +247,9 @@ HttpResponse Routes::Ready() const {
 std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
                                          std::shared_ptr<HttpExchange> exchange) {
   const std::string_view path = PathOf(request);
-  if (std::optional<HttpResponse> refusal = Check(request, FindRoute(path))) {
-    exchange->Respond(*std::move(refusal));
+  const Route* const route = FindRoute(path);
+  if (const std::optional<HttpFault> fault = Check(request, route)) {
+    AnswerNow(request, Refusal(*fault, route), fault->message, *exchange);
   } else if (path == "/v1/chat/completions") {
     return CompletionCall::Start(Endpoint::kChat, unknown_, context_, std::move(request),
                                  std::move(exchange));
@@ -218,7 +257,7 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
     return CompletionCall::Start(Endpoint::kCompletion, unknown_, context_, std::move(request),
                                  std::move(exchange));
   } else if (path == "/tokenize" || path == "/detokenize") {
-    return AnswerText(std::move(request), exchange);
+    return AnswerText(std::move(request), std::move(exchange));
   } else if (path == "/ready") {
     exchange->Respond(Ready());
   } else if (path == "/health") {
@@ -226,32 +265,34 @@ std::shared_ptr<HttpCall> Routes::Handle(HttpRequest&& request,
   } else if (path == "/version") {
     exchange->Respond(JsonResponse({{"version", context_.server.version}}));
   } else {
-    exchange->Respond(Answer(Models(path, context_)));
+    const Result<Json> models = Models(path, context_);
+    AnswerNow(request, Answer(models), models.ok() ? "" : models.error().message, *exchange);
   }
   return nullptr;
 }
 
 // Here or, where there is much of it, by the text workers.
 std::shared_ptr<HttpCall> Routes::AnswerText(HttpRequest&& request,
-                                             const std::shared_ptr<HttpExchange>& exchange) {
+                                             std::shared_ptr<HttpExchange> exchange) {
   const bool tokenizes = PathOf(request) == "/tokenize";
   const std::size_t bytes = request.body.size();
-  const auto call = std::make_shared<TextCall>(std::move(request));
-  const Status taken = context_.workers.Do(bytes, [this, tokenizes, call, exchange] {
+  const auto call =
+      std::make_shared<TextCall>(std::move(request), std::move(exchange), context_.clock);
+  const Status taken = context_.workers.Do(bytes, [this, tokenizes, call] {
     const std::string& body = call->request().body;
     if (call->gone()) {
-      exchange->Respond(ErrorResponse({ErrorCode::kCancelled, "cancelled by the client"}));
+      call->Respond(CancelledError());
       return;
     }
     try {
-      exchange->Respond(Answer(tokenizes ? Tokenize(body, unknown_, context_)
-                                         : Detokenize(body, unknown_, context_)));
+      call->Respond(tokenizes ? Tokenize(body, unknown_, context_)
+                              : Detokenize(body, unknown_, context_));
     } catch (const std::bad_alloc&) {
-      exchange->Respond(ErrorResponse(NoMemoryError()));
+      call->Respond(NoMemoryError());
     }
   });
   if (!taken.ok()) {
-    exchange->Respond(ErrorResponse(taken.error()));
+    call->Respond(taken.error());
   }
   return call;
 }

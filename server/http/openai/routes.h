@@ -24,7 +24,7 @@ class Routes final {
  private:
   HttpResponse Ready() const;
   std::shared_ptr<HttpCall> AnswerText(HttpRequest&& request,
-                                       const std::shared_ptr<HttpExchange>& exchange);
+                                       std::shared_ptr<HttpExchange> exchange);
 
   ServiceContext& context_;
   const UnknownKeys unknown_;
