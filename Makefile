@@ -39,6 +39,12 @@ demo: build
 test: setup-test
 	@tools/test.sh
 
+# Two data ranks of the small model, a fact in 1,000 tokens each.
+.PHONY: test-needles
+test-needles: setup-test
+	@tools/build.sh cpu e2e_tests
+	@build/cpu/tests/e2e/e2e_tests '[.data_rank_needles]'
+
 .PHONY: clients
 clients: setup-test build
 	@tools/clients.sh build/dsa

@@ -4,6 +4,7 @@
 #include "model/inspect.h"
 #include "model/limits.h"
 #include "model/rope_table.h"
+#include "server/engine/batch_builder.h"
 #include "server/sizing.h"
 
 #include <algorithm>
@@ -24,7 +25,7 @@ struct GpuBytes {
 GpuBytes LargestOf(const ModelSource& source, const RankLayout& layout, const StepLimits& limits) {
   const ModelConfig& model = source.config();
   GpuBytes largest;
-  for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < layout.all_ranks(); ++rank) {
     const RankPlace place = {.rank = rank, .layout = layout};
     largest.weights = std::max(largest.weights, source.weight_bytes(place));
     largest.workspace = std::max(
@@ -35,25 +36,49 @@ GpuBytes LargestOf(const ModelSource& source, const RankLayout& layout, const St
 }
 
 std::string NameOf(const RankLayout& layout) {
-  if (layout.ranks == 1) {
+  if (layout.all_ranks() == 1) {
     return "one GPU";
   }
-  return fmt::format("tensor parallel {}{}", layout.ranks,
-                     layout.expert_parallel ? ", whole experts" : "");
+  if (layout.data_ranks == 1) {
+    return fmt::format("tensor parallel {}{}", layout.ranks,
+                       layout.expert_parallel ? ", whole experts" : "");
+  }
+  const std::string name = fmt::format("data parallel {}, experts over all", layout.data_ranks);
+  return layout.ranks == 1 ? name : fmt::format("{}, tensor parallel {}", name, layout.ranks);
 }
 
-// "room for 1234 tokens: 9 sequences of 8K, 2 of 32K, 0 of 128K"
-std::string RoomOf(std::int64_t blocks) {
+// Ways to split the model over so many GPUs.
+std::vector<RankLayout> LayoutsOf(std::int64_t gpus, const ModelConfig& model) {
+  std::vector<RankLayout> layouts;
+  const std::vector<std::int64_t> sizes = TensorParallelSizes(model);
+  for (auto ranks = sizes.rbegin(); ranks != sizes.rend(); ++ranks) {
+    if (gpus % *ranks != 0) {
+      continue;
+    }
+    const std::int64_t data_ranks = gpus / *ranks;
+    if (data_ranks == 1) {
+      layouts.push_back({.ranks = *ranks});
+    }
+    if (gpus > 1 && model.experts > 0) {
+      layouts.push_back({.ranks = *ranks, .expert_parallel = true, .data_ranks = data_ranks});
+    }
+  }
+  return layouts;
+}
+
+// "room for 1234 tokens: 9 sequences of 8K, 2 of 32K, 0 of 128K"; of data ranks each has a cache.
+std::string RoomOf(std::int64_t blocks, std::int64_t data_ranks) {
   constexpr std::int64_t kThousand = 1024;
   constexpr std::array<std::int64_t, 3> kContexts = {8, 32, 128};
   std::vector<std::string> sequences;
   for (const std::int64_t context : kContexts) {
     const std::int64_t needed = context * kThousand / kTokensPerBlock;
-    sequences.push_back(fmt::format("{}{} of {}K", blocks / needed,
+    sequences.push_back(fmt::format("{}{} of {}K", blocks / needed * data_ranks,
                                     sequences.empty() ? " sequences" : "", context));
   }
-  return fmt::format("room for {} tokens: {}", blocks * kTokensPerBlock,
-                     fmt::join(sequences, ", "));
+  return fmt::format("room for {} tokens{}: {}{}", blocks * kTokensPerBlock,
+                     data_ranks == 1 ? "" : " on each data rank", fmt::join(sequences, ", "),
+                     data_ranks == 1 ? "" : " in all");
 }
 
 }  // namespace
@@ -61,27 +86,29 @@ std::string RoomOf(std::int64_t blocks) {
 Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSource& source,
                                        const Gpus& gpus) {
   const ModelConfig& model = source.config();
-  DSA_RETURN_IF_ERROR(CheckRanks("gpus", gpus.count, model));
+  const std::vector<RankLayout> layouts = LayoutsOf(gpus.count, model);
+  if (layouts.empty()) {
+    return CheckRanks("gpus", gpus.count, model).error();
+  }
   DSA_ASSIGN_OR_RETURN(const ModelExecutorConfig executor, PlanExecutor(config, model));
   const std::int64_t reserve = config.device_memory_reserve_bytes;
   const std::int64_t block = BytesPerBlock(
       static_cast<int>(model.layers), static_cast<int>(model.indexer_layers()), executor.kv_format);
-  std::string text =
-      fmt::format("{:<16}{} of {}, {} of it reserved; without scratch of kernels\n", "GPUs",
-                  gpus.count, Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"));
-  for (const bool expert_parallel : {false, true}) {
-    if (expert_parallel && (gpus.count == 1 || model.experts == 0)) {
-      continue;  // no other layout
-    }
-    const RankLayout layout = {.ranks = gpus.count, .expert_parallel = expert_parallel};
+  std::string text = fmt::format(
+      "{:<16}{} of {}, {} of it reserved; predicted from sizes, without scratch of kernels\n",
+      "GPUs", gpus.count, Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"));
+  for (const RankLayout& layout : layouts) {
     const GpuBytes bytes = LargestOf(source, layout, executor.limits);
     const std::int64_t left = gpus.memory_bytes - reserve - bytes.weights - bytes.workspace;
-    const std::int64_t blocks = left / block - 1;  // one for rows of padding
-    text += fmt::format("  {}: weights {}, workspace {}; {}\n", NameOf(layout),
-                        Amount(bytes.weights, "B"), Amount(bytes.workspace, "B"),
-                        left < 2 * block
-                            ? fmt::format("does not fit: {} bytes are missing", 2 * block - left)
-                            : RoomOf(blocks));
+    const std::int64_t padding =
+        PaddingBlocks(RowBuckets(executor.limits.sequences_max, kTokensPerBlock), layout.data_ranks,
+                      kTokensPerBlock);
+    const std::int64_t least = (padding + 1) * block;
+    text +=
+        fmt::format("  {}: weights {}, workspace {}; {}\n", NameOf(layout),
+                    Amount(bytes.weights, "B"), Amount(bytes.workspace, "B"),
+                    left < least ? fmt::format("does not fit: {} bytes are missing", least - left)
+                                 : RoomOf(left / block - padding, layout.data_ranks));
   }
   return text;
 }

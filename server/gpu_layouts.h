@@ -17,9 +17,10 @@ struct Gpus {
   std::int64_t memory_bytes;  // of each, > 0
 };
 
-// A line for the GPUs and one for each layout: bytes of the GPU that holds most, tokens of the
-// caches and sequences of 8K, 32K and 128K, or the bytes that are missing.  INVALID_ARGUMENT naming
-// the possible numbers where the model cannot be split over so many.
+// A line for the GPUs and one for each layout of tensor and data ranks: bytes of the GPU that holds
+// most, tokens of its cache and sequences of 8K, 32K and 128K on all, or the bytes that are
+// missing. INVALID_ARGUMENT naming the possible numbers where the model cannot be split over so
+// many.
 Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSource& source,
                                        const Gpus& gpus);
 

@@ -10,7 +10,6 @@
 #include "server/app.h"
 #include "server/engine/rank_group.h"
 #include "server/sizing.h"
-#include "tests/e2e/process.h"
 #include "tests/e2e/tiny_model.h"
 #include "tests/temporary_folder.h"
 
@@ -19,7 +18,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <future>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -83,13 +84,42 @@ std::vector<std::vector<std::int32_t>> RankAnswers(const ServerConfig& config) {
   return answers;
 }
 
-enum class Ends { kFailsInNorm, kThrows, kFailsInSample, kSilentInReduce, kSilentAtStart };
+enum class Ends {
+  kFailsInNorm,
+  kThrows,
+  kFailsInSample,
+  kSilentInReduce,
+  kSilentAtStart,
+  // Of data ranks, in the exchange.
+  kFailsInDispatch,
+  kThrowsInCombine,
+  kFailsBeforeExperts,
+  kSilentInDispatch,
+  kSilentInCombine,
+  kLate,  // in every exchange, and answers
+};
+
+// Says at once how a request ended.
+class EndSink final : public TokenSink {
+ public:
+  void OnDelta(TokenDelta&& delta) override {
+    if (delta.finish) {
+      const bool unavailable = delta.error && delta.error->code == ErrorCode::kUnavailable;
+      std::fprintf(stderr, unavailable ? "unavailable\n" : "answered\n");
+      ended_.set_value();
+    }
+  }
+  void Wait() { ended_.get_future().wait(); }
+
+ private:
+  std::promise<void> ended_;
+};
 
 // After the warm-up, in the middle of a step.
 class EndingRank final : public ForwardingBackend {
  public:
-  EndingRank(Backend& inner, int rank, Ends ends)
-      : ForwardingBackend(inner), rank_(rank), ends_(ends) {}
+  EndingRank(Backend& inner, int rank, Ends ends, const ThreadGroup& group)
+      : ForwardingBackend(inner), rank_(rank), ends_(ends), group_(group) {}
 
   void RmsNorm(const RmsNormParams& params) override {
     if (rank_ == 1 && ends_ == Ends::kFailsInNorm && ++calls_ > kCalls) {
@@ -118,12 +148,51 @@ class EndingRank final : public ForwardingBackend {
     }
     inner_.AllReduce(params);
   }
+  void Dispatch(const DispatchParams& params) override {
+    if (rank_ == 1 && ends_ == Ends::kFailsInDispatch && ++calls_ > kExchanges) {
+      DeviceFailed("planted");
+    }
+    while (rank_ == 1 && ends_ == Ends::kSilentInDispatch && ++calls_ > kExchanges) {
+      pause();
+    }
+    if (rank_ == 1 && ends_ == Ends::kLate) {
+      WaitUntilAwaited();
+    }
+    inner_.Dispatch(params);
+  }
+  void RoutedExperts(const RoutedExpertsParams& params) override {
+    if (rank_ == 1 && ends_ == Ends::kFailsBeforeExperts && ++calls_ > kExchanges) {
+      DeviceFailed("planted");
+    }
+    inner_.RoutedExperts(params);
+  }
+  void Combine(const CombineParams& params) override {
+    if (rank_ == 0 && ends_ == Ends::kThrowsInCombine && ++calls_ > kExchanges) {
+      std::vector<char>().reserve(std::vector<char>().max_size() + 1);
+    }
+    while (rank_ == 0 && ends_ == Ends::kSilentInCombine && ++calls_ > kExchanges) {
+      pause();
+    }
+    if (rank_ == 1 && ends_ == Ends::kLate) {
+      WaitUntilAwaited();
+    }
+    inner_.Combine(params);
+  }
 
  private:
+  // The other rank is there and waits for this one.
+  void WaitUntilAwaited() const {
+    while (group_.Absent() != std::vector<int>{1}) {
+      std::this_thread::yield();
+    }
+  }
+
   static constexpr int kCalls = 200;
   static constexpr int kSamples = 10;
+  static constexpr int kExchanges = 60;
   const int rank_;
   const Ends ends_;
+  const ThreadGroup& group_;
   int calls_ = 0;
 };
 
@@ -160,8 +229,8 @@ void ServeUntilARankEnds(Ends ends) {
   ThreadGroup group(2);
   CpuBackend first(1, CpuSeat{.group = &group, .rank = 0});
   CpuBackend second(1, CpuSeat{.group = &group, .rank = 1});
-  EndingRank first_ends(first, 0, ends);
-  EndingRank second_ends(second, 1, ends);
+  EndingRank first_ends(first, 0, ends, group);
+  EndingRank second_ends(second, 1, ends, group);
   ServerConfig config = RankConfig(testing::TinyModel(), 2);
   config.stall_timeout_s = 1;
   const auto app = App::StartOn({.group = &group, .backends = {&first_ends, &second_ends}}, config);
@@ -179,11 +248,51 @@ void ServeUntilARankEnds(Ends ends) {
   }
 }
 
+// Two data ranks with a place each: two requests run, one waits for a rank.
+void ServeUntilADataRankEnds(Ends ends) {
+  ThreadGroup group(2, 2);
+  CpuBackend first(1, CpuSeat{.group = &group, .rank = 0});
+  CpuBackend second(1, CpuSeat{.group = &group, .rank = 1});
+  EndingRank first_ends(first, 0, ends, group);
+  EndingRank second_ends(second, 1, ends, group);
+  ServerConfig config = RankConfig(testing::TinyModel(), 1);
+  config.data_parallel_size = 2;
+  config.expert_parallel = true;
+  config.max_num_seqs = 1;
+  const bool is_silent = ends == Ends::kSilentInDispatch || ends == Ends::kSilentInCombine;
+  config.stall_timeout_s = is_silent ? 1 : 600;
+  const auto app = App::StartOn({.group = &group, .backends = {&first_ends, &second_ends}}, config);
+  REQUIRE(app.ok());
+  std::vector<std::shared_ptr<EndSink>> sinks;
+  for (int i = 0; i < 3; ++i) {
+    Request request;
+    request.prompt = {TokenId{1}, TokenId{2 + i}};
+    request.stop.max_tokens = ends == Ends::kLate ? 4 : 400;
+    request.stop.ignore_end = true;
+    sinks.push_back(std::make_shared<EndSink>());
+    REQUIRE(app.value()->engine().Submit(std::move(request), sinks.back()).ok());
+  }
+  for (const auto& sink : sinks) {
+    sink->Wait();
+  }
+  while (ends != Ends::kLate) {
+    pause();
+  }
+}
+
+int CountOf(const std::string& text, const std::string& word) {
+  int count = 0;
+  for (auto at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) {
+    ++count;
+  }
+  return count;
+}
+
 void StartWithoutARank() {
   ThreadGroup group(2);
   CpuBackend first(1, CpuSeat{.group = &group, .rank = 0});
   CpuBackend second(1, CpuSeat{.group = &group, .rank = 1});
-  EndingRank silent(second, 1, Ends::kSilentAtStart);
+  EndingRank silent(second, 1, Ends::kSilentAtStart, group);
   std::vector<Backend*> backends = {&first, &silent};
   const Checkpoint checkpoint = Checkpoint::Open(testing::TinyModel()).value();
   NoProgress progress;
@@ -279,64 +388,54 @@ TEST_CASE("a rank that says nothing ends the process with 5", "[e2e][ranks][faul
   CHECK(ended.err.find("ranks that the others wait for") != std::string::npos);
 }
 
-TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ranks]") {
-  const auto refused = [](const testing::Arguments& arguments) {
-    const testing::Ended ended = testing::RunDsa(arguments, "");
-    CHECK(ended.exit_code == 2);
-    CHECK(ended.out.empty());
-    return ended.err;
-  };
-  const std::string& model = testing::TinyModel();
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "3"}) ==
-        "error: tensor_parallel_size: 3 is none of 1, 2, which divide the model's 4 attention "
-        "heads at borders of its blocks of 128 scaled values\n");
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "2",
-                 "--device", "cuda:1"}) ==
-        "error: device: \"cuda:1\" names 1, but tensor_parallel_size is 2: as many devices as "
-        "ranks, or cuda for the first ones\n");
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "2",
-                 "--device", "cuda:1,1"})
-            .starts_with("error: --device: \"cuda:1,1\" is not one of cpu, cuda, cuda:N "));
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--expert-parallel"})
-            .starts_with("error: expert_parallel: true with tensor_parallel_size: 1: "));
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2"})
-            .starts_with("error: data_parallel_size: 2 without expert_parallel: "));
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2",
-                 "--expert-parallel", "--device", "cuda"}) ==
-        "error: data_parallel_size: 2 on device \"cuda\": only the device cpu has more than 1\n");
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "33",
-                 "--expert-parallel", "--tensor-parallel-size", "2"}) ==
-        "error: data_parallel_size: 33 of tensor_parallel_size: 2 are 66 ranks, at most 64\n");
-  CHECK(refused({"serve", model, "--tensor-parallel-size", "65"}) ==
-        "error: --tensor-parallel-size: \"65\" is not an integer in [1, 64]\n");
+TEST_CASE("the server whose data rank fails in Dispatch", "[.ending_rank_5]") {
+  ServeUntilADataRankEnds(Ends::kFailsInDispatch);
+}
+TEST_CASE("the server whose data rank throws in Combine", "[.ending_rank_6]") {
+  ServeUntilADataRankEnds(Ends::kThrowsInCombine);
+}
+TEST_CASE("the server whose data rank fails before its experts", "[.ending_rank_7]") {
+  ServeUntilADataRankEnds(Ends::kFailsBeforeExperts);
+}
+TEST_CASE("the server whose data rank says nothing in Dispatch", "[.ending_rank_8]") {
+  ServeUntilADataRankEnds(Ends::kSilentInDispatch);
+}
+TEST_CASE("the server whose data rank says nothing in Combine", "[.ending_rank_9]") {
+  ServeUntilADataRankEnds(Ends::kSilentInCombine);
+}
+TEST_CASE("the server whose data rank is late in every exchange", "[.ending_rank_10]") {
+  ServeUntilADataRankEnds(Ends::kLate);
 }
 
-TEST_CASE("inspect says what GPUs would hold without one", "[e2e][ranks]") {
-  const std::string& model = testing::TinyModel();
-  const auto inspected = [&](const std::string& gpus, const std::string& memory) {
-    return testing::RunDsa({"inspect", model, "--max-model-len", "4096", "--gpus", gpus,
-                            "--gpu-memory", memory, "--device-memory-reserve-bytes", "1000000000"},
-                           "");
-  };
-  const testing::Ended two = inspected("2", "2000000000");
-  CHECK(two.exit_code == 0);
-  CHECK(two.out.find("GPUs            2 of 2.00 GB, 1.00 GB of it reserved") != std::string::npos);
-  CHECK(two.out.find("\n  tensor parallel 2: weights ") != std::string::npos);
-  CHECK(two.out.find("\n  tensor parallel 2, whole experts: weights ") != std::string::npos);
-  CHECK(two.out.find(" sequences of 8K, ") != std::string::npos);
-  // A byte fewer than two blocks: one is for rows of padding.
-  const testing::Ended small = inspected("1", "1000000001");
-  const std::string missing = small.out.substr(small.out.find("does not fit: ") + 14);
-  const std::int64_t bytes = std::atoll(missing.c_str());
-  CHECK(bytes > 0);
-  const std::string enough = std::to_string(1000000001 + bytes);
-  CHECK(inspected("1", enough).out.find("room for 64 tokens") != std::string::npos);
-  const std::string short_of_it = std::to_string(1000000000 + bytes);
-  CHECK(inspected("1", short_of_it).out.find("does not fit: 1 bytes") != std::string::npos);
-  CHECK(inspected("3", "1000").err ==
-        "error: gpus: 3 is none of 1, 2, which divide the model's 4 attention heads at borders of "
-        "its blocks of 128 scaled values\n");
-  CHECK(testing::RunDsa({"inspect", model, "--gpus", "2"}, "").exit_code == 2);
+TEST_CASE("a data rank that fails in the exchange ends the process with 4 and every call",
+          "[e2e][ranks][faults]") {
+  const Ends ends =
+      GENERATE(Ends::kFailsInDispatch, Ends::kThrowsInCombine, Ends::kFailsBeforeExperts);
+  const EndedServer ended = RunEndingServer(ends);
+  CAPTURE(static_cast<int>(ends), ended.err);
+  CHECK(ended.exit_code == kDeviceFailedExitCode);
+  CHECK(ended.err.find("answered") == std::string::npos);
+  CHECK(CountOf(ended.err, "unavailable\n") == 3);
+  CHECK(ended.err.find(ends == Ends::kThrowsInCombine ? "rank 0: vector::reserve"
+                                                      : "rank 1: planted") != std::string::npos);
+}
+
+TEST_CASE("a data rank that says nothing in the exchange ends the process with 5",
+          "[e2e][ranks][faults]") {
+  constexpr int kStalled = 5;
+  const Ends ends = GENERATE(Ends::kSilentInDispatch, Ends::kSilentInCombine);
+  const EndedServer ended = RunEndingServer(ends);
+  CAPTURE(static_cast<int>(ends), ended.err);
+  CHECK(ended.exit_code == kStalled);
+  CHECK(ended.err.find("answered") == std::string::npos);
+  CHECK(ended.err.find("ranks that the others wait for") != std::string::npos);
+}
+
+TEST_CASE("a data rank that is late is waited for", "[e2e][ranks][faults]") {
+  const EndedServer ended = RunEndingServer(Ends::kLate);
+  CAPTURE(ended.err);
+  CHECK(ended.exit_code == 0);
+  CHECK(CountOf(ended.err, "answered\n") == 3);
 }
 
 }  // namespace dsa
