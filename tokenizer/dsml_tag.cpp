@@ -9,7 +9,6 @@ namespace {
 
 constexpr std::string_view kOpen = "<｜DSML｜";
 constexpr std::string_view kClose = "</｜DSML｜";
-constexpr std::size_t kOpenBytesMax = 4096;
 constexpr std::size_t kCloseBytesMax = 96;
 
 struct Word {
@@ -149,8 +148,8 @@ DsmlRead ReadOpening(std::string_view text, DsmlTag& tag) {
   const std::size_t bytes = read == DsmlRead::kTag ? tag.bytes : text.size();
   // Outside of a call a tag is short and one line: a mark in prose does not reach far.
   const bool broken =
-      bytes > kOpenBytesMax || (tag.kind != DsmlTag::Kind::kParameter &&
-                                text.substr(0, bytes).find('\n') != std::string_view::npos);
+      bytes > kDsmlTagBytesMax || (tag.kind != DsmlTag::Kind::kParameter &&
+                                   text.substr(0, bytes).find('\n') != std::string_view::npos);
   const bool nameless =
       read == DsmlRead::kTag && tag.kind != DsmlTag::Kind::kCalls && tag.name.empty();
   return broken || nameless ? DsmlRead::kNone : read;

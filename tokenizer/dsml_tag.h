@@ -30,6 +30,9 @@ enum class DsmlRead : std::uint8_t {
   kTag,
 };
 
+// No tag is longer, nor is a partial one.
+inline constexpr std::size_t kDsmlTagBytesMax = 4096;
+
 // The tag that `text` begins with.
 DsmlRead ReadDsmlTag(std::string_view text, DsmlTag& tag);
 

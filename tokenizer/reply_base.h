@@ -17,10 +17,11 @@ class ReplyParserBase : public ReplyParser {
  public:
   explicit ReplyParserBase(bool thinking) : in_reasoning_(thinking) {}
 
-  ReplyDelta Push(std::string_view text) final;
+  void Read(std::string_view text, ReplyDelta& delta) final;
   ReplyDelta Finish(ReplyEnd end) final;
   bool has_tool_calls() const final { return calls_ > 0; }
   bool in_reasoning() const final { return in_reasoning_; }
+  void Reserve(std::size_t text_bytes, ReplyDelta& delta) final;
 
  protected:
   // Decides some of what is in buffer().  False where more text is needed.

@@ -1,6 +1,7 @@
 #include "tokenizer/reply_parser.h"
 
 #include "common/check.h"
+#include "tokenizer/dsml_tag.h"
 #include "tokenizer/python_json.h"
 #include "tokenizer/reply_base.h"
 
@@ -24,14 +25,19 @@ void AppendPlain(std::string_view text, std::string& out) {
 
 }  // namespace
 
-ReplyDelta ReplyParserBase::Push(std::string_view text) {
+void ReplyParserBase::Reserve(std::size_t text_bytes, ReplyDelta& delta) {
+  const std::size_t bytes = kDsmlTagBytesMax + text_bytes;  // a tag that may still come, and more
+  buffer_.reserve(bytes);
+  delta.reasoning.reserve(bytes);
+  delta.content.reserve(bytes);
+}
+
+void ReplyParserBase::Read(std::string_view text, ReplyDelta& delta) {
   buffer_.erase(0, taken_);
   taken_ = 0;
   buffer_ += text;
-  ReplyDelta delta;
   while (Step(delta)) {
   }
-  return delta;
 }
 
 ReplyDelta ReplyParserBase::Finish(ReplyEnd end) {

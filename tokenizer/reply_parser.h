@@ -11,6 +11,7 @@
 
 #include "tokenizer/chat_template.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -39,13 +40,23 @@ class ReplyParser {
   ReplyParser& operator=(const ReplyParser&) = delete;
   virtual ~ReplyParser() = default;
 
-  virtual ReplyDelta Push(std::string_view text) = 0;
+  // Appends what became certain to `delta`.
+  virtual void Read(std::string_view text, ReplyDelta& delta) = 0;
+  // The same, alone.
+  ReplyDelta Push(std::string_view text) {
+    ReplyDelta delta;
+    Read(text, delta);
+    return delta;
+  }
   // What was held back.
   virtual ReplyDelta Finish(ReplyEnd end) = 0;
   // Whether a tool call was parsed: the finish reason is then "tool_calls".
   virtual bool has_tool_calls() const = 0;
   // True while the text belongs to the reasoning: for counting reasoning tokens.
   virtual bool in_reasoning() const = 0;
+  // Allocates, in an empty `delta` too, all that Read of at most `text_bytes` uses while no call
+  // stands there.
+  virtual void Reserve(std::size_t text_bytes, ReplyDelta& delta) = 0;
 };
 
 // `thinking` says how the prompt opened the turn.

@@ -47,8 +47,15 @@ class ReplyTextDecoder final : public TextDecoder {
 class ReplyContentReader final : public ContentReader {
  public:
   explicit ReplyContentReader(std::unique_ptr<ReplyParser> parser) : parser_(std::move(parser)) {}
+  void Reserve(std::int64_t text_bytes) override {
+    parser_->Reserve(static_cast<std::size_t>(text_bytes), delta_);
+  }
   void Push(std::string_view text, std::string& content) override {
-    content += parser_->Push(text).content;
+    delta_.reasoning.clear();
+    delta_.content.clear();
+    delta_.tool_calls.clear();
+    parser_->Read(text, delta_);
+    content += delta_.content;
   }
   void Finish(FinishReason reason, std::string& content) override {
     content += parser_->Finish(EndOf(reason)).content;
@@ -56,6 +63,7 @@ class ReplyContentReader final : public ContentReader {
 
  private:
   std::unique_ptr<ReplyParser> parser_;
+  ReplyDelta delta_;  // its memory is used again
 };
 
 }  // namespace

@@ -70,7 +70,12 @@ StopChecker::StopChecker(const StopConditions& stop, const Config& config, Text 
       stop_ids_(stop.stop_ids),
       end_ids_(config.end_ids),
       ignore_end_(stop.ignore_end) {
-  text_.reserve(TextBytesMax(config.decoder_bytes_max));
+  const std::int64_t bytes = TextBytesMax(config.decoder_bytes_max);
+  text_.reserve(bytes);
+  if (content_ != nullptr) {
+    content_->Reserve(bytes);
+    pending_.reserve(bytes);
+  }
 }
 
 std::optional<FinishReason> StopChecker::Judge(TokenId id, std::int64_t generated) {

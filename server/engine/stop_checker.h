@@ -69,7 +69,7 @@ class alignas(kCacheLineBytes) StopChecker final {
     std::unique_ptr<TextDecoder> decoder{};    // null: text stays empty, stop strings never match
     std::unique_ptr<ContentReader> content{};  // null: they act on all text
   };
-  // Allocates all that Show uses, but for what `content` does.
+  // Allocates all that Show uses, but for what `content` does with tool calls.
   StopChecker(const StopConditions& stop, const Config& config, Text text);
 
   // Judges the next generated token by its id and the length of the reply, `generated` counting it.

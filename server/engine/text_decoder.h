@@ -38,6 +38,8 @@ class ContentReader {
   ContentReader& operator=(const ContentReader&) = delete;
   virtual ~ContentReader() = default;
 
+  // Allocates all that Push uses of at most so many bytes, where no tool call stands in them.
+  virtual void Reserve(std::int64_t text_bytes) = 0;
   // Reads on; appends the content that became certain.
   virtual void Push(std::string_view text, std::string& content) = 0;
   // The text is over.  Appends the rest of the content.

@@ -1,5 +1,6 @@
 // Counts operator new on this thread, and makes it fail.  A binary of its own: it replaces the
 // global operators.
+#include "server/api/reply.h"
 #include "server/engine/engine_loop.h"
 #include "tests/engine/testing.h"
 
@@ -8,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -97,6 +99,82 @@ TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
   CHECK(counted == 0);
   CHECK(engine.Load().running == 8);
   CHECK(sinks[0]->ids().size() > kSteps);
+}
+
+// What a model may write between tool calls: long pieces, half marks, feeds that are held back.
+class PieceDecoderFactory final : public TextDecoderFactory {
+ public:
+  std::unique_ptr<TextDecoder> Make() const override { return std::make_unique<Decoder>(); }
+  std::int64_t text_bytes_max() const override { return kBytesMax; }
+
+ private:
+  static constexpr std::int64_t kBytesMax = 400;
+
+  class Decoder final : public TextDecoder {
+    void Push(TokenId id, std::string& out) override {
+      constexpr std::string_view kPieces[] = {"words that take more than a short string's room",
+                                              "\n\n",
+                                              "<",
+                                              "<｜DSML｜inv",
+                                              "<｜DSML｜parameter name=\"never a call",
+                                              "</think> a stop strin",
+                                              "\xff<｜tool▁call▁end｜>\xfe"};
+      const auto token = static_cast<std::size_t>(Value(id));
+      if (token % 8 == 7) {
+        out.append(kBytesMax, 'w');
+      } else {
+        out += kPieces[token % 8];
+      }
+    }
+    void Finish(std::string& /*out*/) override {}
+  };
+};
+
+class ReplySink final : public TokenSink {
+ public:
+  explicit ReplySink(const ReplyFormat& format) : format_(format) {}
+  void OnDelta(TokenDelta&& delta) override { tokens += delta.tokens.size(); }
+  std::unique_ptr<ContentReader> MakeContentReader() const override {
+    return MakeReplyContentReader(format_);
+  }
+  std::size_t tokens = 0;
+
+ private:
+  const ReplyFormat format_;
+};
+
+TEST_CASE("A steady step of chats with stop strings allocates nothing", "[engine][allocation]") {
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  const PieceDecoderFactory decoders;
+  EngineConfig config = testing::SmallEngine();
+  config.scheduler.context_tokens_max = 4096;
+  config.blocks = 4096;
+  config.end_ids.clear();
+  EngineLoop engine(config, {.executor = executor, .clock = clock, .decoders = &decoders});
+  std::vector<std::shared_ptr<ReplySink>> sinks;
+  for (int i = 0; i < 8; ++i) {
+    auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
+    request.stop.stop_strings = {"never this text", " a stop string"};
+    const ReplyFormat format = {.chat = i % 2 == 0 ? ChatFormat::kV32 : ChatFormat::kV31,
+                                .thinking = i % 4 < 2};
+    sinks.push_back(std::make_shared<ReplySink>(format));
+    REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
+  }
+  for (int step = 0; step < kWarmUpSteps; ++step) {
+    engine.RunOnce();
+    engine.PumpOnce();
+  }
+  std::int64_t counted = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    const std::int64_t before = allocations;
+    engine.RunOnce();
+    counted += allocations - before;
+    engine.PumpOnce();  // another thread's work in a server
+  }
+  CHECK(counted == 0);
+  CHECK(engine.Load().running == 8);
+  CHECK(sinks[0]->tokens > kSteps);
 }
 
 TEST_CASE("An allocation that fails ends that request alone", "[engine][allocation]") {
