@@ -25,6 +25,7 @@ void CheckLimits(const StepLimits& limits) {
   DSA_CHECK(limits.table_rows_max > 0, "StepLimits: table_rows_max={}", limits.table_rows_max);
   DSA_CHECK(limits.context_max > 0, "StepLimits: context_max={}", limits.context_max);
   DSA_CHECK(limits.logit_rows_max > 0, "StepLimits: logit_rows_max={}", limits.logit_rows_max);
+  DSA_CHECK(limits.given_rows_max >= 0, "StepLimits: given_rows_max={}", limits.given_rows_max);
   DSA_CHECK(limits.row_adjustments >= 0, "StepLimits: row_adjustments={}", limits.row_adjustments);
   DSA_CHECK(limits.masked_until >= 0, "StepLimits: masked_until={}", limits.masked_until);
   DSA_CHECK(limits.score_bytes_max > 0, "StepLimits: score_bytes_max={}", limits.score_bytes_max);
@@ -75,7 +76,7 @@ class Planner final {
   void Batch() {
     const StepShape largest{.tokens = limits_.tokens_max,
                             .logit_rows = limits_.logit_rows_max,
-                            .samples = limits_.sequences_max,
+                            .samples = limits_.sequences_max + limits_.given_rows_max,
                             .table_updates = limits_.sequences_max,
                             .rows = {},
                             .exchange_rows = rank_.data_ranks > 1 ? limits_.tokens_max : 0};
@@ -83,7 +84,7 @@ class Planner final {
     Set(Buffer::kStepOutputs, OutputBytes(largest));
     Set(Buffer::kBlockTables,
         (limits_.table_rows_max + 1) * BlockTableColumns(limits_.context_max) * kI32Bytes);
-    Set(Buffer::kAdjustments, limits_.sequences_max * limits_.row_adjustments *
+    Set(Buffer::kAdjustments, AdjustmentTableRows(limits_) * limits_.row_adjustments *
                                   static_cast<std::int64_t>(sizeof(LogitAdjustment)));
   }
 
@@ -174,9 +175,16 @@ class Planner final {
 
 }  // namespace
 
+std::int64_t AdjustmentTableRows(const StepLimits& limits) {
+  return limits.row_adjustments == 0
+             ? 0
+             : limits.sequences_max + CeilDivide(limits.given_rows_max, limits.row_adjustments);
+}
+
 std::int64_t StepWordsMax(const StepLimits& limits) {
-  return limits.sequences_max *
-         (limits.row_adjustments * kWordsPerAdjustment + BlockTableColumns(limits.context_max));
+  return limits.sequences_max * BlockTableColumns(limits.context_max) +
+         (limits.sequences_max * limits.row_adjustments + limits.given_rows_max) *
+             kWordsPerAdjustment;
 }
 
 std::int64_t WorkspacePlan::total_bytes() const {

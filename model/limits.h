@@ -21,6 +21,7 @@ struct StepLimits {
   std::int64_t table_rows_max;    // sequences whose block tables are kept
   std::int64_t context_max;       // positions of a sequence
   std::int64_t logit_rows_max;    // rows whose logits are computed
+  std::int64_t given_rows_max;    // sampled rows beside one of each sequence; may be 0
   std::int64_t row_adjustments;   // adjusted ids of a sampled row at most; may be 0
   std::int64_t masked_until;      // positions below may take the masked path; 0: none does
   std::int64_t score_bytes_max;   // of the indexer's scores; at least one row is always held
@@ -31,6 +32,8 @@ struct StepLimits {
 constexpr std::int64_t BlockTableColumns(std::int64_t context_max) {
   return context_max / kTokensPerBlock + 1;
 }
+// Rows of kAdjustments: one of each sequence, and those that given tokens take.
+std::int64_t AdjustmentTableRows(const StepLimits& limits);
 // Of StepInputs::words: adjustments and changes of block tables that a step may bring.
 std::int64_t StepWordsMax(const StepLimits& limits);
 
@@ -41,7 +44,7 @@ enum class Buffer : std::uint8_t {
   kStepInputs,   // model/step_buffers.h, as the batch builder packed it
   kStepOutputs,  // model/step_buffers.h
   kBlockTables,  // i32 [table_rows_max + 1, BlockTableColumns]; kept from step to step
-  kAdjustments,  // LogitAdjustment [S, row_adjustments]; kept from step to step
+  kAdjustments,  // LogitAdjustment [AdjustmentTableRows, row_adjustments]; kept from step to step
   // The layers.
   kResidual,         // A [T, D]
   kBranch,           // A [T, D]  output of attention or feed-forward, before it is added

@@ -45,6 +45,7 @@ const StepPlan& Scheduler::Plan(MonotonicUs now_us, const StepCostModel& costs) 
   }
   ++plans_;
   budget_ = config_.step_tokens_max;
+  prompt_logprobs_left_ = config_.prompt_logprob_rows_max;
   const std::int64_t preemptions_before = preemptions_;
   const std::int64_t decoding = GrantDecode();
   CountReplies();
@@ -168,6 +169,7 @@ Sequence* Scheduler::ShortestNewcomer(const Sequence& older, bool may_start) con
   const auto look = [&](const std::vector<Sequence*>& sequences) {
     for (Sequence* sequence : sequences) {
       if (sequence->behind() < shorter_than && !IsPlanned(*sequence) &&
+          !sequence->request_.prompt_logprobs.has_value() &&
           !(sequence->state_ == SequenceState::kWaiting && AwaitsSibling(*sequence))) {
         shortest = sequence;
         shorter_than = sequence->behind();
@@ -193,7 +195,7 @@ void Scheduler::GrantInOrder(const Planning& planning) {
     Sequence* sequence = next < running_.size() ? running_[next] : nullptr;
     may_start = may_start && !waiting_.empty() &&
                 static_cast<std::int64_t>(running_.size()) < config_.sequences_max &&
-                !AwaitsSibling(*waiting_.front());
+                !AwaitsSibling(*waiting_.front()) && WithinLogprobs(*waiting_.front(), 1) > 0;
     if (may_start && (sequence == nullptr ||
                       (sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {
       may_start = TryAdmit(*waiting_.front(), planning.now_us);
@@ -202,14 +204,17 @@ void Scheduler::GrantInOrder(const Planning& planning) {
     if (sequence == nullptr) {
       return;
     }
-    const std::int64_t wanted = std::min(sequence->behind(), budget_);
+    const std::int64_t wanted = WithinLogprobs(*sequence, std::min(sequence->behind(), budget_));
+    if (wanted == 0) {
+      return;
+    }
     const std::int64_t least =
         std::min(wanted, std::max<std::int64_t>(1, kPromptTokensMin - prompt_tokens_));
     const std::int64_t tokens =
         std::max(least, TokensWithin(*sequence, wanted, time_left_us_, planning.costs));
     prompt_tokens_ += tokens;
     GrantPrompt(*sequence, tokens, planning.costs);
-    if (tokens < wanted) {
+    if (tokens < wanted || wanted < std::min(sequence->behind(), budget_ + tokens)) {
       return;
     }
   }
@@ -242,7 +247,8 @@ StepWork Scheduler::WorkOf(const Sequence& sequence, std::int64_t tokens) const 
   StepWork work;
   VisitRows(sequence, tokens,
             [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
-              work.Add(path, first, count, samples);
+              // A row of logits costs the same, whatever it is for.
+              work.Add(path, first, count, samples + PromptLogprobs(sequence, first, count));
             });
   return work;
 }
@@ -263,15 +269,19 @@ void Scheduler::Grant(Sequence& sequence, std::int64_t tokens) {
   DSA_CHECK(tokens > 0 && tokens <= budget_, "Scheduler: {} tokens granted of {}", tokens, budget_);
   DSA_CHECK(end <= sequence.blocks_.capacity_tokens(), "Scheduler: position {} beyond {} blocks",
             end - 1, sequence.blocks_.blocks());
-  VisitRows(sequence, tokens,
-            [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
-              rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
-                                                                       .slot = sequence.slot_,
-                                                                       .first_position = first,
-                                                                       .tokens = count,
-                                                                       .samples = samples,
-                                                                       .path = path});
-            });
+  VisitRows(
+      sequence, tokens,
+      [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
+        const auto logprobs = static_cast<std::int32_t>(PromptLogprobs(sequence, first, count));
+        rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
+                                                                 .slot = sequence.slot_,
+                                                                 .first_position = first,
+                                                                 .tokens = count,
+                                                                 .samples = samples,
+                                                                 .path = path,
+                                                                 .prompt_logprobs = logprobs});
+        prompt_logprobs_left_ -= logprobs;
+      });
   RecordWrites(sequence, end);
   sequence.planned_ = plans_;
   budget_ -= tokens;

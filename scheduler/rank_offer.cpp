@@ -29,7 +29,7 @@ const CachedPrefix& Scheduler::CachedPrefixOf(const Sequence& sequence, FoundPre
   if (found.request != sequence.request_.id || found.changes != pool_.changes()) {
     found = {.request = sequence.request_.id, .changes = pool_.changes(), .prefix = {}};
   }
-  if (sequence.request_.prompt_logits != PromptLogits::kNone) {
+  if (ComputesWholePrompt(sequence.request_)) {
     return found.prefix;
   }
   const std::int64_t blocks_max = (sequence.tokens() - 1) / pool_.tokens_per_block();

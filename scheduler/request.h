@@ -49,6 +49,8 @@ enum class PromptLogits : std::uint8_t { kNone, kAll };
 struct Request {
   RequestId id{};
   PromptLogits prompt_logits = PromptLogits::kNone;
+  // Log-probabilities of the prompt's tokens but the first, with so many likely ones, [0, 20].
+  std::optional<std::int32_t> prompt_logprobs{};
   SamplingParams sampling;
   StopConditions stop;
   std::string external_id;      // the client's or ours; at most 128 bytes; for logs and Abort
@@ -61,6 +63,12 @@ struct Request {
   bool billed = true;          // false: the server's own, which nobody pays for
   MonotonicUs arrival_us = 0;  // set by Engine::Submit
 };
+
+// Whether something of every row of the prompt is wanted: such a request reads no cached prefix,
+// and leaves its blocks to others.
+inline bool ComputesWholePrompt(const Request& request) {
+  return request.prompt_logits != PromptLogits::kNone || request.prompt_logprobs.has_value();
+}
 
 // Why a sequence ended.
 enum class FinishReason : std::uint8_t {

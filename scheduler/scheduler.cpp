@@ -84,6 +84,23 @@ std::int64_t Scheduler::BlocksToStart(const Sequence& sequence) const {
   return BlocksFor(NeedsFullReservation(sequence) ? sequence.computed_max() : sequence.tokens());
 }
 
+// Of tokens from position `first` on, how many have a log-probability of the next to report: once,
+// before the first token is generated.
+std::int64_t Scheduler::PromptLogprobs(const Sequence& sequence, std::int64_t first,
+                                       std::int64_t tokens) {
+  if (!sequence.request_.prompt_logprobs.has_value() || sequence.generated() > 0) {
+    return 0;
+  }
+  return std::max<std::int64_t>(0, std::min(tokens, sequence.prompt_tokens_ - 1 - first));
+}
+
+// The most of its next tokens for which the step can hold logits.
+std::int64_t Scheduler::WithinLogprobs(const Sequence& sequence, std::int64_t tokens) const {
+  return PromptLogprobs(sequence, sequence.computed_, tokens) <= prompt_logprobs_left_
+             ? tokens
+             : prompt_logprobs_left_;
+}
+
 // Whether a sibling before it has still to compute blocks that it could share.
 bool Scheduler::AwaitsSibling(const Sequence& sequence) const {
   const std::optional<RequestId>& siblings = sequence.request_.siblings;
@@ -109,7 +126,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
   }
   const bool full = NeedsFullReservation(sequence);
   const std::int64_t need = BlocksToStart(sequence);
-  if (sequence.request_.prompt_logits == PromptLogits::kNone) {
+  if (!ComputesWholePrompt(sequence.request_)) {
     // The last token is always computed: somebody must make its logits.
     const std::int64_t blocks_max = (sequence.tokens() - 1) / pool_.tokens_per_block();
     cache_.Match(sequence.token_ids(), blocks_max, sequence.chain_, sequence.blocks_);

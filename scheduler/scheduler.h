@@ -128,6 +128,9 @@ class Scheduler final {
   bool NeedsFullReservation(const Sequence& sequence) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;
   bool AwaitsSibling(const Sequence& sequence) const;
+  static std::int64_t PromptLogprobs(const Sequence& sequence, std::int64_t first,
+                                     std::int64_t tokens);
+  std::int64_t WithinLogprobs(const Sequence& sequence, std::int64_t tokens) const;
   bool TryAdmit(Sequence& sequence, MonotonicUs now_us);
   bool TryPass(Sequence& sequence, MonotonicUs now_us);
   Sequence* Start(Sequence& sequence);
@@ -161,6 +164,7 @@ class Scheduler final {
   bool in_flight_ = false;
   std::int64_t plans_ = 0;  // so far
   std::int64_t budget_ = 0;
+  std::int64_t prompt_logprobs_left_ = 0;
   double time_left_us_ = 0;         // below 0 where it is exceeded
   double prompts_us_ = 0;           // given to prompts
   std::int64_t prompt_tokens_ = 0;  // given to prompts in order

@@ -36,6 +36,8 @@ Status Validate(const SchedulerConfig& config) {
   constexpr std::int64_t kPositionsMax = std::numeric_limits<std::int32_t>::max();
   DSA_RETURN_IF_ERROR(
       CheckSetting("context_tokens_max", config.context_tokens_max, 2, kPositionsMax));
+  DSA_RETURN_IF_ERROR(
+      CheckSetting("prompt_logprob_rows_max", config.prompt_logprob_rows_max, 0, kCountMax));
   DSA_RETURN_IF_ERROR(CheckSetting("preemptions_max", config.preemptions_max, 0, kCountMax));
   if (config.attention == AttentionMode::kSparse) {
     DSA_RETURN_IF_ERROR(CheckSetting("index_topk", config.index_topk, 1, kPositionsMax));

@@ -35,6 +35,9 @@ struct SchedulerConfig {
   SchedulingPolicyKind policy = SchedulingPolicyKind::kFirstCome;
   ReservationMode reservation = ReservationMode::kPrompt;
   std::int32_t preemptions_max = 4;  // after so many a sequence runs with its full reservation
+  // Rows of a step whose log-probabilities are reported of prompts: so many logits are held beside
+  // those of sequences.  0: requests for them are refused.
+  std::int64_t prompt_logprob_rows_max = 0;
   AttentionMode attention = AttentionMode::kSparse;
   std::int64_t index_topk = 0;        // > 0 under kSparse
   std::int64_t masked_mha_until = 0;  // prompt positions below may take a masked path; 0: none

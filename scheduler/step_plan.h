@@ -22,6 +22,8 @@ struct StepPlan {
     // make it up to 4, and StepShape::rows_per_sequence and PagedRows::group with it.
     std::int32_t samples;
     AttentionPath path;
+    // Log-probabilities of the tokens behind the first so many of its tokens are reported.
+    std::int32_t prompt_logprobs = 0;
   };
   // A block that the step writes, and its generation in the pool when the step was planned.
   struct Write {

@@ -148,6 +148,10 @@ Status Validate(const Request& request, std::int64_t vocabulary) {
     return InvalidArgument("prompt has 0 tokens, it must have at least 1");
   }
   DSA_RETURN_IF_ERROR(CheckIds("prompt", request.prompt, vocabulary));
+  if (request.prompt_logprobs.has_value()) {
+    DSA_RETURN_IF_ERROR(CheckRange("prompt_logprobs", std::int64_t{*request.prompt_logprobs}, 0,
+                                   std::int64_t{kTopLogprobsLimit}));
+  }
   DSA_RETURN_IF_ERROR(Validate(request.sampling, vocabulary));
   return Validate(request.stop, vocabulary);
 }

@@ -114,6 +114,12 @@ Result<std::int32_t> CacheBlocks(const ServerConfig& config, const ModelConfig& 
   return static_cast<std::int32_t>(blocks);
 }
 
+// Rows of prompts whose log-probabilities a step reports: 132 MB of logits for 129,280 ids.
+std::int64_t PromptLogprobRows(const ServerConfig& config) {
+  constexpr std::int64_t kRows = 256;
+  return std::min(kRows, config.max_num_batched_tokens);
+}
+
 // Half of what a person notices between two words, and on a GPU as little as keeps it busy.
 std::int64_t StepTimeTargetUs(const ServerConfig& config) {
   constexpr std::int64_t kCpuMs = 250;
@@ -154,6 +160,7 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
                       .reservation = config.preemption == "none" ? ReservationMode::kFull
                                                                  : ReservationMode::kPrompt,
                       .preemptions_max = SchedulerConfig().preemptions_max,
+                      .prompt_logprob_rows_max = executor.limits.given_rows_max,
                       .attention = sparse ? AttentionMode::kSparse : AttentionMode::kDense,
                       .index_topk = model.index_topk,
                       .masked_mha_until = executor.limits.masked_until};
@@ -178,7 +185,8 @@ ModelExecutorConfig MakeExecutorConfig(const ServerConfig& config, const ModelCo
                  .sequences_max = SequencesMax(config),
                  .table_rows_max = SequencesMax(config) + config.max_queued_requests,
                  .context_max = context_length,
-                 .logit_rows_max = SequencesMax(config),
+                 .logit_rows_max = SequencesMax(config) + PromptLogprobRows(config),
+                 .given_rows_max = PromptLogprobRows(config),
                  .row_adjustments = RowAdjustments(model.vocabulary, context_length,
                                                    static_cast<std::int64_t>(model.end_ids.size())),
                  .masked_until = MaskedUntil(config, context_length),

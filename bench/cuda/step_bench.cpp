@@ -78,6 +78,7 @@ class Model final {
                             .table_rows_max = sequences_max_,
                             .context_max = context_ + kTokensPerBlock,
                             .logit_rows_max = sequences_max_,
+                            .given_rows_max = 0,
                             .row_adjustments = 0,
                             .masked_until = has_prefill_ ? kMaskedUntil : 0,
                             .score_bytes_max = std::int64_t{256} << 20,

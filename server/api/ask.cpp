@@ -227,6 +227,30 @@ Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
   return {};
 }
 
+Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, Generation& generation) {
+  if (!ask.prompt_logprobs) {
+    return {};
+  }
+  DSA_RETURN_IF_ERROR(CheckInt(names.prompt_logprobs, *ask.prompt_logprobs, 0, kTopLogprobsLimit));
+  if (generation.answers > 1) {
+    return InvalidArgument(fmt::format("{}: with one answer only, {} is {}", names.prompt_logprobs,
+                                       names.n, generation.answers));
+  }
+  generation.request.prompt_logprobs = static_cast<std::int32_t>(*ask.prompt_logprobs);
+  return {};
+}
+
+// The prompt as the client said it, or the text of its ids.
+Result<std::string> EchoOf(const Ask& ask, const FieldNames& names, const ServiceContext& context) {
+  if (const TextPrompt* text = std::get_if<TextPrompt>(&ask.prompt)) {
+    return text->text;
+  }
+  const IdPrompt* ids = std::get_if<IdPrompt>(&ask.prompt);
+  return ids == nullptr || context.tokenizer == nullptr
+             ? std::string()
+             : DecodeWithin(*ids, names.token_ids, context);
+}
+
 }  // namespace
 
 Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context) {
@@ -240,6 +264,10 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
   generation.answers = ask.n.value_or(1);
   DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
+  DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, generation));
+  if (ask.echo) {
+    DSA_ASSIGN_OR_RETURN(generation.echo, EchoOf(ask, names, context));
+  }
   generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
   if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {

@@ -65,6 +65,8 @@ struct Ask {
   bool report_cost = false;
   bool logprobs = false;
   std::optional<std::int64_t> top_logprobs{};
+  std::optional<std::int64_t> prompt_logprobs{};
+  bool echo = false;  // of a completion: its text begins with the prompt's
   std::string cache_salt{};
   std::int64_t priority = 0;
 };
@@ -92,6 +94,7 @@ struct FieldNames {
   std::string_view stop_token_ids;
   std::string_view logprobs;
   std::string_view top_logprobs;
+  std::string_view prompt_logprobs;
   std::string_view cache_salt;
   std::string_view priority;
 };
@@ -100,6 +103,7 @@ struct FieldNames {
 struct Generation {
   Request request;
   std::int64_t answers = 1;  // n
+  std::string echo{};        // ReplyHead::echo
   ReplyFormat format;
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;

@@ -93,6 +93,10 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   head_.logprobs = generation.logprobs;
   head_.cost = generation.cost;
   format_ = generation.format;
+  head_.echo = std::move(generation.echo);
+  if (request.prompt_logprobs) {
+    head_.prompt_begin = request.prompt.front();
+  }
   BeginAnswers(generation);
   request.id = context_.engine.NextRequestId();
   request.arrival_us = arrival_us_;

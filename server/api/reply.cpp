@@ -86,8 +86,10 @@ std::int64_t ReplyPart::bytes() const {
   for (const ToolCall& call : tool_calls) {
     bytes += call.id.size() + call.name.size() + call.arguments.size();
   }
-  for (const GeneratedToken& token : tokens) {
-    bytes += sizeof(GeneratedToken) + token.top_logprobs.size() * sizeof(TokenLogprob);
+  for (const std::vector<GeneratedToken>* list : {&prompt, &tokens}) {
+    for (const GeneratedToken& token : *list) {
+      bytes += sizeof(GeneratedToken) + token.top_logprobs.size() * sizeof(TokenLogprob);
+    }
   }
   return static_cast<std::int64_t>(bytes);
 }
@@ -97,6 +99,7 @@ void Merge(ReplyPart& part, ReplyPart&& next) {
   part.reasoning += next.reasoning;
   part.content += next.content;
   Append(part.tool_calls, std::move(next.tool_calls));
+  Append(part.prompt, std::move(next.prompt));
   Append(part.tokens, std::move(next.tokens));
   part.finish = next.finish;
   part.error = std::move(next.error);
@@ -118,6 +121,7 @@ ReplyPart ReplyAssembler::Add(TokenDelta&& delta) {
   if (delta.finish) {
     part.finish = ToReplyFinish(*delta.finish, parser_ != nullptr && parser_->has_tool_calls());
   }
+  part.prompt = std::move(delta.prompt);
   part.tokens = std::move(delta.tokens);
   part.error = std::move(delta.error);
   part.usage = delta.usage;

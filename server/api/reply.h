@@ -39,6 +39,7 @@ struct ReplyPart {
   std::string reasoning;
   std::string content;
   std::vector<ToolCall> tool_calls;
+  std::vector<GeneratedToken> prompt;  // TokenDelta::prompt
   std::vector<GeneratedToken> tokens;
   std::optional<ReplyFinish> finish;  // on the last part
   std::optional<Error> error;         // with kDeadline and kError
@@ -65,6 +66,9 @@ struct ReplyHead {
   std::uint64_t seed = 0;  // of the first answer, and + i of the one with index i
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;
+  std::string echo{};  // what stands before the text of a completion
+  // The prompt's first token, where log-probabilities of the others are reported: it has none.
+  std::optional<TokenId> prompt_begin{};
 };
 
 // In words, for logs: "stop", "tool_calls".

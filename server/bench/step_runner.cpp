@@ -69,6 +69,7 @@ ModelExecutorConfig ExecutorConfigOf(const BenchModel& model, const StepRunnerOp
                      .table_rows_max = 2 * options.sequences_max,  // running and waiting
                      .context_max = options.context_tokens,
                      .logit_rows_max = options.sequences_max,
+                     .given_rows_max = 0,
                      .row_adjustments = 64,
                      .masked_until = options.masked_until >= 0
                                          ? options.masked_until

@@ -34,6 +34,7 @@ AdjustmentRows::AdjustmentRows(Config config) : config_(std::move(config)) {
 void AdjustmentRows::BeginBatch(std::span<const std::unique_ptr<Sequence>> sequences) {
   sequences_ = sequences;
   ++batches_;
+  given_ = 0;
 }
 
 std::int64_t AdjustmentRows::Suppressed(const Sequence& sequence) const {
@@ -106,6 +107,24 @@ AdjustmentRows::Place AdjustmentRows::Put(const Sequence& sequence, std::int32_t
                  .count = static_cast<std::int32_t>(count * kWordsPerAdjustment),
                  .source = static_cast<std::int32_t>(used)}};
   used += count * kWordsPerAdjustment;
+  return place;
+}
+
+AdjustmentRows::Place AdjustmentRows::PutGiven(TokenId id, std::int32_t* words,
+                                               std::int64_t& used) {
+  DSA_CHECK(given_ < config_.given_rows_max, "AdjustmentRows: more than {} given tokens",
+            config_.given_rows_max);
+  const std::int64_t entry = config_.rows * config_.row_adjustments + given_;
+  ++given_;
+  WriteAdjustment({.id = Value(id), .add = kGivenAddend, .repetition = 1.0F}, words + used);
+  const Place place = {.first = static_cast<std::int32_t>(entry),
+                       .count = 1,
+                       .update = {.row = static_cast<std::int32_t>(entry / config_.row_adjustments),
+                                  .first = static_cast<std::int32_t>(
+                                      entry % config_.row_adjustments * kWordsPerAdjustment),
+                                  .count = static_cast<std::int32_t>(kWordsPerAdjustment),
+                                  .source = static_cast<std::int32_t>(used)}};
+  used += kWordsPerAdjustment;
   return place;
 }
 

@@ -4,6 +4,9 @@
 //
 //   row    | ids suppressed before min_tokens | penalties and biases (scheduler/adjusted_ids.h) |
 //
+// Behind the rows stand entries of rows that are not drawn but given: with the largest addend that
+// is a float, greedily, an id is the row's token, and its log-probability is reported.
+//
 // There are as many rows as sequences that a step can sample.  One keeps its row until a sequence
 // that has none needs it, which takes rows of sequences that are gone before those of others.
 #pragma once
@@ -13,11 +16,14 @@
 #include "scheduler/sequence.h"
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
 
 namespace dsa {
+
+inline constexpr float kGivenAddend = std::numeric_limits<float>::max();
 
 // What a row must be able to hold: each id of a vocabulary or a context once, and what is
 // suppressed beside them.
@@ -29,6 +35,7 @@ class AdjustmentRows final {
   struct Config {
     std::int64_t rows;             // sequences of a step
     std::int64_t row_adjustments;  // entries of a row
+    std::int64_t given_rows_max;   // of a step
     std::int64_t slots;            // Scheduler::slots()
     std::vector<TokenId> end_ids;  // the model's
   };
@@ -45,6 +52,8 @@ class AdjustmentRows final {
   };
   // Appends what is to be sent at words[used], and counts it.  Once for each sequence of a batch.
   Place Put(const Sequence& sequence, std::int32_t* words, std::int64_t& used);
+  // The same for a row of the batch whose token is given.
+  Place PutGiven(TokenId id, std::int32_t* words, std::int64_t& used);
 
  private:
   struct Row {
@@ -62,6 +71,7 @@ class AdjustmentRows final {
   std::vector<std::int32_t> row_of_slot_;
   std::span<const std::unique_ptr<Sequence>> sequences_;
   std::int64_t batches_ = 0;
+  std::int64_t given_ = 0;  // of this batch
 };
 
 }  // namespace dsa

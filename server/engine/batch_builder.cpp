@@ -34,11 +34,12 @@ std::int64_t PackedBytes(const BatchBuilder::Config& config) {
   const std::int64_t blocks = config.context_tokens_max / config.tokens_per_block + 1;
   return InputBytes({.tokens = config.step_tokens_max,
                      .logit_rows = config.step_tokens_max,
-                     .samples = sequences,
+                     .samples = sequences + config.given_rows_max,
                      .table_updates = sequences,
                      .rows = {},
                      .exchange_rows = config.step_tokens_max}) +
-         sequences * (config.row_adjustments * kWordsPerAdjustment + blocks) *
+         (sequences * (config.row_adjustments * kWordsPerAdjustment + blocks) +
+          config.given_rows_max * kWordsPerAdjustment) *
              static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
@@ -85,10 +86,12 @@ BatchBuilder::BatchBuilder(Config config)
           std::make_unique_for_overwrite<std::uint8_t[]>(static_cast<std::size_t>(packed_bytes_))),
       adjustment_rows_({.rows = config_.sequences_max,
                         .row_adjustments = config_.row_adjustments,
+                        .given_rows_max = config_.given_rows_max,
                         .slots = config_.slots_max,
                         .end_ids = config_.end_ids}) {
   const std::int64_t sequences = config_.sequences_max;
   listed_.reserve(sequences);
+  first_logit_row_.reserve(static_cast<std::size_t>(kAttentionPaths * sequences));
   blocks_of_slot_.resize(config_.slots_max);
   filled_.resize(config_.slots_max);
   const auto& buckets = config_.row_buckets;
@@ -123,6 +126,7 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   words_ = 0;
   copy_logits_ = false;
   adjustment_rows_.BeginBatch(sequences);
+  first_logit_row_.clear();
   for (const StepPlan::Row& row : plan.rows) {
     const Sequence* sequence = sequences[row.slot].get();
     DSA_CHECK(sequence != nullptr && sequence->id() == row.sequence,
@@ -131,6 +135,7 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   }
   DSA_CHECK(tokens_ == plan.tokens, "BatchBuilder: {} tokens in the rows, {} in the plan", tokens_,
             plan.tokens);
+  AddGiven(plan, sequences);
   AddPadding();
   FillTableUpdates();
   FillBatch(shape);
@@ -145,6 +150,7 @@ StepShape BatchBuilder::RowsOf(const StepPlan& plan,
                   .table_updates = plan.sequences};
   shape.logit_rows = shape.samples;
   for (const StepPlan::Row& row : plan.rows) {
+    shape.samples += row.prompt_logprobs;
     shape.rows[static_cast<std::size_t>(row.path)] += row.tokens;
     shape.visible_max = std::max(shape.visible_max, row.first_position + row.tokens);
     if (row.tokens > row.samples) {  // else it has no row but the one that is sampled
@@ -170,6 +176,7 @@ std::int64_t BatchBuilder::BucketOf(const StepPlan& plan) const {
 }
 
 void BatchBuilder::AddRow(const StepPlan::Row& row, const Sequence& sequence) {
+  first_logit_row_.push_back(static_cast<std::int32_t>(logit_rows_));
   AddTokens(row, sequence);
   AddLogitRows(row, sequence);
   if (row.samples > 0) {
@@ -202,7 +209,7 @@ void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence)
 
 std::int64_t BatchBuilder::PromptLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
   if (sequence.request().prompt_logits == PromptLogits::kNone) {
-    return 0;
+    return row.prompt_logprobs;
   }
   const std::int64_t in_prompt = sequence.prompt_tokens() - row.first_position;
   return std::max<std::int64_t>(0, std::min(row.tokens - row.samples, in_prompt));
@@ -211,12 +218,10 @@ std::int64_t BatchBuilder::PromptLogitRows(const StepPlan::Row& row, const Seque
 // Behind AddTokens: the row's tokens are the last of the batch.
 void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequence) {
   std::int32_t* const logit_rows = inputs_.logit_rows.data;
-  if (sequence.request().prompt_logits == PromptLogits::kAll) {
-    copy_logits_ = true;
-    const std::int64_t rows = PromptLogitRows(row, sequence);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      logit_rows[logit_rows_++] = static_cast<std::int32_t>(tokens_ - row.tokens + i);
-    }
+  copy_logits_ = copy_logits_ || sequence.request().prompt_logits == PromptLogits::kAll;
+  const std::int64_t rows = PromptLogitRows(row, sequence);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    logit_rows[logit_rows_++] = static_cast<std::int32_t>(tokens_ - row.tokens + i);
   }
   if (row.samples > 0) {
     logit_rows[logit_rows_++] = static_cast<std::int32_t>(tokens_ - 1);
@@ -239,6 +244,31 @@ void BatchBuilder::AddSampling(const Sequence& sequence) {
                                      .adjustments_count = adjustments.count,
                                      .top_logprobs = params.top_logprobs.value_or(0)};
   ++samples_;
+}
+
+void BatchBuilder::AddGiven(const StepPlan& plan,
+                            std::span<const std::unique_ptr<Sequence>> sequences) {
+  for (std::size_t index = 0; index < plan.rows.size(); ++index) {
+    const StepPlan::Row& row = plan.rows[index];
+    const Sequence& sequence = *sequences[row.slot];
+    for (std::int32_t i = 0; i < row.prompt_logprobs; ++i) {
+      const std::int64_t next = row.first_position + i + 1;
+      inputs_.sample_rows.data[samples_] = first_logit_row_[index] + i;
+      const AdjustmentRows::Place adjustments =
+          adjustment_rows_.PutGiven(sequence.token_ids()[next], inputs_.words, words_);
+      inputs_.adjustment_updates.data[samples_] = adjustments.update;
+      inputs_.sampling.data[samples_] = {.temperature = 0.0F,
+                                         .min_p = 0.0F,
+                                         .top_p = 1.0F,
+                                         .top_k = 0,
+                                         .seed = 0,
+                                         .position = next,
+                                         .adjustments_first = adjustments.first,
+                                         .adjustments_count = adjustments.count,
+                                         .top_logprobs = *sequence.request().prompt_logprobs};
+      ++samples_;
+    }
+  }
 }
 
 // Rows that nobody asked for, up to the step's shape: all at position 0 of a table row of their

@@ -43,6 +43,7 @@ class BatchBuilder final {
     std::int64_t context_tokens_max;  // sizes the block tables
     std::int32_t tokens_per_block;
     std::vector<TokenId> end_ids;  // the model's; suppressed before min_tokens
+    std::int64_t given_rows_max;   // StepLimits::given_rows_max
     std::int64_t row_adjustments;  // StepLimits::row_adjustments
     // RowBuckets of sequences_max: steps in which every sequence decodes get as many rows as the
     // next of them; padding writes into block `padding_block` and those behind it (PaddingBlocks).
@@ -60,6 +61,9 @@ class BatchBuilder final {
   // batch carries what changed in block tables and adjustments since the last one, so every batch
   // must be run.
   // Valid until the next call.
+  //
+  // Behind the sampling entries of the plan's rows stand those of prompt_logprobs, row by row: they
+  // report the log-probability of the token that the prompt has next.
   //
   // logit_rows are the sampled rows and, of a request with PromptLogits::kAll, every row that
   // stands in its prompt: batch.positions[logit_rows[r]] tells which.
@@ -83,6 +87,7 @@ class BatchBuilder final {
   void AddTokens(const StepPlan::Row& row, const Sequence& sequence);
   void AddLogitRows(const StepPlan::Row& row, const Sequence& sequence);
   void AddSampling(const Sequence& sequence);
+  void AddGiven(const StepPlan& plan, std::span<const std::unique_ptr<Sequence>> sequences);
   void AddPadding();
   void FillTableUpdates();
   void FillBatch(const StepShape& shape);
@@ -104,6 +109,7 @@ class BatchBuilder final {
   std::int64_t samples_ = 0;
   std::int64_t words_ = 0;
   bool copy_logits_ = false;
+  std::vector<std::int32_t> first_logit_row_;  // by row of the plan
   std::vector<const Sequence*> listed_;
   std::vector<std::int64_t> blocks_of_slot_;  // blocks that its rows can see; 0: not listed
 

@@ -40,8 +40,8 @@ void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, Attenti
 }
 
 void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, RequestCost* cost) {
-  const double row_us =
-      us_per_weight_ * WeightOf(row.path, row.first_position, row.tokens, row.samples);
+  const double row_us = us_per_weight_ * WeightOf(row.path, row.first_position, row.tokens,
+                                                  row.samples + row.prompt_logprobs);
   if (sequence == nullptr) {
     total_.dropped_us += row_us;
     return;

@@ -40,6 +40,7 @@ struct DataRank {
                  .context_tokens_max = config.scheduler.context_tokens_max,
                  .tokens_per_block = config.tokens_per_block,
                  .end_ids = config.end_ids,
+                 .given_rows_max = config.scheduler.prompt_logprob_rows_max,
                  .row_adjustments =
                      RowAdjustments(config.vocabulary, config.scheduler.context_tokens_max,
                                     static_cast<std::int64_t>(config.end_ids.size())),

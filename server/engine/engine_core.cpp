@@ -234,8 +234,13 @@ void EngineCore::FailFaulty(DataRank& rank, const StepResult& result) {
   }
   std::int64_t first_row = 0;
   std::int64_t entry = 0;
+  auto given = static_cast<std::int64_t>(rank.plan->sample_rows.size());
   for (const StepPlan::Row& row : rank.plan->rows) {
     std::int32_t faults = 0;
+    for (const std::int32_t fault : result.sample_faults.subspan(given, row.prompt_logprobs)) {
+      faults |= fault;
+    }
+    given += row.prompt_logprobs;
     for (const std::int32_t fault : result.row_faults.subspan(first_row, row.tokens)) {
       faults |= fault;
     }
@@ -255,7 +260,34 @@ void EngineCore::FailFaulty(DataRank& rank, const StepResult& result) {
   }
 }
 
+// Of the entries behind the sampled ones.
+void EngineCore::KeepPromptLogprobs(DataRank& rank, const StepResult& result) {
+  const StepPlan& plan = *rank.plan;
+  auto entry = static_cast<std::int64_t>(plan.sample_rows.size());
+  for (const StepPlan::Row& row : plan.rows) {
+    const bool live =
+        row.prompt_logprobs > 0 && rank.scheduler.Find(row.sequence, row.slot) != nullptr;
+    for (std::int32_t i = 0; i < row.prompt_logprobs; ++i, ++entry) {
+      if (!live) {
+        continue;
+      }
+      GeneratedToken& token = rank.live[row.slot]->prompt[row.first_position + i];
+      token.logprob = result.logprobs[entry];
+      for (std::size_t k = 0; k < token.top_logprobs.size(); ++k) {
+        const std::int64_t likely = entry * kTopLogprobsMax + static_cast<std::int64_t>(k);
+        if (result.top_ids[likely] < 0) {
+          token.top_logprobs.resize(k);  // the vocabulary has no more
+          break;
+        }
+        token.top_logprobs[k] = {.id = TokenId{result.top_ids[likely]},
+                                 .logprob = result.top_logprobs[likely]};
+      }
+    }
+  }
+}
+
 void EngineCore::Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us) {
+  KeepPromptLogprobs(rank, result);
   const StepPlan& plan = *rank.plan;
   const auto entries = static_cast<std::int64_t>(plan.sample_rows.size());
   for (std::int64_t ahead = 0; ahead < std::min(kPrefetchEntries, entries); ++ahead) {
@@ -306,6 +338,7 @@ EngineCore::JudgedToken EngineCore::JudgeToken(DataRank& rank, std::int32_t slot
                      .ended = nullptr,
                      .slot = slot,
                      .token = token,
+                     .first = live.completion_tokens == 1,
                      .entry = entry,
                      .preemptions = sequence.preemptions()};
   if (live.stop->Judge(token, sequence.generated()).has_value()) {
@@ -322,6 +355,7 @@ void EngineCore::ShowToken(JudgedToken& judged, const StepResult& result) {
   OutboxEvent& event = outbox_.Next();
   event.request = &live;
   event.has_token = true;
+  event.has_prompt = judged.first && sequence.request().prompt_logprobs.has_value();
   event.token = judged.token;
   event.finish = live.stop->Show();
   std::int64_t likely = 0;

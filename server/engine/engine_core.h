@@ -113,6 +113,7 @@ class EngineCore final {
     std::unique_ptr<LiveRequest> ended;  // the same, where it was the last token
     std::int32_t slot;                   // in the rank's scheduler, where it was not
     TokenId token;
+    bool first;                // of the reply
     std::int64_t entry;        // of the step's result
     std::int32_t preemptions;  // when it was judged
   };
@@ -122,6 +123,7 @@ class EngineCore final {
   void Measure(std::int64_t elapsed_us);
   void Bill(std::int64_t elapsed_us);
   void FailFaulty(DataRank& rank, const StepResult& result);
+  static void KeepPromptLogprobs(DataRank& rank, const StepResult& result);
   void Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us);
   static void Prefetch(const DataRank& rank, const StepResult& result, std::int64_t entry);
   JudgedToken JudgeToken(DataRank& rank, std::int32_t slot, std::int64_t entry,

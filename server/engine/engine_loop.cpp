@@ -102,6 +102,9 @@ Status EngineLoop::CheckSubmission(const Request& request) const {
   if (state_->decoders == nullptr && !request.stop.stop_strings.empty()) {
     return InvalidArgument("stop has strings, but this server has no tokenizer to match them with");
   }
+  if (request.prompt_logprobs && state_->config.scheduler.prompt_logprob_rows_max == 0) {
+    return InvalidArgument("prompt_logprobs: this server holds no logits of prompts");
+  }
   DSA_RETURN_IF_ERROR(state_->core.CheckFits(static_cast<std::int64_t>(request.prompt.size()),
                                              request.stop.max_tokens));
   // Any estimate of what a request will take is wrong for somebody, so none is refused for it.
@@ -164,6 +167,7 @@ std::vector<std::unique_ptr<LiveRequest>> EngineLoop::MakeSiblings(
     request.id = NextRequestId();
     ++request.sampling.seed;
     request.prompt_logits = PromptLogits::kNone;  // the first has them
+    request.prompt_logprobs.reset();
   }
   live.push_back(MakeLive(std::move(request), sinks.back()));
   return live;
@@ -179,6 +183,13 @@ std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,
   live->arrival_us = request.arrival_us;
   live->wants_logprobs = request.sampling.top_logprobs.has_value();
   live->billed = request.billed;
+  if (request.prompt_logprobs.has_value()) {
+    for (std::size_t i = 1; i < request.prompt.size(); ++i) {
+      live->prompt.push_back({.id = request.prompt[i],
+                              .top_logprobs = std::vector<TokenLogprob>(
+                                  static_cast<std::size_t>(*request.prompt_logprobs))});
+    }
+  }
   const TextDecoderFactory* decoders = state_->decoders;
   StopChecker::Text text;
   if (decoders != nullptr) {
@@ -265,6 +276,9 @@ std::int64_t EngineLoop::PumpOnce() {
     TokenDelta delta{.text = std::move(state.text), .finish = event.finish, .usage = event.usage};
     if (event.content_bytes_max >= 0) {
       delta.content_bytes_max = event.content_bytes_max;
+    }
+    if (event.has_prompt) {
+      delta.prompt = std::move(event.request->prompt);
     }
     if (event.has_token) {
       delta.tokens.push_back({.id = event.token,

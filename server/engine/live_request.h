@@ -41,6 +41,9 @@ struct alignas(kCacheLineBytes) LiveRequest {
   MonotonicUs last_token_us = 0;
   RequestCost cost{};
   std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
+  // The prompt's tokens but the first, where their log-probabilities are wanted: written by the
+  // engine thread before the first token's delta, which takes them along; the pump's from then on.
+  std::vector<GeneratedToken> prompt;
 
   // Constant after construction; any thread.
   MonotonicUs arrival_us = 0;

@@ -149,6 +149,7 @@ Result<OfflineResult> RunOffline(Backend& backend, const LoadedModel& model,
                       .table_rows_max = kRequests + kRequests,
                       .context_max = sizes.context,
                       .logit_rows_max = sizes.logit_rows,
+                      .given_rows_max = 0,
                       .row_adjustments =
                           RowAdjustments(model.config.vocabulary, sizes.context,
                                          static_cast<std::int64_t>(model.config.end_ids.size())),

@@ -27,6 +27,7 @@ struct OutboxEvent {
   ErrorCode error_code{};
   const char* error_message = nullptr;  // a constant; null: no error
   bool has_token = false;
+  bool has_prompt = false;  // LiveRequest::prompt goes with it
   TokenId token{};
   float logprob = 0.0F;
   std::int32_t text_bytes = 0;
@@ -42,6 +43,7 @@ struct OutboxEvent {
     error_code = {};
     error_message = nullptr;
     has_token = false;
+    has_prompt = false;
     token = {};
     logprob = 0.0F;
     text_bytes = 0;

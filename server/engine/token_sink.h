@@ -41,6 +41,9 @@ struct Usage {
 };
 
 struct TokenDelta {
+  // Where the request asks for their log-probabilities: the prompt's tokens but the first.  With
+  // the first generated token.
+  std::vector<GeneratedToken> prompt{};
   std::vector<GeneratedToken> tokens{};  // end and stop ids included
   std::string text{};                    // what became certain; whole characters
   std::optional<FinishReason> finish{};  // set on the last delta, once

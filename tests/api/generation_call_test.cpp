@@ -35,6 +35,7 @@ constexpr FieldNames kNames = {.request_id = "the_id",
                                .stop_token_ids = "",
                                .logprobs = "",
                                .top_logprobs = "",
+                               .prompt_logprobs = "",
                                .cache_salt = "",
                                .priority = ""};
 

@@ -75,7 +75,7 @@ std::string Describe(const Generation& generation) {
       r.sampling.top_logprobs.value_or(-1), r.stop.max_tokens, r.stop.min_tokens, r.stop.ignore_end,
       r.cache_salt, r.priority, static_cast<int>(generation.logprobs),
       static_cast<int>(generation.cost), generation.format.thinking);
-  text += fmt::format(" n={}", generation.answers);
+  text += fmt::format(" n={} pl={}", generation.answers, r.prompt_logprobs.value_or(-1));
   text += fmt::format(" fp={} pp={} rp={}", r.sampling.frequency_penalty,
                       r.sampling.presence_penalty, r.sampling.repetition_penalty);
   for (const LogitBias& bias : r.sampling.logit_bias) {
@@ -154,6 +154,8 @@ TEST_CASE("values beyond a border are refused by name", "[api][translate]") {
       {"top_logprobs: 1", "top_logprobs: 1 needs logprobs"},
       {"logprobs: true top_logprobs: 21", "top_logprobs: 21 is not in [0, 20]"},
       {"logprobs: true top_logprobs: -1", "top_logprobs: -1"},
+      {"prompt_logprobs: 21", "prompt_logprobs: 21 is not in [0, 20]"},
+      {"prompt_logprobs: 0 sampling { n: 2 }", "prompt_logprobs: with one answer only"},
       {"priority: 1001", "priority: 1001 is not in [-1000, 1000]"},
       {"priority: -1001", "priority: -1001"},
       {"parse_special: true", "parse_special: only for text"},
@@ -265,6 +267,7 @@ const std::map<std::string, std::string>& CompletionValues() {
       {"dsa.v1.CompletionRequest.report_cost", "report_cost: true"},
       {"dsa.v1.CompletionRequest.logprobs", "logprobs: true"},
       {"dsa.v1.CompletionRequest.top_logprobs", "top_logprobs: 2"},
+      {"dsa.v1.CompletionRequest.prompt_logprobs", "prompt_logprobs: 2"},
       {"dsa.v1.CompletionRequest.cache_salt", "cache_salt: 's'"},
       {"dsa.v1.CompletionRequest.priority", "priority: 4"},
       {"dsa.v1.SamplingParams.temperature", "sampling { temperature: 0.5 }"},

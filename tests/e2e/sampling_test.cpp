@@ -82,4 +82,47 @@ TEST_CASE("answer i is that of a request with seed + i", "[e2e][sampling]") {
   }
 }
 
+TEST_CASE("log-probabilities of a prompt are those of generating it, whatever is cached",
+          "[e2e][sampling]") {
+  Server server(testing::TinyConfig());
+  const auto stub = v1::CompletionService::NewStub(server.channel);
+  const auto complete = [&](const v1::CompletionRequest& request) {
+    grpc::ClientContext rpc;
+    v1::CompletionResponse response;
+    const grpc::Status status = stub->Complete(&rpc, request, &response);
+    INFO(status.error_message());
+    REQUIRE(status.ok());
+    return response;
+  };
+  v1::CompletionRequest request = LongPrompt(1, 5);
+  request.mutable_stop()->set_max_tokens(80);  // into a block of its own
+  request.set_logprobs(true);
+  request.set_top_logprobs(3);
+  const v1::CompletionResponse said = complete(request);
+  const int prompt = request.token_ids().ids_size();
+
+  v1::CompletionRequest scored = request;
+  scored.mutable_token_ids()->mutable_ids()->MergeFrom(said.token_ids());
+  scored.mutable_stop()->set_max_tokens(1);
+  scored.set_prompt_logprobs(3);
+  const v1::CompletionResponse cold = complete(scored);
+  REQUIRE(cold.prompt_logprobs_size() == prompt + 80 - 1);
+  for (int i = 0; i < 80; ++i) {
+    CAPTURE(i);
+    CHECK(cold.prompt_logprobs(prompt - 1 + i).SerializeAsString() ==
+          said.logprobs(i).SerializeAsString());
+  }
+  CHECK(cold.usage().cache_hit_tokens() == 0);
+  // Its blocks are there for others, and it reads nobody's.
+  const v1::CompletionResponse warm = complete(scored);
+  CHECK(warm.usage().cache_hit_tokens() == 0);
+  scored.clear_prompt_logprobs();
+  CHECK(complete(scored).usage().cache_hit_tokens() == (prompt + 80 - 1) / 64 * 64);
+  REQUIRE(warm.prompt_logprobs_size() == cold.prompt_logprobs_size());
+  for (int i = 0; i < warm.prompt_logprobs_size(); ++i) {
+    CHECK(warm.prompt_logprobs(i).SerializeAsString() ==
+          cold.prompt_logprobs(i).SerializeAsString());
+  }
+}
+
 }  // namespace dsa

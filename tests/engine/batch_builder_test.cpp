@@ -31,6 +31,7 @@ BatchBuilder MakeBuilder(const SchedulerRig& rig, std::vector<std::int64_t> row_
                        .context_tokens_max = rig.scheduler.config().context_tokens_max,
                        .tokens_per_block = rig.pool.tokens_per_block(),
                        .end_ids = {TokenId{7}},
+                       .given_rows_max = 16,
                        .row_adjustments = kRowAdjustments,
                        .row_buckets = std::move(row_buckets),
                        .padding_block = rig.pool.blocks()});

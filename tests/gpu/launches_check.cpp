@@ -29,6 +29,7 @@ std::int64_t NodesOfStep(std::int64_t rows, std::int64_t layers) {
                  .table_rows_max = rows,
                  .context_max = kPosition,
                  .logit_rows_max = rows,
+                 .given_rows_max = 0,
                  .row_adjustments = 0,
                  .masked_until = 0,
                  .score_bytes_max = std::int64_t{64} << 20,

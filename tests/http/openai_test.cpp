@@ -326,7 +326,7 @@ TEST_CASE("what cannot be done is refused by name", "[http]") {
       {kCompletions, ids(R"("max_tokens": 1, "max_completion_tokens": 2)"), 400,
        "max_completion_tokens: contradicts max_tokens", "max_completion_tokens"},
       {kCompletions, ids(R"("n": 17)"), 400, "n: 17 is not in [1, 16]", "n"},
-      {kCompletions, ids(R"("echo": true)"), 400, "echo: not supported yet", "echo"},
+      {kChat, chat(R"("echo": true)"), 400, "echo: not supported yet", "echo"},
       {kCompletions, ids(R"("logprobs": 21)"), 400, "logprobs: 21 is not in [0, 20]", "logprobs"},
       {kCompletions, ids(R"("stop": ["a", 1])"), 400, "stop[1]: 1 is not a string", "stop[1]"},
       {kCompletions, ids(R"("stream_options": {"include_usage": true})"), 400,

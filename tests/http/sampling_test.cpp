@@ -82,6 +82,33 @@ TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http
   CHECK(engine.submitted() == 0);
 }
 
+TEST_CASE("an echo stands before the answer, with its log-probabilities", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  for (const char* stream : {"false", "true"}) {
+    CAPTURE(stream);
+    RawClient client(serving.port());
+    client.Send(
+        Post(kPath, Body(fmt::format(R"("echo": true, "logprobs": 1, "stream": {})", stream))));
+    const auto submitted = engine.Wait(engine.submitted() == 0 || *stream == 'f' ? 0 : 1);
+    REQUIRE(submitted);
+    CHECK(submitted->request.prompt_logprobs == 1);
+    TokenDelta first = Delta("x", {7});
+    first.prompt.push_back({.id = TokenId{2}, .logprob = -1.5F, .top_logprobs = {}});
+    submitted->sink->OnDelta(std::move(first));
+    TokenDelta second = Delta("y", {8});
+    second.finish = FinishReason::kStop;
+    submitted->sink->OnDelta(std::move(second));
+    const std::string body = client.Read().value_or(Reply{}).body;
+    // Of the prompt's first token there is none.
+    CHECK(body.find(R"("token_logprobs":[null,-1.5,-0.5)") != std::string::npos);
+    CHECK(body.find(R"("top_logprobs":[null,{})") != std::string::npos);
+    CHECK(body.find(R"("text_offset":[0,0,0)") != std::string::npos);
+    CHECK(body.find("null,-1.5") == body.rfind("null,-1.5"));  // once
+  }
+  CHECK_FALSE(Heard(R"("echo": true)").prompt_logprobs.has_value());
+}
+
 // Two answers, the second of which ends first.
 std::string TwoAnswers(const std::string& fields) {
   FakeEngine engine;

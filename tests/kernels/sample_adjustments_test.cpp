@@ -77,6 +77,34 @@ TEST_CASE("A mask admits its ids alone", "[kernels][sample]") {
                                                     kForeignFault});
 }
 
+TEST_CASE("The largest addend gives a row its token", "[kernels][sample]") {
+  const std::vector<float> logits = testing::RandomFloat(5000, 2.0F, 77);
+  Request request{.logits = {logits},
+                  .logit_rows = {},
+                  .rows = {},
+                  .adjustments = {},
+                  .vocabulary_limit = 5000};
+  for (const std::int32_t given : {0, 1, 2500, 4998, 4999}) {
+    SamplingRow row = kGreedy;
+    row.top_logprobs = 3;
+    row.adjustments_first = static_cast<std::int32_t>(request.adjustments.size());
+    row.adjustments_count = 1;
+    request.adjustments.push_back(
+        {.id = given, .add = std::numeric_limits<float>::max(), .repetition = 1.0F});
+    request.rows.push_back(row);
+    request.logit_rows.push_back(0);
+  }
+  const Sampled sampled = Run(testing::TestBackend(), request);
+  const auto best =
+      static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  for (std::size_t i = 0; i < request.rows.size(); ++i) {
+    CAPTURE(i);
+    CHECK(sampled.tokens[i] == request.adjustments[i].id);
+    CHECK(sampled.logprobs[i] == Approx(LogProbability(logits, sampled.tokens[i])).epsilon(1e-6));
+    CHECK(sampled.top_ids[i * 20] == best);
+  }
+}
+
 TEST_CASE("Adjustments and masks agree with logits made by hand", "[kernels][sample]") {
   constexpr std::int32_t kVocabulary = 5000;
   std::mt19937 engine(11);

@@ -67,6 +67,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
                   .table_rows_max = scheduler_.slots(),
                   .context_max = options.context_max,
                   .logit_rows_max = logit_rows,
+                  .given_rows_max = 0,
                   .row_adjustments = row_adjustments,
                   .masked_until = options.masked_until,
                   .score_bytes_max = options.score_bytes_max,
@@ -86,6 +87,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
                            .context_tokens_max = options.context_max,
                            .tokens_per_block = kTokensPerBlock,
                            .end_ids = {},
+                           .given_rows_max = 0,
                            .row_adjustments = row_adjustments,
                            .row_buckets = options.row_buckets,
                            .padding_block = options.blocks});

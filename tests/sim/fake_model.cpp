@@ -71,6 +71,16 @@ std::uint64_t AdjustmentsAlone(const SimConfig& config, const Request& request,
   return sum;
 }
 
+// The log-probability of a token behind a position of this value.
+float LogprobOf(std::uint64_t value, std::int32_t token) {
+  return -static_cast<float>(SplitMix64(value + static_cast<std::uint64_t>(token)) % 4096);
+}
+
+// Whether a row's token is not drawn: it has the largest addend.
+bool IsGiven(std::span<const LogitAdjustment> adjustments) {
+  return adjustments.size() == 1 && adjustments.front().add == kGivenAddend;
+}
+
 // The token that follows a position of this value.
 template <typename IsSuppressed>
 std::int32_t Draw(const SimConfig& config, std::uint64_t value, std::uint64_t noise,
@@ -227,6 +237,13 @@ Expected RunAlone(const SimConfig& config, const Request& request) {
     }
     value = ValueOf(sum, Value(tokens[position]), position);
     sum += Weigh(value, position);
+    if (position + 1 < request.prompt.size()) {
+      expected.prompt_logprobs.push_back(LogprobOf(value, Value(tokens[position + 1])));
+      if (request.prompt_logprobs.has_value() && LogitsFaulty(config, value)) {
+        expected.finish = FinishReason::kError;
+        break;
+      }
+    }
   }
   expected.text = TextOf(config, expected.tokens);
   return expected;
@@ -244,7 +261,10 @@ void FakeExecutor::Observe(const BlockPool& pool, const Scheduler& scheduler,
   block_tables_[padding_row_ * table_columns_] = config_.blocks;
   row_adjustments_ = RowAdjustments(config_.vocabulary, config_.scheduler.context_tokens_max,
                                     static_cast<std::int64_t>(config_.end_ids.size()));
-  adjustments_.resize(config_.scheduler.sequences_max * row_adjustments_);
+  const std::int64_t given_rows =
+      (config_.scheduler.prompt_logprob_rows_max + row_adjustments_ - 1) / row_adjustments_;
+  adjustment_rows_ = config_.scheduler.sequences_max + given_rows;
+  adjustments_.resize(adjustment_rows_ * row_adjustments_);
 }
 
 void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
@@ -254,6 +274,12 @@ void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
   SIM_CHECK((shape.exchange_rows > 0) == (config_.data_ranks > 1), "rows are exchanged, or not");
   SIM_CHECK(shape.tokens <= config_.scheduler.step_tokens_max, "a batch beyond the token budget");
   SIM_CHECK(shape.tokens == batch.tokens || batch.recorded, "a step is padded for nothing");
+  SIM_CHECK(shape.logit_rows <= shape.tokens, "more rows of logits than rows");
+  const StepPlan* plan = scheduler_->in_flight();  // null: none of this rank's
+  const std::int64_t sampled =
+      plan == nullptr || batch.recorded ? 0 : static_cast<std::int64_t>(plan->sample_rows.size());
+  SIM_CHECK(batch.recorded || shape.samples - sampled <= config_.scheduler.prompt_logprob_rows_max,
+            "more logits of prompts than are held");
   std::map<std::int32_t, std::vector<std::int32_t>> positions;
   for (std::int64_t row = 0; row < shape.tokens; ++row) {
     const std::int32_t position = batch.positions[row];
@@ -362,8 +388,7 @@ void FakeExecutor::Upload(const ForwardBatch& batch) {
 void FakeExecutor::UpdateAdjustments() {
   for (std::int64_t i = 0; i < inputs_.adjustment_updates.size; ++i) {
     const TableUpdate& update = inputs_.adjustment_updates.data[i];
-    SIM_CHECK(update.row >= 0 && update.row < config_.scheduler.sequences_max &&
-                  update.first >= 0 &&
+    SIM_CHECK(update.row >= 0 && update.row < adjustment_rows_ && update.first >= 0 &&
                   update.first + update.count <= row_adjustments_ * kWordsPerAdjustment,
               "an update beyond the adjustments");
     auto* const words =
@@ -421,9 +446,11 @@ void FakeExecutor::Sample(const StepOutputs& outputs) {
     const std::uint64_t value = values_[inputs_.slots.data[row]];
     const std::uint64_t noise =
         NoiseOf(sampling.temperature, sampling.seed, sampling.position) ^ adjusted;
-    const std::int32_t token = Draw(config_, value, noise, is_suppressed);
+    const bool given = IsGiven(adjustments);
+    const std::int32_t token =
+        given ? adjustments.front().id : Draw(config_, value, noise, is_suppressed);
     outputs.tokens.data[i] = token;
-    outputs.logprobs.data[i] = -static_cast<float>(token);
+    outputs.logprobs.data[i] = given ? LogprobOf(value, token) : -static_cast<float>(token);
     outputs.sample_faults.data[i] = LogitsFaulty(config_, value) ? kRowFaultLogits : 0;
     for (std::int32_t k = 0; k < kTopLogprobsMax; ++k) {
       const bool wanted = k < sampling.top_logprobs;

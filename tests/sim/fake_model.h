@@ -39,6 +39,7 @@ struct Expected {
   std::vector<TokenId> tokens;
   std::string text;
   FinishReason finish = FinishReason::kLength;
+  std::vector<float> prompt_logprobs{};  // of all tokens of the prompt but the first
 };
 Expected RunAlone(const SimConfig& config, const Request& request);
 
@@ -128,6 +129,7 @@ class FakeExecutor final : public StepExecutor {
   std::int64_t table_columns_ = 0;
   std::vector<LogitAdjustment> adjustments_;  // rows of row_adjustments_
   std::int64_t row_adjustments_ = 0;
+  std::int64_t adjustment_rows_ = 0;
   std::vector<std::uint8_t> device_;  // what was uploaded
   StepInputs inputs_{};               // views of it
   HostStepOutputs outputs_;

@@ -95,8 +95,9 @@ plant_bug(scheduler/scheduler.cpp "last prompt token not computed"
   [[(sequence.tokens() - 1) / pool_.tokens_per_block();]]
   [[(sequence.tokens() - (BUG ? 0 : 1)) / pool_.tokens_per_block();]])
 plant_bug(scheduler/scheduler.cpp "prompt logits skipped by a hit"
-  [[sequence.request_.prompt_logits == PromptLogits::kNone]]
-  [[(BUG || sequence.request_.prompt_logits == PromptLogits::kNone)]])
+  [[  if (!ComputesWholePrompt(sequence.request_)) {]]
+  [[  if ((BUG && sequence.request_.prompt_logits != PromptLogits::kNone) ||
+      !ComputesWholePrompt(sequence.request_)) {]])
 plant_bug(scheduler/scheduler.cpp "block table kept on preemption"
   [[  ReleaseBlocks(sequence);
   Erase(running_, &sequence);]]
@@ -154,6 +155,10 @@ plant_bug(scheduler/scheduler.cpp "preemption not counted"
 plant_bug(scheduler/scheduler.cpp "blocked head not tried again"
   [[room <= blocked_room_) {]]
   [[(room <= blocked_room_ || (BUG && !running_.empty()))) {]])
+plant_bug(scheduler/scheduler.cpp "log-probabilities of a prompt from a cached prefix"
+  [[      !ComputesWholePrompt(sequence.request_)) {]]
+  [[      (BUG && sequence.request_.prompt_logprobs.has_value()) ||
+      !ComputesWholePrompt(sequence.request_)) {]])
 plant_bug(scheduler/scheduler.cpp "siblings compute the prompt side by side"
   [[  if (!siblings.has_value()) {]]
   [[  if (BUG || !siblings.has_value()) {]])
@@ -217,6 +222,9 @@ plant_bug(scheduler/planning.cpp "nobody starts behind a preemption"
   [[.may_start = preemptions_ == preemptions_before};]]
   [[.may_start = preemptions_ == preemptions_before && !(BUG && !running_.empty() && preemptions_ % 2 == 1)};]])
 
+plant_bug(scheduler/planning.cpp "more logits of prompts than are held"
+  [[prompt_logprobs_left_ -= logprobs;]]
+  [[prompt_logprobs_left_ -= BUG ? 0 : logprobs;]])
 plant_bug(scheduler/planning.cpp "no minimum of a prompt"
   [[prompt_tokens_ < kPromptTokensMin)) {]]
   [[(!BUG && prompt_tokens_ < kPromptTokensMin))) {]])
@@ -286,6 +294,9 @@ plant_bug(server/engine/batch_builder.cpp "block table one short"
 plant_bug(server/engine/batch_builder.cpp "sampled from the row before"
   [[static_cast<std::int32_t>(logit_rows_) - 1;]]
   [[static_cast<std::int32_t>(logit_rows_) - (BUG && logit_rows_ > 1 ? 2 : 1);]])
+plant_bug(server/engine/batch_builder.cpp "log-probability behind another position"
+  [[= first_logit_row_[index] + i;]]
+  [[= first_logit_row_[index] + (BUG ? 0 : i);]])
 plant_bug(server/engine/batch_builder.cpp "padding writes into a block of the pool"
   [[std::int64_t{config_.padding_block} * config_.tokens_per_block +]]
   [[std::int64_t{BUG ? config_.padding_block - 1 : config_.padding_block} * config_.tokens_per_block +]])
@@ -364,6 +375,9 @@ plant_bug(scheduler/rank_offer.cpp "a rank that could start one refuses"
 plant_bug(scheduler/rank_offer.cpp "bound beyond the places"
   [[  if (sequences >= config_.sequences_max ||]]
   [[  if (sequences >= config_.sequences_max + (BUG ? 1 : 0) ||]])
+plant_bug(scheduler/rank_offer.cpp "a prefix counted that is not read"
+  [[  if (ComputesWholePrompt(sequence.request_)) {]]
+  [[  if (!BUG && ComputesWholePrompt(sequence.request_)) {]])
 plant_bug(scheduler/rank_offer.cpp "another rank's prefix counted"
   [[  const CachedPrefix cached = CachedPrefixOf(sequence, offered_);]]
   [[  static FoundPrefix of_any;
@@ -419,6 +433,9 @@ plant_bug(server/engine/engine_core.cpp "a sibling that ends takes the others al
       other->aborted.store(true);
     }
   }]])
+plant_bug(server/engine/engine_core.cpp "log-probabilities of a later chunk in place of the first"
+  [[rank.live[row.slot]->prompt[row.first_position + i];]]
+  [[rank.live[row.slot]->prompt[(BUG ? 0 : row.first_position) + i];]])
 plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
@@ -541,6 +558,7 @@ foreach(file IN LISTS planted_files)
 endforeach()
 
 # The sources without bugs come from the libraries; those with bugs are linked first and win.
-add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp rank_laws.cpp sim_config.cpp simulator.cpp simulator_replies.cpp
-               time_laws.cpp wait_laws.cpp write_laws.cpp ${planted_sources})
+add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp rank_laws.cpp sim_config.cpp simulator.cpp
+               simulator_replies.cpp simulator_sampling.cpp time_laws.cpp wait_laws.cpp write_laws.cpp
+               ${planted_sources})
 target_link_libraries(engine_sim_planted PRIVATE dsa::engine fmt::fmt OpenSSL::Crypto dsa_warnings)

@@ -22,7 +22,8 @@ void RankLaws::BeginStep() {
 
 // By a chain of its own, and looked up anew.
 CachedPrefix RankLaws::CachedOf(const Sequence& sequence, std::size_t rank) const {
-  if (sequence.request().prompt_logits != PromptLogits::kNone) {
+  if (sequence.request().prompt_logits != PromptLogits::kNone ||
+      sequence.request().prompt_logprobs.has_value()) {
     return {};
   }
   const PrefixHasher hasher({.identity = "sim",

@@ -70,11 +70,12 @@ struct SimConfig {
   std::int64_t stop_percent = 0;
   std::int64_t penalty_percent = 0;
   std::int64_t sibling_percent = 0;
-  std::int64_t in_flight_percent = 0;  // of steps during which clients come and go
-  std::int64_t pump_percent = 100;     // of steps after which deltas are delivered
-  std::int64_t busy_steps = 200;       // with arrivals; then everything must end
-  bool drain = false;                  // ends by draining
-  TrueCosts costs;                     // with scheduler.step_time_target_us
+  std::int64_t prompt_logprob_percent = 0;  // none with a budget of time
+  std::int64_t in_flight_percent = 0;       // of steps during which clients come and go
+  std::int64_t pump_percent = 100;          // of steps after which deltas are delivered
+  std::int64_t busy_steps = 200;            // with arrivals; then everything must end
+  bool drain = false;                       // ends by draining
+  TrueCosts costs;                          // with scheduler.step_time_target_us
 
   bool timed() const { return scheduler.step_time_target_us > 0; }
 };

@@ -39,6 +39,9 @@ SimStats RunSeed(std::uint64_t seed) {
 void Client::OnDelta(TokenDelta&& delta) {
   SIM_CHECK(!finish.has_value(),
             fmt::format("request {} hears more after its end", Value(request.id)));
+  SIM_CHECK(delta.prompt.empty() || (tokens.empty() && delta.tokens.size() == 1),
+            "log-probabilities of the prompt do not come with the first token");
+  prompt.insert(prompt.end(), delta.prompt.begin(), delta.prompt.end());
   for (GeneratedToken& token : delta.tokens) {
     tokens.push_back(std::move(token));
   }
@@ -200,6 +203,9 @@ Request Simulator::DrawRequest() {
   if (extras_.Chance(config_.penalty_percent)) {
     DrawPenalties(request.sampling);
   }
+  if (extras_.Chance(config_.prompt_logprob_percent)) {
+    request.prompt_logprobs = static_cast<std::int32_t>(extras_.Between(0, 8));
+  }
   StopConditions& stop = request.stop;
   stop.max_tokens = random_.Between(1, config_.reply_max);
   stop.min_tokens = random_.Chance(70) ? 0 : random_.Between(0, stop.max_tokens);
@@ -220,22 +226,6 @@ Request Simulator::DrawRequest() {
     stop.deadline_us = clock_.now_us + random_.Between(-5, 1500) * (config_.timed() ? kLonger : 1);
   }
   return request;
-}
-
-// Numbers whose sums are exact.
-void Simulator::DrawPenalties(SamplingParams& sampling) {
-  const auto quarters = [&] {
-    return extras_.Chance(40) ? 0.0F : static_cast<float>(extras_.Between(-8, 8)) / 4;
-  };
-  sampling.frequency_penalty = quarters();
-  sampling.presence_penalty = quarters();
-  sampling.repetition_penalty =
-      extras_.Chance(50) ? 1.0F : static_cast<float>(extras_.Between(1, 8)) / 4;
-  for (std::int32_t id = 0; id < config_.vocabulary; ++id) {
-    if (extras_.Chance(10)) {
-      sampling.logit_bias.push_back({.id = TokenId{id}, .add = quarters()});
-    }
-  }
 }
 
 std::int64_t Simulator::WaitingIn() const {
@@ -273,6 +263,7 @@ void Simulator::Submit(const Request& request, std::int64_t answers) {
     clients.back()->request.sampling.seed += static_cast<std::uint64_t>(i);
     if (i > 0) {
       clients.back()->request.prompt_logits = PromptLogits::kNone;
+      clients.back()->request.prompt_logprobs.reset();
     }
   }
   const bool full = IsFull(answers);

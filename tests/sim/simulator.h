@@ -72,6 +72,7 @@ class Client final : public TokenSink {
 
   Request request;  // as submitted
   std::int64_t tenant = 0;
+  std::vector<GeneratedToken> prompt;
   std::vector<GeneratedToken> tokens;
   std::string text;
   std::optional<FinishReason> finish;
@@ -118,6 +119,7 @@ class Simulator final {
   void CheckEnded(const Client& client);
   void CheckUsage(const Client& client);
   void CheckOutput(const Client& client);
+  void CheckPromptLogprobs(const Client& client, const Expected& expected);
   void CheckQuiet();
   std::int64_t LiveClients() const;
 

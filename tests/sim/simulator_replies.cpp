@@ -65,7 +65,8 @@ void Simulator::CheckUsage(const Client& client) {
   SIM_CHECK(usage.cache_hit_tokens == found,
             fmt::format("{} hit tokens are billed, {} were found", usage.cache_hit_tokens, found));
   SIM_CHECK(found < usage.prompt_tokens, "nothing of the prompt was computed");
-  SIM_CHECK(found == 0 || client.request.prompt_logits == PromptLogits::kNone,
+  SIM_CHECK(found == 0 || (client.request.prompt_logits == PromptLogits::kNone &&
+                           !client.request.prompt_logprobs.has_value()),
             "prompt logits were wanted of positions that were not computed");
   SIM_CHECK(usage.queue_us >= 0 && usage.prefill_us >= 0 && usage.decode_us >= 0,
             "time runs backwards");
@@ -85,6 +86,7 @@ void Simulator::CheckOutput(const Client& client) {
       SIM_CHECK(token.top_logprobs[k].logprob == -static_cast<float>(k), "likely tokens mixed up");
     }
   }
+  CheckPromptLogprobs(client, expected);
   const FinishReason finish = *client.finish;
   const bool natural = finish == FinishReason::kStop || finish == FinishReason::kLength ||
                        finish == FinishReason::kError;

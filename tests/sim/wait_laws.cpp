@@ -17,6 +17,11 @@ std::int64_t CatchUpTokens(const Sequence& sequence) {
   return sequence.behind() > 1 ? sequence.behind() : 0;
 }
 
+// Whether logits of its prompt are still to be computed, of which a step holds only so many.
+bool NeedsLogits(const Sequence& sequence) {
+  return sequence.request().prompt_logprobs.has_value() && sequence.generated() == 0;
+}
+
 }  // namespace
 
 // Ids count the requests as they were submitted, whatever the scheduler makes of them.
@@ -74,8 +79,11 @@ WaitLaws::Stay WaitLaws::BeginStay(const Sequence& sequence, const Scheduler& sc
 
 std::int64_t WaitLaws::BoundOf(const Stay& stay) const {
   const SchedulerConfig& scheduler = config_.scheduler;
-  const std::int64_t least =
+  std::int64_t least =
       config_.timed() ? kPromptTokensMin : std::numeric_limits<std::int64_t>::max();
+  if (config_.prompt_logprob_percent > 0) {
+    least = std::min(least, config_.scheduler.prompt_logprob_rows_max);
+  }
   if (stay.state == SequenceState::kRunning) {
     return stay.catch_up_tokens /
                std::min(least, scheduler.step_tokens_max - scheduler.sequences_max + 1) +
@@ -186,7 +194,7 @@ void WaitLaws::CheckGrants(const Scheduler& scheduler, const BlockPool& pool,
     }
   }
   if (!config_.timed()) {
-    SIM_CHECK(held_back == nullptr || budget_left_ == 0,
+    SIM_CHECK(held_back == nullptr || budget_left_ == 0 || NeedsLogits(*held_back->sequence),
               "a prompt is held back although there is a budget");
     return;
   }
@@ -264,7 +272,9 @@ void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) cons
   const Sequence* first =
       *std::min_element(scheduler.waiting().begin(), scheduler.waiting().end(),
                         [this](const Sequence* a, const Sequence* b) { return Before(*a, *b); });
-  if (AwaitsSibling(*first, scheduler)) {
+  const auto needs_logits = [](const Sequence* sequence) { return NeedsLogits(*sequence); };
+  if (AwaitsSibling(*first, scheduler) ||
+      std::any_of(scheduler.running().begin(), scheduler.running().end(), needs_logits)) {
     return;
   }
   const std::int64_t spare = SpareBlocks(scheduler);

@@ -7,6 +7,9 @@
 //   prompts  those that catch up do so in order: nobody gets a token before the one ahead has all
 //   siblings nobody starts while a sibling before it has to compute blocks that both can share; who
 //            waits for that holds up those behind it
+//   logits   a prompt whose log-probabilities are reported gets no more tokens than logits of it
+//   are
+//            held, and holds up those behind it: such a step computes at least so many of P
 //   work     somebody waits only where the budget is used up, all places are taken, the blocks do
 //            not suffice for the first in order, or a preemption has just shown them to be short
 // Where steps have a budget of time (time_laws.h) there is one exception: while the first prompt is

@@ -56,6 +56,26 @@ std::string TokenBytes(TokenId id, const ServiceContext& context) {
   return context.tokenizer == nullptr ? std::string() : std::string(context.tokenizer->Bytes(id));
 }
 
+void FillLogprob(const GeneratedToken& token, const ServiceContext& context,
+                 v1::TokenLogprob& target) {
+  target.set_token_id(Value(token.id));
+  target.set_logprob(token.logprob);
+  target.set_token(TokenBytes(token.id, context));
+  for (const TokenLogprob& candidate : token.top_logprobs) {
+    v1::TopLogprob& top = *target.add_top();
+    top.set_token_id(Value(candidate.id));
+    top.set_logprob(candidate.logprob);
+    top.set_token(TokenBytes(candidate.id, context));
+  }
+}
+
+template <typename Response>
+void FillPromptLogprobs(const ReplyPart& part, const ServiceContext& context, Response& response) {
+  for (const GeneratedToken& token : part.prompt) {
+    FillLogprob(token, context, *response.add_prompt_logprobs());
+  }
+}
+
 template <typename Response>
 void FillLogprobs(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
                   Response& response) {
@@ -63,16 +83,7 @@ void FillLogprobs(const ReplyPart& part, const ReplyHead& head, const ServiceCon
     return;
   }
   for (const GeneratedToken& token : part.tokens) {
-    v1::TokenLogprob& target = *response.add_logprobs();
-    target.set_token_id(Value(token.id));
-    target.set_logprob(token.logprob);
-    target.set_token(TokenBytes(token.id, context));
-    for (const TokenLogprob& candidate : token.top_logprobs) {
-      v1::TopLogprob& top = *target.add_top();
-      top.set_token_id(Value(candidate.id));
-      top.set_logprob(candidate.logprob);
-      top.set_token(TokenBytes(candidate.id, context));
-    }
+    FillLogprob(token, context, *response.add_logprobs());
   }
 }
 
@@ -155,6 +166,7 @@ v1::CompletionResponse EncodeCompletion(const ReplyPart& reply, const ReplyHead&
   v1::CompletionResponse response;
   FillCommon(reply, head, context, response);
   FillCompletion(reply, response);
+  FillPromptLogprobs(reply, context, response);
   for (const ReplyPart& other : reply.others) {
     v1::CompletionChoice& choice = *response.add_more_choices();
     choice.set_index(other.index);
@@ -169,6 +181,7 @@ v1::CompletionStreamResponse EncodeCompletionPart(const ReplyPart& part, const R
   v1::CompletionStreamResponse response;
   FillCommon(part, head, context, response);
   FillCompletion(part, response);
+  FillPromptLogprobs(part, context, response);
   response.set_index(part.index);
   return response;
 }

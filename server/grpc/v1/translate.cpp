@@ -133,6 +133,9 @@ Status ToAsk(const v1::ChatRequest& message, Ask& ask) {
 
 Status ToAsk(const v1::CompletionRequest& message, Ask& ask) {
   DSA_RETURN_IF_ERROR(ReadCommon(message, ask));
+  if (message.has_prompt_logprobs()) {
+    ask.prompt_logprobs = message.prompt_logprobs();
+  }
   if (message.has_token_ids()) {
     if (message.parse_special()) {
       return InvalidArgument("parse_special: only for text");

@@ -39,6 +39,7 @@ inline constexpr FieldNames kFieldNames = {.request_id = "request_id",
                                            .stop_token_ids = "stop.stop_token_ids",
                                            .logprobs = "logprobs",
                                            .top_logprobs = "top_logprobs",
+                                           .prompt_logprobs = "prompt_logprobs",
                                            .cache_salt = "cache_salt",
                                            .priority = "priority"};
 // Of a Conversation that is a field itself.

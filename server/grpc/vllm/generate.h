@@ -32,6 +32,7 @@ inline constexpr FieldNames kVllmFieldNames = {
     .stop_token_ids = "sampling_params.stop_token_ids",
     .logprobs = "sampling_params.logprobs",
     .top_logprobs = "sampling_params.logprobs",
+    .prompt_logprobs = "sampling_params.prompt_logprobs",
     .cache_salt = "cache_salt",  // nor these
     .priority = "priority"};
 

@@ -32,6 +32,7 @@ inline constexpr FieldNames kXaiFieldNames = {
     .stop_token_ids = "stop_token_ids",
     .logprobs = "logprobs",
     .top_logprobs = "top_logprobs",
+    .prompt_logprobs = "prompt_logprobs",
     .cache_salt = "cache_salt",
     .priority = "priority"};
 

@@ -79,15 +79,14 @@ std::int64_t Characters(std::string_view text) {
   });
 }
 
-// As the older endpoint has them.  `offset` is the number of characters before, and after.
-Json CompletionLogprobs(const ReplyPart& part, const ServiceContext& context,
-                        std::int64_t& offset) {
+// The lists of the older endpoint.
+struct LogprobLists {
   Json tokens = Json::array();
   Json logprobs = Json::array();
   Json tops = Json::array();
   Json offsets = Json::array();
-  std::string_view text = part.content;
-  for (const GeneratedToken& token : part.tokens) {
+
+  void Add(const GeneratedToken& token, const ServiceContext& context, std::int64_t offset) {
     tokens.push_back(BytesOf(token.id, context));
     logprobs.push_back(Finite(token.logprob));
     offsets.push_back(offset);
@@ -96,14 +95,37 @@ Json CompletionLogprobs(const ReplyPart& part, const ServiceContext& context,
       top[std::string(BytesOf(candidate.id, context))] = Finite(candidate.logprob);
     }
     tops.push_back(std::move(top));
+  }
+};
+
+// `offset` is the number of characters before, and after.  The prompt stands first where its
+// log-probabilities were asked for; its first token has none.
+Json CompletionLogprobs(const ReplyPart& part, const std::optional<TokenId>& prompt_begin,
+                        const ServiceContext& context, std::int64_t& offset) {
+  LogprobLists lists;
+  if (prompt_begin) {
+    lists.Add({.id = *prompt_begin, .top_logprobs = {}}, context, offset);
+    lists.logprobs.back() = nullptr;
+    lists.tops.back() = nullptr;
+    if (prompt_begin != context.model.bos) {  // which is no part of the text
+      offset += Characters(BytesOf(*prompt_begin, context));
+    }
+    for (const GeneratedToken& token : part.prompt) {
+      lists.Add(token, context, offset);
+      offset += Characters(BytesOf(token.id, context));
+    }
+  }
+  std::string_view text = part.content;
+  for (const GeneratedToken& token : part.tokens) {
+    lists.Add(token, context, offset);
     const auto bytes = std::min(static_cast<std::size_t>(token.text_bytes), text.size());
     offset += Characters(text.substr(0, bytes));
     text.remove_prefix(bytes);
   }
-  return {{"tokens", std::move(tokens)},
-          {"token_logprobs", std::move(logprobs)},
-          {"top_logprobs", std::move(tops)},
-          {"text_offset", std::move(offsets)}};
+  return {{"tokens", std::move(lists.tokens)},
+          {"token_logprobs", std::move(lists.logprobs)},
+          {"top_logprobs", std::move(lists.tops)},
+          {"text_offset", std::move(lists.offsets)}};
 }
 
 // With an index in a stream, where a client puts the pieces together.
@@ -137,12 +159,13 @@ Json MessageOf(const ReplyPart& reply) {
 
 // Null where none were asked for.
 Json LogprobsOf(Endpoint endpoint, const ReplyPart& part, const ReplyHead& head,
-                const ServiceContext& context, std::int64_t& text_offset) {
+                const std::optional<TokenId>& prompt_begin, const ServiceContext& context,
+                std::int64_t& text_offset) {
   if (head.logprobs == ReportLogprobs::kNo) {
     return nullptr;
   }
   return endpoint == Endpoint::kChat ? ChatLogprobs(part, context)
-                                     : CompletionLogprobs(part, context, text_offset);
+                                     : CompletionLogprobs(part, prompt_begin, context, text_offset);
 }
 
 // What answers of one call share.
@@ -184,9 +207,10 @@ std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) 
     if (endpoint_ == Endpoint::kChat) {
       choice["message"] = MessageOf(one);
     } else {
-      choice["text"] = one.content;
+      choice["text"] = head.echo + one.content;
     }
-    choice["logprobs"] = LogprobsOf(endpoint_, one, head, context_, ProgressOf(one).text_offset);
+    choice["logprobs"] =
+        LogprobsOf(endpoint_, one, head, head.prompt_begin, context_, ProgressOf(one).text_offset);
     choice["finish_reason"] = FinishOf(one);
     choices.push_back(std::move(choice));
   };
@@ -216,10 +240,11 @@ std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
     }
     choice["delta"] = std::move(delta);
   } else {
-    choice["text"] = part.content;
+    choice["text"] = progress.begun ? part.content : head.echo + part.content;
   }
-  progress.begun = true;
-  choice["logprobs"] = LogprobsOf(endpoint_, part, head, context_, progress.text_offset);
+  const bool begins = !std::exchange(progress.begun, true);
+  choice["logprobs"] = LogprobsOf(endpoint_, part, head, begins ? head.prompt_begin : std::nullopt,
+                                  context_, progress.text_offset);
   choice["finish_reason"] = FinishOf(part);
   return AsEvent(Dump(
       Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head)));

@@ -191,6 +191,10 @@ Status TakeSampling(RequestFields& fields, Ask& ask) {
   DSA_ASSIGN_OR_RETURN(ask.presence_penalty, fields.TakeFloat("presence_penalty"));
   DSA_ASSIGN_OR_RETURN(ask.repetition_penalty, fields.TakeFloat("repetition_penalty"));
   DSA_ASSIGN_OR_RETURN(ask.n, fields.TakeInt("n"));
+  DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> best_of, fields.TakeInt("best_of"));
+  if (best_of && *best_of != ask.n.value_or(1)) {
+    return Error{ErrorCode::kUnimplemented, "best_of: only as many as n are supported"};
+  }
   return TakeBiases(fields, ask);
 }
 
@@ -204,6 +208,11 @@ Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask) {
   }
   DSA_ASSIGN_OR_RETURN(ask.top_logprobs, fields.TakeInt("logprobs"));
   ask.logprobs = ask.top_logprobs.has_value();
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> echo, fields.TakeBool("echo"));
+  ask.echo = echo.value_or(false);
+  if (ask.echo) {
+    ask.prompt_logprobs = ask.top_logprobs;
+  }
   return {};
 }
 
@@ -298,6 +307,7 @@ FieldNames FieldNamesOf(Endpoint endpoint) {
           .stop_token_ids = "stop_token_ids",
           .logprobs = "logprobs",
           .top_logprobs = chat ? "top_logprobs" : "logprobs",
+          .prompt_logprobs = chat ? "" : "logprobs with echo",
           .cache_salt = "cache_salt",
           .priority = "priority"};
 }

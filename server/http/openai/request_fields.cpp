@@ -34,7 +34,6 @@ struct Documented {
 constexpr std::array kDocumented = {
     // Of OpenAI.
     Documented{"audio", Neutral::kNone},
-    Documented{"best_of", Neutral::kOne},
     Documented{"echo", Neutral::kFalse},
     Documented{"function_call", Neutral::kNone},
     Documented{"functions", Neutral::kEmpty},
