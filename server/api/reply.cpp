@@ -105,6 +105,7 @@ void Merge(ReplyPart& part, ReplyPart&& next) {
   part.error = std::move(next.error);
   part.usage = next.usage;
   part.reasoning_tokens = next.reasoning_tokens;
+  part.answer_tokens = next.answer_tokens;
 }
 
 ReplyAssembler::ReplyAssembler(const ReplyFormat& format)
@@ -126,6 +127,7 @@ ReplyPart ReplyAssembler::Add(TokenDelta&& delta) {
   part.error = std::move(delta.error);
   part.usage = delta.usage;
   part.reasoning_tokens = reasoning_tokens_;
+  part.answer_tokens = delta.usage.completion_tokens;
   return part;
 }
 

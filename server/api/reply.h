@@ -43,8 +43,9 @@ struct ReplyPart {
   std::vector<GeneratedToken> tokens;
   std::optional<ReplyFinish> finish;  // on the last part
   std::optional<Error> error;         // with kDeadline and kError
-  Usage usage;                        // so far
-  std::int64_t reasoning_tokens = 0;  // so far
+  Usage usage;                        // so far; once it is the call's, of all answers
+  std::int64_t reasoning_tokens = 0;  // likewise
+  std::int64_t answer_tokens = 0;     // generated so far, of this answer
   // Of a reply that comes whole, where it has several answers: those behind the first.
   std::vector<ReplyPart> others;
 

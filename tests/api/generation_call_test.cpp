@@ -159,6 +159,8 @@ TEST_CASE("a stream that has nothing to say for 10 s gives a sign of life", "[ap
   CHECK(world.writer.signs_of_life == 0);
   world.clock.now_us += kSilence;
   CHECK(signs(1));
+  testing::Pause(kLooks);
+  CHECK(world.writer.signs_of_life == 1);  // it was one, although nothing was written
   submitted->sink->OnDelta(Delta("a", {1}));
   world.clock.now_us += 2 * kSilence;  // while a write is in flight
   testing::Pause(kLooks);

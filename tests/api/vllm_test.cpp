@@ -3,9 +3,11 @@
 #include "proto/vllm/engine.pb.h"
 #include "server/grpc/vllm/generate.h"
 #include "server/grpc/vllm/tokenizer_archive.h"
+#include "tests/abuse/raw_http2.h"
 #include "tests/api/loopback.h"
 #include "tests/api/raw_stream.h"
 #include "tests/engine/stepped_engine.h"
+#include "tests/log_capture.h"
 #include "tests/paths.h"
 
 #include <cstring>
@@ -59,6 +61,9 @@ std::string Asked(const GenerateRequest& request, const ServiceContext& context)
       r.sampling.temperature, r.sampling.top_p, r.sampling.min_p, r.sampling.top_k,
       drawn ? "drawn" : fmt::format("{}", r.sampling.seed), r.sampling.top_logprobs.value_or(-1),
       r.stop.max_tokens, r.stop.min_tokens, r.stop.ignore_end, delivery == Delivery::kStream);
+  if (resolved.value().answers != 1 || r.prompt_logprobs) {
+    text += fmt::format(" n={} pl={}", resolved.value().answers, r.prompt_logprobs.value_or(-1));
+  }
   text += fmt::format(" penalties {} {} {}", r.sampling.frequency_penalty,
                       r.sampling.presence_penalty, r.sampling.repetition_penalty);
   for (const LogitBias& bias : r.sampling.logit_bias) {
@@ -201,6 +206,10 @@ TEST_CASE("every field of vLLM's request is used, refused, or about text", "[api
   CHECK(Asked(FromText("tokenized {}"), *loopback.context).rfind("input: empty", 0) == 0);
   CHECK(Asked(ThreeIds("sampling_params { logprobs: 21 }"), *loopback.context) ==
         "sampling_params.logprobs: 21 is not in [0, 20]");
+  CHECK(Asked(ThreeIds("sampling_params { n: 17 }"), *loopback.context) ==
+        "sampling_params.n: 17 is not in [1, 16]");
+  CHECK(Asked(ThreeIds("sampling_params { n: 2 prompt_logprobs: 0 }"), *loopback.context) ==
+        "sampling_params.prompt_logprobs: with one answer only, sampling_params.n is 2");
 }
 
 TEST_CASE("a stream is chunks of what is new, and an end of all", "[api][vllm]") {
@@ -300,6 +309,32 @@ TEST_CASE("without stream there is one message, and it says what stopped", "[api
   CHECK(stream.Finish().ok());
 }
 
+// The end is two messages; the first is longer than what flows to a client that opens no window.
+TEST_CASE("a router that leaves amid the last messages ends the call", "[api][vllm]") {
+  constexpr std::size_t kTokens = 100'000;
+  const std::string kCancel = {0, 0, 0, 8};
+  const testing::LogCapture log;
+  Loopback loopback(nullptr);
+  const std::string message =
+      ThreeIds("stream: true request_id: 'leaves-last'").SerializeAsString();
+  REQUIRE(message.size() < 128);
+  testing::RawConnection client(loopback.server->port());
+  REQUIRE(client.Send(
+      testing::ClientPreface() +
+      testing::Frame(testing::kHeadersFrame, testing::kEndHeadersFlag, 1,
+                     testing::RequestHeaders(kService + "Generate")) +
+      testing::Frame(testing::kDataFrame, testing::kEndStreamFlag, 1,
+                     std::string(4, '\0') + static_cast<char>(message.size()) + message)));
+  const auto submitted = loopback.engine.Wait(0);
+  REQUIRE(submitted);
+  TokenDelta last = LastDelta(FinishReason::kLength);
+  last.tokens.assign(kTokens, {.id = TokenId{70'000}, .top_logprobs = {}});
+  submitted->sink->OnDelta(std::move(last));
+  CHECK(log.Lines("leaves-last").empty());
+  REQUIRE(client.Send(testing::Frame(testing::kResetFrame, 0, 1, kCancel)));
+  CHECK(testing::Eventually([&] { return log.Lines("leaves-last").size() == 1; }));
+}
+
 TEST_CASE("a router that leaves, or aborts, ends the request", "[api][vllm]") {
   Loopback loopback(nullptr);
   RawStream leaving(loopback.channel, kService + "Generate",
@@ -327,12 +362,12 @@ TEST_CASE("an error before the first token is a status alone, after it behind th
           "[api][vllm]") {
   Loopback loopback(nullptr);
   RawStream refused(loopback.channel, kService + "Generate",
-                    ThreeIds("stream: true sampling_params { n: 2 }").SerializeAsString());
+                    ThreeIds("stream: true sampling_params { regex: '' }").SerializeAsString());
   GenerateResponse response;
   CHECK_FALSE(refused.Read(response));
   const grpc::Status status = refused.Finish();
   CHECK(status.error_code() == grpc::StatusCode::UNIMPLEMENTED);
-  CHECK(status.error_message() == "sampling_params.n: not supported yet");
+  CHECK(status.error_message() == "sampling_params.regex: not supported yet");
   CHECK_FALSE(status.error_details().empty());
   CHECK(refused.rpc().GetServerInitialMetadata().empty());
 

@@ -5,6 +5,7 @@
 #include "tests/api/raw_stream.h"
 #include "tests/paths.h"
 
+#include <cstring>
 #include <map>
 #include <set>
 #include <variant>
@@ -50,6 +51,7 @@ std::string XaiAsked(const GetCompletionsRequest& request) {
                                  number(ask.temperature), number(ask.top_p), number(ask.seed),
                                  number(ask.max_tokens), ask.logprobs, number(ask.top_logprobs),
                                  std::get<Chat>(ask.prompt).thinking);
+  text += ask.n.value_or(1) == 1 ? "" : fmt::format(" n={}", *ask.n);
   if (ask.frequency_penalty.value_or(0.0F) != 0.0F || ask.presence_penalty.value_or(0.0F) != 0.0F) {
     text += fmt::format(" penalties {} {}", number(ask.frequency_penalty),
                         number(ask.presence_penalty));
@@ -251,7 +253,9 @@ TEST_CASE("a whole answer of xAI's has reasoning, tool calls and its reason", "[
   const auto submitted = loopback.engine.Wait(0);
   REQUIRE(submitted);
   loopback.context->model.context_length = one.context_length;
-  submitted->sink->OnDelta(Delta(one.text, {4}));
+  TokenDelta said = Delta(one.text, {4, 5, 6});
+  said.tokens[0].text_bytes = static_cast<std::int32_t>(std::strlen("t</think>"));
+  submitted->sink->OnDelta(std::move(said));
   submitted->sink->OnDelta(LastDelta(one.reason));
   xai_api::GetChatCompletionResponse response;
   REQUIRE(stream.Read(response));
@@ -261,6 +265,7 @@ TEST_CASE("a whole answer of xAI's has reasoning, tool calls and its reason", "[
   CHECK(output.finish_reason() == one.told);
   CHECK(output.message().role() == xai_api::ROLE_ASSISTANT);
   CHECK(output.message().reasoning_content() == "t");
+  CHECK(response.usage().reasoning_tokens() == 1);  // of three
   if (one.told == xai_api::REASON_TOOL_CALLS) {
     REQUIRE(output.message().tool_calls_size() == 1);
     const xai_api::ToolCall& call = output.message().tool_calls(0);
@@ -272,6 +277,29 @@ TEST_CASE("a whole answer of xAI's has reasoning, tool calls and its reason", "[
   } else {
     CHECK(output.message().content() == "x");
   }
+}
+
+TEST_CASE("each of xAI's chunks has the tokens of the reasoning so far", "[api][xai]") {
+  Loopback loopback(&XaiTokenizer());
+  RawStream stream(loopback.channel, "/xai_api.Chat/GetCompletionChunk",
+                   Hello("reasoning_effort: EFFORT_HIGH").SerializeAsString());
+  const auto submitted = loopback.engine.Wait(0);
+  REQUIRE(submitted);
+  xai_api::GetChatCompletionChunk chunk;
+  const auto reasoning_tokens = [&](const char* text, TokenDelta delta) {
+    delta.text = text;
+    for (GeneratedToken& token : delta.tokens) {
+      token.text_bytes = static_cast<std::int32_t>(delta.text.size() / delta.tokens.size());
+    }
+    submitted->sink->OnDelta(std::move(delta));
+    REQUIRE(stream.Read(chunk));
+    return chunk.usage().reasoning_tokens();
+  };
+  CHECK(reasoning_tokens("ab", Delta("", {4, 5})) == 2);
+  CHECK(reasoning_tokens("</think>", Delta("", {6})) == 3);
+  CHECK(reasoning_tokens("x", Delta("", {7})) == 3);
+  CHECK(reasoning_tokens("", LastDelta(FinishReason::kStop)) == 3);
+  CHECK(stream.Finish().ok());
 }
 
 TEST_CASE("xAI's client learns the model, its tokens and its key", "[api][xai]") {

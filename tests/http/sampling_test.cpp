@@ -109,6 +109,66 @@ TEST_CASE("an echo stands before the answer, with its log-probabilities", "[http
   CHECK_FALSE(Heard(R"("echo": true)").prompt_logprobs.has_value());
 }
 
+TEST_CASE("log-probabilities of a prompt are said as vLLM says them", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  const auto body = [&](const char* fields, std::size_t index) {
+    RawClient client(serving.port());
+    client.Send(Post(kPath, Body(fields)));
+    const auto submitted = engine.Wait(index);
+    REQUIRE(submitted);
+    CHECK(submitted->request.prompt_logprobs == 2);
+    TokenDelta delta = Delta("x", {7});
+    delta.prompt.push_back({.id = TokenId{2},
+                            .logprob = -0.5F,
+                            .top_logprobs = {{.id = TokenId{3}, .logprob = -0.25F},
+                                             {.id = TokenId{2}, .logprob = -0.5F}}});
+    delta.finish = FinishReason::kStop;
+    submitted->sink->OnDelta(std::move(delta));
+    return client.Read().value_or(Reply{}).body;
+  };
+  const std::string said =
+      R"("prompt_logprobs":[null,{"2":{"logprob":-0.5,"rank":2,"decoded_token":""},)"
+      R"("3":{"logprob":-0.25,"rank":1,"decoded_token":""}}])";
+  const std::string alone = body(R"("prompt_logprobs": 2)", 0);
+  CHECK(alone.find(said) != std::string::npos);
+  CHECK(alone.find(R"("logprobs":null)") != std::string::npos);
+  // Beside the lists of the answer, which have the prompt only where it is repeated.
+  const std::string beside = body(R"("prompt_logprobs": 2, "logprobs": 0)", 1);
+  CHECK(beside.find(said) != std::string::npos);
+  CHECK(beside.find(R"("token_logprobs":[-0.5])") != std::string::npos);
+  const std::string both = body(R"("prompt_logprobs": 2, "logprobs": 2, "echo": true)", 2);
+  CHECK(both.find(said) != std::string::npos);
+  CHECK(both.find(R"("token_logprobs":[null,-0.5,-0.5])") != std::string::npos);
+  // With echo alone they are in those lists.
+  CHECK(body(R"("logprobs": 2, "echo": true)", 3).find("prompt_logprobs") == std::string::npos);
+}
+
+TEST_CASE("log-probabilities of a prompt that cannot be said are refused", "[http][sampling]") {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"("prompt_logprobs": 21)", "prompt_logprobs: 21 is not in [0, 20]"},
+      {R"("prompt_logprobs": -1)", "prompt_logprobs: -1 is not in [0, 20]"},
+      {R"("prompt_logprobs": 1, "n": 2)", "prompt_logprobs: with one answer only, n is 2"},
+      {R"("prompt_logprobs": 1, "stream": true)", "prompt_logprobs: not with stream"},
+      {R"("prompt_logprobs": 1, "logprobs": 2, "echo": true)",
+       "prompt_logprobs: contradicts logprobs with echo"},
+      {R"("logprobs": 1, "echo": true, "n": 2)",
+       "logprobs with echo: with one answer only, n is 2"},
+  };
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  RawClient client(serving.port());
+  for (const auto& [fields, message] : cases) {
+    CAPTURE(fields);
+    client.Send(Post(kPath, Body(fields)));
+    const std::optional<Reply> reply = client.Read();
+    REQUIRE(reply);
+    CHECK(reply->status == 400);
+    CHECK(reply->body.find(message) != std::string::npos);
+  }
+  CHECK(engine.submitted() == 0);
+}
+
 // Two answers, the second of which ends first.
 std::string TwoAnswers(const std::string& fields) {
   FakeEngine engine;

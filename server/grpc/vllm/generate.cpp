@@ -17,14 +17,12 @@ namespace engine = vllm::grpc::engine;
 // What the router may set and would change the answer.
 Status CheckSamplingDone(const engine::SamplingParams& message) {
   const std::pair<bool, std::string_view> wanted[] = {
-      {message.n() > 1, "n"},
       {message.has_json_schema(), "json_schema"},
       {message.has_regex(), "regex"},
       {message.has_grammar(), "grammar"},
       {message.has_structural_tag(), "structural_tag"},
       {message.has_json_object(), "json_object"},
       {message.has_choice(), "choice"},
-      {message.has_prompt_logprobs(), "prompt_logprobs"},
       {message.has_truncate_prompt_tokens(), "truncate_prompt_tokens"}};
   for (const auto& [set, name] : wanted) {
     if (set) {
@@ -82,8 +80,19 @@ void ReadSampling(const engine::SamplingParams& message, Ask& ask) {
     ask.logprobs = true;
     ask.top_logprobs = message.logprobs();
   }
+  if (message.has_prompt_logprobs()) {
+    ask.prompt_logprobs = message.prompt_logprobs();
+  }
+  ask.n = message.n() == 0 ? 1 : message.n();
   if (message.has_seed()) {
     ask.seed = static_cast<std::uint64_t>(std::int64_t{message.seed()});
+  }
+}
+
+void FillTop(const GeneratedToken& token, engine::TopLogProbs& top) {
+  for (const TokenLogprob& candidate : token.top_logprobs) {
+    top.add_values(candidate.logprob);
+    top.add_token_ids(static_cast<std::uint32_t>(Value(candidate.id)));
   }
 }
 
@@ -92,13 +101,26 @@ engine::OutputLogProbs LogprobsOf(const std::vector<GeneratedToken>& tokens) {
   for (const GeneratedToken& token : tokens) {
     logprobs.add_token_logprobs(token.logprob);
     logprobs.add_token_ids(static_cast<std::uint32_t>(Value(token.id)));
-    engine::TopLogProbs& top = *logprobs.add_top_logprobs();
-    for (const TokenLogprob& candidate : token.top_logprobs) {
-      top.add_values(candidate.logprob);
-      top.add_token_ids(static_cast<std::uint32_t>(Value(candidate.id)));
-    }
+    FillTop(token, *logprobs.add_top_logprobs());
   }
   return logprobs;
+}
+
+// Of the prompt, whose first token has none.  Where none were asked for, nothing.
+template <typename Message>
+void FillInputLogprobs(const ReplyPart& part, const ReplyHead& head, Message& message) {
+  if (!head.prompt_begin || part.prompt.empty()) {
+    return;
+  }
+  engine::InputLogProbs& logprobs = *message.mutable_input_logprobs();
+  logprobs.add_token_logprobs();
+  logprobs.add_token_ids(static_cast<std::uint32_t>(Value(*head.prompt_begin)));
+  logprobs.add_top_logprobs();
+  for (const GeneratedToken& token : part.prompt) {
+    logprobs.add_token_logprobs()->set_value(token.logprob);
+    logprobs.add_token_ids(static_cast<std::uint32_t>(Value(token.id)));
+    FillTop(token, *logprobs.add_top_logprobs());
+  }
 }
 
 std::string FinishName(ReplyFinish finish) {
@@ -109,7 +131,7 @@ std::string FinishName(ReplyFinish finish) {
   }
 }
 
-// One call.  Chunks say what came since the one before, the end says it all.
+// One call.  Of each answer chunks say what came since the one before, and an end says it all.
 class VllmCodec final : public MessageCodec {
  public:
   explicit VllmCodec(const ServiceContext& context) : end_ids_(context.model.end_ids) {}
@@ -134,20 +156,29 @@ class VllmCodec final : public MessageCodec {
 
   std::vector<grpc::ByteBuffer> Encode(const ReplyPart& part, const ReplyHead& head) override {
     std::vector<grpc::ByteBuffer> messages;
+    Add(part, head, messages);
+    for (const ReplyPart& other : part.others) {
+      Add(other, head, messages);
+    }
+    return messages;
+  }
+
+ private:
+  void Add(const ReplyPart& part, const ReplyHead& head, std::vector<grpc::ByteBuffer>& messages) {
+    const auto index = static_cast<std::size_t>(part.index);
+    ids_.resize(std::max(ids_.size(), index + 1));
     for (const GeneratedToken& token : part.tokens) {
-      ids_.push_back(token.id);
+      ids_[index].push_back(token.id);
     }
     if (streams_ && (!part.tokens.empty() || !part.finish)) {
       messages.push_back(Chunk(part, head));
     }
     const bool failed = part.finish == ReplyFinish::kError || part.finish == ReplyFinish::kDeadline;
     if (part.finish && !failed) {  // of those the status speaks
-      messages.push_back(Complete(part, head));
+      messages.push_back(Complete(part, head, ids_[index]));
     }
-    return messages;
   }
 
- private:
   static grpc::ByteBuffer Chunk(const ReplyPart& part, const ReplyHead& head) {
     engine::GenerateResponse response;
     engine::GenerateStreamChunk& chunk = *response.mutable_chunk();
@@ -160,33 +191,41 @@ class VllmCodec final : public MessageCodec {
     if (head.logprobs == ReportLogprobs::kYes) {
       *chunk.mutable_output_logprobs() = LogprobsOf(part.tokens);
     }
+    FillInputLogprobs(part, head, chunk);
+    chunk.set_index(static_cast<std::uint32_t>(part.index));
     return Serialize(response);
   }
 
-  grpc::ByteBuffer Complete(const ReplyPart& part, const ReplyHead& head) const {
+  // `ids` are all of the answer; the part's usage is of all answers.
+  grpc::ByteBuffer Complete(const ReplyPart& part, const ReplyHead& head,
+                            const std::vector<TokenId>& ids) const {
     engine::GenerateResponse response;
     engine::GenerateComplete& complete = *response.mutable_complete();
-    for (const TokenId id : ids_) {
+    for (const TokenId id : ids) {
       complete.add_output_ids(static_cast<std::uint32_t>(Value(id)));
     }
     complete.set_finish_reason(FinishName(*part.finish));
     complete.set_prompt_tokens(static_cast<std::uint32_t>(part.usage.prompt_tokens));
-    complete.set_completion_tokens(static_cast<std::uint32_t>(part.usage.completion_tokens));
+    complete.set_completion_tokens(static_cast<std::uint32_t>(part.answer_tokens));
     complete.set_cached_tokens(static_cast<std::uint32_t>(part.usage.cache_hit_tokens));
     if (!streams_ && head.logprobs == ReportLogprobs::kYes) {
       *complete.mutable_output_logprobs() = LogprobsOf(part.tokens);
     }
+    if (!streams_) {
+      FillInputLogprobs(part, head, complete);
+    }
+    complete.set_index(static_cast<std::uint32_t>(part.index));
     if (part.finish == ReplyFinish::kStop) {
-      SayWhatStopped(complete);
+      SayWhatStopped(ids, complete);
     }
     return Serialize(response);
   }
 
-  void SayWhatStopped(engine::GenerateComplete& complete) const {
+  void SayWhatStopped(const std::vector<TokenId>& ids, engine::GenerateComplete& complete) const {
     const bool by_id =
-        !ids_.empty() && std::find(end_ids_.begin(), end_ids_.end(), ids_.back()) != end_ids_.end();
+        !ids.empty() && std::find(end_ids_.begin(), end_ids_.end(), ids.back()) != end_ids_.end();
     if (by_id) {
-      complete.set_matched_token_id(static_cast<std::uint32_t>(Value(ids_.back())));
+      complete.set_matched_token_id(static_cast<std::uint32_t>(Value(ids.back())));
     } else if (!stop_.empty()) {
       complete.set_matched_stop_str(stop_);
     }
@@ -194,8 +233,8 @@ class VllmCodec final : public MessageCodec {
 
   std::vector<TokenId> end_ids_;  // that end the answer, the model's and the request's
   bool streams_ = false;
-  std::string stop_;          // the request's only one
-  std::vector<TokenId> ids_;  // so far
+  std::string stop_;                       // the request's only one
+  std::vector<std::vector<TokenId>> ids_;  // by answer, so far
 };
 
 }  // namespace

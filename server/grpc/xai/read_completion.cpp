@@ -16,7 +16,6 @@ Status CheckXaiDone(const xai_api::GetCompletionsRequest& message) {
   const bool plain = format == xai_api::FORMAT_TYPE_INVALID || format == xai_api::FORMAT_TYPE_TEXT;
   const int search = message.search_parameters().mode();
   const std::pair<bool, std::string_view> wanted[] = {
-      {message.has_n() && message.n() != 1, "n"},
       {!plain, "response_format"},
       {message.has_search_parameters() && search != 0 && search != 1, "search_parameters"},
       {message.has_parallel_tool_calls() && !message.parallel_tool_calls(), "parallel_tool_calls"},
@@ -150,6 +149,9 @@ Status ToAsk(const xai_api::GetCompletionsRequest& message, Ask& ask) {
   }
   if (message.has_max_tokens()) {
     ask.max_tokens = message.max_tokens();
+  }
+  if (message.has_n()) {
+    ask.n = message.n();
   }
   if (message.has_seed()) {
     ask.seed = static_cast<std::uint64_t>(std::int64_t{message.seed()});

@@ -2,6 +2,7 @@
 #include "server/grpc/xai/completion.h"
 #include "tokenizer/utf8.h"
 
+#include <algorithm>
 #include <ctime>
 #include <string>
 
@@ -9,8 +10,8 @@ namespace dsa {
 namespace {
 
 // Ended by max_tokens or by the context, which the protocol tells apart.
-xai_api::FinishReason LengthReason(const Usage& usage, const ServiceContext& context) {
-  const bool full = usage.prompt_tokens + usage.completion_tokens >= context.model.context_length;
+xai_api::FinishReason LengthReason(const ReplyPart& part, const ServiceContext& context) {
+  const bool full = part.usage.prompt_tokens + part.answer_tokens >= context.model.context_length;
   return full ? xai_api::REASON_MAX_CONTEXT : xai_api::REASON_MAX_LEN;
 }
 
@@ -19,7 +20,7 @@ xai_api::FinishReason ReasonFor(const ReplyPart& part, const ServiceContext& con
     return xai_api::REASON_INVALID;
   }
   switch (*part.finish) {
-    case ReplyFinish::kLength: return LengthReason(part.usage, context);
+    case ReplyFinish::kLength: return LengthReason(part, context);
     case ReplyFinish::kToolCalls: return xai_api::REASON_TOOL_CALLS;
     case ReplyFinish::kStop:
     case ReplyFinish::kAborted: return xai_api::REASON_STOP;
@@ -41,6 +42,7 @@ template <typename Output>
 void FillOutput(const ReplyPart& part, const ReplyHead& head, const ServiceContext& context,
                 Output& output) {
   output.set_finish_reason(ReasonFor(part, context));
+  output.set_index(static_cast<std::int32_t>(part.index));
   if (head.logprobs == ReportLogprobs::kNo) {
     return;
   }
@@ -84,9 +86,13 @@ class XaiCodec final : public MessageCodec {
   std::vector<grpc::ByteBuffer> Encode(const ReplyPart& part, const ReplyHead& head) override {
     if (delivery_ == Delivery::kWhole) {
       xai_api::GetChatCompletionResponse response;
-      xai_api::CompletionOutput& output = *response.add_outputs();
-      FillOutput(part, head, context_, output);
-      FillSaid(part, *output.mutable_message());
+      const auto add = [&](const ReplyPart& answer) {
+        xai_api::CompletionOutput& output = *response.add_outputs();
+        FillOutput(answer, head, context_, output);
+        FillSaid(answer, *output.mutable_message());
+      };
+      add(part);
+      std::for_each(part.others.begin(), part.others.end(), add);
       return {Finished(part, head, response)};
     }
     xai_api::GetChatCompletionChunk chunk;

@@ -128,6 +128,27 @@ Json CompletionLogprobs(const ReplyPart& part, const std::optional<TokenId>& pro
           {"text_offset", std::move(lists.offsets)}};
 }
 
+// vLLM's: by position of the prompt, what was likely there by id, its own token first.  Of that the
+// rank is known where it is one of the likely ones.
+Json PromptLogprobsOf(const ReplyPart& part, const ServiceContext& context) {
+  Json list = Json::array();
+  list.push_back(nullptr);  // of the first token there is none
+  for (const GeneratedToken& token : part.prompt) {
+    Json entry = Json::object();
+    const auto add = [&](TokenId id, float logprob, Json rank) {
+      entry[std::to_string(Value(id))] = {{"logprob", Finite(logprob)},
+                                          {"rank", std::move(rank)},
+                                          {"decoded_token", BytesOf(id, context)}};
+    };
+    add(token.id, token.logprob, nullptr);
+    for (std::size_t i = 0; i < token.top_logprobs.size(); ++i) {
+      add(token.top_logprobs[i].id, token.top_logprobs[i].logprob, i + 1);
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
 // With an index in a stream, where a client puts the pieces together.
 Json ToolCallsOf(const ReplyPart& part, std::int64_t* index) {
   Json calls = Json::array();
@@ -200,7 +221,9 @@ AnswerEncoder::Progress& AnswerEncoder::ProgressOf(const ReplyPart& part) {
   return choices_[index];
 }
 
-std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) {
+std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
+                                 const AnswerForm& form) {
+  const std::optional<TokenId> echoed = form.echo ? head.prompt_begin : std::nullopt;
   Json choices = Json::array();
   const auto add = [&](const ReplyPart& one) {
     Json choice = {{"index", one.index}};
@@ -210,7 +233,10 @@ std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head) 
       choice["text"] = head.echo + one.content;
     }
     choice["logprobs"] =
-        LogprobsOf(endpoint_, one, head, head.prompt_begin, context_, ProgressOf(one).text_offset);
+        LogprobsOf(endpoint_, one, head, echoed, context_, ProgressOf(one).text_offset);
+    if (form.prompt_logprobs) {
+      choice["prompt_logprobs"] = PromptLogprobsOf(one, context_);
+    }
     choice["finish_reason"] = FinishOf(one);
     choices.push_back(std::move(choice));
   };

@@ -17,7 +17,7 @@ class AnswerEncoder final {
   AnswerEncoder(Endpoint endpoint, const ServiceContext& context);
 
   // The one message of an answer that comes whole.
-  std::string Whole(const ReplyPart& reply, const ReplyHead& head);
+  std::string Whole(const ReplyPart& reply, const ReplyHead& head, const AnswerForm& form);
 
   // An event of a stream, "data: {...}\n\n"; with the finish where `part` has one.
   std::string Event(const ReplyPart& part, const ReplyHead& head);

@@ -107,7 +107,7 @@ void CompletionCall::Finish(const ReplyPart* last, const ReplyHead& head, const 
     response.headers.push_back({"Cache-Control", "no-cache"});
     response.body = Rest(*last, head, status);
   } else {
-    response.body = encoder_.Whole(*last, head);
+    response.body = encoder_.Whole(*last, head, form_);
   }
   if (!head.request_id.empty()) {
     response.headers.push_back({"X-Request-Id", head.request_id});

@@ -199,7 +199,8 @@ Status TakeSampling(RequestFields& fields, Ask& ask) {
 }
 
 // A number of candidates in a completion, a switch and a number in a chat.
-Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask) {
+Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask, AnswerForm& form,
+                    FieldNames& names) {
   if (endpoint == Endpoint::kChat) {
     DSA_ASSIGN_OR_RETURN(const std::optional<bool> logprobs, fields.TakeBool("logprobs"));
     ask.logprobs = logprobs.value_or(false);
@@ -210,8 +211,19 @@ Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask) {
   ask.logprobs = ask.top_logprobs.has_value();
   DSA_ASSIGN_OR_RETURN(const std::optional<bool> echo, fields.TakeBool("echo"));
   ask.echo = echo.value_or(false);
-  if (ask.echo) {
-    ask.prompt_logprobs = ask.top_logprobs;
+  form.echo = ask.echo;
+  DSA_ASSIGN_OR_RETURN(ask.prompt_logprobs, fields.TakeInt("prompt_logprobs"));
+  form.prompt_logprobs = ask.prompt_logprobs.has_value();
+  if (!form.prompt_logprobs) {
+    ask.prompt_logprobs = ask.echo ? ask.top_logprobs : std::nullopt;
+    return {};
+  }
+  names.prompt_logprobs = "prompt_logprobs";
+  if (ask.delivery == Delivery::kStream) {
+    return InvalidArgument("prompt_logprobs: not with stream: echo with logprobs has them there");
+  }
+  if (ask.echo && ask.top_logprobs && *ask.prompt_logprobs != *ask.top_logprobs) {
+    return InvalidArgument("prompt_logprobs: contradicts logprobs with echo");
   }
   return {};
 }
@@ -329,7 +341,7 @@ Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unkn
   ask.ignore_eos = ignore_eos.value_or(false);
   DSA_RETURN_IF_ERROR(TakeStop(fields, ask));
   DSA_ASSIGN_OR_RETURN(ask.stop_token_ids, fields.TakeInts("stop_token_ids"));
-  DSA_RETURN_IF_ERROR(TakeLogprobs(endpoint, fields, ask));
+  DSA_RETURN_IF_ERROR(TakeLogprobs(endpoint, fields, ask, form, names));
   DSA_ASSIGN_OR_RETURN(const std::optional<std::string> salt, fields.TakeText("cache_salt"));
   ask.cache_salt = salt.value_or("");
   DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> priority, fields.TakeInt("priority"));

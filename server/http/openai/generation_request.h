@@ -14,7 +14,9 @@ enum class Endpoint : std::uint8_t { kChat, kCompletion };
 
 // What a body says of its answer's form, and what of it nobody knew.
 struct AnswerForm {
-  bool include_usage = false;  // of a stream
+  bool include_usage = false;    // of a stream
+  bool echo = false;             // of a completion
+  bool prompt_logprobs = false;  // of a completion that comes whole, beside its text
   std::int64_t ignored_keys = 0;
 };
 
