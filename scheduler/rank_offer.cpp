@@ -44,9 +44,21 @@ std::int64_t Scheduler::TokensOwed() {
   }
   for (Sequence* sequence : waiting_) {
     const CachedPrefix& cached = CachedPrefixOf(*sequence, sequence->found_);
-    tokens += sequence->tokens() - cached.blocks * pool_.tokens_per_block();
+    // What a sibling computes now for both is counted there.
+    const std::int64_t awaited =
+        AwaitsSibling(*sequence) ? (sequence->prompt_tokens_ - 1) / pool_.tokens_per_block() : 0;
+    tokens += sequence->tokens() - std::max(cached.blocks, awaited) * pool_.tokens_per_block();
   }
   return tokens;
+}
+
+bool Scheduler::HoldsSiblingOf(const Sequence& sequence) const {
+  const std::optional<RequestId>& siblings = sequence.request_.siblings;
+  const auto is_sibling = [&](const Sequence* other) {
+    return other->request_.siblings == siblings;
+  };
+  return siblings.has_value() && (std::any_of(running_.begin(), running_.end(), is_sibling) ||
+                                  std::any_of(waiting_.begin(), waiting_.end(), is_sibling));
 }
 
 RankOffer Scheduler::OfferFor(const Sequence& sequence) {

@@ -3,7 +3,8 @@
 // A request is bound to a rank when it can be admitted there: to the one with the smallest
 // estimated time to its first token, which is what the rank computes until then, in tokens; among
 // equals to the one with the fewest sequences, then to the first.  It stays there, preempted or
-// not, since its keys are that rank's.
+// not, since its keys are that rank's.  Several answers to one prompt are bound together, to the
+// rank of the first, where the others wait until the prompt is computed.
 #pragma once
 
 #include <cstddef>

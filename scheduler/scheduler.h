@@ -70,6 +70,8 @@ class Scheduler final {
   // What this data rank, of several, could do for a sequence that CheckFits accepted and that is
   // at none yet; between Commit and Plan.
   RankOffer OfferFor(const Sequence& sequence);
+  // Whether another answer to the same prompt is here.
+  bool HoldsSiblingOf(const Sequence& sequence) const;
 
   // Queues a sequence that CheckFits accepted; returns its slot.  At most slots() are live.
   std::int32_t Add(std::unique_ptr<Sequence> sequence);
@@ -94,6 +96,7 @@ class Scheduler final {
   // [slots()] by slot; null where none is live.
   std::span<const std::unique_ptr<Sequence>> sequences() const { return sequences_; }
   const Sequence* Find(SequenceId id, std::int32_t slot) const;  // null where it was removed
+  bool has_free_slot() const { return !free_slots_.empty(); }
   std::int32_t slots() const { return static_cast<std::int32_t>(sequences_.size()); }
   std::span<Sequence* const> running() const { return running_; }  // in policy order
   std::span<Sequence* const> waiting() const { return waiting_; }  // in policy order

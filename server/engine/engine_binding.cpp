@@ -30,14 +30,25 @@ void EngineCore::AddTo(DataRank& rank, std::unique_ptr<LiveRequest> request) {
   rank.live[slot] = std::move(request);
 }
 
+// That of its siblings, which have or compute the prompt, else the best of those that can start it.
+std::optional<std::size_t> EngineCore::RankFor(const Sequence& sequence) {
+  for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+    const Scheduler& scheduler = ranks_[rank]->scheduler;
+    if (scheduler.HoldsSiblingOf(sequence)) {
+      return scheduler.has_free_slot() ? std::optional(rank) : std::nullopt;
+    }
+  }
+  std::transform(ranks_.begin(), ranks_.end(), offers_.begin(),
+                 [&](const auto& rank) { return rank->scheduler.OfferFor(sequence); });
+  return ChooseRank(offers_);
+}
+
 // In order; nobody passes one that no rank can start yet.
 void EngineCore::BindRequests() {
   std::size_t bound = 0;
   for (; bound < unbound_.size(); ++bound) {
     const Sequence& sequence = *unbound_[bound]->sequence;
-    std::transform(ranks_.begin(), ranks_.end(), offers_.begin(),
-                   [&](const auto& rank) { return rank->scheduler.OfferFor(sequence); });
-    const std::optional<std::size_t> rank = ChooseRank(offers_);
+    const std::optional<std::size_t> rank = RankFor(sequence);
     if (!rank) {
       break;
     }

@@ -102,6 +102,7 @@ class EngineCore final {
   void AdmitFromInbox();
   void Sweep(MonotonicUs now_us);
   void BindRequests();
+  std::optional<std::size_t> RankFor(const Sequence& sequence);
   void AddTo(DataRank& rank, std::unique_ptr<LiveRequest> request);
   bool PlanStep(MonotonicUs now_us);
   std::optional<Ending> EndingOf(const LiveRequest& live, const Sequence& sequence,

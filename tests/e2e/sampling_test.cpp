@@ -28,6 +28,13 @@ v1::CompletionRequest LongPrompt(int answers, std::uint64_t seed) {
   return request;
 }
 
+ServerConfig OverDataRanks(std::int64_t ranks) {
+  ServerConfig config = testing::TinyConfig();
+  config.data_parallel_size = ranks;
+  config.expert_parallel = ranks > 1;
+  return config;
+}
+
 }  // namespace
 
 TEST_CASE("answer i is that of a request with seed + i", "[e2e][sampling]") {
@@ -42,7 +49,7 @@ TEST_CASE("answer i is that of a request with seed + i", "[e2e][sampling]") {
       CHECK((i == 0 || alone.back().ids != alone.front().ids));
     }
   }
-  Server server(testing::TinyConfig());
+  Server server(OverDataRanks(GENERATE(1, 2)));
   const auto stub = v1::CompletionService::NewStub(server.channel);
   const std::int64_t computed_before = server.app->engine().Load().tokens_computed;
   grpc::ClientContext rpc;
@@ -84,7 +91,7 @@ TEST_CASE("answer i is that of a request with seed + i", "[e2e][sampling]") {
 
 TEST_CASE("log-probabilities of a prompt are those of generating it, whatever is cached",
           "[e2e][sampling]") {
-  Server server(testing::TinyConfig());
+  Server server(OverDataRanks(GENERATE(1, 2)));
   const auto stub = v1::CompletionService::NewStub(server.channel);
   const auto complete = [&](const v1::CompletionRequest& request) {
     grpc::ClientContext rpc;

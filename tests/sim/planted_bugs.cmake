@@ -362,6 +362,9 @@ plant_bug(scheduler/rank_offer.cpp "the first rank that can"
 plant_bug(scheduler/rank_offer.cpp "load alone"
   [[    if (!chosen || order(offer) < order(ranks[*chosen])) {]]
   [[    if (!chosen || (BUG ? offer.sequences < ranks[*chosen].sequences : order(offer) < order(ranks[*chosen]))) {]])
+plant_bug(scheduler/rank_offer.cpp "a prompt counted for each of its answers"
+  [[        AwaitsSibling(*sequence) ?]]
+  [[        !BUG && AwaitsSibling(*sequence) ?]])
 plant_bug(scheduler/rank_offer.cpp "affinity alone"
   [[sequence.tokens() - cached.blocks * pool_.tokens_per_block() + TokensOwed(),]]
   [[sequence.tokens() - cached.blocks * pool_.tokens_per_block() + (BUG ? 0 : TokensOwed()),]])
@@ -494,6 +497,16 @@ plant_bug(server/engine/engine_binding.cpp "a request passes one that no rank ca
     if (!rank) {
       break;
     }]])
+plant_bug(server/engine/engine_binding.cpp "siblings bound apart"
+  [[    if (scheduler.HoldsSiblingOf(sequence)) {]]
+  [[    if (!BUG && scheduler.HoldsSiblingOf(sequence)) {]])
+plant_bug(server/engine/engine_binding.cpp "siblings bound beyond the slots"
+  [[scheduler.has_free_slot() ?]]
+  [[scheduler.has_free_slot() || BUG ?]])
+plant_bug(server/engine/engine_binding.cpp "a sibling waits for a place at its rank"
+  [[scheduler.has_free_slot() ||]]
+  [[((!BUG || scheduler.running().size() + scheduler.waiting().size() <
+                     static_cast<std::size_t>(scheduler.config().sequences_max)) && scheduler.has_free_slot()) ||]])
 plant_bug(server/engine/engine_binding.cpp "arrivals not in order"
   [[    const auto place = std::upper_bound(]]
   [[    const auto place = BUG ? unbound_.begin() : std::upper_bound(]])

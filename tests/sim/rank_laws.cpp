@@ -57,7 +57,8 @@ RankOffer RankLaws::OfferOf(const Sequence& sequence, std::size_t rank) const {
     need += running->fully_reserved() ? 0 : 1;
   }
   for (const Sequence* waiting : scheduler.waiting()) {
-    offer.tokens_to_first += UncachedTokens(*waiting, rank);
+    offer.tokens_to_first +=
+        std::min(UncachedTokens(*waiting, rank), waiting->tokens() - AwaitedTokens(*waiting, rank));
     need += BlocksToStart(*waiting) + 1;
   }
   offer.sequences =
@@ -81,7 +82,37 @@ bool RankLaws::HasBlocks(const Sequence& sequence, std::size_t rank) const {
   return need <= engine_->pool(rank).available_blocks();
 }
 
-void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
+// Where others of its answers live.
+std::optional<std::size_t> RankLaws::RankOfSiblings(const Sequence& sequence) const {
+  std::optional<std::size_t> home;
+  for (std::size_t rank = 0; rank < static_cast<std::size_t>(config_.data_ranks); ++rank) {
+    for (const auto& other : engine_->scheduler(rank).sequences()) {
+      if (other == nullptr || !sequence.request().siblings.has_value() ||
+          other->request().siblings != sequence.request().siblings) {
+        continue;
+      }
+      SIM_CHECK(!home.has_value() || *home == rank,
+                fmt::format("siblings of request {} are on two ranks", IdOf(sequence)));
+      home = rank;
+    }
+  }
+  return home;
+}
+
+// What a sibling before it has still to compute for both.
+std::int64_t RankLaws::AwaitedTokens(const Sequence& sequence, std::size_t rank) const {
+  const std::int64_t shared = (sequence.prompt_tokens() - 1) / config_.tokens_per_block;
+  for (const auto& other : engine_->scheduler(rank).sequences()) {
+    if (other != nullptr && sequence.request().siblings.has_value() &&
+        other->request().siblings == sequence.request().siblings && IdOf(*other) < IdOf(sequence) &&
+        other->computed() / config_.tokens_per_block < shared) {
+      return shared * config_.tokens_per_block;
+    }
+  }
+  return 0;
+}
+
+void RankLaws::CheckChoice(const Sequence& sequence, std::size_t chosen) const {
   const auto order = [](const RankOffer& offer) {
     return std::tuple(offer.tokens_to_first, offer.sequences);
   };
@@ -99,6 +130,16 @@ void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
                           "sequences, rank {} has {} and {}",
                           IdOf(sequence), chosen, best.tokens_to_first, best.sequences, rank,
                           other.tokens_to_first, other.sequences));
+  }
+}
+
+void RankLaws::OnBind(const Sequence& sequence, std::size_t chosen) {
+  const std::optional<std::size_t> home = RankOfSiblings(sequence);
+  SIM_CHECK(home.value_or(chosen) == chosen,
+            fmt::format("request {} is bound to rank {} and its siblings are not", IdOf(sequence),
+                        chosen));
+  if (!home.has_value()) {
+    CheckChoice(sequence, chosen);
   }
   const bool priority = config_.scheduler.policy == SchedulingPolicyKind::kPriority;
   for (const auto& other : engine_->unbound()) {
@@ -126,8 +167,18 @@ bool RankLaws::StartedOrPreempted(std::size_t rank) const {
 // A plan that starts nobody leaves no more room than there was before.
 void RankLaws::CheckIdle() const {
   const auto unbound = engine_->unbound();
-  for (std::size_t rank = 0; rank < running_before_.size() && !unbound.empty(); ++rank) {
-    const Sequence& first = *unbound.front()->sequence;
+  if (unbound.empty()) {
+    return;
+  }
+  const Sequence& first = *unbound.front()->sequence;
+  if (const std::optional<std::size_t> home = RankOfSiblings(first); home.has_value()) {
+    const auto sequences = engine_->scheduler(*home).sequences();
+    SIM_CHECK(std::none_of(sequences.begin(), sequences.end(),
+                           [](const auto& sequence) { return sequence == nullptr; }),
+              fmt::format("request {} could wait beside its siblings", IdOf(first)));
+    return;
+  }
+  for (std::size_t rank = 0; rank < running_before_.size(); ++rank) {
     const RankOffer offer = OfferOf(first, rank);
     SIM_CHECK(offer.sequences > 0,
               fmt::format("rank {} has nothing to do while request {} waits", rank, IdOf(first)));

@@ -3,6 +3,8 @@
 //   choice    a request is bound to a rank that can start it, and of those to the one with the
 //             fewest tokens to compute before its first one; among equals to the one with the
 //             fewest sequences.  Prefixes count where they are cached, and nowhere else.
+//   siblings  answers to one prompt are on one rank as long as they live; who follows one there may
+//             wait there, as long as the rank has a slot
 //   order     who is bound comes before everybody who is not
 //   stay      a request runs on one rank, however often it is preempted
 //   idle      no rank has nothing to do, nor room beside all that it has started, while the first
@@ -17,6 +19,7 @@
 #include "tests/sim/sim_config.h"
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -47,6 +50,9 @@ class RankLaws final : public BindingObserver {
   RankOffer OfferOf(const Sequence& sequence, std::size_t rank) const;
   bool HasBlocks(const Sequence& sequence, std::size_t rank) const;
   std::int64_t BlocksToStart(const Sequence& sequence) const;
+  std::optional<std::size_t> RankOfSiblings(const Sequence& sequence) const;
+  std::int64_t AwaitedTokens(const Sequence& sequence, std::size_t rank) const;
+  void CheckChoice(const Sequence& sequence, std::size_t chosen) const;
   bool StartedOrPreempted(std::size_t rank) const;
 
   const SimConfig& config_;

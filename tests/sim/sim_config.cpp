@@ -87,7 +87,7 @@ SimConfig DrawConfig(std::uint64_t seed) {
   if (random.Chance(40)) {
     config.data_ranks = random.Between(2, 4);
   }
-  config.sibling_percent = config.data_ranks > 1 || random.Chance(40) ? 0 : random.Between(5, 50);
+  config.sibling_percent = random.Chance(40) ? 0 : random.Between(5, 50);
   config.scheduler.prompt_logprob_rows_max = random.Between(1, 20);
   config.prompt_logprob_percent = config.timed() || random.Chance(50) ? 0 : random.Between(2, 40);
   return config;
