@@ -227,7 +227,9 @@ Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
   return {};
 }
 
-Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, Generation& generation) {
+// They leave in one piece, however the answer comes, and are reserved when the request is.
+Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, const ServiceContext& context,
+                             Generation& generation) {
   if (!ask.prompt_logprobs) {
     return {};
   }
@@ -235,6 +237,14 @@ Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, Generation
   if (generation.answers > 1) {
     return InvalidArgument(fmt::format("{}: with one answer only, {} is {}", names.prompt_logprobs,
                                        names.n, generation.answers));
+  }
+  const auto tokens = static_cast<std::int64_t>(generation.request.prompt.size());
+  const std::int64_t logprobs = tokens * (1 + *ask.prompt_logprobs);
+  const std::int64_t logprobs_max = context.slow_client.logprobs_max;
+  if (logprobs > logprobs_max) {
+    return InvalidArgument(
+        fmt::format("{}: {} with a prompt of {} tokens is {} log-probabilities, at most {}",
+                    names.prompt_logprobs, *ask.prompt_logprobs, tokens, logprobs, logprobs_max));
   }
   generation.request.prompt_logprobs = static_cast<std::int32_t>(*ask.prompt_logprobs);
   return {};
@@ -264,7 +274,7 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
   generation.answers = ask.n.value_or(1);
   DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
-  DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, generation));
+  DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, context, generation));
   if (ask.echo) {
     DSA_ASSIGN_OR_RETURN(generation.echo, EchoOf(ask, names, context));
   }

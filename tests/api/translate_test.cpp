@@ -222,6 +222,17 @@ TEST_CASE("lists and strings have their limits", "[api][translate]") {
   CHECK_FALSE(Translate(more, world.context).ok());
 }
 
+TEST_CASE("log-probabilities of a prompt are bounded, candidates included", "[api][translate]") {
+  World world;
+  world.context.slow_client.logprobs_max = 6;
+  v1::CompletionRequest request = Valid();
+  request.set_prompt_logprobs(1);
+  CHECK(Translate(request, world.context).ok());
+  request.set_prompt_logprobs(2);
+  CHECK(Translate(request, world.context).error().message ==
+        "prompt_logprobs: 2 with a prompt of 3 tokens is 9 log-probabilities, at most 6");
+}
+
 TEST_CASE("the prompt leaves room for an answer", "[api][translate]") {
   World world;
   v1::CompletionRequest request;
