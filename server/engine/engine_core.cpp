@@ -262,19 +262,15 @@ void EngineCore::FailFaulty(DataRank& rank, const StepResult& result) {
 
 // Of the entries behind the sampled ones.
 void EngineCore::KeepPromptLogprobs(DataRank& rank, const StepResult& result) {
-  const StepPlan& plan = *rank.plan;
-  auto entry = static_cast<std::int64_t>(plan.sample_rows.size());
-  for (const StepPlan::Row& row : plan.rows) {
+  auto entry = static_cast<std::int64_t>(rank.plan->sample_rows.size());
+  for (const StepPlan::Row& row : rank.plan->rows) {
     const bool live =
         row.prompt_logprobs > 0 && rank.scheduler.Find(row.sequence, row.slot) != nullptr;
-    for (std::int32_t i = 0; i < row.prompt_logprobs; ++i, ++entry) {
-      if (!live) {
-        continue;
-      }
+    for (std::int32_t i = 0; live && i < row.prompt_logprobs; ++i) {
       GeneratedToken& token = rank.live[row.slot]->prompt[row.first_position + i];
-      token.logprob = result.logprobs[entry];
+      token.logprob = result.logprobs[entry + i];
       for (std::size_t k = 0; k < token.top_logprobs.size(); ++k) {
-        const std::int64_t likely = entry * kTopLogprobsMax + static_cast<std::int64_t>(k);
+        const std::int64_t likely = (entry + i) * kTopLogprobsMax + static_cast<std::int64_t>(k);
         if (result.top_ids[likely] < 0) {
           token.top_logprobs.resize(k);  // the vocabulary has no more
           break;
@@ -283,6 +279,7 @@ void EngineCore::KeepPromptLogprobs(DataRank& rank, const StepResult& result) {
                                  .logprob = result.top_logprobs[likely]};
       }
     }
+    entry += row.prompt_logprobs;
   }
 }
 

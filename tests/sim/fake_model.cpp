@@ -76,11 +76,6 @@ float LogprobOf(std::uint64_t value, std::int32_t token) {
   return -static_cast<float>(SplitMix64(value + static_cast<std::uint64_t>(token)) % 4096);
 }
 
-// Whether a row's token is not drawn: it has the largest addend.
-bool IsGiven(std::span<const LogitAdjustment> adjustments) {
-  return adjustments.size() == 1 && adjustments.front().add == kGivenAddend;
-}
-
 // The token that follows a position of this value.
 template <typename IsSuppressed>
 std::int32_t Draw(const SimConfig& config, std::uint64_t value, std::uint64_t noise,
@@ -276,9 +271,9 @@ void FakeExecutor::CheckShape(const ForwardBatch& batch) const {
   SIM_CHECK(shape.tokens == batch.tokens || batch.recorded, "a step is padded for nothing");
   SIM_CHECK(shape.logit_rows <= shape.tokens, "more rows of logits than rows");
   const StepPlan* plan = scheduler_->in_flight();  // null: none of this rank's
-  const std::int64_t sampled =
-      plan == nullptr || batch.recorded ? 0 : static_cast<std::int64_t>(plan->sample_rows.size());
-  SIM_CHECK(batch.recorded || shape.samples - sampled <= config_.scheduler.prompt_logprob_rows_max,
+  SIM_CHECK(batch.recorded || plan == nullptr ||
+                shape.samples - std::ssize(plan->sample_rows) <=
+                    config_.scheduler.prompt_logprob_rows_max,
             "more logits of prompts than are held");
   std::map<std::int32_t, std::vector<std::int32_t>> positions;
   for (std::int64_t row = 0; row < shape.tokens; ++row) {
@@ -446,7 +441,8 @@ void FakeExecutor::Sample(const StepOutputs& outputs) {
     const std::uint64_t value = values_[inputs_.slots.data[row]];
     const std::uint64_t noise =
         NoiseOf(sampling.temperature, sampling.seed, sampling.position) ^ adjusted;
-    const bool given = IsGiven(adjustments);
+    // With the largest addend a token is not drawn.
+    const bool given = adjustments.size() == 1 && adjustments.front().add == kGivenAddend;
     const std::int32_t token =
         given ? adjustments.front().id : Draw(config_, value, noise, is_suppressed);
     outputs.tokens.data[i] = token;
