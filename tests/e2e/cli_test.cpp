@@ -323,7 +323,7 @@ TEST_CASE("inspect shows a good checkpoint and refuses a broken one", "[e2e]") {
     const std::size_t at = ended.out.find("scratch ");
     REQUIRE(at != std::string::npos);
     const double amount = std::stod(ended.out.substr(at + 8));
-    return ended.out.find(" MB; ", at) < ended.out.find(';', at) ? amount : -1.0;
+    return ended.out.find(" MB,", at) < ended.out.find(',', at) ? amount : -1.0;
   };
   const double small = scratch_of("1024", "4");
   CHECK(small > 0);
