@@ -33,14 +33,15 @@ sanitized() {  # PRESET CASES LEFT_OUT [TARGET...]: builds, runs the cases, prin
 arithmetic_cases=' bits|quality gate: |every planted model fault|a body that reads the host'
 arithmetic_cases+='|masked attention agrees|of wide heads matches its equation|of a row depends on that row alone'
 arithmetic_cases+='|the self-test (passes|sees|names a plain)|limits of a header hold exactly'
-arithmetic_cases+='|a narrow model on rank threads|faults of rank threads'
+arithmetic_cases+='|a narrow model on rank threads|faults of rank threads|agrees with the absorbed form'
+arithmetic_cases+='|penalties and biases give the tokens of a reference|merging follows its definition'
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
-# What runs on more than one thread, gRPC aside, whose own library is not instrumented.
-threaded_cases='^(cache|scheduler|engine|http|net)_tests:|^engine simulator$|thread|Every loaded value'
+# What runs on more than one thread, gRPC aside, whose own library is not instrumented.  Caches, the
+# scheduler and its simulator belong to one thread.
+threaded_cases='^(engine|http|net)_tests:|thread|Every loaded value'
 # Of those, what takes a minute there: of one thread, and of 48,000 tokens of JSON.
 too_slow_cases='frames pass unchanged, and are refused alike|a client that does not read is dropped'
-threaded_targets=(cache_tests scheduler_tests engine_tests engine_sim http_tests kernels_tests net_tests
-  checkpoint_tests model_tests)
+threaded_targets=(engine_tests http_tests kernels_tests net_tests checkpoint_tests model_tests)
 
 # Of binaries that a GPU alone can run, and that the model and the scheduler would be compiled for once
 # more, their own sources: half a minute on one core.
