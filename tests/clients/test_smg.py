@@ -48,9 +48,19 @@ def test_stream(client, server):
 
 def test_errors(client, server):
     with pytest.raises(openai.APIStatusError) as wrong:
-        client.chat.completions.create(model=server.model, messages=QUESTION, n=2)
+        client.chat.completions.create(
+            model=server.model, messages=QUESTION, extra_body={"regex": "[a-z]+"}
+        )
     assert wrong.value.status_code in (400, 501)
-    assert "sampling_params.n" in str(wrong.value)
+    assert "sampling_params.regex" in str(wrong.value)
+
+
+def test_several_answers(client, server):
+    chat = client.chat.completions.create(
+        model=server.model, messages=QUESTION, n=2, max_tokens=60, temperature=2, seed=1
+    )
+    assert [choice.index for choice in chat.choices] == [0, 1]
+    assert chat.choices[0].message.content != chat.choices[1].message.content
 
 
 def test_abort(client, server, becomes_idle):
