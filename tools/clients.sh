@@ -13,7 +13,7 @@ log=build/clients-install.log
 mkdir -p build
 
 if [[ $step != run ]]; then
-  wanted=$(cat tests/clients/requirements.txt clients/python/*.* clients/python/dsa_client/* proto/*.proto | sha256sum)
+  wanted=$(cat tests/clients/requirements.txt clients/python/*.{md,toml,py} clients/python/dsa_client/*.py proto/*.proto | sha256sum)
   if [[ $(cat "$environment/wanted" 2>/dev/null) != "$wanted" ]]; then
     rm -rf "$environment"
     if ! { python3 -m venv "$environment" &&
