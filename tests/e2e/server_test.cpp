@@ -344,7 +344,7 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
                        .vocabulary_limit = 400},
                       {&only, 1});
   };
-  backend.available = std::int64_t{400} << 20;  // here and below gRPC's part is at its least
+  backend.available = std::int64_t{500} << 20;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();
   CHECK(roomy.engine.blocks == 16 * 8);
   const ServerMemory& memory = roomy.memory;
