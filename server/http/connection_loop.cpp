@@ -219,7 +219,13 @@ class Session final : public std::enable_shared_from_this<Session> {
     keep_alive_ = false;
     if (phase_ != Phase::kAnswering) {
       Close();
-    } else if (call_ != nullptr && !std::exchange(told_gone_, true)) {
+    } else if (!ending_) {  // whether the end of an answer still arrives, its write will say
+      TellGone();
+    }
+  }
+
+  void TellGone() {
+    if (call_ != nullptr && !std::exchange(told_gone_, true)) {
       call_->OnGone();
     }
   }
@@ -263,6 +269,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     keep_alive_ = keep_alive;
     chunked_ = chunked;
     told_gone_ = false;
+    ending_ = false;
     ++request_number_;
   }
 
@@ -276,6 +283,7 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   void Write(std::string bytes, Last last) {
     out_ = std::move(bytes);
+    ending_ = last == Last::kYes;
     Count(static_cast<std::int64_t>(input_.size() + out_.size()));
     asio::async_write(socket_, asio::buffer(out_),
                       [self = shared_from_this(), last](const ErrorOf& error, std::size_t) {
@@ -296,6 +304,9 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     Disarm();
+    if (!ok) {
+      TellGone();
+    }
     if (const std::shared_ptr<HttpCall> call = std::exchange(call_, nullptr)) {
       call->OnDone();
     }
@@ -368,6 +379,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   bool chunked_ = true;
   bool head_only_ = false;  // the answer has no body, whatever it says
   bool told_gone_ = false;
+  bool ending_ = false;  // the end of an answer is being written
   std::uint64_t request_number_ = 0;
   std::string input_;  // not parsed yet
   std::optional<RequestParser> parser_;

@@ -254,10 +254,11 @@ TEST_CASE("the text of a client that has left before its turn is not read", "[ht
 
 TEST_CASE("a client that does not read is dropped, and others get their tokens", "[http][abuse]") {
   constexpr int kAhead = 3;
-  // By what waits for it, or by how long its write has been waiting.
+  // By what waits for it, or by how long its write has been waiting: far longer than a busy machine
+  // takes to give a client that reads its bytes.
   const auto limits = GENERATE(
       values<SlowClientLimits>({{.pending_bytes_max = 20'000, .stalled_us_max = 60'000'000},
-                                {.pending_bytes_max = 1 << 30, .stalled_us_max = 200'000}}));
+                                {.pending_bytes_max = 1 << 30, .stalled_us_max = 3'000'000}}));
   SteppedEngine engine;
   HttpServing serving(engine.loop(), &testing::ChatTokenizer(), FreePort(), limits);
   std::vector<std::unique_ptr<RawClient>> clients;
@@ -274,7 +275,7 @@ TEST_CASE("a client that does not read is dropped, and others get their tokens",
   CHECK(victim.status == 200);
   CHECK(victim.body.find("[DONE]") != std::string::npos);
   // Their connections end, read or not, before they have all.
-  CHECK(Eventually([&] { return serving.server().connections() <= 1; }));
+  CHECK(Eventually([&] { return serving.server().connections() == 0; }));
   CHECK(engine.BecomesQuiet());
   for (const auto& client : clients) {
     int whole = 0;
