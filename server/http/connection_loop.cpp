@@ -69,12 +69,8 @@ class Session final : public std::enable_shared_from_this<Session> {
     }
   }
   void Abandon() {
-    if (phase_ == Phase::kAnswering) {
-      CloseSocket();
-      SeeGone();
-    } else {
-      Close();
-    }
+    CloseSocket();
+    SeeGone();
   }
 
   // Of the request that is being answered.
@@ -219,13 +215,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     keep_alive_ = false;
     if (phase_ != Phase::kAnswering) {
       Close();
-    } else if (!ending_) {  // whether the end of an answer still arrives, its write will say
-      TellGone();
-    }
-  }
-
-  void TellGone() {
-    if (call_ != nullptr && !std::exchange(told_gone_, true)) {
+    } else if (call_ != nullptr && std::exchange(hears_gone_, false)) {
       call_->OnGone();
     }
   }
@@ -268,8 +258,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     phase_ = Phase::kAnswering;
     keep_alive_ = keep_alive;
     chunked_ = chunked;
-    told_gone_ = false;
-    ending_ = false;
+    hears_gone_ = true;
     ++request_number_;
   }
 
@@ -283,7 +272,7 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   void Write(std::string bytes, Last last) {
     out_ = std::move(bytes);
-    ending_ = last == Last::kYes;
+    hears_gone_ = hears_gone_ && last == Last::kNo;
     Count(static_cast<std::int64_t>(input_.size() + out_.size()));
     asio::async_write(socket_, asio::buffer(out_),
                       [self = shared_from_this(), last](const ErrorOf& error, std::size_t) {
@@ -304,10 +293,10 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     Disarm();
-    if (!ok) {
-      TellGone();
-    }
     if (const std::shared_ptr<HttpCall> call = std::exchange(call_, nullptr)) {
+      if (!ok) {
+        call->OnGone();
+      }
       call->OnDone();
     }
     if (!socket_.is_open()) {
@@ -378,8 +367,9 @@ class Session final : public std::enable_shared_from_this<Session> {
   bool keep_alive_ = true;
   bool chunked_ = true;
   bool head_only_ = false;  // the answer has no body, whatever it says
-  bool told_gone_ = false;
-  bool ending_ = false;  // the end of an answer is being written
+  // Whether the call is told that the client has left: once, and not while the end is written,
+  // which says by itself whether it arrived.
+  bool hears_gone_ = true;
   std::uint64_t request_number_ = 0;
   std::string input_;  // not parsed yet
   std::optional<RequestParser> parser_;

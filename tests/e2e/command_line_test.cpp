@@ -163,7 +163,8 @@ TEST_CASE("no proxy stands between a command and its server", "[e2e][command lin
   const std::string address = "127.0.0.1:" + std::to_string(std::stoi(server.err().substr(at)));
   CHECK(server.err().find("\"chat format\",\"format\":\"v3.2\",\"reason\":") != std::string::npos);
   CHECK(RunDsa({"healthcheck", "--address", address}, "").out == "SERVING\n");
-  const Ended text = RunDsa({"complete", "--address", address, "--max-tokens", "3", "Hello"}, "");
+  const Ended text = RunDsa(
+      {"complete", "--address", address, "--max-tokens", "3", "--temperature", "0", "Hello"}, "");
   CHECK(text.exit_code == 0);
   CHECK(text.err.find(" 3 answered") != std::string::npos);
   const Ended ids = RunDsa({"complete", "--address", address, "--ids", "5,6", "--max-tokens", "3",
