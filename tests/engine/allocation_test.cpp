@@ -65,26 +65,17 @@ namespace {
 constexpr int kWarmUpSteps = 20;
 constexpr int kSteps = 1000;
 
-TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
-  testing::ScriptedExecutor executor;
-  testing::ManualClock clock;
-  const testing::LetterDecoderFactory decoders;
+// In which eight replies of 2000 tokens have room, and nothing ends them.
+EngineConfig RoomyEngine() {
   EngineConfig config = testing::SmallEngine();
   config.scheduler.context_tokens_max = 4096;
   config.blocks = 4096;
   config.end_ids.clear();
-  EngineLoop engine(config, {.executor = executor, .clock = clock, .decoders = &decoders});
-  std::vector<std::shared_ptr<testing::RecordingSink>> sinks;
-  for (int i = 0; i < 8; ++i) {
-    auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
-    request.stop.stop_strings = {"zzzz", "never this text", "abcdx"};
-    request.sampling.top_logprobs = i;
-    request.sampling.frequency_penalty = i % 2 == 0 ? 0.0F : 0.5F;
-    request.sampling.repetition_penalty = i % 3 == 0 ? 1.0F : 1.1F;
-    request.stop.min_tokens = 100 * (i % 4);
-    sinks.push_back(std::make_shared<testing::RecordingSink>());
-    REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
-  }
+  return config;
+}
+
+// Of the engine's thread, once it has warmed up.
+std::int64_t AllocationsOfSteadySteps(EngineLoop& engine) {
   for (int step = 0; step < kWarmUpSteps; ++step) {
     engine.RunOnce();
     engine.PumpOnce();
@@ -96,7 +87,26 @@ TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
     counted += allocations - before;
     engine.PumpOnce();  // another thread's work in a server
   }
-  CHECK(counted == 0);
+  return counted;
+}
+
+TEST_CASE("A steady step allocates nothing", "[engine][allocation]") {
+  testing::ScriptedExecutor executor;
+  testing::ManualClock clock;
+  const testing::LetterDecoderFactory decoders;
+  EngineLoop engine(RoomyEngine(), {.executor = executor, .clock = clock, .decoders = &decoders});
+  std::vector<std::shared_ptr<testing::RecordingSink>> sinks;
+  for (int i = 0; i < 8; ++i) {
+    auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
+    request.stop.stop_strings = {"zzzz", "never this text", "abcdx"};
+    request.sampling.top_logprobs = i;
+    request.sampling.frequency_penalty = i % 2 == 0 ? 0.0F : 0.5F;
+    request.sampling.repetition_penalty = i % 3 == 0 ? 1.0F : 1.1F;
+    request.stop.min_tokens = 100 * (i % 4);
+    sinks.push_back(std::make_shared<testing::RecordingSink>());
+    REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
+  }
+  CHECK(AllocationsOfSteadySteps(engine) == 0);
   CHECK(engine.Load().running == 8);
   CHECK(sinks[0]->ids().size() > kSteps);
 }
@@ -147,11 +157,7 @@ TEST_CASE("A steady step of chats with stop strings allocates nothing", "[engine
   testing::ScriptedExecutor executor;
   testing::ManualClock clock;
   const PieceDecoderFactory decoders;
-  EngineConfig config = testing::SmallEngine();
-  config.scheduler.context_tokens_max = 4096;
-  config.blocks = 4096;
-  config.end_ids.clear();
-  EngineLoop engine(config, {.executor = executor, .clock = clock, .decoders = &decoders});
+  EngineLoop engine(RoomyEngine(), {.executor = executor, .clock = clock, .decoders = &decoders});
   std::vector<std::shared_ptr<ReplySink>> sinks;
   for (int i = 0; i < 8; ++i) {
     auto request = testing::MakeRequest(std::to_string(i), 30 + i, 2000);
@@ -161,18 +167,7 @@ TEST_CASE("A steady step of chats with stop strings allocates nothing", "[engine
     sinks.push_back(std::make_shared<ReplySink>(format));
     REQUIRE(engine.Submit(std::move(request), sinks.back()).ok());
   }
-  for (int step = 0; step < kWarmUpSteps; ++step) {
-    engine.RunOnce();
-    engine.PumpOnce();
-  }
-  std::int64_t counted = 0;
-  for (int step = 0; step < kSteps; ++step) {
-    const std::int64_t before = allocations;
-    engine.RunOnce();
-    counted += allocations - before;
-    engine.PumpOnce();  // another thread's work in a server
-  }
-  CHECK(counted == 0);
+  CHECK(AllocationsOfSteadySteps(engine) == 0);
   CHECK(engine.Load().running == 8);
   CHECK(sinks[0]->tokens > kSteps);
 }

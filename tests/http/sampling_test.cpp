@@ -2,6 +2,9 @@
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
+#include <span>
+#include <utility>
+
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
 
@@ -55,19 +58,9 @@ TEST_CASE("penalties and biases reach the engine", "[http][sampling]") {
   CHECK(nothing.logit_bias.empty());
 }
 
-TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http][sampling]") {
-  const std::pair<const char*, const char*> cases[] = {
-      {R"("logit_bias": {"1": 200})", "logit_bias[1]: 200 is not in [-100, 100]"},
-      {R"("logit_bias": {"1": "x"})", "logit_bias[1]: \\\"x\\\" is not a number"},
-      {R"("logit_bias": {"x": 2})", "logit_bias: x is not an integer"},
-      {R"("logit_bias": {"5": 2, "05": 2})", "logit_bias: id 5 is named twice"},
-      {R"("logit_bias": {"129280": 2})", "logit_bias: id 129280 is not in [0, 129280)"},
-      {R"("logit_bias": [1])", "logit_bias: [1] is not an object"},
-      {R"("presence_penalty": 2.1)", "presence_penalty: 2.1 is not in [-2, 2]"},
-      {R"("frequency_penalty": -2.1)", "frequency_penalty: -2.1 is not in [-2, 2]"},
-      {R"("repetition_penalty": 0)", "repetition_penalty: 0 is not in (0, 10]"},
-      {R"("repetition_penalty": 1e39)", "repetition_penalty: inf is not in (0, 10]"},
-  };
+using Refused = std::pair<const char*, const char*>;  // fields, how the message begins
+
+void CheckRefused(std::span<const Refused> cases) {
   FakeEngine engine;
   HttpServing serving(engine, nullptr, FreePort());
   RawClient client(serving.port());
@@ -80,6 +73,22 @@ TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http
     CHECK(reply->body.find(fmt::format("\"message\":\"{}", message)) != std::string::npos);
   }
   CHECK(engine.submitted() == 0);
+}
+
+TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http][sampling]") {
+  const Refused cases[] = {
+      {R"("logit_bias": {"1": 200})", "logit_bias[1]: 200 is not in [-100, 100]"},
+      {R"("logit_bias": {"1": "x"})", "logit_bias[1]: \\\"x\\\" is not a number"},
+      {R"("logit_bias": {"x": 2})", "logit_bias: x is not an integer"},
+      {R"("logit_bias": {"5": 2, "05": 2})", "logit_bias: id 5 is named twice"},
+      {R"("logit_bias": {"129280": 2})", "logit_bias: id 129280 is not in [0, 129280)"},
+      {R"("logit_bias": [1])", "logit_bias: [1] is not an object"},
+      {R"("presence_penalty": 2.1)", "presence_penalty: 2.1 is not in [-2, 2]"},
+      {R"("frequency_penalty": -2.1)", "frequency_penalty: -2.1 is not in [-2, 2]"},
+      {R"("repetition_penalty": 0)", "repetition_penalty: 0 is not in (0, 10]"},
+      {R"("repetition_penalty": 1e39)", "repetition_penalty: inf is not in (0, 10]"},
+  };
+  CheckRefused(cases);
 }
 
 TEST_CASE("an echo stands before the answer, with its log-probabilities", "[http][sampling]") {
@@ -145,7 +154,7 @@ TEST_CASE("log-probabilities of a prompt are said as vLLM says them", "[http][sa
 }
 
 TEST_CASE("log-probabilities of a prompt that cannot be said are refused", "[http][sampling]") {
-  const std::pair<const char*, const char*> cases[] = {
+  const Refused cases[] = {
       {R"("prompt_logprobs": 21)", "prompt_logprobs: 21 is not in [0, 20]"},
       {R"("prompt_logprobs": -1)", "prompt_logprobs: -1 is not in [0, 20]"},
       {R"("prompt_logprobs": 1, "n": 2)", "prompt_logprobs: with one answer only, n is 2"},
@@ -155,18 +164,7 @@ TEST_CASE("log-probabilities of a prompt that cannot be said are refused", "[htt
       {R"("logprobs": 1, "echo": true, "n": 2)",
        "logprobs with echo: with one answer only, n is 2"},
   };
-  FakeEngine engine;
-  HttpServing serving(engine, nullptr, FreePort());
-  RawClient client(serving.port());
-  for (const auto& [fields, message] : cases) {
-    CAPTURE(fields);
-    client.Send(Post(kPath, Body(fields)));
-    const std::optional<Reply> reply = client.Read();
-    REQUIRE(reply);
-    CHECK(reply->status == 400);
-    CHECK(reply->body.find(message) != std::string::npos);
-  }
-  CHECK(engine.submitted() == 0);
+  CheckRefused(cases);
 }
 
 // Two answers, the second of which ends first.
