@@ -18,11 +18,14 @@ struct RowKeys {
   const std::int32_t* slots;  // of the selection; null: every visible key
   int count;
 
-  __device__ std::int64_t Slot(int key) const {
-    if (slots != nullptr) {
-      return slots[key];
-    }
-    return std::int64_t{table[key / kTokensPerBlock]} * kTokensPerBlock + key % kTokensPerBlock;
+  __device__ std::int64_t Slot(int key) const { return SlotFrom(*Word(key), key); }
+  // The same in two steps, for whom a load is to be on its way meanwhile: the word that tells a
+  // key's slot, and the slot that it tells.
+  __device__ const std::int32_t* Word(int key) const {
+    return slots != nullptr ? slots + key : table + key / kTokensPerBlock;
+  }
+  __device__ std::int64_t SlotFrom(std::int32_t word, int key) const {
+    return slots != nullptr ? word : std::int64_t{word} * kTokensPerBlock + key % kTokensPerBlock;
   }
 };
 

@@ -1,11 +1,9 @@
 // ExpertMlp of a decode step.
 //
-// Where the first products of all experts are no more tiles than multiprocessors, as in a small
-// model or where few rows go to few experts, it is two launches: the gate's, which also sorts the
-// pairs, and the experts', which computes the shared one as well.  Otherwise some blocks of that
-// would begin a second tile while the others wait, and the shared expert has launches of its own.
-// The sort then follows them: a launch of small blocks, beside which those of the experts get ready
-// (docs/kernels/experts.md).
+// Two launches: the gate's, which also sorts the pairs, and the experts', which computes the shared
+// one as well and has its first weights when the gate has chosen.  Where the shared expert's tiles
+// would begin a second wave and are not cut into parts of K, since rows are many or K is short, it
+// has launches of its own, and so has the sort (docs/kernels/experts.md).
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/few_gate.h"
 #include "kernels/cuda/resident_experts.h"
@@ -42,7 +40,7 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
       .gate = params.shared->gate, .up = params.shared->up, .down = params.shared->down};
   const QuantizedView& input = params.shared->x.fp8;
   if (!cuda::ResidentExpertsTakes(params.routed, shared, input) ||
-      !cuda::StartsInOneWave(params.routed, shared)) {
+      !cuda::SharedExpertFits(params.routed, shared)) {
     Backend::ExpertMlp(params);
     return;
   }

@@ -165,6 +165,12 @@ __device__ bool CountChooser(unsigned* counters, int count) {
 __device__ bool IsLast(unsigned* counters, int count) {
   __shared__ bool is_last;
   __syncthreads();
+  if (count == 1) {  // nobody has chosen beside it
+    if (threadIdx.x == 0) {
+      CountChooser(counters, count);
+    }
+    return true;
+  }
   if (threadIdx.x == 0) {
     __threadfence();
     is_last = CountChooser(counters, count);

@@ -161,9 +161,12 @@ class Gatherer final {
   // The last of `buffers` buffers may have turns without keys.
   __device__ void Run(int buffers) {
     const int turns = buffers * kOwnTurns;
+    if (turns == 0) {
+      return;
+    }
     // The first turns at once: lane kWarpKeys s + k has key k of turn s.
-    const int first_slot = SlotOf(lane_ / kWarpKeys);
-    int next_slot = SlotOf(Tiles::kStages);
+    const int first_slot = SlotFrom(*Word(lane_ / kWarpKeys), lane_ / kWarpKeys);
+    std::int32_t word = *Word(Tiles::kStages);  // nothing uses it before the next turn
 #pragma unroll 1
     for (int stage = 0; stage < Tiles::kStages; ++stage) {
       if (stage < turns) {
@@ -177,10 +180,10 @@ class Gatherer final {
       __syncwarp();
       Convert(kPeers == 1 ? turn % kOwnTurns : rank_);
       if (turn + Tiles::kStages < turns) {
-        Copy(from_.buffer, next_slot);
+        Copy(from_.buffer, SlotFrom(word, turn + Tiles::kStages));
       }
       ptx::CommitCopies();
-      next_slot = SlotOf(turn + Tiles::kStages + 1);
+      word = *Word(turn + Tiles::kStages + 1);
       from_.Next();
       if ((turn + 1) % kOwnTurns == 0) {
         to_.Next();
@@ -206,13 +209,20 @@ class Gatherer final {
     float2 scales;
   };
 
-  // Of the lane's key of the warp's, which every kWarpKeys-th lane has.
-  __device__ int SlotOf(int turn) const {
-    const int at = first_ + turn * kPeers * kTurnKeys + lane_ % kWarpKeys;
-    return at < last_ ? static_cast<int>(keys_.Slot(at)) : -1;
+  // The lane's key of the warp's, which every kWarpKeys-th lane has, the word that tells its slot,
+  // and the slot, -1 beyond the last key.
+  __device__ int KeyOf(int turn) const {
+    return first_ + turn * kPeers * kTurnKeys + lane_ % kWarpKeys;
+  }
+  __device__ const std::int32_t* Word(int turn) const {
+    return keys_.Word(min(KeyOf(turn), last_ - 1));
+  }
+  __device__ int SlotFrom(std::int32_t word, int turn) const {
+    const int key = KeyOf(turn);
+    return key < last_ ? static_cast<int>(keys_.SlotFrom(word, key)) : -1;
   }
 
-  // A turn's records to the ring; `slot` as SlotOf gives it.
+  // A turn's records to the ring; `slot` as SlotFrom gives it.
   __device__ void Copy(int stage, int slot) {
     const unsigned bits = __ballot_sync(kAllLanes, slot >= 0) & kAllKeys;
     present_ = (present_ & ~(kAllKeys << stage * kWarpKeys)) | bits << stage * kWarpKeys;

@@ -22,25 +22,29 @@ struct Regions {
   float* input_scales;          // [T, D / 128]
   Fp8E4m3* inner;               // [P, I]  of the sorted pairs
   float* inner_scales;          // [P, I / 128]
+  float4* part_sums;            // [I / kBoxRows, kParts, kPartPacks]
   std::uint8_t* contributions;  // [P, D]  of the sorted pairs, of the type of y
   int* counters;
 };
 
 struct PassShape {
   std::int64_t tokens, hidden, width, experts, slots, output_bytes;
+  bool splits_shared;  // the shared expert's inner tiles are computed in parts
   std::int64_t pairs() const { return tokens * slots; }
   std::int64_t Tiles() const { return std::min(pairs(), pairs() / kTilePairs + experts); }
+  std::int64_t InnerTiles() const { return width / kBoxRows; }  // of a tile of pairs
   std::int64_t OuterTiles() const { return (hidden + kTileRows - 1) / kTileRows; }
 };
 
 std::int64_t CounterCount(const PassShape& shape) {
-  return 2 + shape.Tiles() + shape.OuterTiles();
+  return 2 + shape.Tiles() + shape.OuterTiles() + shape.InnerTiles();
 }
 Counters CountersAt(int* first, const PassShape& shape) {
   return {.tiles_taken = first,
           .sums_taken = first + 1,
           .inner_done = first + 2,
-          .outer_done = first + 2 + shape.Tiles()};
+          .outer_done = first + 2 + shape.Tiles(),
+          .parts_done = first + 2 + shape.Tiles() + shape.OuterTiles()};
 }
 
 Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
@@ -50,6 +54,9 @@ Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
           .input_scales = arena.Take<float>(shape.tokens * Fp8Blocks(shape.hidden)),
           .inner = arena.Take<Fp8E4m3>(pairs * shape.width),
           .inner_scales = arena.Take<float>(pairs * Fp8Blocks(shape.width)),
+          .part_sums = shape.splits_shared
+                           ? arena.Take<float4>(shape.InnerTiles() * kParts * kPartPacks)
+                           : nullptr,
           .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.output_bytes),
           .counters = arena.Take<int>(CounterCount(shape))};
 }
@@ -149,13 +156,18 @@ PairChoice ChoiceOf(const RoutedExpertsParams& routed, const SharedExpert* share
           .expert_count = static_cast<int>(routed.gate.experts),
           .with_shared = shared_expert != nullptr};
 }
+// Two blocks of K are the least that a part should have.
+bool SplitsShared(std::int64_t hidden, std::int64_t tokens) {
+  return Fp8Blocks(hidden) >= 2 * kParts && tokens <= kPartPairs;
+}
 PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_expert) {
   return {.tokens = routed.x.rows,
           .hidden = routed.x.cols,
           .width = routed.gate.rows,
           .experts = routed.gate.experts + (shared_expert != nullptr ? 1 : 0),
           .slots = ChoiceOf(routed, shared_expert).slots(),
-          .output_bytes = SizeOf(routed.y.type)};
+          .output_bytes = SizeOf(routed.y.type),
+          .splits_shared = shared_expert != nullptr && SplitsShared(routed.x.cols, routed.x.rows)};
 }
 PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
                               const Regions& regions) {
@@ -200,6 +212,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                            .inner = regions.inner,
                            .inner_scales = regions.inner_scales,
                            .scale_format = routed.scale_format,
+                           .part_sums = regions.part_sums,
                            .contributions = regions.contributions,
                            .weights = routed.weights,
                            .shared = nullptr,
@@ -256,9 +269,9 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert&
          shared_expert.gate.weight.rows == params.gate.rows;
 }
 
-bool StartsInOneWave(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
+bool SharedExpertFits(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
   const PassShape shape = ShapeOf(params, &shared_expert);
-  return shape.Tiles() * (shape.width / kBoxRows) <= Multiprocessors();
+  return shape.splits_shared || shape.Tiles() * shape.InnerTiles() <= Multiprocessors();
 }
 
 PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena& arena) {
@@ -276,7 +289,8 @@ std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
                       .width = limits.expert_width,
                       .experts = limits.experts + 1,
                       .slots = limits.experts_per_token + 1,
-                      .output_bytes = LeavesParts(limits) ? 4 : 2});
+                      .output_bytes = LeavesParts(limits) ? 4 : 2,
+                      .splits_shared = SplitsShared(limits.hidden, 1)});
   // Beside them the logits of the gate that prepares.
   arena.Take<float>(GateSlices(limits.hidden) * std::min(limits.tokens_max, kPreparedRowsMax) *
                     limits.experts);

@@ -7,6 +7,10 @@
 //   inner tile   128 rows of gate and the same 128 of up, for up to 64 pairs of one expert.  A
 //                thread holds both of one output, so SwiGLU, the maximum of 128 values and e4m3
 //                happen in registers
+//   part         an eighth of K of an inner tile of the shared expert, where that is computed with
+//                the others: its tiles would else begin a second wave for a few blocks.  Parts come
+//                first, and their weights, which no choice decides, before the kernels ahead have
+//                ended; a block that finds no inner tile any more adds them in the order of K
 //   outer tile   256 rows of down for the same pairs.  Its rows of x wait until the expert's inner
 //                tiles are done, its weights do not
 //
@@ -14,15 +18,15 @@
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
 //   warps 9, 10  rows of x and scales, stage by stage in turns, by cp.async
 //   warp 11      adds a token's contributions, 256 columns at a time, as soon as all experts have
-//                given theirs, while the others stream on; at the end all warps help
+//                given theirs, while the others stream on; at the end warps 8 to 10 help
 //
 // A pair's bits depend on its row, its expert and the order of K alone.
 #pragma once
 
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/fp8_stage.cuh"
-#include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/per_device.h"
+#include "kernels/cuda/resident_expert_work.cuh"
 #include "kernels/cuda/swiglu.cuh"
 
 #include <cstdint>
@@ -30,148 +34,6 @@
 #include <cuda.h>
 
 namespace dsa::cuda::resident_experts {
-
-inline constexpr int kConsumerWarps = 8;
-inline constexpr int kConsumers = kConsumerWarps * kWarpSize;
-inline constexpr int kWeightWarp = 8;
-inline constexpr int kInputWarps = 2;  // from 9 on
-inline constexpr int kThreads = 384;
-inline constexpr int kTilePairs = 64;
-// Per thread: 64 pairs take two products' sums at once.
-inline constexpr int kConsumerRegisters = 208;
-inline constexpr int kOtherRegisters = 88;
-inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in a tile
-inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
-inline constexpr int kTileRows = 2 * kBoxRows;
-inline constexpr int kTileBytes = 2 * kBoxBytes;
-inline constexpr int kInputBytes = kTilePairs * kValuesPerScale;
-inline constexpr int kScaleBytes = (kTilePairs + 2) * 4;  // of the pairs and of both boxes
-inline constexpr int kStages = 5;
-inline constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
-inline constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
-inline constexpr int kQueue = 4;  // tiles announced ahead
-inline constexpr int kSumColumns = kTileRows;
-inline constexpr int kPackedStride = kBoxRows + 16;
-
-enum NamedBarrier { kConsumersMeet = 1 };
-enum Which { kRouted, kShared, kKinds };
-
-// Zeroed by every Prepare.
-struct Counters {
-  int* tiles_taken;
-  int* sums_taken;
-  int* inner_done;  // [tiles of pairs]  warps that have stored their part
-  int* outer_done;  // [outer tiles]
-};
-struct ExpertMaps {
-  CUtensorMap gate[kKinds];
-  CUtensorMap up[kKinds];
-  CUtensorMap down[kKinds];
-};
-
-struct ExpertScales {
-  Matrix<const float> gate;  // [E * I / 128, D / 128]
-  Matrix<const float> up;
-  Matrix<const float> down;  // [E * D / 128, I / 128]
-};
-
-struct ExpertsParams {
-  PairChoice choice;
-  SortedPairs sorted;
-  int tiles_max;
-  Counters counters;
-  Matrix<const Fp8E4m3> x;
-  Matrix<const float> x_scales;
-  ExpertScales scales[kKinds];
-  Fp8E4m3* inner;
-  float* inner_scales;
-  ScaleFormat scale_format;
-  void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
-  Matrix<const float> weights;
-  const void* shared;  // a shared expert's output, or null
-  std::int64_t shared_stride;
-  void* y;
-  std::int64_t y_stride;
-  int width;
-};
-
-// A tile as it is announced.
-struct alignas(16) Task {
-  int item;  // all: none is left
-  int expert;
-  int first;  // of the sorted pairs
-  int count;
-};
-
-struct BlockShared {
-  std::uint8_t packed[kTilePairs][kPackedStride];
-  float maxima[kConsumerWarps][kTilePairs];
-  Task queue[kQueue];
-  std::uint64_t announced[kQueue];
-  std::uint64_t taken[kQueue];
-};
-
-// The tiles of a launch: inner tiles of each tile of pairs, then outer ones column by column.
-struct Work {
-  int groups;  // tiles of pairs
-  int inner_tiles;
-  int outer_tiles;
-  int inner_blocks;  // of K
-  int outer_blocks;
-  __device__ Work(const ExpertsParams& p, int used)
-      : groups(used),
-        inner_tiles(p.width / kBoxRows),
-        outer_tiles((static_cast<int>(p.x.cols) + kTileRows - 1) / kTileRows),
-        inner_blocks(static_cast<int>(p.x.cols) / kValuesPerScale),
-        outer_blocks(p.width / kValuesPerScale) {}
-  __device__ int inner_items() const { return groups * inner_tiles; }
-  __device__ int items() const { return inner_items() + groups * outer_tiles; }
-  __device__ bool IsInner(int item) const { return item < inner_items(); }
-  __device__ int Group(int item) const {
-    return IsInner(item) ? item / inner_tiles : (item - inner_items()) % groups;
-  }
-  __device__ int Column(int item) const {
-    return IsInner(item) ? item % inner_tiles : (item - inner_items()) / groups;
-  }
-  __device__ int Blocks(int item) const { return IsInner(item) ? inner_blocks : outer_blocks; }
-};
-
-// Shared addresses of stage 0 of each part.
-struct Ring {
-  unsigned tiles;
-  unsigned inputs;
-  unsigned scales;
-  unsigned full;   // 8 bytes a stage: the weights' thread, its bytes, and the input warp's lanes
-  unsigned empty;  // 8 bytes a stage: the consumer warps
-  __device__ explicit Ring(const void* shared)
-      : tiles((ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment),
-        inputs(tiles + kStages * kTileBytes),
-        scales(inputs + kStages * kInputBytes),
-        full((scales + kStages * kScaleBytes + 7) & ~7U),
-        empty(full + 8 * kStages) {}
-};
-
-__device__ inline int LoadAcquire(const int* from) {
-  int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-// Announces that the warp's earlier stores are there.
-__device__ inline void Signal(int* counter, int lane) {
-  __threadfence();
-  __syncwarp();
-  if (lane == 0) {
-    atomicAdd(counter, 1);
-  }
-}
-__device__ inline void WaitUntil(const int* counter, int value, unsigned sleep_ns, int lane) {
-  if (lane == 0) {
-    while (LoadAcquire(counter) < value) {
-      __nanosleep(sleep_ns);
-    }
-  }
-  __syncwarp();
-}
 
 // The next tile, for the input warp and the consumers.
 __device__ inline Task NextTask(BlockShared& shared, Cursor& turn, int lane) {
@@ -201,9 +63,10 @@ struct Boxes {
   }
 };
 
-__device__ inline void StreamTile(const Boxes& boxes, const Ring& ring, Cursor& at, int blocks,
-                                  std::uint64_t policy) {
-  for (int k = 0; k < blocks; ++k) {
+// Blocks [first, end) of K.
+__device__ inline void StreamTile(const Boxes& boxes, const Ring& ring, Cursor& at, int first,
+                                  int end, std::uint64_t policy) {
+  for (int k = first; k < end; ++k) {
     if (at.turn >= kStages) {
       ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
     }
@@ -217,13 +80,26 @@ __device__ inline void StreamTile(const Boxes& boxes, const Ring& ring, Cursor& 
   }
 }
 
-// One thread.
+// The first weights of a block that begins with a part, which do not depend on the pairs.  One
+// thread, before the kernels ahead have ended.
+__device__ inline void LoadFirstPart(const ExpertMaps& maps, const ExpertsParams& p,
+                                     const Ring& ring, Cursor& at) {
+  const Work work(p, 1);
+  const int item = static_cast<int>(blockIdx.x);
+  if (work.IsPart(item)) {
+    const int first = work.FirstBlock(item);
+    StreamTile(Boxes(maps, p, true, p.choice.expert_count, work.Column(item)), ring, at, first,
+               min(first + kStages, work.EndBlock(item)), ptx::EvictFirst());
+  }
+}
+
+// One thread, behind LoadFirstPart.
 __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& p,
                                    BlockShared& shared, const Ring& ring, const Work& work,
-                                   PairTile group) {
+                                   PairTile group, Cursor at) {
   const std::uint64_t policy = ptx::EvictFirst();
-  Cursor at;
   Cursor turn;
+  int loaded = at.turn;
   for (int item = static_cast<int>(blockIdx.x);;) {
     ptx::BarrierWait(ptx::SharedAddress(shared.taken + turn.stage), turn.phase ^ 1U);
     shared.queue[turn.stage] = {
@@ -233,10 +109,16 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     if (item >= work.items()) {
       return;
     }
-    // Comes while this tile streams.
+    const Boxes boxes(maps, p, !work.IsOuter(item), group.expert, work.Column(item));
+    const int first = work.FirstBlock(item) + loaded;
+    const int end = work.EndBlock(item);
+    // The next one is taken no earlier than it can come while the last stages stream: a block with
+    // a long tile would else take one more before those with short ones have any.
+    const int last = max(first, end - kStages);
+    StreamTile(boxes, ring, at, first, last, policy);
     const int next = static_cast<int>(gridDim.x) + atomicAdd(p.counters.tiles_taken, 1);
-    StreamTile(Boxes(maps, p, work.IsInner(item), group.expert, work.Column(item)), ring, at,
-               work.Blocks(item), policy);
+    StreamTile(boxes, ring, at, last, end, policy);
+    loaded = 0;
     item = next;
     group = item < work.items() ? p.sorted.tiles[work.Group(item)] : PairTile{};
   }
@@ -252,7 +134,7 @@ struct InputSource {
   const float* weight_scales;  // of lanes 0 and 1
 
   __device__ InputSource(const ExpertsParams& p, const Work& work, const Task& task, int lane) {
-    const bool is_inner = work.IsInner(task.item);
+    const bool is_inner = !work.IsOuter(task.item);
     const auto row_of = [&](int pair) {
       return is_inner ? p.sorted.tokens[task.first + pair] : task.first + pair;
     };
@@ -299,11 +181,12 @@ __device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, co
       return;
     }
     const InputSource source(p, work, task, lane);
-    if (!work.IsInner(task.item)) {
+    if (work.IsOuter(task.item)) {
       WaitUntil(p.counters.inner_done + work.Group(task.item), work.inner_tiles * kConsumerWarps,
                 64, lane);
     }
-    for (int k = 0; k < work.Blocks(task.item); ++k) {
+    const int end = work.EndBlock(task.item);
+    for (int k = work.FirstBlock(task.item); k < end; ++k) {
       if (at.turn % kInputWarps != input_warp) {
         at.Next(kStages);
         continue;
@@ -369,6 +252,61 @@ __device__ void Accumulate(const Ring& ring, Cursor& at, int blocks, int warpgro
     __syncwarp();
     if (lane == 0) {
       ptx::BarrierArrive(ring.empty + 8 * stage);
+    }
+  }
+}
+
+// Where a thread's sums of part 0 of a tile lie, as float4 with a stride of a warp.
+template <int kTokens>
+__device__ float4* PartSums(const ExpertsParams& p, int column, int warp, int lane) {
+  constexpr int kPacks = kTokens / 4;  // of a thread
+  return p.part_sums + column * (kParts * kPartPacks) + warp * (kPacks * kWarpSize) + lane;
+}
+
+template <int kTokens>
+__device__ void StorePart(const ExpertsParams& p, const Work& work, const Task& task, int warp,
+                          int lane, const float (&sum)[2][kTokens / 2]) {
+  constexpr int kPacks = kTokens / 8;  // of a box
+  const int column = work.Column(task.item);
+  float4* const own = PartSums<kTokens>(p, column, warp, lane) + task.item % kParts * kPartPacks;
+#pragma unroll
+  for (int i = 0; i < 2 * kPacks; ++i) {
+    const float* const values = &sum[i / kPacks][i % kPacks * 4];
+    own[i * kWarpSize] = make_float4(values[0], values[1], values[2], values[3]);
+  }
+  Signal(p.counters.parts_done + column, lane);
+}
+
+// The sums over all parts of a tile, in the order of K.
+template <int kTokens>
+__device__ void AddParts(const ExpertsParams& p, const Work& work, const Task& task, int warp,
+                         int lane, float (&sum)[2][kTokens / 2]) {
+  constexpr int kPacks = kTokens / 8;  // of a box
+  constexpr int kAtOnce = 2;           // packs whose parts are under way
+  const int column = work.Column(task.item);
+  const float4* const all = PartSums<kTokens>(p, column, warp, lane);
+  WaitUntil(p.counters.parts_done + column, kParts * kConsumerWarps, 64, lane);
+#pragma unroll
+  for (int first = 0; first < 2 * kPacks; first += kAtOnce) {
+    float4 parts[kAtOnce][kParts];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        parts[i][part] = __ldcg(all + part * kPartPacks + (first + i) * kWarpSize);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      float* const values = &sum[(first + i) / kPacks][(first + i) % kPacks * 4];
+      values[0] = values[1] = values[2] = values[3] = 0.0F;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        values[0] += parts[i][part].x;
+        values[1] += parts[i][part].y;
+        values[2] += parts[i][part].z;
+        values[3] += parts[i][part].w;
+      }
     }
   }
 }
@@ -457,11 +395,18 @@ template <int kTokens, typename Y>
 __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
                         const Work& work, const Task& task, Cursor& at, int warp, int lane) {
   float sum[2][kTokens / 2];
-  Accumulate<kTokens>(ring, at, work.Blocks(task.item), warp / 4, lane, sum);
-  if (work.IsInner(task.item)) {
-    StoreInner<kTokens>(p, shared, work, task, warp, lane, sum);
+  if (work.IsMerge(task.item)) {
+    AddParts<kTokens>(p, work, task, warp, lane, sum);
   } else {
+    const int blocks = work.EndBlock(task.item) - work.FirstBlock(task.item);
+    Accumulate<kTokens>(ring, at, blocks, warp / 4, lane, sum);
+  }
+  if (work.IsPart(task.item)) {
+    StorePart<kTokens>(p, work, task, warp, lane, sum);
+  } else if (work.IsOuter(task.item)) {
     StoreOuter<kTokens, Y>(p, work, task, warp, lane, sum);
+  } else {
+    StoreInner<kTokens>(p, shared, work, task, warp, lane, sum);
   }
 }
 
@@ -496,18 +441,25 @@ __device__ inline void LoadFresh(const Y* from, Columns& to) {
   }
 }
 
+// A token's slots, one a lane.
+struct TokenSlots {
+  int place;
+  float weight;
+  __device__ TokenSlots(const ExpertsParams& p, int token, int lane)
+      : place(lane < p.choice.slots() ? p.sorted.places[token * p.choice.slots() + lane] : -1),
+        weight(lane < static_cast<int>(p.choice.experts.cols) ? p.weights.Row(token)[lane] : 1.0F) {
+  }
+};
+
 // 256 columns of a token by one warp: its contributions in order, the shared expert's last.
 template <typename Y>
-__device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_t column,
-                                  int lane) {
+__device__ inline void SumColumns(const ExpertsParams& p, int token, const TokenSlots& own,
+                                  std::int64_t column, int lane) {
   constexpr int kWidth = 8;
   constexpr int kAtOnce = 9;  // of DeepSeek-V3: eight experts and the shared one
   using Columns = Pack<Y, kWidth>;
   constexpr int kLineLanes = 128 / static_cast<int>(sizeof(Columns));
   const int slots = p.choice.slots();
-  const int own_place = lane < slots ? p.sorted.places[token * slots + lane] : -1;
-  const float own_weight =
-      lane < static_cast<int>(p.choice.experts.cols) ? p.weights.Row(token)[lane] : 1.0F;
   const bool has_columns = column < p.x.cols;
   Y* const contributions = static_cast<Y*>(p.contributions) + column;
   float sum[kWidth] = {};
@@ -516,14 +468,14 @@ __device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_
     int places[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      places[i] = __shfl_sync(kAllLanes, own_place, min(first + i, kWarpSize - 1));
+      places[i] = __shfl_sync(kAllLanes, own.place, min(first + i, kWarpSize - 1));
       if (places[i] >= 0 && has_columns) {
         LoadFresh(contributions + places[i] * p.x.cols, values[i]);
       }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const float weight = __shfl_sync(kAllLanes, own_weight, min(first + i, kWarpSize - 1));
+      const float weight = __shfl_sync(kAllLanes, own.weight, min(first + i, kWarpSize - 1));
       if (places[i] >= 0) {
 #pragma unroll
         for (int c = 0; c < kWidth; ++c) {
@@ -551,7 +503,7 @@ __device__ inline void SumColumns(const ExpertsParams& p, int token, std::int64_
   // Otherwise L2 would write them to memory: 2 % of an expert's bytes at 16 rows.
   __syncwarp();
   for (int slot = 0; slot < slots; ++slot) {
-    const int place = __shfl_sync(kAllLanes, own_place, slot);
+    const int place = __shfl_sync(kAllLanes, own.place, slot);
     if (place >= 0 && has_columns && lane % kLineLanes == 0) {
       ptx::DiscardLine(contributions + place * p.x.cols);
     }
@@ -573,11 +525,12 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
     if (tile >= work.outer_tiles) {
       return;
     }
+    const TokenSlots slots(p, item % tokens, lane);
     if (tile != ready) {
       WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps, 200, lane);
       ready = tile;
     }
-    SumColumns<Y>(p, item % tokens, tile * std::int64_t{kSumColumns} + lane * 8, lane);
+    SumColumns<Y>(p, item % tokens, slots, tile * std::int64_t{kSumColumns} + lane * 8, lane);
   }
 }
 
@@ -604,30 +557,36 @@ __global__ static void __launch_bounds__(kThreads, 1)
     ptx::AsyncProxyFence();
   }
   __syncthreads();
-  StartAfterPredecessors();
-  // Both at once: the first tile's pairs, if there are so many.
-  const int inner_tiles = p.width / kBoxRows;
-  const PairTile group =
-      p.sorted.tiles[min(static_cast<int>(blockIdx.x) / inner_tiles, p.tiles_max - 1)];
-  const Work work(p, *p.sorted.tiles_used);
+  ptx::AllowSuccessor();
   if (warp >= kConsumerWarps) {
     ptx::LowerRegisters<kOtherRegisters>();
+    Cursor loaded;
+    if (warp == kWeightWarp && lane == 0) {
+      LoadFirstPart(maps, p, ring, loaded);
+    }
+    ptx::WaitForPredecessors();
+    // Both at once: the first tile's pairs, if there are so many.
+    const int item = static_cast<int>(blockIdx.x);
+    const Work least(p, 1);
+    const PairTile group =
+        p.sorted.tiles[min(max(item - least.first_whole, 0) / least.inner_tiles, p.tiles_max - 1)];
+    const Work work(p, *p.sorted.tiles_used);
     if (warp == kWeightWarp) {
       if (lane == 0) {
-        const int item = static_cast<int>(blockIdx.x);
-        LoadWeights(
-            maps, p, shared, ring, work,
-            work.IsInner(item) || item >= work.items() ? group : p.sorted.tiles[work.Group(item)]);
+        const bool is_first_group = item >= work.items() || work.IsWhole(item);
+        LoadWeights(maps, p, shared, ring, work,
+                    is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
       }
     } else if (warp <= kWeightWarp + kInputWarps) {
       LoadInput(p, shared, ring, work, warp - kWeightWarp - 1, lane);
-    } else {
-      Sum<Y>(p, work, lane);
     }
+    __syncwarp();
+    Sum<Y>(p, work, lane);
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
+    ptx::WaitForPredecessors();
+    const Work work(p, *p.sorted.tiles_used);
     Consume<Y>(p, shared, ring, work, warp, lane);
-    Sum<Y>(p, work, lane);
   }
 }
 

@@ -33,8 +33,9 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params, const QuantizedView
 bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert& shared_expert,
                           const QuantizedView& quantized_input);
 
-// Whether each block has at most one tile of gate and up, whatever experts the rows go to.
-bool StartsInOneWave(const RoutedExpertsParams& params, const SharedExpert& shared_expert);
+// Whether the shared expert leaves the first products even: they are at most a tile per block,
+// whatever experts the rows go to, or the shared expert's are cut into parts of K.
+bool SharedExpertFits(const RoutedExpertsParams& params, const SharedExpert& shared_expert);
 
 // Whether experts leave float32 that other ranks add to.
 inline bool LeavesParts(const ScratchLimits& limits) {

@@ -1,0 +1,193 @@
+// What the resident launch of a layer's experts works on: its extents, parameters, shared memory
+// and items, and how warps of different blocks tell one another what is done.  resident_experts.cuh
+// says how it all goes together.
+#pragma once
+
+#include "kernels/cuda/fp8_stage.cuh"
+#include "kernels/cuda/pair_sort.cuh"
+
+#include <cstdint>
+
+#include <cuda.h>
+
+namespace dsa::cuda::resident_experts {
+
+inline constexpr int kConsumerWarps = 8;
+inline constexpr int kConsumers = kConsumerWarps * kWarpSize;
+inline constexpr int kWeightWarp = 8;
+inline constexpr int kInputWarps = 2;  // from 9 on
+inline constexpr int kThreads = 384;
+inline constexpr int kTilePairs = 64;
+// Per thread: 64 pairs take two products' sums at once.
+inline constexpr int kConsumerRegisters = 208;
+inline constexpr int kOtherRegisters = 88;
+inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in a tile
+inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
+inline constexpr int kTileRows = 2 * kBoxRows;
+inline constexpr int kTileBytes = 2 * kBoxBytes;
+inline constexpr int kInputBytes = kTilePairs * kValuesPerScale;
+inline constexpr int kScaleBytes = (kTilePairs + 2) * 4;  // of the pairs and of both boxes
+inline constexpr int kStages = 5;
+inline constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
+inline constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
+inline constexpr int kQueue = 4;       // tiles announced ahead
+inline constexpr int kParts = 8;       // of K of the shared expert's inner tiles
+inline constexpr int kPartPairs = 16;  // at most: more take longer to add up than they save
+inline constexpr int kPartPacks = kConsumers * kPartPairs / 4;  // float4 of a part's sums, at most
+inline constexpr int kSumColumns = kTileRows;
+inline constexpr int kPackedStride = kBoxRows + 16;
+
+enum NamedBarrier { kConsumersMeet = 1 };
+enum Which { kRouted, kShared, kKinds };
+
+// Zeroed by every Prepare.
+struct Counters {
+  int* tiles_taken;
+  int* sums_taken;
+  int* inner_done;  // [tiles of pairs]  warps that have stored their part
+  int* outer_done;  // [outer tiles]
+  int* parts_done;  // [inner tiles of an expert]  warps that have stored a part's sums
+};
+struct ExpertMaps {
+  CUtensorMap gate[kKinds];
+  CUtensorMap up[kKinds];
+  CUtensorMap down[kKinds];
+};
+
+struct ExpertScales {
+  Matrix<const float> gate;  // [E * I / 128, D / 128]
+  Matrix<const float> up;
+  Matrix<const float> down;  // [E * D / 128, I / 128]
+};
+
+struct ExpertsParams {
+  PairChoice choice;
+  SortedPairs sorted;
+  int tiles_max;
+  Counters counters;
+  Matrix<const Fp8E4m3> x;
+  Matrix<const float> x_scales;
+  ExpertScales scales[kKinds];
+  Fp8E4m3* inner;
+  float* inner_scales;
+  ScaleFormat scale_format;
+  float4* part_sums;    // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
+  void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
+  Matrix<const float> weights;
+  const void* shared;  // a shared expert's output, or null
+  std::int64_t shared_stride;
+  void* y;
+  std::int64_t y_stride;
+  int width;
+};
+
+// A tile as it is announced.
+struct alignas(16) Task {
+  int item;  // all: none is left
+  int expert;
+  int first;  // of the sorted pairs
+  int count;
+};
+
+struct BlockShared {
+  std::uint8_t packed[kTilePairs][kPackedStride];
+  float maxima[kConsumerWarps][kTilePairs];
+  Task queue[kQueue];
+  std::uint64_t announced[kQueue];
+  std::uint64_t taken[kQueue];
+};
+
+// The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
+// each other tile of pairs; the sums over those parts; outer tiles column by column.  The shared
+// expert's pairs are one tile, the last.
+struct Work {
+  int groups;  // tiles of pairs
+  int inner_tiles;
+  int outer_tiles;
+  int inner_blocks;  // of K
+  int outer_blocks;
+  int first_whole;  // items
+  int first_merge;
+  int first_outer;
+  __device__ Work(const ExpertsParams& p, int used)
+      : groups(used),
+        inner_tiles(p.width / kBoxRows),
+        outer_tiles((static_cast<int>(p.x.cols) + kTileRows - 1) / kTileRows),
+        inner_blocks(static_cast<int>(p.x.cols) / kValuesPerScale),
+        outer_blocks(p.width / kValuesPerScale),
+        first_whole(p.part_sums != nullptr ? inner_tiles * kParts : 0),
+        first_merge(first_whole + (groups - (first_whole > 0 ? 1 : 0)) * inner_tiles),
+        first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)) {}
+  __device__ int items() const { return first_outer + groups * outer_tiles; }
+  __device__ bool IsPart(int item) const { return item < first_whole; }
+  __device__ bool IsWhole(int item) const { return item >= first_whole && item < first_merge; }
+  __device__ bool IsMerge(int item) const { return item >= first_merge && item < first_outer; }
+  __device__ bool IsOuter(int item) const { return item >= first_outer; }
+  __device__ int Group(int item) const {
+    if (IsOuter(item)) {
+      return (item - first_outer) % groups;
+    }
+    return IsWhole(item) ? (item - first_whole) / inner_tiles : groups - 1;
+  }
+  __device__ int Column(int item) const {
+    if (IsOuter(item)) {
+      return (item - first_outer) / groups;
+    }
+    if (IsMerge(item)) {
+      return item - first_merge;
+    }
+    return IsPart(item) ? item / kParts : (item - first_whole) % inner_tiles;
+  }
+  // Blocks [FirstBlock, EndBlock) of K.
+  __device__ int FirstBlock(int item) const {
+    return IsPart(item) ? inner_blocks * (item % kParts) / kParts : 0;
+  }
+  __device__ int EndBlock(int item) const {
+    if (IsPart(item)) {
+      return inner_blocks * (item % kParts + 1) / kParts;
+    }
+    if (IsMerge(item)) {
+      return 0;
+    }
+    return IsOuter(item) ? outer_blocks : inner_blocks;
+  }
+};
+
+// Shared addresses of stage 0 of each part.
+struct Ring {
+  unsigned tiles;
+  unsigned inputs;
+  unsigned scales;
+  unsigned full;   // 8 bytes a stage: the weights' thread, its bytes, and the input warp's lanes
+  unsigned empty;  // 8 bytes a stage: the consumer warps
+  __device__ explicit Ring(const void* shared)
+      : tiles((ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment),
+        inputs(tiles + kStages * kTileBytes),
+        scales(inputs + kStages * kInputBytes),
+        full((scales + kStages * kScaleBytes + 7) & ~7U),
+        empty(full + 8 * kStages) {}
+};
+
+__device__ inline int LoadAcquire(const int* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+// Announces that the warp's earlier stores are there.
+__device__ inline void Signal(int* counter, int lane) {
+  __threadfence();
+  __syncwarp();
+  if (lane == 0) {
+    atomicAdd(counter, 1);
+  }
+}
+__device__ inline void WaitUntil(const int* counter, int value, unsigned sleep_ns, int lane) {
+  if (lane == 0) {
+    while (LoadAcquire(counter) < value) {
+      __nanosleep(sleep_ns);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace dsa::cuda::resident_experts
