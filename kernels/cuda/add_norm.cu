@@ -13,14 +13,16 @@ namespace dsa {
 namespace {
 
 constexpr int kThreads = 512;
-// D up to 8192: a row in more registers would keep the next product out of the multiprocessor.
+// D up to 8192: a row in more registers would keep the next product out of the multiprocessor.  Two
+// blocks of it: of 4,096 rows one alone leaves a multiprocessor waiting at each of its barriers.
 constexpr int kPacks = 2;
 
 template <typename T>
 using Row = cuda::NormRow<T, kThreads, kPacks>;
 
 template <typename T>
-__global__ __launch_bounds__(kThreads) void AddNormKernel(const __grid_constant__ AddNormParams p) {
+__global__ __launch_bounds__(kThreads,
+                             2) void AddNormKernel(const __grid_constant__ AddNormParams p) {
   cuda::ptx::AllowSuccessor();
   const Row<T> norm(p.weight.data, p.x.cols);
   cuda::ptx::WaitForPredecessors();
