@@ -1,6 +1,7 @@
 // The launches of ResidentExperts and the kernel that prepares them; resident_experts.cuh has the
 // other.
 #include "common/view_parts.h"
+#include "kernels/cuda/expert_tiles.h"
 #include "kernels/cuda/gate_choice.cuh"
 #include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/resident_experts.cuh"
@@ -169,10 +170,15 @@ PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_
           .output_bytes = SizeOf(routed.y.type),
           .splits_shared = shared_expert != nullptr && SplitsShared(routed.x.cols, routed.x.rows)};
 }
+// Whether the tensor cores are the bound: an expert has at least one of their tiles in the mean.  A
+// token's bits are the same either way.
+bool TakesTiles(const ResidentExpertsParams& params, const PassShape& shape) {
+  return params.shared_expert == nullptr && shape.pairs() >= kManyTilePairs * shape.experts;
+}
 PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
-                              const Regions& regions) {
+                              const Regions& regions, int tile_pairs = kTilePairs) {
   return {.choice = choice,
-          .tile_tokens = kTilePairs,
+          .tile_tokens = tile_pairs,
           .tiles_max = static_cast<int>(shape.Tiles()),
           .sorted = regions.sorted,
           .counters = regions.counters,
@@ -198,9 +204,13 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                                         .row_stride = blocks},
                              .format = routed.scale_format};
   const QuantizedView& input = params.quantized_input != nullptr ? *params.quantized_input : own;
+  const bool takes_tiles = TakesTiles(params, shape);
   if (!params.is_prepared) {
-    LaunchPrepare({.pairs = PreparationOf(choice, shape, regions), .x = routed.x, .quantized = own},
-                  params.quantized_input == nullptr, stream);
+    LaunchPrepare(
+        {.pairs = PreparationOf(choice, shape, regions, takes_tiles ? kManyTilePairs : kTilePairs),
+         .x = routed.x,
+         .quantized = own},
+        params.quantized_input == nullptr, stream);
   }
   ExpertsParams experts = {.choice = choice,
                            .sorted = regions.sorted,
@@ -229,7 +239,9 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
   } else {
     experts.shared = routed.shared.data;
   }
-  if (routed.y.type == DataType::kF32) {
+  if (takes_tiles) {
+    LaunchExpertTiles(maps, experts, routed.y.type, stream);
+  } else if (routed.y.type == DataType::kF32) {
     LaunchExpertParts(maps, experts, stream);
   } else {
     LaunchExperts<__nv_bfloat16>(maps, experts, stream);

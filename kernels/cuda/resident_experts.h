@@ -1,5 +1,5 @@
 // The experts of a layer in one resident launch behind a short one that sorts: fp8 weights,
-// bfloat16 activations.
+// bfloat16 activations.  Experts with many rows each take the launches of expert_tiles.h instead.
 #pragma once
 
 #include "kernels/cuda/pair_sort.cuh"

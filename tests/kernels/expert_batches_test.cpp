@@ -332,6 +332,49 @@ TEST_CASE("RoutedExperts follows the batch in a recorded step",
   }
 }
 
+TEST_CASE("RoutedExperts of many rows each", "[kernels][routed_experts][experts]") {
+  const auto sizes = GENERATE(values<BatchSizes>({
+      {256, 128, 2, 2},
+      {640, 384, 3, 3, ScaleFormat::kPlain},  // half a tile of 256 columns is left
+      {128, 1792, 5, 5},                      // more tiles than multiprocessors
+  }));
+  const ExpertBatches batches(sizes);
+  const std::int64_t first = ExpertBatches::kFirstExpert;
+  const std::int64_t last = sizes.experts - 1;
+  CAPTURE(sizes.hidden, sizes.width, sizes.experts);
+
+  SECTION("as many each") {
+    const Batch all =
+        batches.Make(150, true, [&](auto t, auto k) { return first + (t + k) % sizes.experts; });
+    CheckBatch(batches, all);
+    const std::vector<float> together = batches.Run(all);
+    for (const std::int64_t t : {0, 63, 64, 127, 128, 149}) {
+      const auto row = [&](const auto& values, std::int64_t width) {
+        return std::vector(values.begin() + t * width, values.begin() + (t + 1) * width);
+      };
+      const Batch alone{.tokens = 1,
+                        .x = row(all.x, sizes.hidden),
+                        .ids = row(all.ids, sizes.per_token),
+                        .weights = row(all.weights, sizes.per_token),
+                        .shared = row(all.shared, sizes.hidden)};
+      CAPTURE(t);
+      CHECK(batches.Run(alone) == row(together, sizes.hidden));
+    }
+  }
+  SECTION("one whole tile, few pairs, none") {
+    CheckBatch(batches, batches.Make(160, false, [&](auto t, auto k) {
+      if (k == 0) {
+        return t < 128 ? first : kElsewhere;
+      }
+      return k == last && t % 9 == 0 ? first + last : std::int64_t{-1};
+    }));
+  }
+  SECTION("no pair is here") {
+    const Batch batch = batches.Make(150, true, [&](auto /*t*/, auto k) { return kElsewhere + k; });
+    CHECK(batches.Run(batch) == batch.shared);
+  }
+}
+
 TEST_CASE("fp8 experts of a token do not depend on its batch",
           "[kernels][routed_experts][experts]") {
   const ExpertBatches batches({.hidden = 640, .width = 256, .experts = 5, .per_token = 3});
