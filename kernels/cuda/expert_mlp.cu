@@ -1,14 +1,16 @@
 // ExpertMlp of a decode step.
 //
 // Two launches: the gate's, which also sorts the pairs, and the experts', which computes the shared
-// one as well and has its first weights when the gate has chosen.  Where the shared expert's tiles
-// would begin a second wave and are not cut into parts of K, since rows are many or K is short, it
-// has launches of its own, and so has the sort (docs/kernels/experts.md).
+// one as well and has its first weights when the gate has chosen.  Where the shared expert's inner
+// tiles would begin a second wave and are not cut into parts of K, since rows are many or K is
+// short, its gate and up have a launch of their own before; the gate's then activates what they
+// gave, and the experts' computes its down (docs/kernels/experts.md).
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/few_gate.h"
 #include "kernels/cuda/resident_experts.h"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/fused/expert_mlp.h"
+#include "kernels/fused/project.h"
 
 namespace dsa {
 namespace {
@@ -36,14 +38,25 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
     Backend::ExpertMlp(params);
     return;
   }
-  const cuda::SharedExpert shared{
-      .gate = params.shared->gate, .up = params.shared->up, .down = params.shared->down};
-  const QuantizedView& input = params.shared->x.fp8;
+  const GatedMlpParams& mlp = *params.shared;
+  cuda::SharedExpert shared{.gate = mlp.gate, .up = mlp.up, .down = mlp.down};
+  const bool computes_inner = cuda::SharedExpertFits(params.routed, shared);
+  if (!computes_inner) {
+    shared.inner = &mlp.inner.fp8;
+  }
+  const QuantizedView& input = mlp.x.fp8;
   if (!cuda::ResidentExpertsTakes(params.routed, shared, input) ||
-      !cuda::SharedExpertFits(params.routed, shared)) {
+      mlp.inner.x.type != DataType::kBf16) {
     Backend::ExpertMlp(params);
     return;
   }
+  if (!computes_inner) {
+    Project({.x = mlp.x,
+             .projections = {{{.weight = mlp.gate, .y = mlp.inner.x},
+                              {.weight = mlp.up, .y = mlp.up_output}}}});
+  }
+  const cuda::ActivateParams activation{
+      .gate = mlp.inner.x, .up = mlp.up_output, .y = mlp.inner.fp8};
   const cuda::ResidentExpertsParams experts{.routed = params.routed,
                                             .shared_expert = &shared,
                                             .quantized_input = &input,
@@ -52,8 +65,9 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
   const cuda::PairPreparation preparation = cuda::PreparationOf(experts, arena);
   float* const logits = cuda::TakeFewGateLogits(arena, params.gate);
   arena.CheckFits("ExpertMlp");
-  cuda::FewGate(params.gate, &preparation, logits, state_->attention_counters.As<unsigned>(),
-                state_->stream);
+  cuda::FewGate(params.gate,
+                {.preparation = &preparation, .activation = computes_inner ? nullptr : &activation},
+                logits, state_->attention_counters.As<unsigned>(), state_->stream);
   cuda::ResidentExperts(experts, state_->scratch, state_->stream);
 }
 

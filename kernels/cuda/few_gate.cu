@@ -8,6 +8,7 @@
 //   those
 //            of the parts if there are more tokens
 //   sort     the block that has chosen last
+//   beside   blocks behind those of the gate activate the shared expert's inner rows
 //
 // 3.7 MB of weights at V3.2's extents: 1.2 us at the memory's rate.  What counts is one way through
 // the L2 cache each for x, for the parts and for the choice.
@@ -35,6 +36,7 @@ constexpr int kTileTokens = 8;
 constexpr int kGroupTiles = 4;  // whose sums are in shared memory at once
 constexpr int kPerLane = static_cast<int>(kFewGateExperts) / kWarpSize;
 static_assert(kFewGateExperts == kThreads, "a thread per expert sorts");
+static_assert(kActivateThreads == kThreads);
 
 struct FewGateParams {
   GateParams gate;
@@ -42,6 +44,8 @@ struct FewGateParams {
   unsigned* counters;
   bool sorts;
   PairPreparation preparation;
+  int gate_blocks;  // those behind them activate
+  ActivateParams activation;
 };
 
 union BlockShared {
@@ -191,12 +195,17 @@ __device__ void WaitForParts(const unsigned* counter, unsigned parts) {
   __syncthreads();
 }
 
-// Grid: as many blocks as Parts or tokens.
+// Grid: as many blocks as Parts or tokens, then those that activate.
 template <int kTiles>  // of eight tokens
 __global__ __launch_bounds__(kThreads) void FewGateKernel(const __grid_constant__ FewGateParams p) {
   __shared__ BlockShared shared;
   ptx::AllowSuccessor();
   const int block = static_cast<int>(blockIdx.x);
+  if (block >= p.gate_blocks) {
+    ptx::WaitForPredecessors();
+    ActivateRows<__nv_bfloat16>(p.activation, block - p.gate_blocks);
+    return;
+  }
   const int parts = Parts(p.gate);
   const int tokens = static_cast<int>(p.gate.x.rows);
   const bool is_alone = parts == 1 && tokens == 1;  // nobody to wait for
@@ -243,17 +252,23 @@ float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params) {
   return arena.Take<float>(GateSlices(params.x.cols) * params.x.rows * params.weight.rows);
 }
 
-void FewGate(const GateParams& params, const PairPreparation* preparation, float* logits,
+void FewGate(const GateParams& params, const BesideFewGate& beside, float* logits,
              unsigned* counters, cudaStream_t stream) {
   FewGateParams few{.gate = params,
                     .logits = logits,
                     .counters = counters,
-                    .sorts = preparation != nullptr,
-                    .preparation = {}};
-  if (preparation != nullptr) {
-    few.preparation = *preparation;
+                    .sorts = beside.preparation != nullptr,
+                    .preparation = {},
+                    .gate_blocks = std::max(Parts(params), static_cast<int>(params.x.rows)),
+                    .activation = {}};
+  std::int64_t blocks = few.gate_blocks;
+  if (beside.preparation != nullptr) {
+    few.preparation = *beside.preparation;
   }
-  const int blocks = std::max(Parts(params), static_cast<int>(params.x.rows));
+  if (beside.activation != nullptr) {
+    few.activation = *beside.activation;
+    blocks += few.activation.Grid();
+  }
   const LaunchShape shape = {.grid = static_cast<unsigned>(blocks), .threads = kThreads};
   constexpr int kAllTiles = kTokensMax / kTileTokens;
   params.x.rows <= kTileTokens ? LaunchDependent(FewGateKernel<1>, shape, stream, few)

@@ -1,6 +1,8 @@
-// Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it.
+// Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it, and
+// activates what the shared expert's gate and up have given.
 #pragma once
 
+#include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/ops/gate.h"
@@ -18,11 +20,16 @@ bool FewGateTakes(const GateParams& params);
 // The parts of the logits, for one call.
 float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params);
 
-// `preparation` of at most kFewGateExperts experts, its choice that of the gate; null: no sort.
+inline constexpr std::int64_t kFewGateExperts = 256;
+
+// What goes along; null: it does not.
+struct BesideFewGate {
+  const PairPreparation* preparation = nullptr;  // of the gate's choice, kFewGateExperts at most
+  const ActivateParams* activation = nullptr;    // of bfloat16
+};
 // `counters`: two words, zero between ops.  Any stream, capture included.  A row's bits do not
 // depend on the rows beside it.
-inline constexpr std::int64_t kFewGateExperts = 256;
-void FewGate(const GateParams& params, const PairPreparation* preparation, float* logits,
+void FewGate(const GateParams& params, const BesideFewGate& beside, float* logits,
              unsigned* counters, cudaStream_t stream);
 
 }  // namespace dsa::cuda

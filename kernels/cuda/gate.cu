@@ -158,8 +158,7 @@ void CudaBackend::Gate(const GateParams& params) {
   arena.CheckFits("Gate");
 
   if (cuda::FewGateTakes(params)) {
-    cuda::FewGate(params, nullptr, logits, state_->attention_counters.As<unsigned>(),
-                  state_->stream);
+    cuda::FewGate(params, {}, logits, state_->attention_counters.As<unsigned>(), state_->stream);
     return;
   }
   if (params.x.type == DataType::kBf16 && params.weight.type == DataType::kBf16) {

@@ -71,7 +71,11 @@ struct ExpertsParams {
   Fp8E4m3* inner;
   float* inner_scales;
   ScaleFormat scale_format;
-  float4* part_sums;    // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
+  float4* part_sums;  // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
+  // What down of the shared expert multiplies, by token, where its inner products were computed
+  // before; data null: they are not.
+  Matrix<const Fp8E4m3> shared_inner;
+  Matrix<const float> shared_inner_scales;
   void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
   Matrix<const float> weights;
   const void* shared;  // a shared expert's output, or null
@@ -99,14 +103,15 @@ struct BlockShared {
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
 // each other tile of pairs; the sums over those parts; outer tiles column by column.  The shared
-// expert's pairs are one tile, the last.
+// expert's pairs are one tile, the last, which has no inner tiles where shared_inner is there.
 struct Work {
   int groups;  // tiles of pairs
   int inner_tiles;
   int outer_tiles;
   int inner_blocks;  // of K
   int outer_blocks;
-  int first_whole;  // items
+  int inner_groups;  // tiles of pairs whose inner tiles are computed whole
+  int first_whole;   // items
   int first_merge;
   int first_outer;
   __device__ Work(const ExpertsParams& p, int used)
@@ -115,8 +120,9 @@ struct Work {
         outer_tiles((static_cast<int>(p.x.cols) + kTileRows - 1) / kTileRows),
         inner_blocks(static_cast<int>(p.x.cols) / kValuesPerScale),
         outer_blocks(p.width / kValuesPerScale),
+        inner_groups(groups - (p.part_sums != nullptr || p.shared_inner.data != nullptr ? 1 : 0)),
         first_whole(p.part_sums != nullptr ? inner_tiles * kParts : 0),
-        first_merge(first_whole + (groups - (first_whole > 0 ? 1 : 0)) * inner_tiles),
+        first_merge(first_whole + inner_groups * inner_tiles),
         first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)) {}
   __device__ int items() const { return first_outer + groups * outer_tiles; }
   __device__ bool IsPart(int item) const { return item < first_whole; }

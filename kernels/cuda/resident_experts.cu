@@ -30,7 +30,7 @@ struct Regions {
 
 struct PassShape {
   std::int64_t tokens, hidden, width, experts, slots, output_bytes;
-  bool splits_shared;  // the shared expert's inner tiles are computed in parts
+  bool splits_shared;  // the shared expert's inner tiles are computed in parts, here
   std::int64_t pairs() const { return tokens * slots; }
   std::int64_t Tiles() const { return std::min(pairs(), pairs() / kTilePairs + experts); }
   std::int64_t InnerTiles() const { return width / kBoxRows; }  // of a tile of pairs
@@ -168,7 +168,8 @@ PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_
           .experts = routed.gate.experts + (shared_expert != nullptr ? 1 : 0),
           .slots = ChoiceOf(routed, shared_expert).slots(),
           .output_bytes = SizeOf(routed.y.type),
-          .splits_shared = shared_expert != nullptr && SplitsShared(routed.x.cols, routed.x.rows)};
+          .splits_shared = shared_expert != nullptr && shared_expert->inner == nullptr &&
+                           SplitsShared(routed.x.cols, routed.x.rows)};
 }
 // Whether the tensor cores are the bound: an expert has at least one of their tiles in the mean.  A
 // token's bits are the same either way.
@@ -223,6 +224,8 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                            .inner_scales = regions.inner_scales,
                            .scale_format = routed.scale_format,
                            .part_sums = regions.part_sums,
+                           .shared_inner = {},
+                           .shared_inner_scales = {},
                            .contributions = regions.contributions,
                            .weights = routed.weights,
                            .shared = nullptr,
@@ -236,6 +239,10 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
     experts.scales[kShared] = {.gate = params.shared_expert->gate.scales,
                                .up = params.shared_expert->up.scales,
                                .down = params.shared_expert->down.scales};
+    if (const QuantizedView* const inner = params.shared_expert->inner) {
+      experts.shared_inner = AsConst(inner->values);
+      experts.shared_inner_scales = AsConst(inner->scales);
+    }
   } else {
     experts.shared = routed.shared.data;
   }
@@ -278,12 +285,15 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert&
                           const QuantizedView& quantized_input) {
   return ResidentExpertsTakes(params, quantized_input) && IsFp8(shared_expert.gate) &&
          IsFp8(shared_expert.up) && IsFp8(shared_expert.down) &&
-         shared_expert.gate.weight.rows == params.gate.rows;
+         shared_expert.gate.weight.rows == params.gate.rows &&
+         (shared_expert.inner == nullptr || (IsAligned(shared_expert.inner->values.data) &&
+                                             shared_expert.inner->values.row_stride % 16 == 0));
 }
 
 bool SharedExpertFits(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
   const PassShape shape = ShapeOf(params, &shared_expert);
-  return shape.splits_shared || shape.Tiles() * shape.InnerTiles() <= Multiprocessors();
+  return shared_expert.inner != nullptr || shape.splits_shared ||
+         shape.Tiles() * shape.InnerTiles() <= Multiprocessors();
 }
 
 PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena& arena) {

@@ -12,7 +12,8 @@
 //                first, and their weights, which no choice decides, before the kernels ahead have
 //                ended; a block that finds no inner tile any more adds them in the order of K
 //   outer tile   256 rows of down for the same pairs.  Its rows of x wait until the expert's inner
-//                tiles are done, its weights do not
+//                tiles are done, its weights do not; the shared expert's may have been computed by
+//                launches before this one
 //
 //   warps 0-7    two warpgroups, 2 x 64 weight rows each, 8 to 64 pairs on the N side
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
@@ -124,6 +125,11 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
   }
 }
 
+// Whether what down multiplies was computed by launches before this one.
+__device__ inline bool IsGiven(const ExpertsParams& p, const Task& task) {
+  return p.shared_inner.data != nullptr && task.expert == p.choice.expert_count;
+}
+
 // Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
 struct InputSource {
   static constexpr int kChunks = kValuesPerScale / 16;
@@ -134,18 +140,28 @@ struct InputSource {
   const float* weight_scales;  // of lanes 0 and 1
 
   __device__ InputSource(const ExpertsParams& p, const Work& work, const Task& task, int lane) {
+    const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
     const bool is_inner = !work.IsOuter(task.item);
-    const auto row_of = [&](int pair) {
-      return is_inner ? p.sorted.tokens[task.first + pair] : task.first + pair;
+    const bool is_given = !is_inner && IsGiven(p, task);
+    // Rows of x and what was given are those of tokens, the others those of sorted pairs.
+    const auto row_of = [&](int pair) -> std::int64_t {
+      return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
     };
+    Matrix<const Fp8E4m3> values = {.data = p.inner, .row_stride = p.width};
+    Matrix<const float> scales_of = {.data = p.inner_scales, .row_stride = work.outer_blocks};
+    if (is_inner) {
+      values = p.x;
+      scales_of = p.x_scales;
+    } else if (is_given) {
+      values = p.shared_inner;
+      scales_of = p.shared_inner_scales;
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int pair = lane / kChunks + kRowsAtOnce * i;
       rows[i] = nullptr;
       if (pair < task.count) {
-        rows[i] =
-            (is_inner ? p.x.Row(row_of(pair)) : p.inner + row_of(pair) * std::int64_t{p.width}) +
-            lane % kChunks * 16;
+        rows[i] = values.Row(row_of(pair)) + lane % kChunks * 16;
       }
     }
 #pragma unroll
@@ -153,11 +169,9 @@ struct InputSource {
       const int pair = lane + kWarpSize * i;
       row_scales[i] = nullptr;
       if (pair < task.count) {
-        row_scales[i] = is_inner ? p.x_scales.Row(row_of(pair))
-                                 : p.inner_scales + row_of(pair) * std::int64_t{work.outer_blocks};
+        row_scales[i] = scales_of.Row(row_of(pair));
       }
     }
-    const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
     const int own = kind == kShared ? 0 : task.expert;
     const int column = work.Column(task.item);
     if (is_inner) {
@@ -181,7 +195,7 @@ __device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, co
       return;
     }
     const InputSource source(p, work, task, lane);
-    if (work.IsOuter(task.item)) {
+    if (work.IsOuter(task.item) && !IsGiven(p, task)) {
       WaitUntil(p.counters.inner_done + work.Group(task.item), work.inner_tiles * kConsumerWarps,
                 64, lane);
     }

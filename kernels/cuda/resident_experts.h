@@ -16,6 +16,9 @@ struct SharedExpert {
   LinearWeight gate;  // [I, D]
   LinearWeight up;    // [I, D]
   LinearWeight down;  // [D, I]
+  // [T, I]  what down multiplies, where launches before have computed it; null: gate and up are
+  // computed here.
+  const QuantizedView* inner = nullptr;
 };
 
 struct ResidentExpertsParams {

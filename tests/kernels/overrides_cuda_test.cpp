@@ -194,7 +194,7 @@ TEST_CASE("overrides agree with the default bodies at the real model's extents",
           "[kernels][fused][real_sizes]") {
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16);
   testing::LayerSizes sizes = kRealLayer;
-  sizes.rows = GENERATE(as<std::int64_t>(), 1, 7, 16, 64);
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 7, 16, 17, 64);
   CAPTURE(testing::Name(format), sizes.rows);
   OverrideCheck check(testing::TestBackend());
   FusedLayer layer(testing::TestBackend(), sizes, format);
