@@ -13,7 +13,8 @@
 //   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
 //   warp 4      one thread: weight tiles, by tensor map, from before the kernels ahead have ended
 //   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
-//               beyond K are zeros
+//               beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would take
+//               a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
@@ -28,6 +29,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/narrow_product.cuh"
 #include "kernels/cuda/per_device.h"
+#include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/small_product.h"
 #include "kernels/cuda/weight_map.h"
 
@@ -74,8 +76,9 @@ struct SmallProductParams {
     return part;
   }
 };
-struct WeightMaps {
-  CUtensorMap maps[kSmallProductsMax];
+struct Maps {
+  CUtensorMap weights[kSmallProductsMax];
+  CUtensorMap x;
 };
 
 template <int kTokens>
@@ -85,6 +88,8 @@ struct Plan {
   static constexpr int kScaleBytes = (kTokens + 4) * 4;
   static constexpr int kStageBytes = kSlabBytes + kInputBytes + kScaleBytes + 2 * 8;
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
+  static constexpr bool kMapsInput = kTokens > 16;  // x comes by tensor map
+  static constexpr int kFullArrivals = 1 + kWarpSize + (kMapsInput ? 1 : 0);
   using Narrow = narrow_product::Shared<kTokens / 8, kWarps>;
   // Stages whose products are under way at once; a consumer holds that many.
   static constexpr int kInFlight = kTokens >= 32 ? 2 : 4;
@@ -101,7 +106,7 @@ struct Ring {
   unsigned tiles;
   unsigned inputs;
   unsigned scales;
-  unsigned full;   // 8 bytes a stage: the weight's thread, its bytes, and an input warp's lanes
+  unsigned full;   // 8 bytes a stage: what threads ask for with its bytes, an input warp's lanes
   unsigned empty;  // 8 bytes a stage: the consumer warps
   unsigned sums_landed;
   unsigned
@@ -142,13 +147,13 @@ struct Share {
 
 // One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
 // time that the rows of x are there.
-__device__ void LoadWeights(const WeightMaps& weights, const SmallProductParams& p,
-                            const Ring& ring, const Share& share) {
+__device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const Ring& ring,
+                            const Share& share) {
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const int part = p.PartOf(tile);
-    const CUtensorMap* const map = &weights.maps[part];
+    const CUtensorMap* const map = &maps.weights[part];
     const int row = (tile - p.parts[part].first_tile) * kSlabRows;
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn >= p.stages) {
@@ -163,8 +168,8 @@ __device__ void LoadWeights(const WeightMaps& weights, const SmallProductParams&
 }
 
 template <int kTokens>
-__device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const Share& share,
-                          int input_warp, int lane) {
+__device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const Ring& ring,
+                          const Share& share, int input_warp, int lane) {
   using P = Plan<kTokens>;
   constexpr int kChunkBytes = 16;
   constexpr int kChunks = kValuesPerScale / kChunkBytes;
@@ -174,6 +179,9 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
   const int chunk = lane % kChunks;
   Cursor at;
   ptx::WaitForPredecessors();  // for the block: y depends on what is read here
+  if (P::kMapsInput) {
+    ptx::CopyEngineFence();  // x was written by threads
+  }
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const Part& part = p.parts[p.PartOf(tile)];
     const float* weight_scales =
@@ -185,16 +193,25 @@ __device__ void LoadInput(const SmallProductParams& p, const Ring& ring, const S
         }
         const unsigned target = ring.inputs + at.stage * P::kInputBytes;
         const unsigned scales = ring.scales + at.stage * P::kScaleBytes;
-        const int column = k * kValuesPerScale + chunk * kChunkBytes;
-        const bool exists = column < static_cast<int>(p.x.cols);
-        const Fp8E4m3* source = p.x.data + (exists ? column : 0);
+        if constexpr (P::kMapsInput) {
+          if (lane == 0) {
+            const unsigned full = ring.full + 8 * at.stage;
+            ptx::BarrierExpect(full, P::kInputBytes);  // rows beyond x come as zeros
+            ptx::CopyBox(target, maps.x, full, ptx::At2{k * kValuesPerScale, 0});
+          }
+          __syncwarp();
+        } else {
+          const int column = k * kValuesPerScale + chunk * kChunkBytes;
+          const bool exists = column < static_cast<int>(p.x.cols);
+          const Fp8E4m3* source = p.x.data + (exists ? column : 0);
 #pragma unroll
-        for (int i = 0; i < kTokens / kRowsAtOnce; ++i) {
-          const int t = row + kRowsAtOnce * i;
-          if (t < tokens) {
-            const int place = chunk ^ (t % kChunks);  // the 128-byte swizzle
-            ptx::CopyAsync16(target + t * kValuesPerScale + place * kChunkBytes,
-                             source + t * p.x.row_stride, exists ? kChunkBytes : 0);
+          for (int i = 0; i < kTokens / kRowsAtOnce; ++i) {
+            const int t = row + kRowsAtOnce * i;
+            if (t < tokens) {
+              const int place = chunk ^ (t % kChunks);  // the 128-byte swizzle
+              ptx::CopyAsync16(target + t * kValuesPerScale + place * kChunkBytes,
+                               source + t * p.x.row_stride, exists ? kChunkBytes : 0);
+            }
           }
         }
 #pragma unroll
@@ -232,7 +249,9 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
         [&] {
           stage[kIndex] = at.stage;
           ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
-          ptx::AsyncProxyFence();  // rows of x were written by threads
+          if (!P::kMapsInput) {
+            ptx::AsyncProxyFence();  // rows of x were written by threads
+          }
           at.Next(stages);
           BeginStage<kTokens>(ring.tiles + stage[kIndex] * kSlabBytes,
                               ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
@@ -314,7 +333,7 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
 
 template <int kTokens>
 __global__ void __launch_bounds__(kThreads, 2)
-    SmallProductKernel(const __grid_constant__ WeightMaps weights,
+    SmallProductKernel(const __grid_constant__ Maps maps,
                        const __grid_constant__ SmallProductParams p) {
   using P = Plan<kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
@@ -334,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < p.stages; ++stage) {
-      ptx::BarrierInit(ring.full + 8 * stage, 1 + kWarpSize);
+      ptx::BarrierInit(ring.full + 8 * stage, P::kFullArrivals);
       ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
     }
     if (p.split > 1) {
@@ -353,10 +372,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (warp == kConsumerWarps) {
     if (lane == 0) {
-      LoadWeights(weights, p, ring, share);
+      LoadWeights(maps, p, ring, share);
     }
   } else if (warp > kConsumerWarps) {
-    LoadInput<kTokens>(p, ring, share, warp - kConsumerWarps - 1, lane);
+    LoadInput<kTokens>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
   } else {
     Cursor at;
     float sum[P::kRegisters];
@@ -408,7 +427,10 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
   using P = Plan<kTokens>;
   const BlockScaledLinearParams& first = products.front();
   const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
-  WeightMaps weights;
+  Maps maps{};
+  if constexpr (P::kMapsInput) {
+    maps.x = WeightMap(first.x, kTokens);
+  }
   SmallProductParams params{.x = first.x,
                             .x_scales = first.x_scales,
                             .parts = {},
@@ -421,7 +443,7 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
                             .narrow_block = 0};
   for (std::size_t i = 0; i < products.size(); ++i) {
     const BlockScaledLinearParams& product = products[i];
-    weights.maps[i] = WeightMap(product.weight, kSlabRows);
+    maps.weights[i] = WeightMap(product.weight, kSlabRows);
     params.parts[i] = {.scales = product.weight_scales,
                        .y = product.y.data,
                        .y_stride = product.y.row_stride,
@@ -463,7 +485,7 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
                    .threads = kThreads,
                    .shared_bytes = shared_bytes,
                    .cluster = static_cast<unsigned>(split)},
-                  stream, weights, params);
+                  stream, maps, params);
 }
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
