@@ -16,7 +16,8 @@ __global__ __launch_bounds__(kWarps* kWarpSize) void NarrowProductKernel(
   __shared__ narrow_product::Shared<kTiles, kWarps> shared;
   ptx::AllowSuccessor();
   narrow_product::Run<kTiles, kWarps>(
-      p, static_cast<int>(blockIdx.x) / kCluster * narrow_product::kOutputs, shared);
+      p, {.output = static_cast<int>(blockIdx.x) / kCluster * narrow_product::kOutputs, .token = 0},
+      shared);
 }
 
 template <int kTiles>

@@ -65,12 +65,21 @@ __device__ void MultiplyChunk(const WeightPiece& a, const Piece (&b)[kTiles],
   }
 }
 
-// Outputs [first_output, first_output + 16).  Every thread of every block of the cluster calls it.
+// What a cluster computes: outputs [output, output + 16) of up to 8 kTiles rows from `token` on.
+struct Place {
+  int output;
+  int token;
+};
+
+// Every thread of every block of the cluster calls it.
 template <int kTiles, int kWarps>
-__device__ void Run(const LinearParams& p, int first_output, Shared<kTiles, kWarps>& shared) {
+__device__ void Run(const LinearParams& p, Place first, Shared<kTiles, kWarps>& shared) {
   constexpr int kThreads = kWarps * kWarpSize;
   constexpr int kTokens = kTiles * 8;
   constexpr int kSums = kOutputs * kTokens;
+  // Chunks of x in registers; each comes from the L2 cache, behind whatever else reads it.
+  constexpr int kBuffers = kTiles <= 2 ? 4 : 2;
+  static_assert(kAhead % kBuffers == 0);
   const cg::cluster_group cluster = cg::this_cluster();
   const int rank = static_cast<int>(cluster.block_rank());
   const int blocks = static_cast<int>(cluster.num_blocks());
@@ -82,7 +91,7 @@ __device__ void Run(const LinearParams& p, int first_output, Shared<kTiles, kWar
   const int first_chunk = rank * kWarps + warp;
   const int step = blocks * kWarps;
   const auto* weight = static_cast<const __nv_bfloat16*>(p.weight.data) +
-                       (first_output + g) * p.weight.row_stride + q * 8;
+                       (first.output + g) * p.weight.row_stride + q * 8;
   const auto load_weight = [&](int chunk) {
     return WeightPiece{LoadPiece(weight + chunk * kChunk),
                        LoadPiece(weight + 8 * p.weight.row_stride + chunk * kChunk)};
@@ -99,24 +108,33 @@ __device__ void Run(const LinearParams& p, int first_output, Shared<kTiles, kWar
 
   // Multiply.
   float sums[kTiles][4] = {};
-  const auto multiply = [&](const WeightPiece& a, int chunk) {
-    const auto* x = static_cast<const __nv_bfloat16*>(p.x.data) + chunk * kChunk + q * 8;
-    Piece b[kTiles];
+  Piece rows[kBuffers][kTiles];
+  const auto load_rows = [&](int chunk, Piece(&to)[kTiles]) {
+    if (chunk < chunks) {
+      const auto* x = static_cast<const __nv_bfloat16*>(p.x.data) + chunk * kChunk + q * 8;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int token = tile * 8 + g;
-      b[tile] = token < p.x.rows ? LoadPiece(x + token * p.x.row_stride) : Piece{};
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int token = first.token + tile * 8 + g;
+        to[tile] = token < p.x.rows ? LoadPiece(x + token * p.x.row_stride) : Piece{};
+      }
     }
-    MultiplyChunk<kTiles>(a, b, sums);
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (first_chunk + i * step < chunks) {
-      multiply(ahead[i], first_chunk + i * step);
-    }
+  for (int i = 0; i < kBuffers - 1; ++i) {
+    load_rows(first_chunk + i * step, rows[i]);
   }
-  for (int chunk = first_chunk + kAhead * step; chunk < chunks; chunk += step) {
-    multiply(load_weight(chunk), chunk);
+  for (int turn = first_chunk; turn < chunks; turn += kAhead * step) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = turn + i * step;
+      load_rows(chunk + (kBuffers - 1) * step, rows[(i + kBuffers - 1) % kBuffers]);
+      if (chunk < chunks) {
+        MultiplyChunk<kTiles>(ahead[i], rows[i % kBuffers], sums);
+      }
+      if (chunk + kAhead * step < chunks) {
+        ahead[i] = load_weight(chunk + kAhead * step);
+      }
+    }
   }
 
   // Add up.
@@ -143,8 +161,8 @@ __device__ void Run(const LinearParams& p, int first_output, Shared<kTiles, kWar
     for (int block = 0; block < blocks; ++block) {
       sum += cluster.map_shared_rank(shared.block_sums, block)[at];
     }
-    const int token = at % kTokens;
-    const std::int64_t place = token * p.y.row_stride + first_output + at / kTokens;
+    const int token = first.token + at % kTokens;
+    const std::int64_t place = token * p.y.row_stride + first.output + at / kTokens;
     if (token < p.y.rows) {
       if (p.y.type == DataType::kF32) {
         static_cast<float*>(p.y.data)[place] = sum;

@@ -90,7 +90,9 @@ struct Plan {
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
   static constexpr bool kMapsInput = kTokens > 16;  // x comes by tensor map
   static constexpr int kFullArrivals = 1 + kWarpSize + (kMapsInput ? 1 : 0);
-  using Narrow = narrow_product::Shared<kTokens / 8, kWarps>;
+  // Rows of a narrow cluster: more blocks wait for x at once than one of 64 rows would.
+  static constexpr int kNarrowTokens = kTokens > 16 ? 16 : kTokens;
+  using Narrow = narrow_product::Shared<kNarrowTokens / 8, kWarps>;
   // Stages whose products are under way at once; a consumer holds that many.
   static constexpr int kInFlight = kTokens >= 32 ? 2 : 4;
   // Warps whose sums one block of a cluster owns, at most.
@@ -340,9 +342,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int block = static_cast<int>(blockIdx.x);
   if (block >= p.narrow_block) {
     ptx::AllowSuccessor();
-    const int first_output = (block - p.narrow_block) / p.split * narrow_product::kOutputs;
-    narrow_product::Run<kTokens / 8, kWarps>(p.narrow, first_output,
-                                             *reinterpret_cast<typename P::Narrow*>(shared));
+    constexpr int kTokenParts = kTokens / P::kNarrowTokens;
+    const int cluster = (block - p.narrow_block) / p.split;
+    narrow_product::Run<P::kNarrowTokens / 8, kWarps>(
+        p.narrow,
+        {.output = cluster / kTokenParts * narrow_product::kOutputs,
+         .token = cluster % kTokenParts * P::kNarrowTokens},
+        *reinterpret_cast<typename P::Narrow*>(shared));
     return;
   }
   const Ring ring = MakeRing<kTokens>(shared, p.stages);
@@ -455,8 +461,8 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
   const int tiles = params.tiles;
   const int split = SplitOf(tiles, first.x.cols);
   const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
-  const int narrow_clusters =
-      static_cast<int>(params.narrow.weight.rows) / narrow_product::kOutputs;
+  const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
+                              narrow_product::kOutputs * (kTokens / P::kNarrowTokens);
   const int all_blocks = (clusters + narrow_clusters) * split;
   const int per_multiprocessor = all_blocks > MultiprocessorsFor(split) ? 2 : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
