@@ -422,37 +422,11 @@ void App::OnDeviceFailure(const std::string& reason) {
 }
 
 Status App::Watch() {
-  // The pump before the engine, which stands still when the pump does.
-  std::vector<WatchedPart> parts = {
-      {.name = "pump",
-       .read = [this] { return ActivityOf(engine_->PumpActivity()); },
-       .vital = true},
-      {.name = "engine",
-       .read = [this] { return ActivityOf(engine_->EngineActivity()); },
-       .vital = true},
-      {.name = "acceptor",
-       .read = [this] { return ActivityOf(server_->acceptor().progress()); },
-       .vital = false},
-      {.name = "log", .read = [] { return ActivityOf(ReadLogProgress()); }, .vital = false},
-  };
-  if (http_ != nullptr) {
-    parts.push_back({.name = "HTTP acceptor",
-                     .read = [this] { return ActivityOf(http_->acceptor().progress()); },
-                     .vital = false});
-    parts.push_back({.name = "HTTP",
-                     .read = [this] { return ActivityOf(http_->AskThreads()); },
-                     .vital = false});
-  }
   Watchdog::Options options;
   options.limit = std::chrono::seconds(config_.stall_timeout_s);
-  options.on_change = [this](bool stalled) {
-    server_->SetStalled(stalled);
-    if (http_ != nullptr) {
-      http_->SetStalled(stalled);
-    }
-  };
   options.on_lost = [this] { OnLost(); };
-  DSA_ASSIGN_OR_RETURN(watchdog_, Watchdog::Start(std::move(parts), std::move(options)));
+  DSA_ASSIGN_OR_RETURN(
+      watchdog_, WatchServer({.engine = *engine_, .grpc = *server_, .http = http_.get()}, options));
   return {};
 }
 

@@ -1,11 +1,14 @@
-// What the watchdog sees of each part of the server.
+// What the watchdog sees of each part of the server, and who is told.
 #pragma once
 
 #include "common/log.h"
 #include "server/engine/engine_loop.h"
+#include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
 #include "server/net/acceptor.h"
 #include "server/watchdog.h"
+
+#include <memory>
 
 namespace dsa {
 
@@ -26,5 +29,16 @@ inline Activity ActivityOf(const HttpAnswers& answers) {
 inline Activity ActivityOf(const LogProgress& log) {
   return {.done = log.lines_done, .waiting = log.waiting, .estimate_us = 0};
 }
+
+// All of them outlive the watchdog.
+struct WatchedServer {
+  EngineLoop& engine;
+  GrpcServer& grpc;
+  HttpServer* http;  // null where it is not served
+};
+
+// Watches every part; a stall turns the health of both servers.  `options.on_change` is set here.
+Result<std::unique_ptr<Watchdog>> WatchServer(const WatchedServer& server,
+                                              Watchdog::Options options);
 
 }  // namespace dsa

@@ -135,7 +135,8 @@ Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& co
                              parameters.fd = connection;
                              entrance->HandleNewConnection(&parameters);
                            },
-                       .relay = RelayOptions{.limits = config.guard,
+                       .relay = RelayOptions{.clock = &context.clock,
+                                             .limits = config.guard,
                                              .streams_max = config.streams_max,
                                              .handshake_ms_max = config.handshake_ms_max}}));
   return std::unique_ptr<GrpcServer>(new GrpcServer(std::move(state)));

@@ -22,6 +22,7 @@ constexpr MonotonicUs kDeadlinesUs = 100'000;
 ClientRelay::ClientRelay(const RelayOptions& options, TakeConnection take)
     : options_(options),
       take_(std::move(take)),
+      clock_(options.clock == nullptr ? own_clock_ : *options.clock),
       events_(epoll_create1(EPOLL_CLOEXEC)),
       budget_(options_.streams_max),
       chunk_(kChunkBytes, '\0') {}

@@ -31,6 +31,7 @@ inline constexpr std::int64_t kDescriptorsPerRelayed = 3;
 inline constexpr std::size_t kChunkBytes = 16 << 10;
 
 struct RelayOptions {
+  const Clock* clock = nullptr;  // outlives the relay; null: the machine's
   GuardLimits limits = {};
   std::int64_t streams_max = 1280;         // of all connections
   std::int64_t handshake_ms_max = 10'000;  // until the server's settings are acknowledged
@@ -83,7 +84,8 @@ class ClientRelay final : public ConnectionKeeper {
 
   const RelayOptions options_;
   const TakeConnection take_;
-  const SteadyClock clock_;
+  const SteadyClock own_clock_;
+  const Clock& clock_;
   const Descriptor events_;  // an epoll
   StreamBudget budget_;
   std::list<Connection> connections_;

@@ -3,10 +3,15 @@
 #include "proto/admin.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
 #include "proto/health.grpc.pb.h"
+#include "server/watched_parts.h"
 #include "tests/api/test_server.h"
+#include "tests/http/raw_client.h"
+#include "tests/log_capture.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include <catch2/catch.hpp>
@@ -20,6 +25,7 @@ using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 using testing::Eventually;
 using testing::TestServer;
+using testing::TestServerOptions;
 
 v1::Load LoadOf(const TestServer& server) {
   grpc::ClientContext rpc;
@@ -159,6 +165,77 @@ TEST_CASE("health follows a stall, and a drain outlasts it", "[progress]") {
   CHECK(state("") == HealthCheckResponse::NOT_SERVING);
   rpc.TryCancel();
   CHECK(next() == HealthCheckResponse::UNKNOWN);
+  (void)watch->Finish();
+}
+
+// Whoever asks for the time waits while it is held.
+class HeldClock final : public Clock {
+ public:
+  MonotonicUs NowUs() const override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !held_; });
+    return SteadyClock().NowUs();
+  }
+  void Hold(bool held) {
+    const std::lock_guard lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool held_ = false;  // guarded by mutex_
+};
+
+TEST_CASE("an acceptor that stands still turns the health of both servers until it gets on",
+          "[progress]") {
+  const testing::LogCapture log;
+  HeldClock clock;
+  const SteadyClock http_clock;
+  TestServerOptions options;
+  options.clock = &clock;
+  TestServer server(options);
+  const auto context = testing::MakeTestContext(server.engine(), http_clock, nullptr, {});
+  HttpServerConfig listen;
+  listen.port = 0;
+  Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(listen, *context);
+  if (!http.ok()) {
+    WARN("this build has no HTTP");
+    return;
+  }
+  const auto ready = [&] {
+    return testing::Exchange(http.value()->port(), testing::Get("/ready")).status;
+  };
+  const auto watchdog = std::move(WatchServer({.engine = server.engine(),
+                                               .grpc = server.server(),
+                                               .http = http.value().get()},
+                                              {.tick = std::chrono::milliseconds(10),
+                                               .limit = std::chrono::milliseconds(500),
+                                               .on_change = {},
+                                               .on_lost = [] { FAIL("nothing vital stalls"); }}))
+                            .value();
+  const auto stub = Health::NewStub(server.NewChannel());
+  grpc::ClientContext rpc;
+  const auto watch = stub->Watch(&rpc, HealthCheckRequest());
+  const auto next = [&] {
+    HealthCheckResponse response;
+    return watch->Read(&response) ? response.status() : HealthCheckResponse::UNKNOWN;
+  };
+  CHECK(next() == HealthCheckResponse::SERVING);
+  CHECK(ready() == 200);
+  clock.Hold(true);
+  // It wakes for this client, and gets no further.
+  testing::RawClient client(server.port());
+  CHECK(Eventually([&] { return ready() == 503; }));
+  CHECK(log.Lines("part=\"acceptor\"").size() == 1);
+  clock.Hold(false);
+  CHECK(next() == HealthCheckResponse::NOT_SERVING);
+  CHECK(next() == HealthCheckResponse::SERVING);
+  CHECK(Eventually([&] { return ready() == 200; }));
+  rpc.TryCancel();
+  while (next() != HealthCheckResponse::UNKNOWN) {
+  }
   (void)watch->Finish();
 }
 

@@ -21,8 +21,8 @@ TestServer::TestServer(const TestServerOptions& options)
     : engine_(options.engine, options.tokenizer == nullptr
                                   ? std::make_unique<LetterDecoderFactory>()
                                   : MakeTextDecoderFactory(*options.tokenizer)),
-      context_(MakeTestContext(engine_.loop(), clock_, options.tokenizer, options.slow_client,
-                               options.engine)) {
+      context_(MakeTestContext(engine_.loop(), options.clock == nullptr ? clock_ : *options.clock,
+                               options.tokenizer, options.slow_client, options.engine)) {
   Result<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options.listen, *context_);
   DSA_CHECK(server.ok(), "TestServer: {}", server.error().message);
   server_ = std::move(server).value();

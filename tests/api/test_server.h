@@ -23,6 +23,8 @@ struct TestServerOptions {
   GrpcServerConfig listen = TestListenConfig();
   SlowClientLimits slow_client = {};
   const Tokenizer* tokenizer = nullptr;  // null: ids only
+  // Of everything but the engine; outlives the server.  Null: the machine's.
+  const Clock* clock = nullptr;
 };
 
 class TestServer final {
