@@ -48,11 +48,17 @@ class Reader final {
   }
 
   // A value between quotes.  A quote within ends it only where a tag may go on behind it, at once
-  // with the next attribute too.
-  DsmlRead ReadQuoted(std::string& value) {
+  // with the next attribute too.  Without quotes it is one word.
+  DsmlRead ReadValue(std::string& value) {
     const char quote = next();
     if (quote != '"' && quote != '\'') {
-      return DsmlRead::kNone;
+      const std::size_t end = text_.find_first_of(" \t\r\n/>\"'=<", at_);
+      if (end == std::string_view::npos) {
+        return DsmlRead::kPartial;
+      }
+      value = text_.substr(at_, end - at_);
+      at_ = end;
+      return value.empty() ? DsmlRead::kNone : DsmlRead::kTag;
     }
     for (std::size_t end = text_.find(quote, at_ + 1); end != std::string_view::npos;
          end = text_.find(quote, end + 1)) {
@@ -117,7 +123,7 @@ DsmlRead ReadAttributes(Reader& reader, DsmlTag& tag) {
       return DsmlRead::kPartial;
     }
     std::string value;
-    const DsmlRead read = reader.ReadQuoted(value);
+    const DsmlRead read = reader.ReadValue(value);
     if (read != DsmlRead::kTag) {
       return read;
     }

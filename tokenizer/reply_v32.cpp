@@ -83,6 +83,7 @@ class ReplyParserV32 final : public ReplyParserBase {
   // What looked like a call is text, from its first tag on.
   bool Fail() {
     PutBack(kept_ahead_ + 1);
+    blocks_open_ = 0;
     parameters_.clear();
     object_.clear();
     value_.clear();
@@ -131,6 +132,7 @@ class ReplyParserV32 final : public ReplyParserBase {
   void Open(const DsmlTag& tag) {
     KeepTaken(tag.bytes);
     if (tag.kind == DsmlTag::Kind::kCalls) {
+      ++blocks_open_;
       place_ = Place::kOpened;
       return;
     }
@@ -316,7 +318,12 @@ class ReplyParserV32 final : public ReplyParserBase {
       return GoOnAsText();
     }
     Take(tag.bytes);
-    place_ = tag.kind == DsmlTag::Kind::kCalls ? Place::kBehindBlock : Place::kBehindCall;
+    if (tag.kind == DsmlTag::Kind::kCalls) {
+      blocks_open_ = std::max(blocks_open_ - 1, 0);
+      place_ = blocks_open_ == 0 ? Place::kBehindBlock : Place::kBehindCall;
+    } else {
+      place_ = Place::kBehindCall;
+    }
     return true;
   }
 
@@ -324,6 +331,7 @@ class ReplyParserV32 final : public ReplyParserBase {
   // come back.  True where there is text.
   bool GoOnAsText() {
     place_ = Place::kText;
+    blocks_open_ = 0;
     if (buffer().empty()) {
       return false;
     }
@@ -335,6 +343,7 @@ class ReplyParserV32 final : public ReplyParserBase {
 
   Place place_ = Place::kText;
   std::size_t kept_ahead_ = 0;  // bytes in front of the first tag that is kept
+  int blocks_open_ = 0;         // opening tags of blocks whose closing tags have not come
   std::size_t feeds_owed_ = 0;  // line feeds between the text in front of calls and the next text
   std::string call_name_;
   std::vector<Parameter> parameters_;
