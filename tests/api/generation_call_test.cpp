@@ -370,7 +370,7 @@ TEST_CASE("a whole reply has as many log-probabilities as its memory was planned
   ask.logprobs = true;
   ask.top_logprobs = 2;
   const auto [delivery, tokens, fits] = GENERATE(table<Delivery, int, bool>(
-      {{Delivery::kWhole, 3, true}, {Delivery::kWhole, 4, false}, {Delivery::kStream, 4, true}}));
+      {{Delivery::kWhole, 3, true}, {Delivery::kWhole, 4, false}, {Delivery::kStream, 5, true}}));
   CAPTURE(tokens, fits);
   const auto call = world.Start(ask, "", delivery, world.writer);
   const auto submitted = world.engine.Wait(0);

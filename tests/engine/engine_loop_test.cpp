@@ -5,7 +5,9 @@
 #include "server/engine/inbox.h"
 #include "tests/engine/testing.h"
 
+#include <exception>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -291,6 +293,50 @@ TEST_CASE("A request that is refused gives its place back", "[engine]") {
   CHECK_FALSE(inbox.TryReserve(1));
   inbox.Settle(-1, 0);
   CHECK(inbox.TryReserve(1));
+}
+
+// Makes decoders until there is no memory.
+class MeanFactory final : public TextDecoderFactory {
+ public:
+  std::unique_ptr<TextDecoder> Make() const override {
+    if (no_memory) {
+      std::rethrow_exception(std::make_exception_ptr(std::bad_alloc()));
+    }
+    return letters_.Make();
+  }
+  std::int64_t text_bytes_max() const override { return letters_.text_bytes_max(); }
+  bool no_memory = false;
+
+ private:
+  testing::LetterDecoderFactory letters_;
+};
+
+TEST_CASE("A request for which there is no memory is refused alone and leaves its place",
+          "[engine]") {
+  EngineConfig config = testing::SmallEngine();
+  config.scheduler.waiting_max = 1;
+  testing::ScriptedExecutor executor;
+  const testing::ManualClock clock;
+  MeanFactory decoders;
+  EngineLoop engine(config, {.executor = executor, .clock = clock, .decoders = &decoders});
+  const auto first = std::make_shared<RecordingSink>();
+  REQUIRE(engine.Submit(MakeRequest("first", 5, 2), first).ok());
+  decoders.no_memory = true;
+  for (int i = 0; i < 3; ++i) {
+    const Status refused =
+        engine.Submit(MakeRequest("none", 5, 2), std::make_shared<RecordingSink>());
+    REQUIRE_FALSE(refused.ok());
+    CHECK(refused.error().code == ErrorCode::kResourceExhausted);
+    CHECK(refused.error().message == "not enough memory for this request");
+  }
+  CHECK(engine.Load().waiting == 1);
+  decoders.no_memory = false;
+  CHECK(engine.Submit(MakeRequest("none", 5, 2), std::make_shared<RecordingSink>()).ok());
+  for (int i = 0; i < 4; ++i) {
+    engine.RunOnce();
+  }
+  engine.PumpOnce();
+  CHECK(first->ends() == 1);
 }
 
 TEST_CASE("A live id is refused, and free again once its end was heard", "[engine]") {

@@ -1,10 +1,12 @@
 // What an operator sees of HTTP: its lines in the log, and whether its threads get on.
+#include "server/http/loop_probe.h"
 #include "server/http/transport.h"
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 #include "tests/log_capture.h"
 
 #include <algorithm>
+#include <functional>
 #include <mutex>
 #include <string_view>
 #include <vector>
@@ -70,6 +72,26 @@ TEST_CASE("a flood of requests that are none is a line a second, with their numb
   CHECK_FALSE(lines.empty());
   CHECK(lines.size() < 50);
   CHECK(lines[0].find("status=400") != std::string::npos);
+}
+
+TEST_CASE("a thread that has yet to answer is not asked again", "[http]") {
+  LoopProbe probe;
+  std::vector<std::function<void()>> posted;
+  const auto ask = [&] {
+    return probe.Ask([&](std::function<void()> handler) { posted.push_back(std::move(handler)); });
+  };
+  CHECK_FALSE(ask().pending);
+  for (int i = 0; i < 3; ++i) {
+    const LoopAnswers answers = ask();
+    CHECK(answers.pending);
+    CHECK(answers.count == 0);
+  }
+  REQUIRE(posted.size() == 1);
+  posted[0]();
+  const LoopAnswers answers = ask();
+  CHECK_FALSE(answers.pending);
+  CHECK(answers.count == 1);
+  CHECK(posted.size() == 2);
 }
 
 TEST_CASE("a thread of HTTP that is held up answers nobody, and says so", "[http]") {
