@@ -179,6 +179,28 @@ std::int64_t RaiseDescriptorLimit() {
   return static_cast<std::int64_t>(std::min(limit.rlim_cur, kMax));
 }
 
+namespace {
+
+struct ProcessLimit {
+  __rlimit_resource_t resource;
+  std::string_view used;  // a line of /proc/self/status
+  std::string_view name;
+};
+
+// nullopt where it limits nothing.
+std::optional<std::int64_t> MemoryLeft(const ProcessLimit& of) {
+  rlimit limit{};
+  getrlimit(of.resource, &limit);
+  if (limit.rlim_cur == RLIM_INFINITY) {
+    return std::nullopt;
+  }
+  const std::string status = ReadKernelFile("/proc/self/status").value_or("");
+  const std::int64_t used = FindMemoryLine(status, of.used).value_or(0);
+  return std::max(static_cast<std::int64_t>(limit.rlim_cur) - used, std::int64_t{0});
+}
+
+}  // namespace
+
 AvailableMemory FindAvailableMemory() {
   const std::string meminfo = ReadKernelFile("/proc/meminfo").value_or("");
   const std::int64_t page_bytes = sysconf(_SC_PAGESIZE);
@@ -191,16 +213,12 @@ AvailableMemory FindAvailableMemory() {
   if (left && *left < least.bytes) {
     least = {.bytes = *left, .bound = "cgroup limit"};
   }
-  rlimit address_space{};
-  getrlimit(RLIMIT_AS, &address_space);
-  if (address_space.rlim_cur != RLIM_INFINITY) {
-    const std::string statm = ReadKernelFile("/proc/self/statm").value_or("");
-    std::string_view rest = statm;
-    const std::int64_t used = PositiveNumber(TakeWord(rest)) * page_bytes;
-    const std::int64_t free =
-        std::max(static_cast<std::int64_t>(address_space.rlim_cur) - used, std::int64_t{0});
-    if (free < least.bytes) {
-      least = {.bytes = free, .bound = "address-space limit"};
+  for (const ProcessLimit& limit :
+       {ProcessLimit{.resource = RLIMIT_AS, .used = "VmSize", .name = "address-space limit"},
+        ProcessLimit{.resource = RLIMIT_DATA, .used = "VmData", .name = "data limit"}}) {
+    const std::optional<std::int64_t> free = MemoryLeft(limit);
+    if (free && *free < least.bytes) {
+      least = {.bytes = *free, .bound = limit.name};
     }
   }
   return least;
@@ -217,6 +235,10 @@ void SaveAddressSpace() {
 void GiveLargeBlocksBack() {
   constexpr int kLargeBytes = 1 << 20;
   mallopt(M_MMAP_THRESHOLD, kLargeBytes);
+}
+
+void GiveFreePagesBack() {
+  malloc_trim(0);
 }
 
 Status ProbeThreads(std::int64_t threads) {
@@ -237,7 +259,7 @@ Status ProbeThreads(std::int64_t threads) {
     status =
         Error{.code = ErrorCode::kFailedPrecondition,
               .message = fmt::format("not enough threads: {} needed, {} could be started ({}): "
-                                     "see ulimit -u, ulimit -v and the container's pids limit",
+                                     "see ulimit -u, -v, -d and the container's pids limit",
                                      threads, started.size(), error.code().message())};
   }
   {

@@ -47,8 +47,8 @@ std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& f
 // it have: the hard limit.
 std::int64_t RaiseDescriptorLimit();
 
-// Bytes that the process can take without swapping, and what sets that bound: "RAM", "cgroup limit"
-// or "address-space limit" (ulimit -v), the least of the three.
+// Bytes that the process can take without swapping, and what sets that bound: "RAM", "cgroup
+// limit", "address-space limit" (ulimit -v) or "data limit" (ulimit -d), the least of them.
 struct AvailableMemory {
   std::int64_t bytes;
   std::string_view bound;  // a constant
@@ -63,6 +63,11 @@ void SaveAddressSpace();
 // begins to keep those that it has seen freed, and a server would hold the largest messages that it
 // ever read, once for each thread.
 void GiveLargeBlocksBack();
+
+// Gives the pages of smaller blocks back that malloc holds free, between those in use too: after a
+// burst of calls they are tens of megabytes, for good.  Who allocates meanwhile waits for some
+// milliseconds: call it every few seconds at most.
+void GiveFreePagesBack();
 
 // Starts so many threads at once and ends them again.  FAILED_PRECONDITION with how many there
 // could be: limits of processes, of a container's tasks or of address space are no surprise later.

@@ -30,8 +30,10 @@ constexpr std::array kCommands = {
 }  // namespace
 
 int RunProgram(int argc, char** argv) {
-  // A reader that is gone is an error of the write, whoever writes.
+  // A reader that is gone, and a file as large as it may be, are errors of the write, whoever
+  // writes.
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   TakeStandardStreams();
   CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
   app.require_subcommand(1);

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <ctime>
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
@@ -53,8 +54,13 @@ void TakeStopSignals() {
 }
 
 void WaitForStopSignal() {
-  while (sem_wait(&stop_asked) != 0) {
-  }
+  constexpr time_t kPauseS = 10;
+  timespec until{};
+  do {
+    GiveFreePagesBack();
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += kPauseS;
+  } while (sem_clockwait(&stop_asked, CLOCK_MONOTONIC, &until) != 0);
 }
 
 int Serve(const ConfigFlags& flags, bool print_config) {

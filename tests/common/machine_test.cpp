@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -133,6 +134,22 @@ TEST_CASE("an address-space limit binds memory and threads", "[common][machine]"
   CHECK(ExitCode(threads.error()) == 3);
   CHECK(threads.error().message.starts_with("not enough threads: 40 needed, "));
 }
+
+TEST_CASE("a limit of data binds memory", "[common][machine]") {
+  constexpr std::int64_t kLeft = std::int64_t{200} << 20;
+  std::ifstream file("/proc/self/status");
+  const std::string status(std::istreambuf_iterator<char>(file), {});
+  rlimit before{};
+  getrlimit(RLIMIT_DATA, &before);
+  rlimit low = before;
+  low.rlim_cur = static_cast<rlim_t>(FindMemoryLine(status, "VmData").value() + kLeft);
+  REQUIRE(setrlimit(RLIMIT_DATA, &low) == 0);
+  const AvailableMemory available = FindAvailableMemory();
+  setrlimit(RLIMIT_DATA, &before);
+  CHECK(available.bound == "data limit");
+  CHECK(available.bytes <= kLeft);
+  CHECK(available.bytes > kLeft / 2);
+}
 #endif
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose malloc is another one
@@ -145,6 +162,28 @@ TEST_CASE("a large block goes back when it is freed, also the second time", "[co
     block.reset();
     CHECK(mallinfo2().hblks == before);
   }
+}
+#endif
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST_CASE("pages of small blocks go back although others lie behind them", "[common][machine]") {
+  constexpr std::int64_t kBytes = std::int64_t{64} << 20;
+  constexpr std::size_t kBlockBytes = 1000;
+  const auto resident = [] {
+    std::ifstream file("/proc/self/status");
+    return FindMemoryLine(std::string(std::istreambuf_iterator<char>(file), {}), "VmRSS").value();
+  };
+  std::vector<std::unique_ptr<char[]>> blocks;
+  const std::int64_t before = resident();
+  for (std::int64_t bytes = 0; bytes < kBytes; bytes += kBlockBytes) {
+    blocks.push_back(std::make_unique<char[]>(kBlockBytes));
+  }
+  const std::unique_ptr<char[]> last = std::move(blocks.back());
+  CHECK(resident() > before + kBytes / 2);
+  blocks.clear();
+  CHECK(resident() > before + kBytes / 2);
+  GiveFreePagesBack();
+  CHECK(resident() < before + kBytes / 8);
 }
 #endif
 

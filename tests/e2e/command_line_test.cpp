@@ -8,9 +8,12 @@
 #include <algorithm>
 #include <csignal>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include <catch2/catch.hpp>
 #include <stdlib.h>
+#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -154,15 +157,25 @@ TEST_CASE("no proxy stands between a command and its server", "[e2e][command lin
     setenv(name, "http://127.0.0.1:1", 1);
   }
   Process server(
-      {"serve", TinyModel(), "--listen", "127.0.0.1:0", "--threads", "1", "--max-model-len", "256",
+      {"serve", TinyModel(), "--listen", "localhost:0", "--threads", "1", "--max-model-len", "256",
        "--max-num-batched-tokens", "64", "--log-format", "json"},
       Streams::kPipes);
   REQUIRE(server.WaitForErr("\"configuration\""));
   // The batch is smaller than the default of max_num_seqs, which adapts.
   const std::size_t at = server.err().find("\"port\":") + 7;
-  const std::string address = "127.0.0.1:" + std::to_string(std::stoi(server.err().substr(at)));
+  const std::string port = ":" + std::to_string(std::stoi(server.err().substr(at)));
+  const std::string address = "127.0.0.1" + port;
   CHECK(server.err().find("\"chat format\",\"format\":\"v3.2\",\"reason\":") != std::string::npos);
-  CHECK(RunDsa({"healthcheck", "--address", address}, "").out == "SERVING\n");
+  // One name, both families.
+  std::vector<std::string> hosts = {"127.0.0.1", "localhost"};
+  if (access("/proc/net/if_inet6", F_OK) == 0) {
+    hosts.emplace_back("[::1]");
+  }
+  for (const std::string& host : hosts) {
+    CAPTURE(host);
+    CHECK(RunDsa({"healthcheck", "--address", host + port}, "").out == "SERVING\n");
+    CHECK(RunDsa({"chat", "--address", host + port, "--max-tokens", "2", "hi"}, "").exit_code == 0);
+  }
   const Ended text = RunDsa(
       {"complete", "--address", address, "--max-tokens", "3", "--temperature", "0", "Hello"}, "");
   CHECK(text.exit_code == 0);

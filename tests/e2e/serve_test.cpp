@@ -9,19 +9,14 @@
 
 #include <chrono>
 #include <csignal>
-#include <fstream>
 #include <memory>
-#include <optional>
 #include <sstream>
-#include <utility>
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <poll.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 namespace dsa {
 namespace {
@@ -368,129 +363,5 @@ TEST_CASE("standard output waits for a slow reader, and says that a reader is go
   CHECK(nowhere.exit_code == 1);
   CHECK(nowhere.err == "error: standard output: Bad file descriptor\n");
 }
-
-TEST_CASE("connections fit the limit of descriptors, or serve refuses", "[e2e]") {
-  const Arguments base = {"serve",           "--model", TinyModel(),      "--listen", "127.0.0.1:0",
-                          "--max-model-len", "256",     "--max-num-seqs", "1"};
-  Process adapted("ulimit -n 128", base);
-  REQUIRE(adapted.WaitForErr("\"configuration\""));
-  CHECK(adapted.err().find("\"max_connections\":21") != std::string::npos);
-  adapted.Signal(SIGTERM);
-  CHECK(adapted.Wait().exit_code == 0);
-  Arguments asked = base;
-  asked.insert(asked.end(), {"--max-connections", "22"});
-  const Ended refused = Process("ulimit -n 128", asked).Wait();
-  CHECK(refused.exit_code == 3);
-  CHECK(refused.err ==
-        "error: max_connections: 22 need 130 descriptors, but the limit of open "
-        "files is 128 (ulimit -Hn)\n");
-  // A soft limit is raised.
-  Process raised("ulimit -Sn 128", base);
-  REQUIRE(raised.WaitForErr("\"configuration\""));
-  CHECK(raised.err().find("\"max_connections\":1024") != std::string::npos);
-}
-
-#ifndef __SANITIZE_ADDRESS__  // which takes more than the sizes below
-// A control group of a limited memory, where this process may make one.
-class MemoryGroup final {
- public:
-  explicit MemoryGroup(std::int64_t bytes) {
-    for (const auto& [root, limit] : {std::pair("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-                                      std::pair("/sys/fs/cgroup", "memory.max")}) {
-      folder_ = fmt::format("{}/dsa_serve_test_{}", root, getpid());
-      if (mkdir(folder_.c_str(), 0755) == 0) {
-        std::ofstream file(folder_ + "/" + limit);
-        made_ = static_cast<bool>(file << bytes << std::flush);
-        if (made_) {
-          return;
-        }
-        rmdir(folder_.c_str());
-      }
-    }
-  }
-  ~MemoryGroup() {
-    for (int i = 0; i < 100 && rmdir(folder_.c_str()) != 0; ++i) {
-      poll(nullptr, 0, 10);  // until the last process has left
-    }
-  }
-  MemoryGroup(const MemoryGroup&) = delete;
-  MemoryGroup& operator=(const MemoryGroup&) = delete;
-
-  bool made() const { return made_; }
-  // For a shell that then becomes the process.
-  std::string Enter() const { return "echo $$ >" + folder_ + "/cgroup.procs"; }
-
- private:
-  std::string folder_;
-  bool made_ = false;
-};
-
-TEST_CASE("serve starts in a control group or says that its limit is too low", "[e2e]") {
-  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
-  const Arguments serve = {"serve",    "--model",        TinyModel(),
-                           "--listen", "127.0.0.1:0",    "--max-model-len",
-                           "256",      "--max-num-seqs", "1"};
-  {
-    const MemoryGroup small(150 * kMiB);
-    if (!small.made()) {
-      WARN("no control group can be made here");
-      return;
-    }
-    const Ended ended = Process(small.Enter(), serve).Wait();
-    CHECK(ended.exit_code == 3);
-    const std::size_t at = ended.err.find("error: not enough memory: ");
-    INFO(ended.err);
-    REQUIRE(at != std::string::npos);
-    CHECK(ended.err.find(" available (cgroup limit)", at) != std::string::npos);
-    CHECK(ended.err.find('\n', at) == ended.err.size() - 1);
-  }
-  const MemoryGroup enough(700 * kMiB);
-  Process process(enough.Enter(), serve);
-  REQUIRE(process.WaitForErr("\"configuration\""));
-  CHECK(process.err().find("\"bound\":\"cgroup limit\"") != std::string::npos);
-  process.Signal(SIGTERM);
-  CHECK(process.Wait().exit_code == 0);
-}
-#endif
-
-#ifndef __SANITIZE_ADDRESS__  // which reserves terabytes of addresses
-TEST_CASE("with too little memory or too few threads serve says so in one line", "[e2e]") {
-  const Arguments serve = {"serve",    "--model",        TinyModel(),
-                           "--listen", "127.0.0.1:0",    "--max-model-len",
-                           "256",      "--max-num-seqs", "1"};
-  const auto refuses = [](const Ended& ended) {
-    CHECK(ended.exit_code == 3);
-    const std::size_t at = ended.err.find("error: ");
-    REQUIRE(at != std::string::npos);
-    INFO(ended.err);
-    CHECK(ended.err.find('\n', at) == ended.err.size() - 1);  // and what was logged before
-    return ended.err.substr(at);
-  };
-  bool by_memory = false;
-  // First threads are missing, then memory, then nothing.
-  for (int kib = 150'000; kib <= 800'000; kib += kib < 450'000 ? 25'000 : 175'000) {
-    CAPTURE(kib);
-    Process process(fmt::format("ulimit -v {}", kib), serve);
-    if (process.WaitForErr("\"configuration\"")) {
-      process.Signal(SIGTERM);
-      CHECK(process.Wait().exit_code == 0);
-    } else {
-      const std::string line = refuses(process.Wait());
-      by_memory = by_memory || line.find("available (address-space limit)") != std::string::npos;
-    }
-  }
-  CHECK(by_memory);
-  // The limit of processes does not bind root.
-  const std::string limit =
-      geteuid() == 0 ? R"(set -- setpriv --reuid 64321 --clear-groups prlimit --nproc=3 "$@")"
-                     : R"(set -- prlimit --nproc=1 "$@")";
-  const Ended without = Process(limit, serve).Wait();
-  if (without.exit_code == 126 || without.exit_code == 127) {
-    WARN("another user cannot run this build");
-  } else {
-    CHECK(refuses(without).find("thread") != std::string::npos);
-  }
-}
-#endif
 
 }  // namespace dsa
