@@ -11,6 +11,7 @@ help:
 	@echo 'make clients what test does with openai, xai-sdk, the router SMG and our Python client, and aiperf and lm-eval'
 	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
 	@echo 'make abuse   what abuses of HTTP/2 cost the server, five minutes'
+	@echo 'make limits  how soon the server starts, refuses, frees and says that it is well, five minutes'
 	@echo 'make build   the optimised binary, build/dsa'
 	@echo 'make setup   install the Debian packages that the build needs'
 	@echo 'make format  reformat the sources'
@@ -50,13 +51,18 @@ clients: setup-test build
 	@tools/clients.sh build/dsa
 	@tools/benchmark_clients.sh build/dsa
 
-# Two hours.
 .PHONY: abuse
 abuse: setup-test
 	@tools/build.sh cpu dsa_abuse
 	@build/cpu/tests/abuse/dsa_abuse full 2>build/abuse.log
 	@build/cpu/tests/abuse/dsa_abuse latency
 
+.PHONY: limits
+limits: setup-test
+	@tools/build.sh cpu dsa dsa_abuse api_tests
+	@tools/limits.sh build/cpu/dsa build/cpu/tests/abuse/dsa_abuse build/cpu/tests/api/api_tests
+
+# Two hours.
 .PHONY: soak
 soak: setup-test
 	@tools/build.sh cpu dsa dsa_soak

@@ -5,11 +5,14 @@
 //                                 "off" where it does not grow
 //   dsa_abuse at PORT [NAME]      the full amounts at what listens there, a proxy for instance
 //   dsa_abuse latency             what the relay adds to the time of a call
+//   dsa_abuse burst               how soon each of 10,000 calls is refused, and the memory a minute
+//   later dsa_abuse health              health beside eight processes that send texts of 16 MB
 //   dsa_abuse silent SECONDS      a stream that says nothing for so long still ends well
 #include "common/descriptor.h"
 #include "tests/abuse/attacks.h"
 #include "tests/abuse/child_process.h"
 #include "tests/abuse/latency.h"
+#include "tests/abuse/limits.h"
 #include "tests/abuse/victim.h"
 #include "tests/api/test_server.h"
 #include "tests/sanitized.h"
@@ -206,6 +209,9 @@ int Main(const std::vector<std::string>& words) {
   }
   if (words[0] == "sink") {
     return Sink();
+  }
+  if (const std::optional<int> code = RunLimits(words); code) {
+    return *code;
   }
   if (words[0] == "latency") {
     return PrintLatency();

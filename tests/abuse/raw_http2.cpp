@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -69,6 +70,8 @@ RawConnection::RawConnection(std::int64_t port)
   const auto* raw = reinterpret_cast<const sockaddr*>(&address);
   ended_ = connect(socket_.number(), raw, sizeof(address)) != 0 ||
            fcntl(socket_.number(), F_SETFL, O_NONBLOCK) != 0;
+  const int on = 1;  // as every client of HTTP/2 has it
+  setsockopt(socket_.number(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
 void RawConnection::Follow(std::string_view bytes) {
@@ -84,6 +87,10 @@ void RawConnection::Follow(std::string_view bytes) {
     ++frames_[type];
     if (type == kGoAwayFrame) {
       go_away_code_ = ReadBigEndian(frame.substr(kFrameHeaderBytes + 4, 4));
+    }
+    if (on_frame) {
+      on_frame(static_cast<RawFrameType>(type), static_cast<std::uint8_t>(frame[4]),
+               ReadBigEndian(frame.substr(5, 4)));
     }
     begin += size;
   }

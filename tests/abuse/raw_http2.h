@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -59,6 +60,9 @@ class RawConnection final {
   // Reads what comes until the connection ends or so much time has passed.
   void ReadFor(int ms);
   int socket() const { return socket_.number(); }
+
+  // Called for each frame that has come; sends nothing by itself.
+  std::function<void(RawFrameType type, std::uint8_t flags, std::uint32_t stream)> on_frame;
 
  private:
   void ReadAvailable();
