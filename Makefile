@@ -12,6 +12,7 @@ help:
 	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
 	@echo 'make abuse   what abuses of HTTP/2 cost the server, five minutes'
 	@echo 'make limits  how soon the server starts, refuses, frees and says that it is well, five minutes'
+	@echo 'make fairness  what a long prompt beside running streams costs them and takes itself, ten minutes'
 	@echo 'make build   the optimised binary, build/dsa'
 	@echo 'make setup   install the Debian packages that the build needs'
 	@echo 'make format  reformat the sources'
@@ -61,6 +62,11 @@ abuse: setup-test
 limits: setup-test
 	@tools/build.sh cpu dsa dsa_abuse api_tests
 	@tools/limits.sh build/cpu/dsa build/cpu/tests/abuse/dsa_abuse build/cpu/tests/api/api_tests
+
+# Five pairs, ten minutes.
+.PHONY: fairness
+fairness: build
+	@tools/fairness.sh build/dsa 5 build/fairness
 
 # Two hours.
 .PHONY: soak
