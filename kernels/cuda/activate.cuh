@@ -10,9 +10,6 @@
 
 namespace dsa::cuda {
 
-inline constexpr int kActivateThreads = 256;  // of a block
-inline constexpr int kActivateTasks = kActivateThreads / kQuantizeLanes;
-
 struct ActivateParams {
   ConstAnyMatrix gate;  // [T, I]
   ConstAnyMatrix up;    // [T, I]
@@ -21,15 +18,14 @@ struct ActivateParams {
   __host__ __device__ std::int64_t blocks() const {  // of 128 columns
     return (gate.cols + kValuesPerScale - 1) / kValuesPerScale;
   }
-  std::int64_t Grid() const { return (gate.rows * blocks() + kActivateTasks - 1) / kActivateTasks; }
+  __host__ __device__ std::int64_t tasks() const { return gate.rows * blocks(); }
 };
 
-// Block `block_index` of Grid(), all of its threads.
+// Half a warp's task, all lanes of the warp; there may be none of this number.
 template <typename T>
-__device__ void ActivateRows(const ActivateParams& p, std::int64_t block_index) {
-  const std::int64_t task = block_index * kActivateTasks + threadIdx.x / kQuantizeLanes;
+__device__ void ActivateBlock(const ActivateParams& p, std::int64_t task) {
   const std::int64_t blocks = p.blocks();
-  const bool has_task = task < p.gate.rows * blocks;  // all lanes stay, to exchange maxima
+  const bool has_task = task < p.tasks();  // all lanes stay, to exchange maxima
   const std::int64_t row = has_task ? task / blocks : 0;
   const std::int64_t block = has_task ? task % blocks : 0;
   const int lane = static_cast<int>(threadIdx.x) % kQuantizeLanes;

@@ -3,14 +3,17 @@
 // Two launches: the gate's, which also sorts the pairs, and the experts', which computes the shared
 // one as well and has its first weights when the gate has chosen.  Where the shared expert's inner
 // tiles would begin a second wave and are not cut into parts of K, since rows are many or K is
-// short, its gate and up have a launch of their own before; the gate's then activates what they
-// gave, and the experts' computes its down (docs/kernels/experts.md).
+// short, its gate and up are computed before, by the gate's launch, and the experts' activates what
+// they gave and computes its down (docs/kernels/experts.md).
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/few_gate.h"
+#include "kernels/cuda/product_and_gate.h"
 #include "kernels/cuda/resident_experts.h"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/fused/expert_mlp.h"
 #include "kernels/fused/project.h"
+
+#include <array>
 
 namespace dsa {
 namespace {
@@ -28,6 +31,24 @@ bool IsTaken(const ExpertMlpParams& params) {
          cuda::FewGateTakes(params.gate) && cuda::ResidentExpertsTakes(routed, input.fp8);
 }
 
+// Gate and up of the shared expert, and the layer's gate.
+void ProjectBesideGate(CudaBackend& backend, const GatedMlpParams& mlp,
+                       const cuda::FewGateCall& gate, cudaStream_t stream) {
+  const std::array products = {ScaledProduct(mlp.x, mlp.gate, mlp.inner.x),
+                               ScaledProduct(mlp.x, mlp.up, mlp.up_output)};
+  for (const BlockScaledLinearParams& product : products) {
+    Validate(product);
+  }
+  if (cuda::ProductsAndGateTake(products, gate.gate)) {
+    cuda::ProductsAndGate(products, gate, stream);
+    return;
+  }
+  backend.Project({.x = mlp.x,
+                   .projections = {{{.weight = mlp.gate, .y = mlp.inner.x},
+                                    {.weight = mlp.up, .y = mlp.up_output}}}});
+  cuda::FewGate(gate, stream);
+}
+
 }  // namespace
 
 void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
@@ -40,34 +61,32 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
   }
   const GatedMlpParams& mlp = *params.shared;
   cuda::SharedExpert shared{.gate = mlp.gate, .up = mlp.up, .down = mlp.down};
+  const cuda::ActivateParams given{.gate = mlp.inner.x, .up = mlp.up_output, .y = mlp.inner.fp8};
   const bool computes_inner = cuda::SharedExpertFits(params.routed, shared);
   if (!computes_inner) {
-    shared.inner = &mlp.inner.fp8;
+    shared.given = &given;
   }
   const QuantizedView& input = mlp.x.fp8;
-  if (!cuda::ResidentExpertsTakes(params.routed, shared, input) ||
-      mlp.inner.x.type != DataType::kBf16) {
+  if (!cuda::ResidentExpertsTakes(params.routed, shared, input)) {
     Backend::ExpertMlp(params);
     return;
   }
-  if (!computes_inner) {
-    Project({.x = mlp.x,
-             .projections = {{{.weight = mlp.gate, .y = mlp.inner.x},
-                              {.weight = mlp.up, .y = mlp.up_output}}}});
-  }
-  const cuda::ActivateParams activation{
-      .gate = mlp.inner.x, .up = mlp.up_output, .y = mlp.inner.fp8};
   const cuda::ResidentExpertsParams experts{.routed = params.routed,
                                             .shared_expert = &shared,
                                             .quantized_input = &input,
                                             .is_prepared = true};
   cuda::ScratchArena arena(state_->scratch);
   const cuda::PairPreparation preparation = cuda::PreparationOf(experts, arena);
-  float* const logits = cuda::TakeFewGateLogits(arena, params.gate);
+  const cuda::FewGateCall gate{.gate = params.gate,
+                               .preparation = &preparation,
+                               .logits = cuda::TakeFewGateLogits(arena, params.gate),
+                               .counters = state_->attention_counters.As<unsigned>()};
   arena.CheckFits("ExpertMlp");
-  cuda::FewGate(params.gate,
-                {.preparation = &preparation, .activation = computes_inner ? nullptr : &activation},
-                logits, state_->attention_counters.As<unsigned>(), state_->stream);
+  if (computes_inner) {
+    cuda::FewGate(gate, state_->stream);
+  } else {
+    ProjectBesideGate(*this, mlp, gate, state_->stream);
+  }
   cuda::ResidentExperts(experts, state_->scratch, state_->stream);
 }
 

@@ -1,278 +1,45 @@
-// The gate of a decode step in one launch: every block computes a part of the logits, some of them
-// then choose, and the last of those sorts the pairs for the experts' launch.
-//
-//   logits   block (tile of 16 experts, slice of 1024 columns): a warp per 128 columns, which asks
-//            for its weights before the kernels ahead have ended, and then for all of x at once.
-//            Sums of 64 columns meet in shared memory and are added in order
-//   choose   token t by a warp of block t, once all parts are there; the grid has blocks beyond
-//   those
-//            of the parts if there are more tokens
-//   sort     the block that has chosen last
-//   beside   blocks behind those of the gate activate the shared expert's inner rows
-//
-// 3.7 MB of weights at V3.2's extents: 1.2 us at the memory's rate.  What counts is one way through
-// the L2 cache each for x, for the parts and for the choice.
-#include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/few_gate.h"
-#include "kernels/cuda/gate_choice.cuh"
-#include "kernels/cuda/ptx/mma.cuh"
+// The gate of a decode step in a launch of its own (few_gate.cuh).
+#include "kernels/cuda/few_gate.cuh"
 
 #include <algorithm>
 
 namespace dsa::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kTokensMax = 64;
-constexpr int kExperts = 16;  // of a block
-constexpr int kWarpColumns = kGateSliceColumns / kWarps;
-constexpr int kPackColumns = 8;                          // 16 bytes of bfloat16
-constexpr int kPacks = kWarpColumns / kPackColumns / 4;  // of a lane and row
-constexpr int kStagePacks = 2;  // 64 columns are summed apart, as RowProduct does
-constexpr int kWarpStages = kPacks / kStagePacks;
-constexpr int kStages = kWarps * kWarpStages;
-constexpr int kTileTokens = 8;
-constexpr int kGroupTiles = 4;  // whose sums are in shared memory at once
-constexpr int kPerLane = static_cast<int>(kFewGateExperts) / kWarpSize;
-static_assert(kFewGateExperts == kThreads, "a thread per expert sorts");
-static_assert(kActivateThreads == kThreads);
-
-struct FewGateParams {
-  GateParams gate;
-  float* logits;
-  unsigned* counters;
-  bool sorts;
-  PairPreparation preparation;
-  int gate_blocks;  // those behind them activate
-  ActivateParams activation;
-};
-
-union BlockShared {
-  float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
-  ChoiceShared<kPerLane> choice;
-};
-
-__host__ __device__ int ExpertTiles(std::int64_t experts) {
-  return static_cast<int>((experts + kExperts - 1) / kExperts);
-}
-// Blocks that compute a part of the logits.
-__host__ __device__ int Parts(const GateParams& p) {
-  return ExpertTiles(p.weight.rows) * static_cast<int>(GateSlices(p.x.cols));
-}
-
-// A lane's packs of one row, zeros beyond its end.  Lane 4 g + q of a warp reads 16 bytes of row g:
-// the order of columns within a product is free if both operands have the same.
-__device__ void LoadRow(const void* matrix, std::int64_t row_stride, int row, int rows, int column,
-                        int columns, uint4 (&packs)[kPacks]) {
-#pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
-    const int first = column + i * 4 * kPackColumns;
-    packs[i] = make_uint4(0, 0, 0, 0);
-    if (row < rows && first < columns) {
-      packs[i] = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(matrix) +
-                                                 row * row_stride + first);
-    }
-  }
-}
-
-// The sums of a warp's stages for eight tokens.
-__device__ void MultiplyTile(const uint4 (&low)[kPacks], const uint4 (&high)[kPacks],
-                             const uint4 (&x)[kPacks], int warp, int lane, int token,
-                             BlockShared& shared) {
-#pragma unroll
-  for (int stage = 0; stage < kWarpStages; ++stage) {
-    float sum[4] = {};
-#pragma unroll
-    for (int i = stage * kStagePacks; i < (stage + 1) * kStagePacks; ++i) {
-      ptx::MmaBf16(sum, {low[i].x, high[i].x, low[i].y, high[i].y}, x[i].x, x[i].y);
-      ptx::MmaBf16(sum, {low[i].z, high[i].z, low[i].w, high[i].w}, x[i].z, x[i].w);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      shared.sums[warp * kWarpStages + stage][token + lane % 4 * 2 + i % 2][lane / 4 + i / 2 * 8] =
-          sum[i];
-    }
-  }
-}
-
-// This block's part of the logits.
 template <int kTiles>
-__device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
-  constexpr int kAtOnce = kTiles < kGroupTiles ? kTiles : kGroupTiles;
-  const GateParams& gate = p.gate;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int experts = static_cast<int>(gate.weight.rows);
-  const int tokens = static_cast<int>(gate.x.rows);
-  const int columns = static_cast<int>(gate.x.cols);
-  const int tiles = ExpertTiles(experts);
-  const int first_expert = static_cast<int>(blockIdx.x) % tiles * kExperts;
-  const int slice = static_cast<int>(blockIdx.x) / tiles;
-  const int column = slice * kGateSliceColumns + warp * kWarpColumns + lane % 4 * kPackColumns;
-  uint4 low[kPacks];
-  uint4 high[kPacks];
-  LoadRow(gate.weight.data, gate.weight.row_stride, first_expert + lane / 4, experts, column,
-          columns, low);
-  LoadRow(gate.weight.data, gate.weight.row_stride, first_expert + lane / 4 + 8, experts, column,
-          columns, high);
-  ptx::WaitForPredecessors();
-  uint4 x[kTiles][kPacks];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    LoadRow(gate.x.data, gate.x.row_stride, tile * kTileTokens + lane / 4, tokens, column, columns,
-            x[tile]);
-  }
-#pragma unroll
-  for (int group = 0; group < kTiles; group += kAtOnce) {
-    if (group * kTileTokens >= tokens) {
-      break;
-    }
-#pragma unroll
-    for (int tile = 0; tile < kAtOnce; ++tile) {
-      if ((group + tile) * kTileTokens < tokens) {
-        MultiplyTile(low, high, x[group + tile], warp, lane, tile * kTileTokens, shared);
-      }
-    }
-    __syncthreads();
-    const int first = group * kTileTokens;
-    const int count = min(tokens - first, kAtOnce * kTileTokens);
-    for (int i = static_cast<int>(threadIdx.x); i < count * kExperts; i += kThreads) {
-      const int token = i / kExperts;
-      const int expert = i % kExperts;
-      float sum = 0.0F;
-#pragma unroll
-      for (int stage = 0; stage < kStages; ++stage) {
-        sum += shared.sums[stage][token][expert];
-      }
-      if (first_expert + expert < experts) {
-        p.logits[(static_cast<std::int64_t>(slice) * tokens + first + token) * experts +
-                 first_expert + expert] = sum;
-      }
-    }
-    __syncthreads();
-  }
-}
-
-// Counts this block among the `count` that choose; true in the last, which leaves both counters
-// zero.  One thread, once all parts were there.
-__device__ bool CountChooser(unsigned* counters, int count) {
-  const unsigned last = static_cast<unsigned>(count) - 1;
-  if (count > 1 && atomicInc(counters + 1, last) != last) {  // the word wraps to 0
-    return false;
-  }
-  *counters = 0;
-  return true;
-}
-
-// Whether this block has chosen last; then it sees what the others have chosen.  The whole block.
-__device__ bool IsLast(unsigned* counters, int count) {
-  __shared__ bool is_last;
-  __syncthreads();
-  if (count == 1) {  // nobody has chosen beside it
-    if (threadIdx.x == 0) {
-      CountChooser(counters, count);
-    }
-    return true;
-  }
-  if (threadIdx.x == 0) {
-    __threadfence();
-    is_last = CountChooser(counters, count);
-    __threadfence();
-  }
-  __syncthreads();
-  return is_last;
-}
-
-// Waits until all parts of the logits are there.  The whole block.
-__device__ void WaitForParts(const unsigned* counter, unsigned parts) {
-  if (threadIdx.x == 0) {
-    unsigned here = 0;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
-    } while (here < parts);
-  }
-  __syncthreads();
-}
-
-// Grid: as many blocks as Parts or tokens, then those that activate.
-template <int kTiles>  // of eight tokens
-__global__ __launch_bounds__(kThreads) void FewGateKernel(const __grid_constant__ FewGateParams p) {
-  __shared__ BlockShared shared;
+__global__ __launch_bounds__(few_gate::kThreads) void FewGateKernel(
+    const __grid_constant__ few_gate::FewGateParams p) {
+  __shared__ few_gate::BlockShared shared;
   ptx::AllowSuccessor();
-  const int block = static_cast<int>(blockIdx.x);
-  if (block >= p.gate_blocks) {
-    ptx::WaitForPredecessors();
-    ActivateRows<__nv_bfloat16>(p.activation, block - p.gate_blocks);
-    return;
-  }
-  const int parts = Parts(p.gate);
-  const int tokens = static_cast<int>(p.gate.x.rows);
-  const bool is_alone = parts == 1 && tokens == 1;  // nobody to wait for
-  if (block < tokens && static_cast<int>(threadIdx.x) < kPerLane) {
-    // The bias comes to the L2 cache before the logits are there.
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(
-        p.gate.bias.data +
-        min(static_cast<std::int64_t>(threadIdx.x) * kWarpSize, p.gate.bias.size - 1)));
-  }
-  if (block < parts) {
-    Multiply<kTiles>(p, shared);  // ends with a barrier
-    if (threadIdx.x == 0 && !is_alone) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
-    }
-  } else {
-    ptx::WaitForPredecessors();
-  }
-  if (block >= tokens) {
-    return;
-  }
-  if (!is_alone) {
-    WaitForParts(p.counters, static_cast<unsigned>(parts));
-  }
-  if (threadIdx.x < kWarpSize) {
-    ChooseExperts<kPerLane>(p.gate, p.logits, block, static_cast<int>(threadIdx.x), shared.choice);
-  } else if (!p.sorts && threadIdx.x == kWarpSize) {
-    CountChooser(p.counters, tokens);  // beside the choice: nobody waits for it
-  }
-  if (p.sorts && IsLast(p.counters, tokens)) {
-    PreparePairs<kThreads>(p.preparation);
-  }
+  few_gate::Run<kTiles>(p, shared);
 }
 
 }  // namespace
 
 bool FewGateTakes(const GateParams& params) {
   return params.x.type == DataType::kBf16 && params.weight.type == DataType::kBf16 &&
-         params.x.rows > 0 && params.x.rows <= kTokensMax && params.x.cols % kPackColumns == 0 &&
-         params.weight.rows <= kFewGateExperts && HasAlignedRows(params.x) &&
-         HasAlignedRows(params.weight) && Parts(params) <= kMultiprocessors;
+         params.x.rows > 0 && params.x.rows <= few_gate::kTokensMax &&
+         params.x.cols % few_gate::kPackColumns == 0 && params.weight.rows <= kFewGateExperts &&
+         HasAlignedRows(params.x) && HasAlignedRows(params.weight) &&
+         few_gate::Parts(params) <= kMultiprocessors;
+}
+
+int FewGateBlocks(const GateParams& params) {
+  return std::max(few_gate::Parts(params), static_cast<int>(params.x.rows));
 }
 
 float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params) {
   return arena.Take<float>(GateSlices(params.x.cols) * params.x.rows * params.weight.rows);
 }
 
-void FewGate(const GateParams& params, const BesideFewGate& beside, float* logits,
-             unsigned* counters, cudaStream_t stream) {
-  FewGateParams few{.gate = params,
-                    .logits = logits,
-                    .counters = counters,
-                    .sorts = beside.preparation != nullptr,
-                    .preparation = {},
-                    .gate_blocks = std::max(Parts(params), static_cast<int>(params.x.rows)),
-                    .activation = {}};
-  std::int64_t blocks = few.gate_blocks;
-  if (beside.preparation != nullptr) {
-    few.preparation = *beside.preparation;
-  }
-  if (beside.activation != nullptr) {
-    few.activation = *beside.activation;
-    blocks += few.activation.Grid();
-  }
-  const LaunchShape shape = {.grid = static_cast<unsigned>(blocks), .threads = kThreads};
-  constexpr int kAllTiles = kTokensMax / kTileTokens;
-  params.x.rows <= kTileTokens ? LaunchDependent(FewGateKernel<1>, shape, stream, few)
-                               : LaunchDependent(FewGateKernel<kAllTiles>, shape, stream, few);
+void FewGate(const FewGateCall& call, cudaStream_t stream) {
+  const few_gate::FewGateParams params(call);
+  const LaunchShape shape = {.grid = static_cast<unsigned>(FewGateBlocks(call.gate)),
+                             .threads = few_gate::kThreads};
+  constexpr int kAllTiles = few_gate::kTokensMax / few_gate::kTileTokens;
+  call.gate.x.rows <= few_gate::kTileTokens
+      ? LaunchDependent(FewGateKernel<1>, shape, stream, params)
+      : LaunchDependent(FewGateKernel<kAllTiles>, shape, stream, params);
 }
 
 }  // namespace dsa::cuda

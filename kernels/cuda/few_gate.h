@@ -1,8 +1,6 @@
-// Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it, and
-// activates what the shared expert's gate and up have given.
+// Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it.
 #pragma once
 
-#include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/ops/gate.h"
@@ -17,19 +15,21 @@ namespace dsa::cuda {
 // than all run at once.
 bool FewGateTakes(const GateParams& params);
 
+// How many it has.
+int FewGateBlocks(const GateParams& params);
+
 // The parts of the logits, for one call.
 float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params);
 
 inline constexpr std::int64_t kFewGateExperts = 256;
 
-// What goes along; null: it does not.
-struct BesideFewGate {
-  const PairPreparation* preparation = nullptr;  // of the gate's choice, kFewGateExperts at most
-  const ActivateParams* activation = nullptr;    // of bfloat16
+struct FewGateCall {
+  GateParams gate;
+  const PairPreparation* preparation;  // of its choice, kFewGateExperts at most; null: none
+  float* logits;                       // TakeFewGateLogits
+  unsigned* counters;                  // two words, zero between ops
 };
-// `counters`: two words, zero between ops.  Any stream, capture included.  A row's bits do not
-// depend on the rows beside it.
-void FewGate(const GateParams& params, const BesideFewGate& beside, float* logits,
-             unsigned* counters, cudaStream_t stream);
+// Any stream, capture included.  A row's bits do not depend on the rows beside it.
+void FewGate(const FewGateCall& call, cudaStream_t stream);
 
 }  // namespace dsa::cuda

@@ -6,7 +6,7 @@
 //   2. The parts are added in order of the slices; sigmoid, bias; groups; the K largest
 //      (gate_choice.cuh).
 //
-// Few rows take one launch for both (few_gate.cu).  The slices depend on D alone, so a row's bits
+// Few rows take one launch for both (few_gate.cuh).  The slices depend on D alone, so a row's bits
 // do not depend on the rows beside it.
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
@@ -158,7 +158,11 @@ void CudaBackend::Gate(const GateParams& params) {
   arena.CheckFits("Gate");
 
   if (cuda::FewGateTakes(params)) {
-    cuda::FewGate(params, {}, logits, state_->attention_counters.As<unsigned>(), state_->stream);
+    cuda::FewGate({.gate = params,
+                   .preparation = nullptr,
+                   .logits = logits,
+                   .counters = state_->attention_counters.As<unsigned>()},
+                  state_->stream);
     return;
   }
   if (params.x.type == DataType::kBf16 && params.weight.type == DataType::kBf16) {

@@ -8,11 +8,14 @@
 namespace dsa {
 namespace {
 
+constexpr int kThreads = 256;
+constexpr int kTasks = kThreads / cuda::kQuantizeLanes;
+
 template <typename T>
-__global__ __launch_bounds__(cuda::kActivateThreads) void ActivateKernel(
+__global__ __launch_bounds__(kThreads) void ActivateKernel(
     const __grid_constant__ cuda::ActivateParams p) {
   cuda::StartAfterPredecessors();
-  cuda::ActivateRows<T>(p, blockIdx.x);
+  cuda::ActivateBlock<T>(p, blockIdx.x * std::int64_t{kTasks} + threadIdx.x / cuda::kQuantizeLanes);
 }
 
 }  // namespace
@@ -28,10 +31,10 @@ void CudaBackend::GatedMlp(const GatedMlpParams& params) {
                             {.weight = params.up, .y = params.up_output}}}});
   const cuda::ActivateParams activate{.gate = gate, .up = params.up_output, .y = params.inner.fp8};
   cuda::DispatchFloat(gate.type, [&]<typename T>(T) {
-    cuda::LaunchDependent(
-        ActivateKernel<T>,
-        {.grid = static_cast<unsigned>(activate.Grid()), .threads = cuda::kActivateThreads},
-        state_->stream, activate);
+    cuda::LaunchDependent(ActivateKernel<T>,
+                          {.grid = static_cast<unsigned>((activate.tasks() + kTasks - 1) / kTasks),
+                           .threads = kThreads},
+                          state_->stream, activate);
   });
   Multiply(*this, params.inner, params.down, params.y);
 }

@@ -1,4 +1,4 @@
-// Linear and BlockScaledLinear: kernels for the few rows of a decode step (small_product.cu,
+// Linear and BlockScaledLinear: kernels for the few rows of a decode step (small_product.cuh,
 // narrow_product.cu), cuBLASLt, or a plain kernel, one warp per output element, where the
 // types of x and weight differ, and for small weights of odd extents that cuBLASLt does not take.
 // A large weight that it does not take would be a hundred times slower than it should be: that is

@@ -7,6 +7,7 @@
 
 #include "common/view.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/ptx/shared_memory.cuh"
 #include "kernels/cuda/scratch_arena.h"
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 namespace dsa::cuda {
 
 inline constexpr int kSortThreads = 1024;  // of one block; also the most experts
+inline constexpr int kSortMeets = 1;       // named barrier of the threads that sort
 
 // Some pairs of one expert.
 struct PairTile {
@@ -58,7 +60,8 @@ inline SortedPairs TakeSortedPairs(ScratchArena& arena, std::int64_t tiles, std:
           .places = arena.Take<std::int32_t>(pairs)};
 }
 
-// The exclusive sum of one value per thread, in the order of threads.  Every thread calls it.
+// The exclusive sum of one value per thread, in the order of threads.  The first kThreads threads
+// of the block call it.
 template <int kThreads>
 __device__ unsigned long long ExclusiveSum(unsigned long long value) {
   constexpr int kWarps = kThreads / kWarpSize;
@@ -77,14 +80,14 @@ __device__ unsigned long long ExclusiveSum(unsigned long long value) {
   if (lane == kWarpSize - 1) {
     warp_sums[warp] = inclusive;
   }
-  __syncthreads();
+  ptx::NamedBarrierSync(kSortMeets, kThreads);
   const unsigned long long own = lane < kWarps ? warp_sums[lane] : 0;
   const unsigned long long before = inclusive_sum(own) - own;
   return __shfl_sync(kAllLanes, before, warp) + inclusive - value;
 }
 
-// By one block of kThreads, of which thread e has expert e.  The order of an expert's pairs is
-// open: no result may depend on it.
+// By the first kThreads threads of one block, of which thread e has expert e.  The order of an
+// expert's pairs is open: no result may depend on it.
 template <int kThreads = kSortThreads>
 __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_max,
                           const SortedPairs& sorted) {
@@ -93,14 +96,14 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   const int thread = static_cast<int>(threadIdx.x);
   const int slots = choice.slots();
   cursors[thread] = 0;
-  __syncthreads();
+  ptx::NamedBarrierSync(kSortMeets, kThreads);
   for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
     const int expert = choice.ExpertOf(pair / slots, pair % slots);
     if (expert >= 0) {
       atomicAdd(&cursors[expert], 1);
     }
   }
-  __syncthreads();
+  ptx::NamedBarrierSync(kSortMeets, kThreads);
   const int count = cursors[thread];
   const int tiles = (count + tile_tokens - 1) / tile_tokens;
   const unsigned long long sums = ExclusiveSum<kThreads>(
@@ -117,7 +120,7 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
     tiles_used = first_tile + tiles;
     *sorted.tiles_used = tiles_used;
   }
-  __syncthreads();
+  ptx::NamedBarrierSync(kSortMeets, kThreads);
   for (int i = tiles_used + thread; i < tiles_max; i += kThreads) {
     sorted.tiles[i] = {};
   }

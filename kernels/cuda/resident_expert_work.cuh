@@ -3,6 +3,7 @@
 // says how it all goes together.
 #pragma once
 
+#include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/pair_sort.cuh"
 
@@ -16,6 +17,7 @@ inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = kConsumerWarps * kWarpSize;
 inline constexpr int kWeightWarp = 8;
 inline constexpr int kInputWarps = 2;  // from 9 on
+inline constexpr int kSumWarp = kWeightWarp + kInputWarps + 1;
 inline constexpr int kThreads = 384;
 inline constexpr int kTilePairs = 64;
 // Per thread: 64 pairs take two products' sums at once.
@@ -72,10 +74,9 @@ struct ExpertsParams {
   float* inner_scales;
   ScaleFormat scale_format;
   float4* part_sums;  // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
-  // What down of the shared expert multiplies, by token, where its inner products were computed
-  // before; data null: they are not.
-  Matrix<const Fp8E4m3> shared_inner;
-  Matrix<const float> shared_inner_scales;
+  // Gate and up of the shared expert, where launches before have computed them, and what down
+  // multiplies, by token; data null: they have not.
+  ActivateParams given;
   void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
   Matrix<const float> weights;
   const void* shared;  // a shared expert's output, or null
@@ -103,7 +104,7 @@ struct BlockShared {
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
 // each other tile of pairs; the sums over those parts; outer tiles column by column.  The shared
-// expert's pairs are one tile, the last, which has no inner tiles where shared_inner is there.
+// expert's pairs are one tile, the last, which has no inner tiles where gate and up are given.
 struct Work {
   int groups;  // tiles of pairs
   int inner_tiles;
@@ -120,7 +121,7 @@ struct Work {
         outer_tiles((static_cast<int>(p.x.cols) + kTileRows - 1) / kTileRows),
         inner_blocks(static_cast<int>(p.x.cols) / kValuesPerScale),
         outer_blocks(p.width / kValuesPerScale),
-        inner_groups(groups - (p.part_sums != nullptr || p.shared_inner.data != nullptr ? 1 : 0)),
+        inner_groups(groups - (p.part_sums != nullptr || p.given.gate.data != nullptr ? 1 : 0)),
         first_whole(p.part_sums != nullptr ? inner_tiles * kParts : 0),
         first_merge(first_whole + inner_groups * inner_tiles),
         first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)) {}

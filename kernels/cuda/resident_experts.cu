@@ -168,7 +168,7 @@ PassShape ShapeOf(const RoutedExpertsParams& routed, const SharedExpert* shared_
           .experts = routed.gate.experts + (shared_expert != nullptr ? 1 : 0),
           .slots = ChoiceOf(routed, shared_expert).slots(),
           .output_bytes = SizeOf(routed.y.type),
-          .splits_shared = shared_expert != nullptr && shared_expert->inner == nullptr &&
+          .splits_shared = shared_expert != nullptr && shared_expert->given == nullptr &&
                            SplitsShared(routed.x.cols, routed.x.rows)};
 }
 // Whether the tensor cores are the bound: an expert has at least one of their tiles in the mean.  A
@@ -224,8 +224,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                            .inner_scales = regions.inner_scales,
                            .scale_format = routed.scale_format,
                            .part_sums = regions.part_sums,
-                           .shared_inner = {},
-                           .shared_inner_scales = {},
+                           .given = {},
                            .contributions = regions.contributions,
                            .weights = routed.weights,
                            .shared = nullptr,
@@ -239,19 +238,20 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
     experts.scales[kShared] = {.gate = params.shared_expert->gate.scales,
                                .up = params.shared_expert->up.scales,
                                .down = params.shared_expert->down.scales};
-    if (const QuantizedView* const inner = params.shared_expert->inner) {
-      experts.shared_inner = AsConst(inner->values);
-      experts.shared_inner_scales = AsConst(inner->scales);
+    if (params.shared_expert->given != nullptr) {
+      experts.given = *params.shared_expert->given;
     }
   } else {
     experts.shared = routed.shared.data;
   }
   if (takes_tiles) {
     LaunchExpertTiles(maps, experts, routed.y.type, stream);
+  } else if (experts.given.gate.data != nullptr) {
+    LaunchGivenExperts(maps, experts, routed.y.type, stream);
   } else if (routed.y.type == DataType::kF32) {
     LaunchExpertParts(maps, experts, stream);
   } else {
-    LaunchExperts<__nv_bfloat16>(maps, experts, stream);
+    LaunchExperts<__nv_bfloat16, false>(maps, experts, stream);
   }
 }
 
@@ -286,13 +286,16 @@ bool ResidentExpertsTakes(const RoutedExpertsParams& params, const SharedExpert&
   return ResidentExpertsTakes(params, quantized_input) && IsFp8(shared_expert.gate) &&
          IsFp8(shared_expert.up) && IsFp8(shared_expert.down) &&
          shared_expert.gate.weight.rows == params.gate.rows &&
-         (shared_expert.inner == nullptr || (IsAligned(shared_expert.inner->values.data) &&
-                                             shared_expert.inner->values.row_stride % 16 == 0));
+         (shared_expert.given == nullptr ||
+          (IsAligned(shared_expert.given->y.values.data) &&
+           shared_expert.given->y.values.row_stride % 16 == 0 &&
+           shared_expert.given->gate.type == DataType::kBf16 &&
+           HasAlignedRows(shared_expert.given->gate) && HasAlignedRows(shared_expert.given->up)));
 }
 
 bool SharedExpertFits(const RoutedExpertsParams& params, const SharedExpert& shared_expert) {
   const PassShape shape = ShapeOf(params, &shared_expert);
-  return shared_expert.inner != nullptr || shape.splits_shared ||
+  return shared_expert.given != nullptr || shape.splits_shared ||
          shape.Tiles() * shape.InnerTiles() <= Multiprocessors();
 }
 

@@ -12,13 +12,14 @@
 //                first, and their weights, which no choice decides, before the kernels ahead have
 //                ended; a block that finds no inner tile any more adds them in the order of K
 //   outer tile   256 rows of down for the same pairs.  Its rows of x wait until the expert's inner
-//                tiles are done, its weights do not; the shared expert's may have been computed by
-//                launches before this one
+//                tiles are done, its weights do not.  Launches before this one may have computed
+//                gate and up of the shared expert: then its activation is all that is waited for
 //
 //   warps 0-7    two warpgroups, 2 x 64 weight rows each, 8 to 64 pairs on the N side
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
 //   warps 9, 10  rows of x and scales, stage by stage in turns, by cp.async
-//   warp 11      adds a token's contributions, 256 columns at a time, as soon as all experts have
+//   warp 11      activates what was given of the shared expert, if it was; then adds a token's
+//   contributions, 256 columns at a time, as soon as all experts have
 //                given theirs, while the others stream on; at the end warps 8 to 10 help
 //
 // A pair's bits depend on its row, its expert and the order of K alone.
@@ -125,12 +126,8 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
   }
 }
 
-// Whether what down multiplies was computed by launches before this one.
-__device__ inline bool IsGiven(const ExpertsParams& p, const Task& task) {
-  return p.shared_inner.data != nullptr && task.expert == p.choice.expert_count;
-}
-
 // Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
+template <bool kGiven>
 struct InputSource {
   static constexpr int kChunks = kValuesPerScale / 16;
   static constexpr int kRowsAtOnce = kWarpSize / kChunks;
@@ -142,7 +139,7 @@ struct InputSource {
   __device__ InputSource(const ExpertsParams& p, const Work& work, const Task& task, int lane) {
     const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
     const bool is_inner = !work.IsOuter(task.item);
-    const bool is_given = !is_inner && IsGiven(p, task);
+    const bool is_given = kGiven && !is_inner && kind == kShared;
     // Rows of x and what was given are those of tokens, the others those of sorted pairs.
     const auto row_of = [&](int pair) -> std::int64_t {
       return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
@@ -153,8 +150,8 @@ struct InputSource {
       values = p.x;
       scales_of = p.x_scales;
     } else if (is_given) {
-      values = p.shared_inner;
-      scales_of = p.shared_inner_scales;
+      values = {.data = p.given.y.values.data, .row_stride = p.given.y.values.row_stride};
+      scales_of = {.data = p.given.y.scales.data, .row_stride = p.given.y.scales.row_stride};
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -185,8 +182,9 @@ struct InputSource {
   }
 };
 
-__device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                                 const Work& work, int input_warp, int lane) {
+template <bool kGiven>
+__device__ void LoadInput(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
+                          const Work& work, int input_warp, int lane) {
   Cursor at;
   Cursor turn;
   while (true) {
@@ -194,10 +192,13 @@ __device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, co
     if (task.item >= work.items()) {
       return;
     }
-    const InputSource source(p, work, task, lane);
-    if (work.IsOuter(task.item) && !IsGiven(p, task)) {
-      WaitUntil(p.counters.inner_done + work.Group(task.item), work.inner_tiles * kConsumerWarps,
-                64, lane);
+    using Source = InputSource<kGiven>;
+    const Source source(p, work, task, lane);
+    if (work.IsOuter(task.item)) {
+      const bool is_given = kGiven && task.expert == p.choice.expert_count;
+      const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
+                                 : work.inner_tiles * kConsumerWarps;
+      WaitUntil(p.counters.inner_done + work.Group(task.item), warps, 64, lane);
     }
     const int end = work.EndBlock(task.item);
     for (int k = work.FirstBlock(task.item); k < end; ++k) {
@@ -211,10 +212,10 @@ __device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, co
       const unsigned inputs = ring.inputs + at.stage * kInputBytes;
       const unsigned scales = ring.scales + at.stage * kScaleBytes;
 #pragma unroll
-      for (int i = 0; i < InputSource::kRows; ++i) {
+      for (int i = 0; i < Source::kRows; ++i) {
         if (source.rows[i] != nullptr) {
-          const int pair = lane / InputSource::kChunks + InputSource::kRowsAtOnce * i;
-          const int place = lane % InputSource::kChunks ^ (pair % 8);  // the 128-byte swizzle
+          const int pair = lane / Source::kChunks + Source::kRowsAtOnce * i;
+          const int place = lane % Source::kChunks ^ (pair % 8);  // the 128-byte swizzle
           ptx::CopyAsync16(inputs + pair * kValuesPerScale + place * 16,
                            source.rows[i] + k * kValuesPerScale);
         }
@@ -232,6 +233,16 @@ __device__ inline void LoadInput(const ExpertsParams& p, BlockShared& shared, co
       at.Next(kStages);
     }
   }
+}
+
+// This block's share of the activation of what was given.  One warp.
+__device__ inline void ActivateGiven(const ExpertsParams& p, const Work& work, int lane) {
+  constexpr int kTasks = kWarpSize / kQuantizeLanes;
+  for (std::int64_t first = blockIdx.x * kTasks; first < p.given.tasks();
+       first += gridDim.x * kTasks) {
+    ActivateBlock<__nv_bfloat16>(p.given, first + lane / kQuantizeLanes);
+  }
+  Signal(p.counters.inner_done + work.groups - 1, lane);
 }
 
 // One warpgroup's 64 rows of both boxes over `blocks` stages.
@@ -548,8 +559,9 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
   }
 }
 
-// Y: bfloat16, or float32 of a rank that leaves its part of the sum.
-template <typename Y>
+// Y: bfloat16, or float32 of a rank that leaves its part of the sum.  kGiven: gate and up of the
+// shared expert are there.
+template <typename Y, bool kGiven>
 __global__ static void __launch_bounds__(kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
@@ -591,8 +603,10 @@ __global__ static void __launch_bounds__(kThreads, 1)
         LoadWeights(maps, p, shared, ring, work,
                     is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
       }
-    } else if (warp <= kWeightWarp + kInputWarps) {
-      LoadInput(p, shared, ring, work, warp - kWeightWarp - 1, lane);
+    } else if (warp < kSumWarp) {
+      LoadInput<kGiven>(p, shared, ring, work, warp - kWeightWarp - 1, lane);
+    } else if constexpr (kGiven) {
+      ActivateGiven(p, work, lane);
     }
     __syncwarp();
     Sum<Y>(p, work, lane);
@@ -614,14 +628,14 @@ inline int Multiprocessors() {
 }
 
 // All blocks must be there at once: a block waits for tiles that others have taken.
-template <typename Y>
+template <typename Y, bool kGiven>
 void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
   static PerDevice attribute;
   attribute.Once([] {
-    return cudaFuncSetAttribute(ResidentExpertsKernel<Y>,
+    return cudaFuncSetAttribute(ResidentExpertsKernel<Y, kGiven>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   });
-  LaunchDependent(ResidentExpertsKernel<Y>,
+  LaunchDependent(ResidentExpertsKernel<Y, kGiven>,
                   {.grid = static_cast<unsigned>(Multiprocessors()),
                    .threads = kThreads,
                    .shared_bytes = kSharedBytes},
@@ -630,5 +644,8 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
 
 // Of float32: resident_expert_parts.cu.
 void LaunchExpertParts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
+// Where gate and up of the shared expert are given, y of either type: resident_expert_given.cu.
+void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
+                        cudaStream_t stream);
 
 }  // namespace dsa::cuda::resident_experts

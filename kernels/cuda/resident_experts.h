@@ -2,6 +2,7 @@
 // bfloat16 activations.  Experts with many rows each take the launches of expert_tiles.h instead.
 #pragma once
 
+#include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/fused/activation.h"
@@ -16,9 +17,9 @@ struct SharedExpert {
   LinearWeight gate;  // [I, D]
   LinearWeight up;    // [I, D]
   LinearWeight down;  // [D, I]
-  // [T, I]  what down multiplies, where launches before have computed it; null: gate and up are
-  // computed here.
-  const QuantizedView* inner = nullptr;
+  // Where launches before have computed gate and up: what they gave, in bfloat16, and where its
+  // activation goes; null: all is computed here.
+  const ActivateParams* given = nullptr;
 };
 
 struct ResidentExpertsParams {

@@ -1,497 +1,49 @@
-// Fp8 block-scaled products of 1 to 64 rows: one stream of weights at the speed of the memory.  A
-// launch computes up to four products of one x: their tiles stand one behind the other.
-//
-//   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
-//
-// Weight rows lie on the M side of the tensor-core product, 64 an instruction, and rows of x on the
-// N side, 8 to 64: nothing is padded but the small operand.  A block works through tiles of
-//
-//   64 weight rows x 128 columns of K  |  kTokens rows of x x 128  |  kTokens + 1 scales
-//
-// in a ring of stages in shared memory, as deep as it holds:
-//
-//   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
-//   warp 4      one thread: weight tiles, by tensor map, from before the kernels ahead have ended
-//   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
-//               beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would take
-//               a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
-//
-// Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
-// sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
-// split depends on the weight's shape alone, so a row's bits do not depend on the rows beside it.
-//
-// A narrow bfloat16 product of the same rows may stand beside them, in clusters of its own behind
-// theirs (narrow_product.cuh): it waits for x as they do, not for them.
-//
-// Bytes: N K + T K + 4 N K / 128^2, and T N of y.  Memory-bound to T = 64.
-#include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/fp8_stage.cuh"
-#include "kernels/cuda/launch.h"
-#include "kernels/cuda/narrow_product.cuh"
+// Fp8 block-scaled products of 1 to 64 rows in a launch of their own (small_product.cuh).
 #include "kernels/cuda/per_device.h"
-#include "kernels/cuda/ptx/copy_box.cuh"
-#include "kernels/cuda/small_product.h"
-#include "kernels/cuda/weight_map.h"
-
-#include <algorithm>
-#include <span>
-#include <utility>
+#include "kernels/cuda/small_product.cuh"
 
 namespace dsa::cuda {
 namespace {
 
-constexpr int kConsumerWarps = 4;
-constexpr int kInputWarps = 2;
-constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
-constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kTokensMax = 64;
-constexpr int kOutputsPerWarp = 16;
-
-// One weight and what it gives.
-struct Part {
-  Matrix<const float> scales;
-  void* y;
-  std::int64_t y_stride;
-  DataType y_type;
-  int outputs;
-  int first_tile;  // its tiles are those from here on
-};
-struct SmallProductParams {
-  Matrix<const Fp8E4m3> x;
-  Matrix<const float> x_scales;
-  Part parts[kSmallProductsMax];
-  int part_count;
-  int tiles;   // of all parts
-  int blocks;  // of K
-  int split;   // blocks of a cluster, each a part of K
-  int stages;
-  LinearParams narrow;
-  int narrow_block;  // the first of its blocks; the grid has none of it if this is its end
-
-  __device__ int PartOf(int tile) const {
-    int part = 0;
-    while (part + 1 < part_count && tile >= parts[part + 1].first_tile) {
-      ++part;
-    }
-    return part;
-  }
-};
-struct Maps {
-  CUtensorMap weights[kSmallProductsMax];
-  CUtensorMap x;
-};
+using small_product::kTokensMax;
 
 template <int kTokens>
-struct Plan {
-  static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
-  static constexpr int kInputBytes = kTokens * kValuesPerScale;
-  static constexpr int kScaleBytes = (kTokens + 4) * 4;
-  static constexpr int kStageBytes = kSlabBytes + kInputBytes + kScaleBytes + 2 * 8;
-  static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
-  static constexpr bool kMapsInput = kTokens > 16;  // x comes by tensor map
-  static constexpr int kFullArrivals = 1 + kWarpSize + (kMapsInput ? 1 : 0);
-  // Rows of a narrow cluster: more blocks wait for x at once than one of 64 rows would.
-  static constexpr int kNarrowTokens = kTokens > 16 ? 16 : kTokens;
-  using Narrow = narrow_product::Shared<kNarrowTokens / 8, kWarps>;
-  // Stages whose products are under way at once; a consumer holds that many.
-  static constexpr int kInFlight = kTokens >= 32 ? 2 : 4;
-  // Warps whose sums one block of a cluster owns, at most.
-  static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
-  // Everything but the stages.
-  static constexpr int FixedBytes(int split) {
-    return kTileAlignment + 64 + (split > 1 ? OwnedWarps(split) * split * kWarpSumBytes : 0);
-  }
-};
-
-// Shared memory of a block: addresses of stage 0 of each part.
-struct Ring {
-  unsigned tiles;
-  unsigned inputs;
-  unsigned scales;
-  unsigned full;   // 8 bytes a stage: what threads ask for with its bytes, an input warp's lanes
-  unsigned empty;  // 8 bytes a stage: the consumer warps
-  unsigned sums_landed;
-  unsigned
-      sums;  // partial sums of the other blocks, [owned warp][rank][registers / 4][lane] x 16 bytes
-};
-
-template <int kTokens>
-__device__ Ring MakeRing(const void* shared, int stages) {
-  using P = Plan<kTokens>;
-  Ring ring;
-  ring.tiles = (ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-  ring.inputs = ring.tiles + stages * kSlabBytes;
-  ring.scales = ring.inputs + stages * P::kInputBytes;
-  ring.full = (ring.scales + stages * P::kScaleBytes + 7) & ~7U;
-  ring.empty = ring.full + 8 * stages;
-  ring.sums_landed = ring.empty + 8 * stages;
-  ring.sums = (ring.sums_landed + 8 + 15) & ~15U;
-  return ring;
-}
-
-// What a block computes: tiles first, first + step, ... and of each the blocks of K
-// [k_first, k_end).
-struct Share {
-  int rank;
-  int k_first;
-  int k_end;
-  int first;
-  int step;
-  int tiles;
-  __device__ explicit Share(const SmallProductParams& p)
-      : rank(p.split > 1 ? static_cast<int>(ptx::ClusterRank()) : 0),
-        k_first(p.blocks * rank / p.split),
-        k_end(p.blocks * (rank + 1) / p.split),
-        first(static_cast<int>(blockIdx.x) / p.split),
-        step(p.narrow_block / p.split),
-        tiles(p.tiles) {}
-};
-
-// One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
-// time that the rows of x are there.
-__device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const Ring& ring,
-                            const Share& share) {
-  const std::uint64_t policy = ptx::EvictFirst();
-  Cursor at;
-  for (int tile = share.first; tile < share.tiles; tile += share.step) {
-    const int part = p.PartOf(tile);
-    const CUtensorMap* const map = &maps.weights[part];
-    const int row = (tile - p.parts[part].first_tile) * kSlabRows;
-    for (int k = share.k_first; k < share.k_end; ++k) {
-      if (at.turn >= p.stages) {
-        ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
-      }
-      const unsigned full = ring.full + 8 * at.stage;
-      ptx::BarrierExpect(full, kSlabBytes);  // rows beyond the weight come as zeros
-      ptx::CopyBox(ring.tiles + at.stage * kSlabBytes, map, full, k * kValuesPerScale, row, policy);
-      at.Next(p.stages);
-    }
-  }
-}
-
-template <int kTokens>
-__device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const Ring& ring,
-                          const Share& share, int input_warp, int lane) {
-  using P = Plan<kTokens>;
-  constexpr int kChunkBytes = 16;
-  constexpr int kChunks = kValuesPerScale / kChunkBytes;
-  constexpr int kRowsAtOnce = kWarpSize / kChunks;
-  const int tokens = static_cast<int>(p.x.rows);
-  const int row = lane / kChunks;
-  const int chunk = lane % kChunks;
-  Cursor at;
-  ptx::WaitForPredecessors();  // for the block: y depends on what is read here
-  if (P::kMapsInput) {
-    ptx::CopyEngineFence();  // x was written by threads
-  }
-  for (int tile = share.first; tile < share.tiles; tile += share.step) {
-    const Part& part = p.parts[p.PartOf(tile)];
-    const float* weight_scales =
-        part.scales.Row((tile - part.first_tile) * kSlabRows / kValuesPerScale);
-    for (int k = share.k_first; k < share.k_end; ++k) {
-      if (at.turn % kInputWarps == input_warp) {
-        if (at.turn >= p.stages) {
-          ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
-        }
-        const unsigned target = ring.inputs + at.stage * P::kInputBytes;
-        const unsigned scales = ring.scales + at.stage * P::kScaleBytes;
-        if constexpr (P::kMapsInput) {
-          if (lane == 0) {
-            const unsigned full = ring.full + 8 * at.stage;
-            ptx::BarrierExpect(full, P::kInputBytes);  // rows beyond x come as zeros
-            ptx::CopyBox(target, maps.x, full, ptx::At2{k * kValuesPerScale, 0});
-          }
-          __syncwarp();
-        } else {
-          const int column = k * kValuesPerScale + chunk * kChunkBytes;
-          const bool exists = column < static_cast<int>(p.x.cols);
-          const Fp8E4m3* source = p.x.data + (exists ? column : 0);
-#pragma unroll
-          for (int i = 0; i < kTokens / kRowsAtOnce; ++i) {
-            const int t = row + kRowsAtOnce * i;
-            if (t < tokens) {
-              const int place = chunk ^ (t % kChunks);  // the 128-byte swizzle
-              ptx::CopyAsync16(target + t * kValuesPerScale + place * kChunkBytes,
-                               source + t * p.x.row_stride, exists ? kChunkBytes : 0);
-            }
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < (kTokens + kWarpSize - 1) / kWarpSize; ++i) {
-          const int t = lane + kWarpSize * i;
-          if (t < tokens) {
-            ptx::CopyAsync4(scales + t * 4, p.x_scales.Row(t) + k);
-          }
-        }
-        if (lane == 0) {
-          ptx::CopyAsync4(scales + kTokens * 4, weight_scales + k);
-        }
-        ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
-      }
-      at.Next(p.stages);
-    }
-  }
-}
-
-// One tile: sum += partial * scales over `blocks` stages.  Several partial sums are under way at
-// once, and all end in the turn that began them: the compiler serialises products whose registers
-// live across a loop's end.
-template <int kTokens>
-__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
-                           float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens>;
-  constexpr int kRegisters = P::kRegisters;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    constexpr int kCount = sizeof...(kIndex);
-    float partial[kCount][kRegisters];
-    float scales[kCount][kTokens / 4];
-    int stage[kCount];
-    (
-        [&] {
-          stage[kIndex] = at.stage;
-          ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
-          if (!P::kMapsInput) {
-            ptx::AsyncProxyFence();  // rows of x were written by threads
-          }
-          at.Next(stages);
-          BeginStage<kTokens>(ring.tiles + stage[kIndex] * kSlabBytes,
-                              ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
-        }(),
-        ...);
-    const auto load_scales = [&](int index) {
-      const unsigned from = ring.scales + stage[index] * P::kScaleBytes;
-      LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[index]);
-    };
-    if constexpr (kTokens < kTokensMax) {
-      (load_scales(kIndex), ...);
-    }
-    (
-        [&] {
-          if constexpr (kTokens == kTokensMax) {  // there are no registers for all of them
-            load_scales(kIndex);
-          }
-          ptx::WgmmaWait<kCount - 1 - kIndex>();
-          __syncwarp();
-          if (lane == 0) {
-            ptx::BarrierArrive(ring.empty + 8 * stage[kIndex]);
-          }
-          AddStage<kTokens>(partial[kIndex], scales[kIndex], sum);
-        }(),
-        ...);
-  };
-#pragma unroll
-  for (int i = 0; i < kRegisters; ++i) {
-    sum[i] = 0.0F;
-  }
-  int block = 0;
-  for (; block + P::kInFlight <= blocks; block += P::kInFlight) {
-    turn(std::make_integer_sequence<int, P::kInFlight>{});
-  }
-  for (; block < blocks; ++block) {
-    turn(std::make_integer_sequence<int, 1>{});
-  }
-}
-
-// The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.
-template <int kTokens>
-__device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, int lane,
-                               float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens>;
-  const int owner = warp * split / kConsumerWarps;
-  const int first_owned = (owner * kConsumerWarps + split - 1) / split;
-  const unsigned place = ring.sums + (warp - first_owned) * split * P::kWarpSumBytes + lane * 16;
-  ptx::ClusterWait();  // the others' barriers are initialised; long past
-  if (owner != rank) {
-    const unsigned landed = ptx::AddressInBlock(ring.sums_landed, owner);
-    const unsigned target = ptx::AddressInBlock(place + rank * P::kWarpSumBytes, owner);
-#pragma unroll
-    for (int i = 0; i < P::kRegisters; i += 4) {
-      ptx::StoreInBlock(target + i * 128, make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]),
-                        landed);
-    }
-    return false;
-  }
-  ptx::BarrierWait(ring.sums_landed, 0);
-#pragma unroll
-  for (int i = 0; i < P::kRegisters; i += 4) {
-    float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    for (int from = 0; from < split; ++from) {
-      const float4 part = from == rank
-                              ? make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3])
-                              : ptx::LoadShared4(place + from * P::kWarpSumBytes + i * 128);
-      total.x += part.x;
-      total.y += part.y;
-      total.z += part.z;
-      total.w += part.w;
-    }
-    sum[i] = total.x;
-    sum[i + 1] = total.y;
-    sum[i + 2] = total.z;
-    sum[i + 3] = total.w;
-  }
-  return true;
-}
-
-template <int kTokens>
-__global__ void __launch_bounds__(kThreads, 2)
-    SmallProductKernel(const __grid_constant__ Maps maps,
-                       const __grid_constant__ SmallProductParams p) {
-  using P = Plan<kTokens>;
+__global__ void __launch_bounds__(small_product::kThreads, 2)
+    SmallProductKernel(const __grid_constant__ small_product::Maps maps,
+                       const __grid_constant__ small_product::SmallProductParams p) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   const int block = static_cast<int>(blockIdx.x);
   if (block >= p.narrow_block) {
     ptx::AllowSuccessor();
+    using P = small_product::Plan<kTokens>;
     constexpr int kTokenParts = kTokens / P::kNarrowTokens;
     const int cluster = (block - p.narrow_block) / p.split;
-    narrow_product::Run<P::kNarrowTokens / 8, kWarps>(
+    narrow_product::Run<P::kNarrowTokens / 8, small_product::kWarps>(
         p.narrow,
         {.output = cluster / kTokenParts * narrow_product::kOutputs,
          .token = cluster % kTokenParts * P::kNarrowTokens},
         *reinterpret_cast<typename P::Narrow*>(shared));
     return;
   }
-  const Ring ring = MakeRing<kTokens>(shared, p.stages);
-  const Share share(p);
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  ptx::AllowSuccessor();
-
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < p.stages; ++stage) {
-      ptx::BarrierInit(ring.full + 8 * stage, P::kFullArrivals);
-      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
-    }
-    if (p.split > 1) {
-      const int owned = ((share.rank + 1) * kConsumerWarps + p.split - 1) / p.split -
-                        (share.rank * kConsumerWarps + p.split - 1) / p.split;
-      ptx::BarrierInit(ring.sums_landed, 1);
-      ptx::BarrierExpect(ring.sums_landed, owned * (p.split - 1) * P::kWarpSumBytes);
-    }
-    ptx::BarrierInitFence();
-    ptx::AsyncProxyFence();
-  }
-  __syncthreads();
-  if (p.split > 1) {
-    ptx::ClusterArrive();
-  }
-
-  if (warp == kConsumerWarps) {
-    if (lane == 0) {
-      LoadWeights(maps, p, ring, share);
-    }
-  } else if (warp > kConsumerWarps) {
-    LoadInput<kTokens>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
-  } else {
-    Cursor at;
-    float sum[P::kRegisters];
-    for (int tile = share.first; tile < share.tiles; tile += share.step) {
-      Accumulate<kTokens>(ring, p.stages, at, share.k_end - share.k_first, sum);
-      if (p.split > 1 && !SumOverCluster<kTokens>(ring, p.split, share.rank, warp, lane, sum)) {
-        break;  // a cluster has one tile
-      }
-      const Part& part = p.parts[p.PartOf(tile)];
-      const int output = (tile - part.first_tile) * kSlabRows + warp * kOutputsPerWarp;
-      if (output < part.outputs) {
-        const int tokens = static_cast<int>(p.x.rows);
-        const auto store = [&]<typename Y>(Y type) {
-          Y* const y = static_cast<Y*>(part.y) + output;
-          StoreSlab<kTokens>(
-              sum, tokens, lane, [&](int t) { return y + t * part.y_stride; }, type);
-        };
-        if (part.y_type == DataType::kF32) {
-          store(float{});
-        } else {
-          store(__nv_bfloat16{});
-        }
-      }
-    }
-  }
-  // An owner ends after every byte that others send to it has landed; nobody writes into the rest.
-}
-
-// How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weights' shapes
-// alone.  From 100 tiles on one block each does (a multiprocessor takes 40 KB a microsecond, its
-// share is 23), except where one long tile each leaves the last wave uneven.
-int SplitOf(int tiles, std::int64_t inputs) {
-  if (tiles >= 100) {
-    return tiles <= kMultiprocessors && inputs >= 8192 ? 2 : 1;
-  }
-  return tiles >= 50 ? 2 : (tiles >= 16 ? 4 : 8);
-}
-
-// How many multiprocessors clusters of this size can fill at one block each: a cluster stays in one
-// group of 16 or 18 of them.  One more would start in a second wave.
-int MultiprocessorsFor(int split) {
-  constexpr int kInWholeClusters = 104;
-  return split >= 4 ? kInWholeClusters : kMultiprocessors;
+  small_product::Run<kTokens, 0>(maps, p, shared);
 }
 
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
             cudaStream_t stream) {
-  using P = Plan<kTokens>;
-  const BlockScaledLinearParams& first = products.front();
-  const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
-  Maps maps{};
-  if constexpr (P::kMapsInput) {
-    maps.x = WeightMap(first.x, kTokens);
-  }
-  SmallProductParams params{.x = first.x,
-                            .x_scales = first.x_scales,
-                            .parts = {},
-                            .part_count = static_cast<int>(products.size()),
-                            .tiles = 0,
-                            .blocks = blocks,
-                            .split = 1,
-                            .stages = 0,
-                            .narrow = narrow != nullptr ? *narrow : LinearParams{},
-                            .narrow_block = 0};
-  for (std::size_t i = 0; i < products.size(); ++i) {
-    const BlockScaledLinearParams& product = products[i];
-    maps.weights[i] = WeightMap(product.weight, kSlabRows);
-    params.parts[i] = {.scales = product.weight_scales,
-                       .y = product.y.data,
-                       .y_stride = product.y.row_stride,
-                       .y_type = product.y.type,
-                       .outputs = static_cast<int>(product.weight.rows),
-                       .first_tile = params.tiles};
-    params.tiles += (params.parts[i].outputs + kSlabRows - 1) / kSlabRows;
-  }
-  const int tiles = params.tiles;
-  const int split = SplitOf(tiles, first.x.cols);
-  const int clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
-  const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
-                              narrow_product::kOutputs * (kTokens / P::kNarrowTokens);
-  const int all_blocks = (clusters + narrow_clusters) * split;
-  const int per_multiprocessor = all_blocks > MultiprocessorsFor(split) ? 2 : 1;
-  const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
-                     kBlockSystemBytes - P::FixedBytes(split);
-  const int tiles_each = (tiles + clusters - 1) / clusters;
-  const int needed = (blocks + split - 1) / split * tiles_each;
-  const int stages = std::min(budget / P::kStageBytes, needed);
-  DSA_CHECK(stages >= std::min(P::kInFlight, needed),
-            "SmallProduct: {} stages for {} tiles of {} columns, {} rows", stages, tiles,
-            first.x.cols, first.x.rows);
-  const int shared_bytes =
-      std::max(P::FixedBytes(split) + stages * P::kStageBytes,
-               narrow != nullptr ? static_cast<int>(sizeof(typename P::Narrow)) : 0);
+  const small_product::Launch launch = small_product::MakeLaunch<kTokens>(products, narrow, {});
   const auto kernel = SmallProductKernel<kTokens>;
   static PerDevice attribute;
   attribute.Once([&] {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 kBlockSharedBytesMax);
   });
-
-  params.split = split;
-  params.stages = stages;
-  params.narrow_block = clusters * split;
   LaunchDependent(kernel,
-                  {.grid = static_cast<unsigned>(all_blocks),
-                   .threads = kThreads,
-                   .shared_bytes = shared_bytes,
-                   .cluster = static_cast<unsigned>(split)},
-                  stream, maps, params);
+                  {.grid = static_cast<unsigned>(launch.blocks),
+                   .threads = small_product::kThreads,
+                   .shared_bytes = launch.shared_bytes,
+                   .cluster = static_cast<unsigned>(launch.params.split)},
+                  stream, launch.maps, launch.params);
 }
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
@@ -503,7 +55,7 @@ bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignme
 bool SmallProductTakes(const BlockScaledLinearParams& params) {
   constexpr std::int64_t kAlignment = 16;
   return params.x.rows <= kTokensMax && params.x.cols % kAlignment == 0 &&
-         params.weight.rows % kOutputsPerWarp == 0 &&
+         params.weight.rows % small_product::kOutputsPerWarp == 0 &&
          IsAligned(params.x.data, params.x.row_stride, kAlignment) &&
          IsAligned(params.weight.data, params.weight.row_stride, kAlignment) &&
          IsAligned(params.y.data, params.y.row_stride * SizeOf(params.y.type),

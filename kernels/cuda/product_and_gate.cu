@@ -1,0 +1,82 @@
+// ProductsAndGate: blocks of a product, one a multiprocessor, with eight warps more that are the
+// gate's.
+//
+//   warps 0-7    few_gate.cuh, which is done before the product is: what it takes, three ways
+//                through the L2 cache, a choice and a sort, costs no time of its own
+//   warps 8-14   small_product.cuh
+#include "kernels/cuda/few_gate.cuh"
+#include "kernels/cuda/per_device.h"
+#include "kernels/cuda/product_and_gate.h"
+#include "kernels/cuda/small_product.cuh"
+
+#include <algorithm>
+
+namespace dsa::cuda {
+namespace {
+
+constexpr int kTokensMin = 17;  // fewer: the experts' launch computes the shared one whole
+constexpr int kBothThreads = few_gate::kThreads + small_product::kThreads;
+// Of shared memory, beside the product's: the gate's, and what its sort has of its own.
+constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 2048;
+static_assert(few_gate::kWarps % 4 == 0, "a warpgroup begins behind the gate's warps");
+static_assert(small_product::kTokensMax == few_gate::kTokensMax);
+
+template <int kTokens>
+__global__ void __launch_bounds__(kBothThreads, 1)
+    ProductsAndGateKernel(const __grid_constant__ small_product::Maps maps,
+                          const __grid_constant__ small_product::SmallProductParams p,
+                          const __grid_constant__ few_gate::FewGateParams gate) {
+  extern __shared__ __align__(16) std::uint8_t dynamic[];
+  __shared__ few_gate::BlockShared shared;
+  ptx::AllowSuccessor();
+  if (static_cast<int>(threadIdx.x) >= few_gate::kThreads) {
+    small_product::Run<kTokens, few_gate::kWarps>(maps, p, dynamic);
+    return;
+  }
+  if (p.split > 1) {
+    ptx::ClusterArrive();  // as the product's threads do
+  }
+  if (static_cast<int>(blockIdx.x) <
+      max(few_gate::Parts(gate.gate), static_cast<int>(gate.gate.x.rows))) {
+    few_gate::Run<kTokens / few_gate::kTileTokens, few_gate::kGroupTiles>(gate, shared);
+  }
+}
+
+template <int kTokens>
+void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
+            cudaStream_t stream) {
+  const small_product::Launch launch = small_product::MakeLaunch<kTokens>(
+      products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
+  const auto kernel = ProductsAndGateKernel<kTokens>;
+  static PerDevice attribute;
+  attribute.Once([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kBlockSharedBytesMax - kGateSharedBytes);
+  });
+  LaunchDependent(kernel,
+                  {.grid = static_cast<unsigned>(launch.blocks),
+                   .threads = kBothThreads,
+                   .shared_bytes = launch.shared_bytes,
+                   .cluster = static_cast<unsigned>(launch.params.split)},
+                  stream, launch.maps, launch.params, few_gate::FewGateParams(gate));
+}
+
+}  // namespace
+
+bool ProductsAndGateTake(std::span<const BlockScaledLinearParams> products,
+                         const GateParams& gate) {
+  if (!FewGateTakes(gate) || gate.x.rows < kTokensMin ||
+      !std::all_of(products.begin(), products.end(), SmallProductTakes)) {
+    return false;
+  }
+  const small_product::Grid grid(products);
+  return grid.blocks() >= FewGateBlocks(gate) &&
+         grid.blocks() <= small_product::MultiprocessorsFor(grid.split);
+}
+
+void ProductsAndGate(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
+                     cudaStream_t stream) {
+  gate.gate.x.rows <= 32 ? Launch<32>(products, gate, stream) : Launch<64>(products, gate, stream);
+}
+
+}  // namespace dsa::cuda

@@ -1,0 +1,13 @@
+// The resident launch where gate and up of the shared expert were computed before it: apart, since
+// the others' warps have no registers to spare.
+#include "kernels/cuda/resident_experts.cuh"
+
+namespace dsa::cuda::resident_experts {
+
+void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
+                        cudaStream_t stream) {
+  y == DataType::kF32 ? LaunchExperts<float, true>(maps, params, stream)
+                      : LaunchExperts<__nv_bfloat16, true>(maps, params, stream);
+}
+
+}  // namespace dsa::cuda::resident_experts
