@@ -27,7 +27,7 @@ void Scheduler::VisitRows(const Sequence& sequence, std::int64_t tokens, const V
   for (std::int64_t position = sequence.computed_; position < end;) {
     const std::int64_t row_end = std::min(end, PathEnd(sequence, position));
     visit(PathAt(sequence, position), position, row_end - position,
-          row_end == sequence.tokens() ? 1 : 0);
+          row_end == sequence.tokens() && !sequence.only_prompt() ? 1 : 0);
     position = row_end;
   }
 }
@@ -96,14 +96,14 @@ void Scheduler::CountReplies() {
     std::int64_t keys = 0;
     for (const StepPlan::Row& row : rows) {
       if (masked) {
-        plan_.work.Add(row.path, row.first_position, 1, 1);
+        plan_.work.Add(row.path, row.first_position, 1, 0);
       }
       keys += row.first_position + 1;
+      plan_.work.samples += row.samples;
     }
     if (!masked) {
       plan_.work.rows[path] = static_cast<std::int64_t>(rows.size());
       plan_.work.keys[path] = keys;
-      plan_.work.samples += static_cast<std::int64_t>(rows.size());
     }
   }
 }
@@ -117,6 +117,7 @@ void Scheduler::GrantPrompts(const Planning& planning, std::int64_t decoding) {
   if (target_us > 0) {
     time_left_us_ =
         (decoding > 0 ? 1 : kTargetsAlone) * target_us - planning.costs.EstimateUs(plan_.work);
+    GrantShortOfLogits(planning);
     GrantNewcomers(planning);
   }
   GrantInOrder(planning);
@@ -124,21 +125,44 @@ void Scheduler::GrantPrompts(const Planning& planning, std::int64_t decoding) {
                                   kNewcomersShare * kTargetsAlone * target_us);
 }
 
-// While the first prompt in order takes the step's time and more, shorter ones behind it get a
-// share of that time, the shortest first.  What they got too much, at most a token, is left out of
-// the next share.
+// The first prompts in order where the step has less logits for them than time: all that there are.
+// Whoever comes behind is not held up by them.
+void Scheduler::GrantShortOfLogits(const Planning& planning) {
+  for (std::size_t index = 0; index < running_.size(); ++index) {
+    Sequence& sequence = *running_[index];
+    const std::int64_t possible = WithinLogprobs(sequence, sequence.behind());
+    if (sequence.behind() <= 1 || IsPlanned(sequence) || possible == 0) {
+      continue;
+    }
+    const bool has_logits = possible == sequence.behind();
+    if (has_logits || possible > budget_ ||
+        std::max(kPromptTokensMin - prompt_tokens_,
+                 TokensWithin(sequence, possible, time_left_us_, planning.costs)) < possible) {
+      return;
+    }
+    prompt_tokens_ += possible;
+    GrantPrompt(sequence, possible, planning.costs);
+  }
+}
+
+// While the first other prompt in order takes the step's time and more, shorter ones behind it get
+// a share of that time, the shortest first.  What they got too much, at most a token, is left out
+// of the next share.
 void Scheduler::GrantNewcomers(const Planning& planning) {
-  const auto first = std::find_if(running_.begin(), running_.end(),
-                                  [](const Sequence* sequence) { return sequence->behind() > 1; });
+  const auto first =
+      std::find_if(running_.begin(), running_.end(), [this](const Sequence* sequence) {
+        return sequence->behind() > 1 && !IsPlanned(*sequence) && WithinLogprobs(*sequence, 1) > 0;
+      });
   if (first == running_.end()) {
     return;
   }
   const Sequence& older = **first;
-  const bool yields =
-      older.passed_ && !waiting_.empty() && policy_->Before(*waiting_.front(), older);
-  const std::int64_t possible = std::max(
-      kPromptTokensMin, TokensWithin(older, older.behind(), time_left_us_, planning.costs));
-  if (yields || std::min(possible, budget_) >= older.behind()) {
+  const Sequence* const next = NextToStart();
+  const bool yields = next != nullptr && ComesBefore(*next, older);
+  const std::int64_t lacks = WithinLogprobs(older, older.behind());
+  const std::int64_t possible =
+      std::max(kPromptTokensMin, TokensWithin(older, lacks, time_left_us_, planning.costs));
+  if (yields || std::min(possible, budget_) >= lacks) {
     return;
   }
   const auto target_us = static_cast<double>(config_.step_time_target_us);
@@ -183,38 +207,56 @@ Sequence* Scheduler::ShortestNewcomer(const Sequence& older, bool may_start) con
   return shortest;
 }
 
-// Each gets all that it lacks before the next one gets any.  Those that wait come after those that
-// run, but before those that passed them.
+// The first that waits and could compute a token in this step, as far as logits and siblings go;
+// one that takes logits passes nobody.
+Sequence* Scheduler::NextToStart() const {
+  const auto next =
+      std::find_if(waiting_.begin(), waiting_.end(), [this](const Sequence* sequence) {
+        const bool in_order =
+            sequence == waiting_.front() || !sequence->request_.prompt_logprobs.has_value();
+        return in_order && WithinLogprobs(*sequence, 1) > 0 && !AwaitsSibling(*sequence);
+      });
+  return next == waiting_.end() ? nullptr : *next;
+}
+
+// Whether one that waits goes on before one that runs: the first of the queue alone, before those
+// that passed it.
+bool Scheduler::ComesBefore(const Sequence& waiting, const Sequence& running) const {
+  return &waiting == waiting_.front() && running.passed_ && policy_->Before(waiting, running);
+}
+
+// Each gets all that it lacks before the next one gets any, but for logits of its prompt, of which
+// a step has only so many.  Those that wait come after those that run, but before those that passed
+// them.
 void Scheduler::GrantInOrder(const Planning& planning) {
   bool may_start = planning.may_start;
-  std::size_t next = 0;  // in running_: all before have what they get
+  std::size_t index = 0;  // in running_: all before have what they get
   while (budget_ > 0 && (time_left_us_ > 0 || prompt_tokens_ < kPromptTokensMin)) {
-    while (next < running_.size() && IsPlanned(*running_[next])) {
-      ++next;
+    while (index < running_.size() &&
+           (IsPlanned(*running_[index]) || WithinLogprobs(*running_[index], 1) == 0)) {
+      ++index;
     }
-    Sequence* sequence = next < running_.size() ? running_[next] : nullptr;
-    may_start = may_start && !waiting_.empty() &&
-                static_cast<std::int64_t>(running_.size()) < config_.sequences_max &&
-                !AwaitsSibling(*waiting_.front()) && WithinLogprobs(*waiting_.front(), 1) > 0;
-    if (may_start && (sequence == nullptr ||
-                      (sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {
-      may_start = TryAdmit(*waiting_.front(), planning.now_us);
-      sequence = may_start ? Start(*waiting_.front()) : sequence;
+    Sequence* sequence = index < running_.size() ? running_[index] : nullptr;
+    may_start = may_start && static_cast<std::int64_t>(running_.size()) < config_.sequences_max;
+    if (may_start && (sequence == nullptr || sequence->passed_)) {
+      Sequence* const next = NextToStart();
+      may_start = next != nullptr;
+      if (may_start && (sequence == nullptr || ComesBefore(*next, *sequence))) {
+        may_start = TryPass(*next, planning.now_us);
+        sequence = may_start ? next : sequence;
+      }
     }
     if (sequence == nullptr) {
       return;
     }
     const std::int64_t wanted = WithinLogprobs(*sequence, std::min(sequence->behind(), budget_));
-    if (wanted == 0) {
-      return;
-    }
     const std::int64_t least =
         std::min(wanted, std::max<std::int64_t>(1, kPromptTokensMin - prompt_tokens_));
     const std::int64_t tokens =
         std::max(least, TokensWithin(*sequence, wanted, time_left_us_, planning.costs));
     prompt_tokens_ += tokens;
     GrantPrompt(*sequence, tokens, planning.costs);
-    if (tokens < wanted || wanted < std::min(sequence->behind(), budget_ + tokens)) {
+    if (tokens < wanted) {
       return;
     }
   }
@@ -238,6 +280,9 @@ std::int64_t Scheduler::TokensWithin(const Sequence& sequence, std::int64_t want
       const std::int64_t rows = plan_.work.rows[path] + work.rows[path];
       known = known && (work.rows[path] == 0 || rows <= rows_max);
     }
+    known =
+        known && (work.prompt_logprobs == 0 ||
+                  plan_.work.prompt_logprobs + work.prompt_logprobs <= costs.PromptLogprobsMax());
     (known && costs.AddedUs(work) <= time_us ? fits : beyond) = tokens;
   }
   return fits;
@@ -247,8 +292,8 @@ StepWork Scheduler::WorkOf(const Sequence& sequence, std::int64_t tokens) const 
   StepWork work;
   VisitRows(sequence, tokens,
             [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
-              // A row of logits costs the same, whatever it is for.
-              work.Add(path, first, count, samples + PromptLogprobs(sequence, first, count));
+              work.Add(path, first, count, samples);
+              work.prompt_logprobs += PromptLogprobs(sequence, first, count);
             });
   return work;
 }

@@ -34,7 +34,7 @@ struct SamplingParams {
 
 // When a sequence ends.
 struct StopConditions {
-  std::int64_t max_tokens = 0;  // > 0; generated tokens
+  std::int64_t max_tokens = 0;  // >= 0; generated tokens; with 0 the prompt is computed, no more
   // [0, max_tokens]; before, end and stop ids are suppressed and stop strings do not end it.
   std::int64_t min_tokens = 0;
   bool ignore_end = false;                // the model's end ids do not stop, nor are suppressed

@@ -37,16 +37,17 @@ Scheduler::Scheduler(const SchedulerConfig& config, const Dependencies& dependen
 }
 
 Status Scheduler::CheckFits(std::int64_t prompt_tokens, std::int64_t max_tokens) const {
-  if (prompt_tokens >= config_.context_tokens_max) {
-    return InvalidArgument(fmt::format("prompt has {} tokens, limit {}", prompt_tokens,
-                                       config_.context_tokens_max - 1));
+  const std::int64_t prompt_max = config_.context_tokens_max - (max_tokens > 0 ? 1 : 0);
+  if (prompt_tokens > prompt_max) {
+    return InvalidArgument(
+        fmt::format("prompt has {} tokens, limit {}", prompt_tokens, prompt_max));
   }
   if (max_tokens > config_.context_tokens_max - prompt_tokens) {
     return InvalidArgument(
         fmt::format("prompt has {} tokens and max_tokens is {}, the context has {}", prompt_tokens,
                     max_tokens, config_.context_tokens_max));
   }
-  const std::int64_t need = BlocksFor(prompt_tokens + max_tokens - 1);
+  const std::int64_t need = BlocksFor(prompt_tokens + std::max<std::int64_t>(1, max_tokens) - 1);
   if (need > pool_.blocks()) {
     return InvalidArgument(
         fmt::format("prompt has {} tokens and max_tokens is {}: they need {} cache blocks of {} "
@@ -101,7 +102,8 @@ std::int64_t Scheduler::WithinLogprobs(const Sequence& sequence, std::int64_t to
              : prompt_logprobs_left_;
 }
 
-// Whether a sibling before it has still to compute blocks that it could share.
+// Whether a sibling before it has still to compute what it could share: blocks, and the
+// log-probabilities of the prompt, which their client hears before anything of the others.
 bool Scheduler::AwaitsSibling(const Sequence& sequence) const {
   const std::optional<RequestId>& siblings = sequence.request_.siblings;
   if (!siblings.has_value()) {
@@ -110,8 +112,9 @@ bool Scheduler::AwaitsSibling(const Sequence& sequence) const {
   const std::int64_t block_tokens = pool_.tokens_per_block();
   const std::int64_t shared = (sequence.prompt_tokens_ - 1) / block_tokens * block_tokens;
   const auto computes = [&](const Sequence* other) {
+    const bool reports = other->request_.prompt_logprobs.has_value() && other->generated() == 0;
     return other->request_.siblings == siblings && other->id_ < sequence.id_ &&
-           other->computed_ < shared;
+           (reports || other->computed_ < shared);
   };
   return std::any_of(running_.begin(), running_.end(), computes) ||
          std::any_of(waiting_.begin(), waiting_.end(), computes);
@@ -153,7 +156,8 @@ bool Scheduler::TryAdmit(Sequence& sequence, MonotonicUs now_us) {
   return true;
 }
 
-// Starts a waiting sequence before those ahead of it, where the first of them could still start.
+// Starts a waiting sequence; before those ahead of it only where the first of them could still
+// start.
 bool Scheduler::TryPass(Sequence& sequence, MonotonicUs now_us) {
   const Sequence& first = *waiting_.front();
   const bool passes = &first != &sequence;

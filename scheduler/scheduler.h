@@ -115,10 +115,13 @@ class Scheduler final {
   std::int64_t GrantDecode();
   void CountReplies();
   void GrantPrompts(const Planning& planning, std::int64_t decoding);
+  void GrantShortOfLogits(const Planning& planning);
   void GrantNewcomers(const Planning& planning);
   void GrantInOrder(const Planning& planning);
   double GrantPrompt(Sequence& sequence, std::int64_t tokens, const StepCostModel& costs);
   Sequence* ShortestNewcomer(const Sequence& older, bool may_start) const;
+  Sequence* NextToStart() const;
+  bool ComesBefore(const Sequence& waiting, const Sequence& running) const;
   std::int64_t TokensWithin(const Sequence& sequence, std::int64_t wanted, double time_us,
                             const StepCostModel& costs) const;
   template <typename Visit>

@@ -12,7 +12,7 @@ Sequence::Sequence(Request request, const PrefixHasher& hasher)
       blocks_(hasher.tokens_per_block()),
       request_(std::move(request)) {
   DSA_CHECK(prompt_tokens_ > 0, "Sequence: request {} has no prompt", Value(request_.id));
-  DSA_CHECK(request_.stop.max_tokens > 0, "Sequence: max_tokens is {}", request_.stop.max_tokens);
+  DSA_CHECK(request_.stop.max_tokens >= 0, "Sequence: max_tokens is {}", request_.stop.max_tokens);
   request_.prompt.clear();
   const std::int64_t tokens_max = prompt_tokens_ + request_.stop.max_tokens;
   const std::int64_t blocks_max = tokens_max / hasher.tokens_per_block() + 1;

@@ -11,6 +11,7 @@
 #include "scheduler/adjusted_ids.h"
 #include "scheduler/request.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -44,7 +45,11 @@ class alignas(kCacheLineBytes) Sequence final {
   std::int64_t computed() const { return computed_; }  // tokens whose keys are in the cache
   std::int64_t behind() const { return tokens() - computed_; }  // 1 while it decodes
   // Tokens whose keys it can ever need: all but the last one generated.
-  std::int64_t computed_max() const { return prompt_tokens_ + request_.stop.max_tokens - 1; }
+  std::int64_t computed_max() const {
+    return prompt_tokens_ + std::max<std::int64_t>(1, request_.stop.max_tokens) - 1;
+  }
+  // Of a request that wants no tokens: its prompt is computed, which is all.
+  bool only_prompt() const { return request_.stop.max_tokens == 0; }
 
   // Asks the host's caches for what a step reads.
   void Prefetch() const { PrefetchLines<3>(this); }

@@ -43,6 +43,7 @@ void StepWork::Add(AttentionPath path, std::int64_t first_position, std::int64_t
 
 void StepWork::Add(const StepWork& other) {
   samples += other.samples;
+  prompt_logprobs += other.prompt_logprobs;
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
     rows[path] += other.rows[path];
     keys[path] += other.keys[path];
@@ -53,9 +54,10 @@ StepCostModel::Features StepCostModel::FeaturesOf(const StepWork& work) {
   Features features{};
   features[0] = 1;
   features[1] = static_cast<double>(work.samples);
+  features[2] = static_cast<double>(work.prompt_logprobs);
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
-    features[2 + path] = static_cast<double>(work.rows[path]);
-    features[2 + kAttentionPaths + path] = static_cast<double>(work.keys[path]);
+    features[kRows + path] = static_cast<double>(work.rows[path]);
+    features[kRows + kAttentionPaths + path] = static_cast<double>(work.keys[path]);
   }
   return features;
 }
@@ -65,10 +67,12 @@ double StepCostModel::EstimateUs(const StepWork& work) const {
 }
 
 double StepCostModel::AddedUs(const StepWork& work) const {
-  double added_us = coefficients_[1] * static_cast<double>(work.samples);
+  double added_us =
+      coefficients_[1] * static_cast<double>(work.samples) + PromptLogprobsUs(work.prompt_logprobs);
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
-    added_us += coefficients_[2 + path] * static_cast<double>(work.rows[path]) +
-                coefficients_[2 + kAttentionPaths + path] * static_cast<double>(work.keys[path]);
+    added_us +=
+        coefficients_[kRows + path] * static_cast<double>(work.rows[path]) +
+        coefficients_[kRows + kAttentionPaths + path] * static_cast<double>(work.keys[path]);
   }
   return added_us;
 }
@@ -77,8 +81,8 @@ double StepCostModel::AddedUs(AttentionPath path, std::int64_t first_position, s
                               std::int64_t samples) const {
   const auto index = static_cast<std::size_t>(path);
   return coefficients_[1] * static_cast<double>(samples) +
-         coefficients_[2 + index] * static_cast<double>(tokens) +
-         coefficients_[2 + kAttentionPaths + index] *
+         coefficients_[kRows + index] * static_cast<double>(tokens) +
+         coefficients_[kRows + kAttentionPaths + index] *
              static_cast<double>(KeysOf(path, first_position, tokens));
 }
 
@@ -167,6 +171,7 @@ void StepCostModel::Measure(const StepWork& work, std::int64_t elapsed_us) {
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
     rows_max_[path] = std::max(rows_max_[path], 2 * work.rows[path]);
   }
+  prompt_logprobs_max_ = std::max(prompt_logprobs_max_, 2 * work.prompt_logprobs);
 }
 
 }  // namespace dsa

@@ -1,6 +1,8 @@
 // How long a step takes, estimated from what it computes and measured as the server runs.
 //
-//   estimate = coefficients . (1, samples, rows of each attention path, keys of each path)
+//   estimate = coefficients . (1, samples, log-probabilities of prompts, rows of each attention
+//   path,
+//                              keys of each path)
 //
 // A Kalman filter over the coefficients: all may drift together, as they do when the machine gets
 // slower, and each a little by itself.  Residuals are relative to the estimate, so that no constant
@@ -18,6 +20,8 @@ namespace dsa {
 // What a step computes, as far as its time depends on it.
 struct StepWork {
   std::int64_t samples = 0;
+  // Rows of prompts whose logits are computed.  Many together: each takes less than a sampled row.
+  std::int64_t prompt_logprobs = 0;
   std::array<std::int64_t, kAttentionPaths> rows{};  // by AttentionPath
   // Keys that the rows see, summed over rows; on masked paths with those that are expanded.
   std::array<std::int64_t, kAttentionPaths> keys{};
@@ -30,7 +34,7 @@ struct StepWork {
 
 class StepCostModel final {
  public:
-  // Rows of a path of which none was measured: few enough for any machine, enough to learn from.
+  // Rows of a kind of which none was measured: few enough for any machine, enough to learn from.
   static constexpr std::int64_t kUnmeasuredRows = 16;
 
   // Microseconds, > 0 once a step was measured; work of a kind that was never measured counts 0.
@@ -40,17 +44,22 @@ class StepCostModel final {
   // Of work that is `tokens` rows from this position on alone.
   double AddedUs(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
                  std::int64_t samples) const;
+  double PromptLogprobsUs(std::int64_t rows) const {
+    return coefficients_[2] * static_cast<double>(rows);
+  }
 
   // Rows of a path that the estimate may be trusted for: twice as many as a measured step had.
   std::int64_t RowsMax(AttentionPath path) const {
     return rows_max_[static_cast<std::size_t>(path)];
   }
+  std::int64_t PromptLogprobsMax() const { return prompt_logprobs_max_; }
 
   // A step of `work`, which is not empty, has taken `elapsed_us`.
   void Measure(const StepWork& work, std::int64_t elapsed_us);
 
  private:
-  static constexpr std::size_t kFeatures = 2 + 2 * kAttentionPaths;
+  static constexpr std::size_t kRows = 3;  // the first of the paths'
+  static constexpr std::size_t kFeatures = kRows + 2 * kAttentionPaths;
   using Features = std::array<double, kFeatures>;
 
   static Features FeaturesOf(const StepWork& work);
@@ -68,6 +77,7 @@ class StepCostModel final {
     rows.fill(kUnmeasuredRows);
     return rows;
   }();
+  std::int64_t prompt_logprobs_max_ = kUnmeasuredRows;
 };
 
 }  // namespace dsa

@@ -127,8 +127,8 @@ Status Validate(const SamplingParams& sampling, std::int64_t vocabulary) {
 }
 
 Status Validate(const StopConditions& stop, std::int64_t vocabulary) {
-  if (stop.max_tokens < 1) {
-    return InvalidArgument(fmt::format("max_tokens is {}, it must be at least 1", stop.max_tokens));
+  if (stop.max_tokens < 0) {
+    return InvalidArgument(fmt::format("max_tokens is {}, it must be at least 0", stop.max_tokens));
   }
   if (stop.min_tokens < 0 || stop.min_tokens > stop.max_tokens) {
     return InvalidArgument(fmt::format("min_tokens is {}, allowed is 0 to max_tokens, {}",

@@ -81,7 +81,8 @@ std::int64_t HostBytes(const ServerConfig& config, std::int64_t context_length,
       config.http_listen.empty() ? 1 : 2;  // each with as much as the other
   // Replies that are not written yet, and one with log-probabilities while it is.
   constexpr std::int64_t kBytesPerLogprob = 512;
-  const std::int64_t replies = GrpcBytesMax(available) + kReplyLogprobsMax * kBytesPerLogprob;
+  const std::int64_t replies =
+      GrpcBytesMax(available) + kReplyLogprobsMax * kBytesPerLogprob + kPromptLogprobBytesMax;
   return servers * GrpcBytesMax(available) + replies + kAnswerBytesMax +
          kTextsAtOnce * kTextCopies * config.max_message_bytes +
          requests * context_length * kBytesPerToken;

@@ -173,9 +173,9 @@ Status CheckStopStrings(const std::vector<std::string>& strings, std::string_vie
   return {};
 }
 
-// `prompt_tokens` > 0 and what the context leaves decide max_tokens.
-Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const FieldNames& names,
-                                   const ServiceContext& context) {
+// What max_tokens may be: none where something is asked of the prompt itself.
+Result<std::int64_t> ResolveMaxTokens(const Ask& ask, std::int64_t prompt_tokens,
+                                      const FieldNames& names, const ServiceContext& context) {
   const std::int64_t context_length = context.model.context_length;
   const std::int64_t left = context_length - prompt_tokens;
   if (left < 1) {
@@ -183,13 +183,22 @@ Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const F
         fmt::format("{}: {} tokens, at most {}: the context has {} and an answer needs 1",
                     names.prompt, prompt_tokens, context_length - 1, context_length));
   }
-  StopConditions stop;
-  stop.max_tokens = ask.max_tokens.value_or(std::min(left, context.model.max_tokens_default));
-  if (stop.max_tokens < 1 || stop.max_tokens > left) {
+  const std::int64_t max_tokens =
+      ask.max_tokens.value_or(std::min(left, context.model.max_tokens_default));
+  const std::int64_t low = ask.echo || ask.prompt_logprobs ? 0 : 1;
+  if (max_tokens < low || max_tokens > left) {
     return InvalidArgument(
-        fmt::format("{}: {} is not in [1, {}]: the context has {} and the prompt {}",
-                    names.max_tokens, stop.max_tokens, left, context_length, prompt_tokens));
+        fmt::format("{}: {} is not in [{}, {}]: the context has {} and the prompt {}",
+                    names.max_tokens, max_tokens, low, left, context_length, prompt_tokens));
   }
+  return max_tokens;
+}
+
+// `prompt_tokens` > 0 and what the context leaves decide max_tokens.
+Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const FieldNames& names,
+                                   const ServiceContext& context) {
+  StopConditions stop;
+  DSA_ASSIGN_OR_RETURN(stop.max_tokens, ResolveMaxTokens(ask, prompt_tokens, names, context));
   stop.min_tokens = ask.min_tokens.value_or(0);
   DSA_RETURN_IF_ERROR(CheckInt(names.min_tokens, stop.min_tokens, 0, stop.max_tokens));
   stop.ignore_end = ask.ignore_eos;
@@ -227,24 +236,23 @@ Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
   return {};
 }
 
-// They leave in one piece, however the answer comes, and are reserved when the request is.
+// They leave in one piece, however the answer comes, where the protocol has them with each answer
+// as often, and are reserved when the request is.
 Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, const ServiceContext& context,
                              Generation& generation) {
   if (!ask.prompt_logprobs) {
     return {};
   }
   DSA_RETURN_IF_ERROR(CheckInt(names.prompt_logprobs, *ask.prompt_logprobs, 0, kTopLogprobsLimit));
-  if (generation.answers > 1) {
-    return InvalidArgument(fmt::format("{}: with one answer only, {} is {}", names.prompt_logprobs,
-                                       names.n, generation.answers));
-  }
   const auto tokens = static_cast<std::int64_t>(generation.request.prompt.size());
-  const std::int64_t logprobs = tokens * (1 + *ask.prompt_logprobs);
+  const std::int64_t logprobs = tokens * (1 + *ask.prompt_logprobs) * generation.answers;
   const std::int64_t logprobs_max = context.slow_client.logprobs_max;
   if (logprobs > logprobs_max) {
-    return InvalidArgument(
-        fmt::format("{}: {} with a prompt of {} tokens is {} log-probabilities, at most {}",
-                    names.prompt_logprobs, *ask.prompt_logprobs, tokens, logprobs, logprobs_max));
+    return InvalidArgument(fmt::format(
+        "{}: {} with a prompt of {} tokens{} is {} log-probabilities, at most {}",
+        names.prompt_logprobs, *ask.prompt_logprobs, tokens,
+        generation.answers > 1 ? fmt::format(" and {} answers", generation.answers) : "", logprobs,
+        logprobs_max));
   }
   generation.request.prompt_logprobs = static_cast<std::int32_t>(*ask.prompt_logprobs);
   return {};

@@ -55,7 +55,9 @@ GenerationCall::GenerationCall(ServiceContext& context, CallFacts facts, ReplyWr
   }
 }
 
-GenerationCall::~GenerationCall() = default;
+GenerationCall::~GenerationCall() {
+  context_.prompt_logprobs.Give(prompt_bytes_);
+}
 
 std::shared_ptr<GenerationCall> GenerationCall::Start(ServiceContext& context, CallFacts facts,
                                                       std::size_t bytes, ReadAsk read,
@@ -92,9 +94,11 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   head_.seed = request.sampling.seed;
   head_.logprobs = generation.logprobs;
   head_.cost = generation.cost;
+  head_.answers = generation.answers;
   format_ = generation.format;
   head_.echo = std::move(generation.echo);
   if (request.prompt_logprobs) {
+    DSA_RETURN_IF_ERROR(TakePromptBytes(request));
     head_.prompt_begin = request.prompt.front();
   }
   BeginAnswers(generation);
@@ -102,6 +106,23 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   request.arrival_us = arrival_us_;
   request.stop.deadline_us = facts_.deadline_us;
   return SubmitUnder(wanted_id, std::move(request), self);
+}
+
+// The engine reserves the log-probabilities of a prompt when it takes the request.
+Status GenerationCall::TakePromptBytes(const Request& request) {
+  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
+  const std::int64_t bytes =
+      tokens * static_cast<std::int64_t>(sizeof(GeneratedToken) +
+                                         static_cast<std::size_t>(*request.prompt_logprobs) *
+                                             sizeof(TokenLogprob));
+  const std::int64_t bytes_max = context_.slow_client.prompt_logprob_bytes_max;
+  if (!context_.prompt_logprobs.Take(bytes, bytes_max)) {
+    return Error{ErrorCode::kResourceExhausted,
+                 fmt::format("{}: those of all requests together hold {} bytes at most",
+                             facts_.fields->prompt_logprobs, bytes_max)};
+  }
+  prompt_bytes_ = bytes;
+  return {};
 }
 
 void GenerationCall::BeginAnswers(const Generation& generation) {

@@ -80,6 +80,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
 
   void Look() override;  // thread of the open calls
   Status Submit(const ReadAsk& read, const std::shared_ptr<GenerationCall>& self);
+  Status TakePromptBytes(const Request& request);
   void BeginAnswers(const Generation& generation);
   Result<Generation> Prepare(const ReadAsk& read, std::string& wanted_id);
   Status SubmitUnder(const std::string& wanted_id, Request&& request,
@@ -106,6 +107,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   ReplyHead head_;  // its request_id may be the client's although it is not claimed
   Delivery delivery_ = Delivery::kWhole;
   ReplyFormat format_;
+  std::int64_t prompt_bytes_ = 0;  // taken of ServiceContext::prompt_logprobs until this is gone
 
   std::vector<ReplyAssembler> assemblers_;  // one per answer; stream pump thread once submitted
 

@@ -39,7 +39,7 @@ struct ReplyPart {
   std::string reasoning;
   std::string content;
   std::vector<ToolCall> tool_calls;
-  std::vector<GeneratedToken> prompt;  // TokenDelta::prompt
+  std::vector<GeneratedToken> prompt;  // TokenDelta::prompt; of the first answer, before all others
   std::vector<GeneratedToken> tokens;
   std::optional<ReplyFinish> finish;  // on the last part
   std::optional<Error> error;         // with kDeadline and kError
@@ -64,6 +64,7 @@ enum class ReportCost : std::uint8_t { kNo, kYes };
 // What every message of an answer repeats.
 struct ReplyHead {
   std::string request_id;
+  std::int64_t answers = 1;
   std::uint64_t seed = 0;  // of the first answer, and + i of the one with index i
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;

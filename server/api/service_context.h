@@ -59,6 +59,10 @@ struct ServerDescription {
 // Written at once, each takes half a kilobyte on its way to JSON.
 inline constexpr std::int64_t kReplyLogprobsMax = std::int64_t{1} << 17;
 
+// Of log-probabilities of prompts, of all requests together, from when they are accepted: two of
+// the largest, or 70 of 4,000 tokens with two candidates each.
+inline constexpr std::int64_t kPromptLogprobBytesMax = std::int64_t{16} << 20;
+
 // What replies may cost that are not written yet, whole ones and those of clients that do not
 // read, and when a client that waits is told that it is not forgotten.
 struct SlowClientLimits {
@@ -68,6 +72,7 @@ struct SlowClientLimits {
   std::int64_t silent_us_max = 10'000'000;                 // of a stream without a message
   std::int64_t held_bytes_max = std::int64_t{512} << 20;   // of all generation calls together
   std::int64_t logprobs_max = kReplyLogprobsMax;           // candidates included, of a whole reply
+  std::int64_t prompt_logprob_bytes_max = kPromptLogprobBytesMax;
 };
 
 // Constant after construction, but for `draining` and what follows it.
@@ -80,6 +85,7 @@ struct ServiceContext {
   SlowClientLimits slow_client;
   std::atomic<bool> draining{false};        // a hint: the engine decides
   AnswerBudget answers{};                   // of short calls
+  AnswerBudget prompt_logprobs{};           // of generation calls
   std::atomic<std::int64_t> held_bytes{0};  // of generation calls; a count that orders nothing
   RequestIds request_ids;
   OpenCalls open_calls;

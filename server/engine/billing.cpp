@@ -8,12 +8,15 @@
 
 namespace dsa {
 
-double Billing::WeightOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
+// Of the first `tokens` of a row, and so many that are sampled.
+double Billing::WeightOf(const StepPlan::Row& row, std::int64_t tokens,
                          std::int64_t samples) const {
   if (costs_ == nullptr) {
     return static_cast<double>(tokens);
   }
-  return costs_->AddedUs(path, first_position, tokens, samples);
+  const std::int64_t logprobs = std::min<std::int64_t>(tokens, row.prompt_logprobs);
+  return costs_->AddedUs(row.path, row.first_position, tokens, samples) +
+         costs_->PromptLogprobsUs(logprobs);
 }
 
 void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, AttentionPath padding_path,
@@ -40,8 +43,7 @@ void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, Attenti
 }
 
 void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, RequestCost* cost) {
-  const double row_us = us_per_weight_ * WeightOf(row.path, row.first_position, row.tokens,
-                                                  row.samples + row.prompt_logprobs);
+  const double row_us = us_per_weight_ * WeightOf(row, row.tokens, row.samples);
   if (sequence == nullptr) {
     total_.dropped_us += row_us;
     return;
@@ -53,8 +55,7 @@ void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, Request
   // The row's first tokens may be computed again, its last ones for the first time.
   const std::int64_t again =
       std::clamp<std::int64_t>(sequence->computed_before() - row.first_position, 0, row.tokens);
-  const double again_us =
-      again == 0 ? 0 : us_per_weight_ * WeightOf(row.path, row.first_position, again, 0);
+  const double again_us = again == 0 ? 0 : us_per_weight_ * WeightOf(row, again, 0);
   total_.recomputed_us += again_us;
   const bool decodes = row.first_position + row.tokens > sequence->prompt_tokens();
   (decodes ? cost->decode_us : cost->prefill_us) += row_us - again_us;

@@ -1,9 +1,9 @@
 // What the engine's time went to, and how much of it each request pays.
 //
 // A step's time is divided among its rows, those of all data ranks, in proportion to what the cost
-// model says that each adds to a step: samples, rows and visible keys.  So what every step takes
-// whatever it computes is divided alike.  Where the model knows nothing yet, each token counts the
-// same.
+// model says that each adds to a step: samples, log-probabilities, rows and visible keys.  So what
+// every step takes whatever it computes is divided alike.  Where the model knows nothing yet, each
+// token counts the same.
 //
 // A request pays for every token once, whatever becomes of it.  Nobody pays for tokens that a
 // preemption made the engine compute again, for rows of padding, for the server's own requests and
@@ -33,8 +33,7 @@ class Billing final {
   const BusyTime& total() const { return total_; }
 
  private:
-  double WeightOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
-                  std::int64_t samples) const;
+  double WeightOf(const StepPlan::Row& row, std::int64_t tokens, std::int64_t samples) const;
 
   BusyTime total_;
   const StepCostModel* costs_ = nullptr;  // of the step; null: tokens count the same

@@ -260,31 +260,9 @@ void EngineCore::FailFaulty(DataRank& rank, const StepResult& result) {
   }
 }
 
-// Of the entries behind the sampled ones.
-void EngineCore::KeepPromptLogprobs(DataRank& rank, const StepResult& result) {
-  auto entry = static_cast<std::int64_t>(rank.plan->sample_rows.size());
-  for (const StepPlan::Row& row : rank.plan->rows) {
-    const bool live =
-        row.prompt_logprobs > 0 && rank.scheduler.Find(row.sequence, row.slot) != nullptr;
-    for (std::int32_t i = 0; live && i < row.prompt_logprobs; ++i) {
-      GeneratedToken& token = rank.live[row.slot]->prompt[row.first_position + i];
-      token.logprob = result.logprobs[entry + i];
-      for (std::size_t k = 0; k < token.top_logprobs.size(); ++k) {
-        const std::int64_t likely = (entry + i) * kTopLogprobsMax + static_cast<std::int64_t>(k);
-        if (result.top_ids[likely] < 0) {
-          token.top_logprobs.resize(k);  // the vocabulary has no more
-          break;
-        }
-        token.top_logprobs[k] = {.id = TokenId{result.top_ids[likely]},
-                                 .logprob = result.top_logprobs[likely]};
-      }
-    }
-    entry += row.prompt_logprobs;
-  }
-}
-
 void EngineCore::Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us) {
   KeepPromptLogprobs(rank, result);
+  EndPrompts(rank, now_us);
   const StepPlan& plan = *rank.plan;
   const auto entries = static_cast<std::int64_t>(plan.sample_rows.size());
   for (std::int64_t ahead = 0; ahead < std::min(kPrefetchEntries, entries); ++ahead) {
@@ -429,6 +407,8 @@ void EngineCore::SayEnd(LiveRequest& live, const Sequence& sequence, const Endin
                         OutboxEvent& event) const {
   live.stop->Flush();
   event.finish = ending.reason;
+  event.has_prompt =
+      ending.reason == FinishReason::kLength && sequence.request().prompt_logprobs.has_value();
   event.error_code = ending.error_code;
   event.error_message = ending.error_message;
   FillUsage(live, sequence, event.usage);
@@ -475,7 +455,8 @@ void EngineCore::FillUsage(const LiveRequest& live, const Sequence& sequence, Us
   usage.cache_hit_tokens = sequence.cache_hit_tokens();
   usage.preemptions = sequence.preemptions();
   const std::optional<MonotonicUs>& scheduled_us = sequence.first_scheduled_us();
-  const bool answered = live.completion_tokens > 0;
+  const bool answered =
+      live.completion_tokens > 0 || (sequence.only_prompt() && sequence.behind() == 0);
   usage.queue_us = scheduled_us.has_value() ? *scheduled_us - live.arrival_us : 0;
   usage.prefill_us = answered ? live.first_token_us - *scheduled_us : 0;
   usage.decode_us = answered ? live.last_token_us - live.first_token_us : 0;

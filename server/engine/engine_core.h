@@ -125,6 +125,7 @@ class EngineCore final {
   void Bill(std::int64_t elapsed_us);
   void FailFaulty(DataRank& rank, const StepResult& result);
   static void KeepPromptLogprobs(DataRank& rank, const StepResult& result);
+  void EndPrompts(DataRank& rank, MonotonicUs now_us);
   void Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us);
   static void Prefetch(const DataRank& rank, const StepResult& result, std::int64_t entry);
   JudgedToken JudgeToken(DataRank& rank, std::int32_t slot, std::int64_t entry,

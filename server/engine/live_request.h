@@ -42,7 +42,8 @@ struct alignas(kCacheLineBytes) LiveRequest {
   RequestCost cost{};
   std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
   // The prompt's tokens but the first, where their log-probabilities are wanted: written by the
-  // engine thread before the first token's delta, which takes them along; the pump's from then on.
+  // engine thread before the delta that takes them along, TokenDelta::prompt; the pump's from then
+  // on.
   std::vector<GeneratedToken> prompt;
 
   // Constant after construction; any thread.

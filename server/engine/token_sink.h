@@ -42,7 +42,7 @@ struct Usage {
 
 struct TokenDelta {
   // Where the request asks for their log-probabilities: the prompt's tokens but the first.  With
-  // the first generated token.
+  // the first generated token, or with the end of a request that wants none.
   std::vector<GeneratedToken> prompt{};
   std::vector<GeneratedToken> tokens{};  // end and stop ids included
   std::string text{};                    // what became certain; whole characters

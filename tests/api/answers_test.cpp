@@ -113,9 +113,12 @@ TEST_CASE("each of several answers has its chunks and its end", "[api][vllm]") {
 
 TEST_CASE("log-probabilities of a prompt come once, the first token without", "[api][vllm]") {
   for (const bool streams : {false, true}) {
-    CAPTURE(streams);
+    const bool generates = GENERATE(true, false);
+    CAPTURE(streams, generates);
     Loopback loopback(nullptr);
-    RawStream stream(loopback.channel, kGenerate, ThreeIds(streams, "prompt_logprobs: 1"));
+    RawStream stream(
+        loopback.channel, kGenerate,
+        ThreeIds(streams, generates ? "prompt_logprobs: 1" : "prompt_logprobs: 1 max_tokens: 0"));
     const auto submitted = loopback.engine.Wait(0);
     REQUIRE(submitted);
     CHECK(submitted->request.prompt_logprobs == 1);
@@ -124,8 +127,14 @@ TEST_CASE("log-probabilities of a prompt come once, the first token without", "[
                      .logprob = -1.5F,
                      .top_logprobs = {{.id = TokenId{6}, .logprob = -0.25F}}},
                     {.id = TokenId{9}, .logprob = -2.5F, .top_logprobs = {}}};
-    submitted->sink->OnDelta(std::move(first));
-    submitted->sink->OnDelta(LastDelta(FinishReason::kLength));
+    if (generates) {
+      submitted->sink->OnDelta(std::move(first));
+      submitted->sink->OnDelta(LastDelta(FinishReason::kLength));
+    } else {
+      TokenDelta end = LastDelta(FinishReason::kLength);
+      end.prompt = std::move(first.prompt);
+      submitted->sink->OnDelta(std::move(end));
+    }
     int reported = 0;
     for (GenerateResponse response; stream.Read(response);) {
       const bool chunk = response.has_chunk();

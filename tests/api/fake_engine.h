@@ -85,6 +85,13 @@ class FakeEngine final : public Engine {
     return came ? std::optional(submitted_[index]) : std::nullopt;
   }
 
+  // As if nothing had been submitted; with that go the sinks.
+  void Forget() {
+    const std::lock_guard lock(mutex_);
+    submitted_.clear();
+    live.clear();
+  }
+
   std::size_t submitted() const {
     const std::lock_guard lock(mutex_);
     return submitted_.size();

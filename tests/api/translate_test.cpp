@@ -155,7 +155,7 @@ TEST_CASE("values beyond a border are refused by name", "[api][translate]") {
       {"logprobs: true top_logprobs: 21", "top_logprobs: 21 is not in [0, 20]"},
       {"logprobs: true top_logprobs: -1", "top_logprobs: -1"},
       {"prompt_logprobs: 21", "prompt_logprobs: 21 is not in [0, 20]"},
-      {"prompt_logprobs: 0 sampling { n: 2 }", "prompt_logprobs: with one answer only"},
+      {"prompt_logprobs: 0 stop { max_tokens: -1 }", "stop.max_tokens: -1 is not in [0, 13]"},
       {"priority: 1001", "priority: 1001 is not in [-1000, 1000]"},
       {"priority: -1001", "priority: -1001"},
       {"parse_special: true", "parse_special: only for text"},
@@ -231,6 +231,18 @@ TEST_CASE("log-probabilities of a prompt are bounded, candidates included", "[ap
   request.set_prompt_logprobs(2);
   CHECK(Translate(request, world.context).error().message ==
         "prompt_logprobs: 2 with a prompt of 3 tokens is 9 log-probabilities, at most 6");
+  request.set_prompt_logprobs(0);
+  request.mutable_sampling()->set_n(2);
+  CHECK(Translate(request, world.context).ok());
+  request.mutable_sampling()->set_n(3);
+  CHECK(
+      Translate(request, world.context).error().message ==
+      "prompt_logprobs: 0 with a prompt of 3 tokens and 3 answers is 9 log-probabilities, at most "
+      "6");
+  request.mutable_sampling()->set_n(2);
+  request.mutable_stop()->set_max_tokens(0);
+  request.mutable_stop()->clear_min_tokens();
+  CHECK(Translate(request, world.context).ok());
 }
 
 TEST_CASE("the prompt leaves room for an answer", "[api][translate]") {

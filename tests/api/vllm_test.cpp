@@ -208,8 +208,11 @@ TEST_CASE("every field of vLLM's request is used, refused, or about text", "[api
         "sampling_params.logprobs: 21 is not in [0, 20]");
   CHECK(Asked(ThreeIds("sampling_params { n: 17 }"), *loopback.context) ==
         "sampling_params.n: 17 is not in [1, 16]");
-  CHECK(Asked(ThreeIds("sampling_params { n: 2 prompt_logprobs: 0 }"), *loopback.context) ==
-        "sampling_params.prompt_logprobs: with one answer only, sampling_params.n is 2");
+  CHECK(Asked(ThreeIds("sampling_params { max_tokens: 0 }"), *loopback.context)
+            .rfind("sampling_params.max_tokens: 0 is not in [1, ", 0) == 0);
+  CHECK(Asked(ThreeIds("sampling_params { max_tokens: 0 prompt_logprobs: 0 n: 2 }"),
+              *loopback.context)
+            .find(" n=2 pl=0") != std::string::npos);
 }
 
 TEST_CASE("a stream is chunks of what is new, and an end of all", "[api][vllm]") {

@@ -123,6 +123,33 @@ TEST_CASE("log-probabilities of a prompt are those of generating it, whatever is
   // Its blocks are there for others, and it reads nobody's.
   const v1::CompletionResponse warm = complete(scored);
   CHECK(warm.usage().cache_hit_tokens() == 0);
+  // With nothing generated, and with several answers, which compute the prompt once.
+  const std::int64_t before = server.app->engine().Load().tokens_computed;
+  scored.mutable_stop()->set_max_tokens(0);
+  const v1::CompletionResponse only = complete(scored);
+  CHECK(server.app->engine().Load().tokens_computed - before == prompt + 80);
+  CHECK(only.finish_reason() == v1::FINISH_REASON_LENGTH);
+  CHECK(only.text().empty());
+  CHECK(only.token_ids_size() == 0);
+  CHECK(only.usage().completion_tokens() == 0);
+  CHECK(only.usage().prompt_tokens() == prompt + 80);
+  CHECK(only.usage().prefill_ms() > 0);
+  scored.mutable_stop()->set_max_tokens(5);
+  scored.mutable_sampling()->set_n(3);
+  const v1::CompletionResponse thrice = complete(scored);
+  CHECK(thrice.usage().prompt_tokens() == prompt + 80);
+  CHECK(thrice.more_choices_size() == 2);
+  CHECK(server.app->engine().Load().tokens_computed - before <
+        2 * (prompt + 80) + 3 * (kTokensPerBlock + 5));
+  for (const v1::CompletionResponse* again : {&only, &thrice}) {
+    REQUIRE(again->prompt_logprobs_size() == cold.prompt_logprobs_size());
+    for (int i = 0; i < cold.prompt_logprobs_size(); ++i) {
+      CHECK(again->prompt_logprobs(i).SerializeAsString() ==
+            cold.prompt_logprobs(i).SerializeAsString());
+    }
+  }
+  scored.mutable_sampling()->set_n(1);
+  scored.mutable_stop()->set_max_tokens(1);
   scored.clear_prompt_logprobs();
   CHECK(complete(scored).usage().cache_hit_tokens() == (prompt + 80 - 1) / 64 * 64);
   REQUIRE(warm.prompt_logprobs_size() == cold.prompt_logprobs_size());

@@ -2,7 +2,9 @@
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
+#include <chrono>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include <catch2/catch.hpp>
@@ -157,14 +159,130 @@ TEST_CASE("log-probabilities of a prompt that cannot be said are refused", "[htt
   const Refused cases[] = {
       {R"("prompt_logprobs": 21)", "prompt_logprobs: 21 is not in [0, 20]"},
       {R"("prompt_logprobs": -1)", "prompt_logprobs: -1 is not in [0, 20]"},
-      {R"("prompt_logprobs": 1, "n": 2)", "prompt_logprobs: with one answer only, n is 2"},
       {R"("prompt_logprobs": 1, "stream": true)", "prompt_logprobs: not with stream"},
       {R"("prompt_logprobs": 1, "logprobs": 2, "echo": true)",
        "prompt_logprobs: contradicts logprobs with echo"},
-      {R"("logprobs": 1, "echo": true, "n": 2)",
-       "logprobs with echo: with one answer only, n is 2"},
+      {R"("max_tokens": 0)", "max_tokens: 0 is not in [1, "},
+      {R"("max_tokens": 0, "logprobs": 1)", "max_tokens: 0 is not in [1, "},
+      {R"("max_tokens": -1, "echo": true)", "max_tokens: -1 is not in [0, "},
+      {R"("max_tokens": 0, "min_tokens": 1, "echo": true)", "min_tokens: 1 is not in [0, 0]"},
   };
   CheckRefused(cases);
+}
+
+// The engine's answer to a request that wants no token.
+TokenDelta ScoredPrompt() {
+  TokenDelta end;
+  end.prompt.push_back(
+      {.id = TokenId{2}, .logprob = -1.5F, .top_logprobs = {{.id = TokenId{2}, .logprob = -1.5F}}});
+  end.finish = FinishReason::kLength;
+  end.usage.prompt_tokens = 2;
+  return end;
+}
+
+TEST_CASE("a prompt is scored and nothing generated", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  const auto body = [&](const std::string& fields, std::size_t index) {
+    RawClient client(serving.port());
+    client.Send(Post(kPath, Body(R"("max_tokens": 0, )" + fields)));
+    const auto submitted = engine.Wait(index);
+    REQUIRE(submitted);
+    CHECK(submitted->request.stop.max_tokens == 0);
+    submitted->sink->OnDelta(ScoredPrompt());
+    const Reply reply = client.Read().value_or(Reply{});
+    CHECK(reply.status == 200);
+    return reply.body;
+  };
+  const auto check = [](const std::string& said) {
+    CAPTURE(said);
+    CHECK(said.find(R"("token_logprobs":[null,-1.5])") != std::string::npos);
+    CHECK(said.find(R"("finish_reason":"length")") != std::string::npos);
+  };
+  const std::string whole = body(R"("echo": true, "logprobs": 1)", 0);
+  check(whole);
+  CHECK(whole.find(R"("prompt_tokens":2,)") != std::string::npos);
+  CHECK(whole.find(R"("completion_tokens":0,)") != std::string::npos);
+  const std::string stream = body(R"("echo": true, "logprobs": 1, "stream": true)", 1);
+  check(stream);
+  CHECK(stream.ends_with("data: [DONE]\n\n"));
+  const std::string alone = body(R"("prompt_logprobs": 1)", 2);
+  CHECK(alone.find(R"("prompt_logprobs":[null,{"2":{"logprob":-1.5,"rank":1)") !=
+        std::string::npos);
+  // Without log-probabilities, as OpenAI has it, the prompt comes back.
+  CHECK(body(R"("echo": true)", 3).find(R"("logprobs":null)") != std::string::npos);
+}
+
+TEST_CASE("each of several answers has the prompt's log-probabilities", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  const auto body = [&](const std::string& fields, std::size_t index) {
+    RawClient client(serving.port());
+    client.Send(Post(kPath, Body(R"("n": 2, )" + fields)));
+    const auto first = engine.Wait(index);
+    const auto second = engine.Wait(index + 1);
+    REQUIRE((first && second));
+    TokenDelta delta = Delta("x", {7});
+    delta.prompt = ScoredPrompt().prompt;
+    first->sink->OnDelta(std::move(delta));
+    second->sink->OnDelta(Delta("y", {8}));
+    second->sink->OnDelta(LastDelta(FinishReason::kStop));
+    first->sink->OnDelta(LastDelta(FinishReason::kLength));
+    return client.Read().value_or(Reply{}).body;
+  };
+  const auto count = [](const std::string& text, const std::string& part) {
+    int times = 0;
+    for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) {
+      ++times;
+    }
+    return times;
+  };
+  const std::string whole = body(R"("echo": true, "logprobs": 1)", 0);
+  CAPTURE(whole);
+  CHECK(count(whole, R"("token_logprobs":[null,-1.5,-0.5])") == 2);
+  CHECK(count(whole, R"("prompt_tokens":3,)") == 1);
+  const std::string stream = body(R"("echo": true, "logprobs": 1, "stream": true)", 2);
+  CAPTURE(stream);
+  CHECK(count(stream, "null,-1.5") == 2);  // once for each
+  CHECK(count(body(R"("prompt_logprobs": 1)", 4), R"("prompt_logprobs":[null,{"2":)") == 2);
+}
+
+TEST_CASE("log-probabilities of prompts have a limit of memory", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  const std::int64_t row_bytes =
+      static_cast<std::int64_t>(sizeof(GeneratedToken) + sizeof(TokenLogprob));
+  constexpr std::int64_t kTokens = 1000;
+  serving.context().slow_client.prompt_logprob_bytes_max = kTokens * row_bytes;
+  std::string body = R"({"prompt_logprobs": 1, "max_tokens": 1, "prompt": [1)";
+  for (std::int64_t i = 1; i < kTokens; ++i) {
+    body += ",1";
+  }
+  body += "]}";
+  std::optional<RawClient> first(serving.port());
+  first->Send(Post(kPath, body));
+  std::optional<testing::Submitted> submitted = engine.Wait(0);
+  REQUIRE(submitted);
+  RawClient second(serving.port());
+  second.Send(Post(kPath, body));
+  const std::optional<Reply> refused = second.Read();
+  REQUIRE(refused);
+  CHECK(refused->status == 429);
+  CHECK(refused->body.find("prompt_logprobs: those of all requests together hold ") !=
+        std::string::npos);
+  submitted->sink->OnDelta(LastDelta(FinishReason::kStop));
+  CHECK(first->Read().value_or(Reply{}).status == 200);
+  // What it had is free once nobody has the call any more, a moment later.
+  submitted.reset();
+  engine.Forget();
+  AnswerBudget& budget = serving.context().prompt_logprobs;
+  const std::int64_t all = serving.context().slow_client.prompt_logprob_bytes_max;
+  bool is_free = budget.Take(all, all);
+  for (int tries = 0; !is_free && tries < 2000; ++tries) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    is_free = budget.Take(all, all);
+  }
+  CHECK(is_free);
 }
 
 // Two answers, the second of which ends first.

@@ -71,6 +71,52 @@ TEST_CASE("A prompt gets 16 tokens however long the replies take", "[planning]")
   }
 }
 
+TEST_CASE("A prompt short of logits leaves the rest of a step to others", "[planning]") {
+  const bool timed = GENERATE(false, true);
+  CAPTURE(timed);
+  RigConfig config = TimedConfig();
+  config.step_tokens_max = 100;
+  config.step_time_target_us = timed ? config.step_time_target_us : 0;
+  config.prompt_logprob_rows_max = 16;
+  SchedulerRig rig(config);
+  Teach(rig.costs);
+  const Sequence& scored = rig.Add({.prompt = 50, .max_tokens = 0, .prompt_logprobs = 0});
+  const Sequence& also_scored = rig.Add({.prompt = 10, .first_token = 200, .prompt_logprobs = 0});
+  const Sequence& plain = rig.Add({.prompt = 500, .first_token = 300});
+  for (int step = 0; step < 3; ++step) {
+    const StepPlan& plan = rig.Step();
+    CHECK(TokensOf(plan, scored) == 16);
+    CHECK(TokensOf(plan, also_scored) == 0);
+    CHECK(TokensOf(plan, plain) == 84);
+    CHECK(plan.work.prompt_logprobs == 16);
+    CHECK(also_scored.state() == SequenceState::kWaiting);
+  }
+  // One more logit and the token that has none; the other gets what is left, in order.
+  const StepPlan& plan = rig.Step();
+  CHECK(TokensOf(plan, scored) == 2);
+  CHECK(plan.work.samples == 1);  // of the other: the first wants no token
+  CHECK(plan.work.prompt_logprobs == 1 + 9);
+  CHECK(TokensOf(plan, plain) == 100 - 2 - 10);
+}
+
+TEST_CASE("Siblings of a prompt with log-probabilities wait for them, and nobody for the siblings",
+          "[planning]") {
+  RigConfig config = TimedConfig();
+  config.step_time_target_us = 0;
+  config.step_tokens_max = 100;
+  config.prompt_logprob_rows_max = 16;
+  SchedulerRig rig(config);
+  const RequestId family{7};
+  rig.Add({.prompt = 40, .max_tokens = 5, .prompt_logprobs = 0, .siblings = family});
+  const Sequence& second = rig.Add({.prompt = 40, .max_tokens = 5, .siblings = family});
+  const Sequence& other = rig.Add({.prompt = 300, .max_tokens = 5, .first_token = 500});
+  for (const std::int64_t expected : {16, 16, 8}) {
+    CHECK(second.state() == SequenceState::kWaiting);
+    CHECK(TokensOf(rig.Step(), other) == 100 - expected);
+  }
+  CHECK(TokensOf(rig.Step(), second) == 4);  // what is no full block of 4, all but the last one
+}
+
 TEST_CASE("What was never measured starts with 16 rows and doubles", "[planning]") {
   SchedulerRig rig(TimedConfig());
   rig.Add({.prompt = 3000, .max_tokens = 1});

@@ -25,6 +25,7 @@ struct RigConfig {
   SchedulingPolicyKind policy = SchedulingPolicyKind::kFirstCome;
   ReservationMode reservation = ReservationMode::kPrompt;
   std::int32_t preemptions_max = 4;
+  std::int64_t prompt_logprob_rows_max = 0;
   AttentionMode attention = AttentionMode::kDense;
   std::int64_t index_topk = 0;
   std::int64_t masked_mha_until = 0;
@@ -38,6 +39,8 @@ struct RigRequest {
   std::int32_t first_token = 0;  // the prompt counts up from it
   std::string salt{};
   PromptLogits prompt_logits = PromptLogits::kNone;
+  std::optional<std::int32_t> prompt_logprobs{};
+  std::optional<RequestId> siblings{};
 };
 
 class SchedulerRig final {
@@ -54,6 +57,7 @@ class SchedulerRig final {
                    .policy = config.policy,
                    .reservation = config.reservation,
                    .preemptions_max = config.preemptions_max,
+                   .prompt_logprob_rows_max = config.prompt_logprob_rows_max,
                    .attention = config.attention,
                    .index_topk = config.index_topk,
                    .masked_mha_until = config.masked_mha_until,
@@ -77,6 +81,8 @@ class SchedulerRig final {
     request.priority = wanted.priority;
     request.cache_salt = wanted.salt;
     request.prompt_logits = wanted.prompt_logits;
+    request.prompt_logprobs = wanted.prompt_logprobs;
+    request.siblings = wanted.siblings;
     const auto slot = scheduler.Add(std::make_unique<Sequence>(std::move(request), hasher));
     return *scheduler.sequences()[slot];
   }

@@ -96,8 +96,9 @@ TEST_CASE("Errors name the field, the value and what is allowed", "[validate]") 
   CHECK(Validate(request, kVocabulary).error().message ==
         "prompt has 0 tokens, it must have at least 1");
   request = Good();
-  request.stop.max_tokens = 0;
-  CHECK(Validate(request, kVocabulary).error().message == "max_tokens is 0, it must be at least 1");
+  request.stop.max_tokens = -1;
+  CHECK(Validate(request, kVocabulary).error().message ==
+        "max_tokens is -1, it must be at least 0");
   request = Good();
   request.stop.min_tokens = 2;
   CHECK(Validate(request, kVocabulary).error().message ==

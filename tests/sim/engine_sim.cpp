@@ -50,13 +50,14 @@ void Add(SimStats& total, const SimStats& one) {
   total.stopped += one.stopped;
   total.bound_elsewhere += one.bound_elsewhere;
   total.siblings += one.siblings;
+  total.scored += one.scored;
   total.longest_wait_percent = std::max(total.longest_wait_percent, one.longest_wait_percent);
 }
 
 bool EverythingHappened(const SimStats& total) {
   return total.tokens > 0 && total.refused > 0 && total.hit_tokens > 0 && total.preemptions > 0 &&
          total.cancelled > 0 && total.expired > 0 && total.failed > 0 && total.stopped > 0 &&
-         total.bound_elsewhere > 0 && total.siblings > 0;
+         total.bound_elsewhere > 0 && total.siblings > 0 && total.scored > 0;
 }
 
 int Main(std::map<std::string, std::int64_t> options) {

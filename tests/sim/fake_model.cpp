@@ -207,8 +207,9 @@ Expected RunAlone(const SimConfig& config, const Request& request) {
   std::uint64_t value = 0;
   for (std::size_t position = 0;; ++position) {
     if (position == tokens.size()) {
-      if (LogitsFaulty(config, value)) {
-        expected.finish = FinishReason::kError;
+      const bool wanted = request.stop.max_tokens > 0;
+      if (!wanted || LogitsFaulty(config, value)) {
+        expected.finish = wanted ? FinishReason::kError : FinishReason::kLength;
         break;
       }
       const bool early =
@@ -342,6 +343,7 @@ void FakeExecutor::CheckPaths(const ForwardBatch& batch) {
       expected.push_back(ExpectedPath(sequence, planned.first_position + i));
     }
     launched_.decodes = launched_.decodes && sequence.behind() == 1 &&
+                        sequence.request().stop.max_tokens > 0 &&
                         planned.first_position + 1 == sequence.tokens() && !IsMasked(planned.path);
   }
   launched_.any_sparse =

@@ -162,6 +162,9 @@ plant_bug(scheduler/scheduler.cpp "log-probabilities of a prompt from a cached p
 plant_bug(scheduler/scheduler.cpp "siblings compute the prompt side by side"
   [[  if (!siblings.has_value()) {]]
   [[  if (BUG || !siblings.has_value()) {]])
+plant_bug(scheduler/scheduler.cpp "a sibling starts before the prompt's log-probabilities are there"
+  [[           (reports || other->computed_ < shared);]]
+  [[           ((!BUG && reports) || other->computed_ < shared);]])
 plant_bug(scheduler/scheduler.cpp "penalties of generated tokens lost in a preemption"
   [[  sequence.computed_before_ = std::max(]]
   [[  if (BUG && sequence.adjusted_ids_ != nullptr) {
@@ -211,13 +214,13 @@ plant_bug(scheduler/planning.cpp "generation of another block"
   [[.generation = pool_.WritableGeneration(block)});]]
   [[.generation = pool_.generation(BUG ? sequence.blocks_.block(0) : block)});]])
 plant_bug(scheduler/planning.cpp "a waiting head is skipped"
-  [[      may_start = TryAdmit(*waiting_.front(), planning.now_us);]]
-  [[      may_start = TryAdmit(*waiting_.front(), planning.now_us);
-      if (BUG && !may_start && waiting_.size() > 1) { std::swap(waiting_[0], waiting_[1]); }]])
+  [[        may_start = TryPass(*next, planning.now_us);]]
+  [[        may_start = TryPass(*next, planning.now_us);
+        if (BUG && !may_start && waiting_.size() > 1) { std::swap(waiting_[0], waiting_[1]); }]])
 plant_bug(scheduler/planning.cpp "running ones keep the budget"
-  [[    may_start = may_start && !waiting_.empty() &&]]
-  [[    may_start = may_start && !waiting_.empty() &&
-                !(BUG && !running_.empty() && budget_ <= config_.step_tokens_max / 2) &&]])
+  [[    may_start = may_start && static_cast<std::int64_t>(running_.size()) < config_.sequences_max;]]
+  [[    may_start = may_start && static_cast<std::int64_t>(running_.size()) < config_.sequences_max &&
+                !(BUG && !running_.empty() && budget_ <= config_.step_tokens_max / 2);]])
 plant_bug(scheduler/planning.cpp "nobody starts behind a preemption"
   [[.may_start = preemptions_ == preemptions_before};]]
   [[.may_start = preemptions_ == preemptions_before && !(BUG && !running_.empty() && preemptions_ % 2 == 1)};]])
@@ -225,6 +228,30 @@ plant_bug(scheduler/planning.cpp "nobody starts behind a preemption"
 plant_bug(scheduler/planning.cpp "more logits of prompts than are held"
   [[prompt_logprobs_left_ -= logprobs;]]
   [[prompt_logprobs_left_ -= BUG ? 0 : logprobs;]])
+plant_bug(scheduler/planning.cpp "a prompt short of logits holds up those behind it"
+  [[    if (tokens < wanted) {]]
+  [[    if (tokens < wanted || (BUG && wanted < std::min(sequence->behind(), budget_ + tokens))) {]])
+plant_bug(scheduler/planning.cpp "who waits for logits holds up those behind it"
+  [[        return in_order && WithinLogprobs(*sequence, 1) > 0 &&]]
+  [[        return in_order && !(BUG && sequence != waiting_.front()) && WithinLogprobs(*sequence, 1) > 0 &&]])
+plant_bug(scheduler/planning.cpp "one that takes logits passes another that waits for them"
+  [[        const bool in_order =]]
+  [[        const bool in_order = BUG ||]])
+plant_bug(scheduler/planning.cpp "newcomers get nothing behind a prompt short of logits"
+  [[    GrantShortOfLogits(planning);]]
+  [[    if (!BUG) { GrantShortOfLogits(planning); }]])
+plant_bug(scheduler/planning.cpp "prompts short of logits go beyond the time"
+  [[                 TokensWithin(sequence, possible, time_left_us_, planning.costs)) < possible) {]]
+  [[                 TokensWithin(sequence, possible, time_left_us_, planning.costs)) < (BUG ? 0 : possible)) {]])
+plant_bug(scheduler/planning.cpp "time of a prompt's logits forgotten"
+  [[              work.prompt_logprobs += PromptLogprobs(sequence, first, count);]]
+  [[              work.prompt_logprobs += BUG ? 0 : PromptLogprobs(sequence, first, count);]])
+plant_bug(scheduler/planning.cpp "first logits of prompts unbounded"
+  [[known && (work.prompt_logprobs == 0 ||]]
+  [[known && (BUG || work.prompt_logprobs == 0 ||]])
+plant_bug(scheduler/planning.cpp "a token is drawn that nobody wants"
+  [[row_end == sequence.tokens() && !sequence.only_prompt() ? 1 : 0);]]
+  [[row_end == sequence.tokens() && (BUG || !sequence.only_prompt()) ? 1 : 0);]])
 plant_bug(scheduler/planning.cpp "no minimum of a prompt"
   [[prompt_tokens_ < kPromptTokensMin)) {]]
   [[(!BUG && prompt_tokens_ < kPromptTokensMin))) {]])
@@ -241,8 +268,8 @@ plant_bug(scheduler/planning.cpp "longer ones overtake"
   [[sequence->behind() < shorter_than &&]]
   [[(sequence->behind() < shorter_than || (BUG && shortest == nullptr && sequence != &older)) &&]])
 plant_bug(scheduler/planning.cpp "a newcomer goes on before those it passed"
-  [[(sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {]]
-  [[(!BUG && sequence->passed_ && policy_->Before(*waiting_.front(), *sequence)))) {]])
+  [[(sequence == nullptr || ComesBefore(*next, *sequence))) {]]
+  [[(sequence == nullptr || (!BUG && ComesBefore(*next, *sequence)))) {]])
 plant_bug(scheduler/planning.cpp "replies' time forgotten"
   [[planning.costs.EstimateUs(plan_.work);]]
   [[(BUG ? 0 : planning.costs.EstimateUs(plan_.work));]])
@@ -265,6 +292,9 @@ plant_bug(scheduler/step_cost.cpp "estimate updated at first only"
   [[    Drift();]]
   [[    if (BUG) { return; }
     Drift();]])
+plant_bug(scheduler/step_cost.cpp "logits of prompts not learned"
+  [[  features[2] = static_cast<double>(work.prompt_logprobs);]]
+  [[  features[2] = BUG ? 0.0 : static_cast<double>(work.prompt_logprobs);]])
 plant_bug(scheduler/step_cost.cpp "keys not counted"
   [[  keys[index] += KeysOf]]
   [[  keys[index] += BUG ? 0 : KeysOf]])
@@ -436,9 +466,6 @@ plant_bug(server/engine/engine_core.cpp "a sibling that ends takes the others al
       other->aborted.store(true);
     }
   }]])
-plant_bug(server/engine/engine_core.cpp "log-probabilities of a later chunk in place of the first"
-  [[rank.live[row.slot]->prompt[row.first_position + i];]]
-  [[rank.live[row.slot]->prompt[(BUG ? 0 : row.first_position) + i];]])
 plant_bug(server/engine/engine_core.cpp "fault of another row"
   [[    first_row += row.tokens;]]
   [[    first_row += BUG ? 0 : row.tokens;]])
@@ -465,6 +492,9 @@ plant_bug(server/engine/engine_core.cpp "data ranks do not agree on the step"
     AgreeOnStep(shapes_);]]
   [[  if (ranks_.size() > 1 && !BUG) {
     AgreeOnStep(shapes_);]])
+plant_bug(server/engine/engine_core.cpp "a prompt that is scored ends without its log-probabilities"
+  [[      ending.reason == FinishReason::kLength && sequence.request().prompt_logprobs.has_value();]]
+  [[      !BUG && ending.reason == FinishReason::kLength && sequence.request().prompt_logprobs.has_value();]])
 plant_bug(server/engine/engine_core.cpp "a cancel not seen before a rank is chosen"
   [[    if (ending.has_value()) {
       EndUnbound(index, *ending);]]
@@ -485,6 +515,16 @@ plant_bug(server/engine/engine_core.cpp "learned from the first rank alone"
 plant_bug(server/engine/engine_core.cpp "waiting for a rank holds no place"
   [[  auto waiting = static_cast<std::int64_t>(unbound_.size());]]
   [[  auto waiting = BUG ? 0 : static_cast<std::int64_t>(unbound_.size());]])
+
+planted_source(server/engine/engine_prompts.cpp)
+plant_bug(server/engine/engine_prompts.cpp "log-probabilities of a later chunk in place of the first"
+  [[rank.live[row.slot]->prompt[row.first_position + i];]]
+  [[rank.live[row.slot]->prompt[(BUG ? 0 : row.first_position) + i];]])
+plant_bug(server/engine/engine_prompts.cpp "a prompt that is scored ends before its last token"
+  [[sequence->only_prompt() && sequence->behind() == 0) {
+      LiveRequest&]]
+  [[sequence->only_prompt() && (BUG || sequence->behind() == 0)) {
+      LiveRequest&]])
 
 planted_source(server/engine/engine_binding.cpp)
 plant_bug(server/engine/engine_binding.cpp "a request passes one that no rank can start"

@@ -89,7 +89,12 @@ SimConfig DrawConfig(std::uint64_t seed) {
   }
   config.sibling_percent = random.Chance(40) ? 0 : random.Between(5, 50);
   config.scheduler.prompt_logprob_rows_max = random.Between(1, 20);
-  config.prompt_logprob_percent = config.timed() || random.Chance(50) ? 0 : random.Between(2, 40);
+  config.prompt_logprob_percent = random.Chance(50) ? 0 : random.Between(2, 40);
+  config.only_prompt_percent = random.Chance(50) ? 0 : random.Between(2, 30);
+  if (config.timed()) {
+    config.costs.prompt_logprob_us = static_cast<double>(random.Between(0, 2000)) / 10;
+    config.scheduler.prompt_logprob_rows_max = random.Between(1, random.Chance(50) ? 20 : 100);
+  }
   return config;
 }
 

@@ -34,6 +34,7 @@ class Random final {
 struct TrueCosts {
   double step_us = 0;
   double sample_us = 0;
+  double prompt_logprob_us = 0;
   std::array<double, kAttentionPaths> row_us{};
   std::array<double, kAttentionPaths> key_us{};
   std::int64_t noise_percent = 0;
@@ -70,12 +71,13 @@ struct SimConfig {
   std::int64_t stop_percent = 0;
   std::int64_t penalty_percent = 0;
   std::int64_t sibling_percent = 0;
-  std::int64_t prompt_logprob_percent = 0;  // none with a budget of time
-  std::int64_t in_flight_percent = 0;       // of steps during which clients come and go
-  std::int64_t pump_percent = 100;          // of steps after which deltas are delivered
-  std::int64_t busy_steps = 200;            // with arrivals; then everything must end
-  bool drain = false;                       // ends by draining
-  TrueCosts costs;                          // with scheduler.step_time_target_us
+  std::int64_t prompt_logprob_percent = 0;
+  std::int64_t only_prompt_percent = 0;  // want no tokens
+  std::int64_t in_flight_percent = 0;    // of steps during which clients come and go
+  std::int64_t pump_percent = 100;       // of steps after which deltas are delivered
+  std::int64_t busy_steps = 200;         // with arrivals; then everything must end
+  bool drain = false;                    // ends by draining
+  TrueCosts costs;                       // with scheduler.step_time_target_us
 
   bool timed() const { return scheduler.step_time_target_us > 0; }
 };

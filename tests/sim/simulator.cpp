@@ -39,8 +39,9 @@ SimStats RunSeed(std::uint64_t seed) {
 void Client::OnDelta(TokenDelta&& delta) {
   SIM_CHECK(!finish.has_value(),
             fmt::format("request {} hears more after its end", Value(request.id)));
-  SIM_CHECK(delta.prompt.empty() || (tokens.empty() && delta.tokens.size() == 1),
-            "log-probabilities of the prompt do not come with the first token");
+  SIM_CHECK(delta.prompt.empty() || (tokens.empty() && delta.tokens.size() == 1) ||
+                (request.stop.max_tokens == 0 && delta.finish == FinishReason::kLength),
+            "log-probabilities of the prompt come neither with the first token nor with the end");
   prompt.insert(prompt.end(), delta.prompt.begin(), delta.prompt.end());
   for (GeneratedToken& token : delta.tokens) {
     tokens.push_back(std::move(token));
@@ -221,6 +222,10 @@ Request Simulator::DrawRequest() {
     }
     stop.stop_strings.push_back(text);
   }
+  if (extras_.Chance(config_.only_prompt_percent)) {
+    stop.max_tokens = 0;
+    stop.min_tokens = 0;
+  }
   if (random_.Chance(config_.deadline_percent)) {
     constexpr std::int64_t kLonger = 100;  // are the steps of worlds with a budget of time
     stop.deadline_us = clock_.now_us + random_.Between(-5, 1500) * (config_.timed() ? kLonger : 1);
@@ -288,11 +293,12 @@ void Simulator::CheckRefusal(const Error& error, const Client& client, std::int6
   const Request& request = client.request;
   const std::int64_t length = static_cast<std::int64_t>(request.prompt.size());
   const std::int64_t all = length + request.stop.max_tokens;
+  const std::int64_t computed = std::max(length, all - 1);
   const std::int64_t keys = std::int64_t{config_.blocks} * config_.tokens_per_block;
   switch (error.code) {
     case ErrorCode::kUnavailable: SIM_CHECK(draining_, "refused as draining"); break;
     case ErrorCode::kInvalidArgument:
-      SIM_CHECK(all > config_.scheduler.context_tokens_max || all - 1 > keys,
+      SIM_CHECK(all > config_.scheduler.context_tokens_max || computed > keys,
                 "refused what would fit: " + error.message);
       break;
     case ErrorCode::kDeadlineExceeded:

@@ -56,6 +56,7 @@ struct SimStats {
   std::int64_t stopped = 0;
   std::int64_t bound_elsewhere = 0;       // to another data rank than the first
   std::int64_t siblings = 0;              // accepted, the first ones not counted
+  std::int64_t scored = 0;                // prompts, with no token behind them
   std::int64_t longest_wait_percent = 0;  // of its bound; among waits of some length
 };
 

@@ -53,7 +53,9 @@ void Simulator::CheckEnded(const Client& client) {
       ++stats_.failed;
       break;
     case FinishReason::kStop: ++stats_.stopped; break;
-    case FinishReason::kLength: break;
+    case FinishReason::kLength:
+      stats_.scored += client.prompt.empty() ? 0 : client.tokens.empty();
+      break;
   }
 }
 

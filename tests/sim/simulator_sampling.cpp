@@ -22,7 +22,10 @@ void Simulator::DrawPenalties(SamplingParams& sampling) {
 }
 
 void Simulator::CheckPromptLogprobs(const Client& client, const Expected& expected) {
-  const bool wanted = client.request.prompt_logprobs.has_value() && !client.tokens.empty();
+  const bool scored =
+      client.request.stop.max_tokens == 0 && *client.finish == FinishReason::kLength;
+  const bool wanted =
+      client.request.prompt_logprobs.has_value() && (scored || !client.tokens.empty());
   const std::size_t tokens = wanted ? client.request.prompt.size() - 1 : 0;
   SIM_CHECK(client.prompt.size() == tokens, "log-probabilities of some other prompt");
   for (std::size_t i = 0; i < tokens; ++i) {

@@ -26,8 +26,19 @@ StepWork TimeLaws::WorkOf(const Sequence& sequence, std::int64_t tokens) const {
     const bool last = position + 1 == end || path_of_(sequence, position + 1) != path;
     work.keys[index] += last && IsMasked(path) ? kRowsPerExpandedKey * (position + 1) : 0;
   }
-  work.samples = tokens > 0 && end == sequence.tokens() ? 1 : 0;
+  const bool samples = tokens > 0 && end == sequence.tokens();
+  work.samples = samples && sequence.request().stop.max_tokens > 0 ? 1 : 0;
+  work.prompt_logprobs = LogitsNeeded(sequence, tokens);
   return work;
+}
+
+std::int64_t LogitsNeeded(const Sequence& sequence, std::int64_t tokens) {
+  if (!sequence.request().prompt_logprobs.has_value() || sequence.generated() > 0) {
+    return 0;
+  }
+  // The prompt's last token says nothing of the prompt.
+  const std::int64_t left = sequence.prompt_tokens() - 1 - sequence.computed();
+  return std::clamp<std::int64_t>(left, 0, tokens);
 }
 
 // What a prompt's grant adds to the step; `tokens` may be 0.
@@ -39,14 +50,19 @@ double TimeLaws::AddedUs(const Sequence& sequence, std::int64_t tokens) const {
 bool TimeLaws::FitsRows(const Sequence& sequence, std::int64_t tokens) const {
   const std::int64_t first = sequence.computed();
   const auto path = static_cast<std::size_t>(path_of_(sequence, first + tokens - 1));
-  return work_.rows[path] + 1 <= rows_max_[path];
+  const std::int64_t logits = LogitsNeeded(sequence, tokens) - LogitsNeeded(sequence, tokens - 1);
+  return work_.rows[path] + 1 <= rows_max_[path] &&
+         (logits == 0 || work_.prompt_logprobs + 1 <= logits_max_);
 }
 
 TimeLaws::Shares TimeLaws::Count(const std::vector<PromptGrant>& prompts) {
   Shares shares;
   for (const PromptGrant& prompt : prompts) {
-    if (shares.held_back == nullptr && prompt.tokens < prompt.sequence->behind()) {
+    if (shares.held_back == nullptr && prompt.tokens < prompt.possible) {
       shares.held_back = &prompt;
+    }
+    if (shares.held_back == nullptr && prompt.possible < prompt.sequence->behind()) {
+      shares.short_of_logits += prompt.tokens;
     }
     if (prompt.tokens == 0) {
       continue;
@@ -105,9 +121,9 @@ void TimeLaws::CheckPlan(const Scheduler& scheduler, const std::vector<PromptGra
                           Value(sequence.request().id)));
   }
   is_used_up_ = shares.held_back != nullptr || (left_us <= kRounding && shares.in_order >= due);
-  newcomers_wait_ = shares.held_back != nullptr && shares.overtaking == 0 &&
-                    credit_us_ > kRounding &&
-                    config_.scheduler.step_tokens_max - decoding > kFirstRows;
+  newcomers_wait_ =
+      shares.held_back != nullptr && shares.overtaking == 0 && credit_us_ > kRounding &&
+      config_.scheduler.step_tokens_max - decoding - shares.short_of_logits > kFirstRows;
   prompts_us_ += shares.prompts_us;
   overtaken_us_ += shares.overtaking_us;
   credit_us_ = std::min(credit_us_ + kShare * shares.prompts_us - shares.overtaking_us,
@@ -122,11 +138,15 @@ void TimeLaws::CheckRows(const StepWork& replies, const Shares& shares) const {
     SIM_CHECK(rows <= tried + kFirstRows + shares.overtaking + 1,
               fmt::format("{} rows of a path of which {} were tried", rows, rows_max_[path] / 2));
   }
+  SIM_CHECK(work_.prompt_logprobs <= logits_max_ + kFirstRows + shares.overtaking + 1,
+            fmt::format("{} logits of prompts of which {} were tried", work_.prompt_logprobs,
+                        logits_max_ / 2));
 }
 
 double TimeLaws::TrueUs(std::int64_t step, std::int64_t noise_percent) const {
   const TrueCosts& costs = config_.costs;
-  double us = costs.step_us + costs.sample_us * static_cast<double>(work_.samples);
+  double us = costs.step_us + costs.sample_us * static_cast<double>(work_.samples) +
+              costs.prompt_logprob_us * static_cast<double>(work_.prompt_logprobs);
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
     us += costs.row_us[path] * static_cast<double>(work_.rows[path]) +
           costs.key_us[path] * static_cast<double>(work_.keys[path]);
@@ -139,6 +159,7 @@ void TimeLaws::Learn(const StepWork& measured) {
   for (std::size_t path = 0; path < kAttentionPaths; ++path) {
     rows_max_[path] = std::max(rows_max_[path], 2 * measured.rows[path]);
   }
+  logits_max_ = std::max(logits_max_, 2 * measured.prompt_logprobs);
 }
 
 void TimeLaws::CheckDuration(std::int64_t elapsed_us) {

@@ -8,7 +8,7 @@
 //            leaves of that
 //   work     a prompt is held back only where its next token does not fit into the time, the
 //            tokens, or twice the rows of its path that any step has had
-//   start    so are the first rows of a path: at most 16
+//   start    so are the first rows of a path, and the first logits of prompts: at most 16
 //   share    since any request began to wait, who overtook a prompt got at most an eighth of the
 //            time of prompts, half a target and a token; and gets it where there is such a one
 // Laws of the world:
@@ -30,9 +30,13 @@ namespace dsa::sim {
 // A prompt of a plan, in the order in which prompts are due.
 struct PromptGrant {
   const Sequence* sequence;
-  std::int64_t tokens;  // 0: it runs and gets none
-  bool overtakes;       // one before it did not get all that it lacks
+  std::int64_t tokens;    // 0: it runs and gets none
+  std::int64_t possible;  // of those that it lacks, with the logits that those before it left
+  bool overtakes;         // one before it did not get all that were possible
 };
+
+// Rows of its prompt whose logits a sequence's next tokens take.
+std::int64_t LogitsNeeded(const Sequence& sequence, std::int64_t tokens);
 
 class TimeLaws final {
  public:
@@ -74,12 +78,13 @@ class TimeLaws final {
 
   // What a plan gives to prompts.
   struct Shares {
-    const PromptGrant* held_back = nullptr;  // the first that does not get all that it lacks
+    const PromptGrant* held_back = nullptr;  // the first that does not get all that is possible
     double prompts_us = 0;
     double overtaking_us = 0;
-    double spared_us = 0;         // of tokens that need not fit
-    std::int64_t in_order = 0;    // tokens
-    std::int64_t overtaking = 0;  // prompts
+    double spared_us = 0;              // of tokens that need not fit
+    std::int64_t in_order = 0;         // tokens
+    std::int64_t short_of_logits = 0;  // tokens of those before held_back that were
+    std::int64_t overtaking = 0;       // prompts
   };
   Shares Count(const std::vector<PromptGrant>& prompts);
   void CheckRows(const StepWork& replies, const Shares& shares) const;
@@ -91,6 +96,7 @@ class TimeLaws final {
   PathOf path_of_;
   const StepCostModel* costs_ = nullptr;
   std::array<std::int64_t, kAttentionPaths> rows_max_{};
+  std::int64_t logits_max_ = kFirstRows;  // of prompts
 
   // The step in flight.
   StepWork work_;

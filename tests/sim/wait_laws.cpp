@@ -17,11 +17,6 @@ std::int64_t CatchUpTokens(const Sequence& sequence) {
   return sequence.behind() > 1 ? sequence.behind() : 0;
 }
 
-// Whether logits of its prompt are still to be computed, of which a step holds only so many.
-bool NeedsLogits(const Sequence& sequence) {
-  return sequence.request().prompt_logprobs.has_value() && sequence.generated() == 0;
-}
-
 }  // namespace
 
 // Ids count the requests as they were submitted, whatever the scheduler makes of them.
@@ -51,7 +46,9 @@ void WaitLaws::AddAhead(const Sequence& ahead, Stay& stay) const {
   if (ahead.request().siblings.has_value()) {
     stay.preemptions_left += 1 + preemptions;
   }
-  stay.replies_left += ahead.request().stop.max_tokens - ahead.generated();
+  // One that wants none has its prompt's last token for it.
+  stay.replies_left +=
+      std::max<std::int64_t>(1, ahead.request().stop.max_tokens) - ahead.generated();
   stay.catch_up_tokens += CatchUpTokens(ahead) + again;
   stay.blocks_max = std::max(stay.blocks_max, BlocksFor(ahead.computed_max()));
 }
@@ -155,6 +152,7 @@ std::vector<PromptGrant> WaitLaws::PromptsOf(const Scheduler& scheduler,
     return IsFresh(*a) != IsFresh(*b) ? IsFresh(*b) : Before(*a, *b);
   });
   std::vector<PromptGrant> prompts;
+  std::int64_t logits_left = config_.scheduler.prompt_logprob_rows_max;
   auto start = started.begin();
   auto other = others.begin();
   bool is_short = false;
@@ -163,9 +161,15 @@ std::vector<PromptGrant> WaitLaws::PromptsOf(const Scheduler& scheduler,
                         (other == others.end() || ((*other)->passed() && before(*start, *other)));
     const Sequence* sequence = starts ? *start++ : *other++;
     const std::int64_t tokens = granted[sequence->slot()];
-    prompts.push_back(
-        {.sequence = sequence, .tokens = tokens, .overtakes = is_short && tokens > 0});
-    is_short = is_short || tokens < sequence->behind();
+    const std::int64_t lacks = sequence->behind();
+    const std::int64_t possible =
+        LogitsNeeded(*sequence, lacks) <= logits_left ? lacks : logits_left;
+    prompts.push_back({.sequence = sequence,
+                       .tokens = tokens,
+                       .possible = possible,
+                       .overtakes = is_short && tokens > 0});
+    is_short = is_short || tokens < possible;
+    logits_left -= LogitsNeeded(*sequence, tokens);
   }
   return prompts;
 }
@@ -182,19 +186,22 @@ void WaitLaws::CheckGrants(const Scheduler& scheduler, const BlockPool& pool,
   }
   const std::vector<PromptGrant> prompts = PromptsOf(scheduler, granted);
   const PromptGrant* held_back = nullptr;
+  const PromptGrant* const first = FirstWithLogits(prompts);
   for (const PromptGrant& prompt : prompts) {
-    SIM_CHECK(!prompt.overtakes || (config_.timed() && held_back == prompts.data() &&
-                                    !IsFresh(*held_back->sequence) &&
-                                    prompt.sequence->behind() < held_back->sequence->behind()),
+    SIM_CHECK(!prompt.overtakes ||
+                  (config_.timed() && held_back == first && !IsFresh(*held_back->sequence) &&
+                   !prompt.sequence->request().prompt_logprobs.has_value() &&
+                   prompt.sequence->behind() < held_back->sequence->behind()),
               fmt::format("request {} overtakes a prompt", IdOf(*prompt.sequence)));
-    SIM_CHECK(prompt.overtakes || !prompt.sequence->passed() || !IsFresh(*prompt.sequence),
+    SIM_CHECK(prompt.overtakes || !prompt.sequence->passed() || !IsFresh(*prompt.sequence) ||
+                  FirstCannotStart(scheduler, granted),
               fmt::format("request {} starts before others", IdOf(*prompt.sequence)));
-    if (held_back == nullptr && prompt.tokens < prompt.sequence->behind()) {
+    if (held_back == nullptr && prompt.tokens < prompt.possible) {
       held_back = &prompt;
     }
   }
   if (!config_.timed()) {
-    SIM_CHECK(held_back == nullptr || budget_left_ == 0 || NeedsLogits(*held_back->sequence),
+    SIM_CHECK(held_back == nullptr || budget_left_ == 0,
               "a prompt is held back although there is a budget");
     return;
   }
@@ -204,15 +211,63 @@ void WaitLaws::CheckGrants(const Scheduler& scheduler, const BlockPool& pool,
   }
 }
 
+// The first that has more logits than it can use, if it gets all that are possible to those before.
+const PromptGrant* WaitLaws::FirstWithLogits(const std::vector<PromptGrant>& prompts) {
+  const auto first = std::find_if(prompts.begin(), prompts.end(), [](const PromptGrant& prompt) {
+    return prompt.tokens < prompt.possible || prompt.possible == prompt.sequence->behind();
+  });
+  return first == prompts.end() ? nullptr : &*first;
+}
+
+std::int64_t WaitLaws::LogitsLeft(const Scheduler& scheduler,
+                                  std::span<const std::int64_t> granted) const {
+  std::int64_t left = config_.scheduler.prompt_logprob_rows_max;
+  for (const Sequence* running : scheduler.running()) {
+    left -= LogitsNeeded(*running, granted[running->slot()]);
+  }
+  return left;
+}
+
+// Whether a step cannot compute a token of it, whatever time, tokens and blocks there are.
+bool WaitLaws::CannotStart(const Sequence& waiting, const Scheduler& scheduler,
+                           std::span<const std::int64_t> granted) const {
+  return AwaitsSibling(waiting, scheduler) ||
+         LogitsNeeded(waiting, 1) > LogitsLeft(scheduler, granted);
+}
+
+bool WaitLaws::FirstCannotStart(const Scheduler& scheduler,
+                                std::span<const std::int64_t> granted) const {
+  const Sequence* first = FirstWaiting(scheduler, [](const Sequence&) { return true; });
+  return first != nullptr && CannotStart(*first, scheduler, granted);
+}
+
+const Sequence* WaitLaws::FirstWaiting(
+    const Scheduler& scheduler, const std::function<bool(const Sequence&)>& is_wanted) const {
+  const Sequence* first = nullptr;
+  for (const Sequence* waiting : scheduler.waiting()) {
+    if (is_wanted(*waiting) && (first == nullptr || Before(*waiting, *first))) {
+      first = waiting;
+    }
+  }
+  return first;
+}
+
 // Newcomers have something of their share left, and nobody got any.
 void WaitLaws::CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
                               const std::vector<PromptGrant>& prompts, bool preempted) const {
-  const Sequence& first = *prompts.front().sequence;
-  if (prompts.front().tokens == first.behind() || IsFresh(first) || first.passed()) {
+  const PromptGrant* const held_back = FirstWithLogits(prompts);
+  if (held_back == nullptr || held_back->tokens == held_back->possible) {
     return;
   }
+  const Sequence& first = *held_back->sequence;
+  if (IsFresh(first) || first.passed()) {
+    return;
+  }
+  const auto is_candidate = [&](const Sequence& sequence) {
+    return sequence.behind() < first.behind() && !sequence.request().prompt_logprobs.has_value();
+  };
   for (const PromptGrant& prompt : prompts) {
-    SIM_CHECK(prompt.sequence->behind() >= first.behind(),
+    SIM_CHECK(prompt.tokens == prompt.possible || !is_candidate(*prompt.sequence),
               fmt::format("request {} does not get its share", IdOf(*prompt.sequence)));
   }
   const auto running = static_cast<std::int64_t>(scheduler.running().size());
@@ -221,7 +276,7 @@ void WaitLaws::CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
   }
   const Sequence* shortest = nullptr;
   for (const Sequence* waiting : scheduler.waiting()) {
-    if ((shortest == nullptr || waiting->behind() < shortest->behind()) &&
+    if ((shortest == nullptr || waiting->behind() < shortest->behind()) && is_candidate(*waiting) &&
         !AwaitsSibling(*waiting, scheduler)) {
       shortest = waiting;
     }
@@ -231,8 +286,7 @@ void WaitLaws::CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
   }
   const std::int64_t need =
       BlocksToStart(*shortest) + 1 + BlocksToStart(*scheduler.waiting().front());
-  SIM_CHECK(shortest->behind() >= first.behind() ||
-                need + SpareBlocks(scheduler) > pool.available_blocks(),
+  SIM_CHECK(need + SpareBlocks(scheduler) > pool.available_blocks(),
             fmt::format("request {} is short and waits for a long one", IdOf(*shortest)));
 }
 
@@ -246,13 +300,15 @@ std::int64_t WaitLaws::BlocksToStart(const Sequence& sequence) const {
 bool WaitLaws::AwaitsSibling(const Sequence& sequence, const Scheduler& scheduler) const {
   const std::int64_t shared = (sequence.prompt_tokens() - 1) / config_.tokens_per_block;
   return sequence.request().siblings.has_value() &&
-         std::any_of(scheduler.sequences().begin(), scheduler.sequences().end(),
-                     [&](const std::unique_ptr<Sequence>& other) {
-                       return other != nullptr &&
-                              other->request().siblings == sequence.request().siblings &&
-                              IdOf(*other) < IdOf(sequence) &&
-                              other->computed() / config_.tokens_per_block < shared;
-                     });
+         std::any_of(
+             scheduler.sequences().begin(), scheduler.sequences().end(),
+             [&](const std::unique_ptr<Sequence>& other) {
+               return other != nullptr &&
+                      other->request().siblings == sequence.request().siblings &&
+                      IdOf(*other) < IdOf(sequence) &&
+                      (other->computed() / config_.tokens_per_block < shared ||
+                       (other->request().prompt_logprobs.has_value() && other->generated() == 0));
+             });
 }
 
 void WaitLaws::CheckSiblings(const Scheduler& scheduler) const {
@@ -263,25 +319,27 @@ void WaitLaws::CheckSiblings(const Scheduler& scheduler) const {
   }
 }
 
-void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool) const {
+// Who waits could not start, and neither could the first of those that may pass it.
+void WaitLaws::CheckWork(const Scheduler& scheduler, const BlockPool& pool,
+                         std::span<const std::int64_t> granted) const {
+  const auto running = static_cast<std::int64_t>(scheduler.running().size());
   if (scheduler.waiting().empty() || budget_left_ == 0 ||
-      (config_.timed() && times_.is_used_up()) ||
-      static_cast<std::int64_t>(scheduler.running().size()) == config_.scheduler.sequences_max) {
+      (config_.timed() && times_.is_used_up()) || running == config_.scheduler.sequences_max) {
     return;
   }
-  const Sequence* first =
-      *std::min_element(scheduler.waiting().begin(), scheduler.waiting().end(),
-                        [this](const Sequence* a, const Sequence* b) { return Before(*a, *b); });
-  const auto needs_logits = [](const Sequence* sequence) { return NeedsLogits(*sequence); };
-  if (AwaitsSibling(*first, scheduler) ||
-      std::any_of(scheduler.running().begin(), scheduler.running().end(), needs_logits)) {
+  const Sequence* first = FirstWaiting(scheduler, [](const Sequence&) { return true; });
+  const Sequence* next = FirstWaiting(scheduler, [&](const Sequence& waiting) {
+    const bool may_pass = !waiting.request().prompt_logprobs.has_value();
+    return (may_pass || &waiting == first) && !CannotStart(waiting, scheduler, granted);
+  });
+  if (next == nullptr || (next != first && running + 2 > config_.scheduler.sequences_max)) {
     return;
   }
+  const std::int64_t need = BlocksToStart(*next) + (next == first ? 0 : 1 + BlocksToStart(*first));
   const std::int64_t spare = SpareBlocks(scheduler);
-  const std::int64_t need = BlocksToStart(*first);
   SIM_CHECK(need + spare > pool.available_blocks(),
             fmt::format("request {} waits for {} blocks and {} spare ones, {} are available",
-                        IdOf(*first), need, spare, pool.available_blocks()));
+                        IdOf(*next), need, spare, pool.available_blocks()));
 }
 
 void WaitLaws::CheckBounds(const Scheduler& scheduler) {
@@ -365,7 +423,7 @@ void WaitLaws::CheckPlan(const Scheduler& scheduler, const BlockPool& pool,
   CheckPassing(scheduler, pool);
   CheckGrants(scheduler, pool, granted, preempted);
   if (!preempted) {
-    CheckWork(scheduler, pool);
+    CheckWork(scheduler, pool, granted);
   }
   CheckBounds(scheduler);
 }

@@ -5,13 +5,14 @@
 //            then by arrival, where a preempted request keeps the place it had
 //   replies  a running sequence that has all tokens but one gets it in every step
 //   prompts  those that catch up do so in order: nobody gets a token before the one ahead has all
-//   siblings nobody starts while a sibling before it has to compute blocks that both can share; who
-//            waits for that holds up those behind it
-//   logits   a prompt whose log-probabilities are reported gets no more tokens than logits of it
-//   are
-//            held, and holds up those behind it: such a step computes at least so many of P
+//   siblings nobody starts while a sibling before it has to compute blocks that both can share, or
+//            log-probabilities of the prompt
+//   logits   a prompt whose log-probabilities are reported gets all logits that the step has left,
+//            and holds up nobody behind it: such a step computes at least so many tokens of P
 //   work     somebody waits only where the budget is used up, all places are taken, the blocks do
-//            not suffice for the first in order, or a preemption has just shown them to be short
+//            not suffice for the first in order, or a preemption has just shown them to be short;
+//            where the first waits for a sibling or for logits, others may pass it that need not,
+//            where it could still start
 // Where steps have a budget of time (time_laws.h) there is one exception: while the first prompt is
 // held back, shorter ones may overtake it, and start before others where the first of those could
 // still start.  What they get is bounded in time.
@@ -54,6 +55,7 @@
 #include "tests/sim/time_laws.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <vector>
@@ -108,11 +110,19 @@ class WaitLaws final {
   void CheckNewcomers(const Scheduler& scheduler, const BlockPool& pool,
                       const std::vector<PromptGrant>& prompts, bool preempted) const;
   void CheckPassing(const Scheduler& scheduler, const BlockPool& pool) const;
+  static const PromptGrant* FirstWithLogits(const std::vector<PromptGrant>& prompts);
+  std::int64_t LogitsLeft(const Scheduler& scheduler, std::span<const std::int64_t> granted) const;
+  bool CannotStart(const Sequence& waiting, const Scheduler& scheduler,
+                   std::span<const std::int64_t> granted) const;
+  bool FirstCannotStart(const Scheduler& scheduler, std::span<const std::int64_t> granted) const;
+  const Sequence* FirstWaiting(const Scheduler& scheduler,
+                               const std::function<bool(const Sequence&)>& is_wanted) const;
   static std::int64_t SpareBlocks(const Scheduler& scheduler);
   std::int64_t BlocksToStart(const Sequence& sequence) const;
   bool AwaitsSibling(const Sequence& sequence, const Scheduler& scheduler) const;
   void CheckSiblings(const Scheduler& scheduler) const;
-  void CheckWork(const Scheduler& scheduler, const BlockPool& pool) const;
+  void CheckWork(const Scheduler& scheduler, const BlockPool& pool,
+                 std::span<const std::int64_t> granted) const;
   void CheckBounds(const Scheduler& scheduler);
 
   const SimConfig& config_;

@@ -170,7 +170,7 @@ class VllmCodec final : public MessageCodec {
     for (const GeneratedToken& token : part.tokens) {
       ids_[index].push_back(token.id);
     }
-    if (streams_ && (!part.tokens.empty() || !part.finish)) {
+    if (streams_ && (!part.tokens.empty() || !part.prompt.empty() || !part.finish)) {
       messages.push_back(Chunk(part, head));
     }
     const bool failed = part.finish == ReplyFinish::kError || part.finish == ReplyFinish::kDeadline;

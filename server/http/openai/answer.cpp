@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 #include <utility>
 
 namespace dsa {
@@ -98,19 +99,25 @@ struct LogprobLists {
   }
 };
 
-// `offset` is the number of characters before, and after.  The prompt stands first where its
-// log-probabilities were asked for; its first token has none.
-Json CompletionLogprobs(const ReplyPart& part, const std::optional<TokenId>& prompt_begin,
+// What stands before an answer's own log-probabilities, where those of the prompt were asked for;
+// its first token has none.
+struct EchoedPrompt {
+  std::optional<TokenId> begin{};
+  std::span<const GeneratedToken> rest{};
+};
+
+// `offset` is the number of characters before, and after.
+Json CompletionLogprobs(const ReplyPart& part, const EchoedPrompt& echoed,
                         const ServiceContext& context, std::int64_t& offset) {
   LogprobLists lists;
-  if (prompt_begin) {
-    lists.Add({.id = *prompt_begin, .top_logprobs = {}}, context, offset);
+  if (echoed.begin) {
+    lists.Add({.id = *echoed.begin, .top_logprobs = {}}, context, offset);
     lists.logprobs.back() = nullptr;
     lists.tops.back() = nullptr;
-    if (prompt_begin != context.model.bos) {  // which is no part of the text
-      offset += Characters(BytesOf(*prompt_begin, context));
+    if (echoed.begin != context.model.bos) {  // which is no part of the text
+      offset += Characters(BytesOf(*echoed.begin, context));
     }
-    for (const GeneratedToken& token : part.prompt) {
+    for (const GeneratedToken& token : echoed.rest) {
       lists.Add(token, context, offset);
       offset += Characters(BytesOf(token.id, context));
     }
@@ -130,10 +137,10 @@ Json CompletionLogprobs(const ReplyPart& part, const std::optional<TokenId>& pro
 
 // vLLM's: by position of the prompt, what was likely there by id, its own token first.  Of that the
 // rank is known where it is one of the likely ones.
-Json PromptLogprobsOf(const ReplyPart& part, const ServiceContext& context) {
+Json PromptLogprobsOf(std::span<const GeneratedToken> prompt, const ServiceContext& context) {
   Json list = Json::array();
   list.push_back(nullptr);  // of the first token there is none
-  for (const GeneratedToken& token : part.prompt) {
+  for (const GeneratedToken& token : prompt) {
     Json entry = Json::object();
     const auto add = [&](TokenId id, float logprob, Json rank) {
       entry[std::to_string(Value(id))] = {{"logprob", Finite(logprob)},
@@ -180,13 +187,13 @@ Json MessageOf(const ReplyPart& reply) {
 
 // Null where none were asked for.
 Json LogprobsOf(Endpoint endpoint, const ReplyPart& part, const ReplyHead& head,
-                const std::optional<TokenId>& prompt_begin, const ServiceContext& context,
+                const EchoedPrompt& echoed, const ServiceContext& context,
                 std::int64_t& text_offset) {
   if (head.logprobs == ReportLogprobs::kNo) {
     return nullptr;
   }
   return endpoint == Endpoint::kChat ? ChatLogprobs(part, context)
-                                     : CompletionLogprobs(part, prompt_begin, context, text_offset);
+                                     : CompletionLogprobs(part, echoed, context, text_offset);
 }
 
 // What answers of one call share.
@@ -223,7 +230,9 @@ AnswerEncoder::Progress& AnswerEncoder::ProgressOf(const ReplyPart& part) {
 
 std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
                                  const AnswerForm& form) {
-  const std::optional<TokenId> echoed = form.echo ? head.prompt_begin : std::nullopt;
+  // The first answer has it for all.
+  const EchoedPrompt echoed =
+      form.echo ? EchoedPrompt{head.prompt_begin, reply.prompt} : EchoedPrompt{};
   Json choices = Json::array();
   const auto add = [&](const ReplyPart& one) {
     Json choice = {{"index", one.index}};
@@ -235,7 +244,7 @@ std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
     choice["logprobs"] =
         LogprobsOf(endpoint_, one, head, echoed, context_, ProgressOf(one).text_offset);
     if (form.prompt_logprobs) {
-      choice["prompt_logprobs"] = PromptLogprobsOf(one, context_);
+      choice["prompt_logprobs"] = PromptLogprobsOf(reply.prompt, context_);
     }
     choice["finish_reason"] = FinishOf(one);
     choices.push_back(std::move(choice));
@@ -269,8 +278,14 @@ std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
     choice["text"] = progress.begun ? part.content : head.echo + part.content;
   }
   const bool begins = !std::exchange(progress.begun, true);
-  choice["logprobs"] = LogprobsOf(endpoint_, part, head, begins ? head.prompt_begin : std::nullopt,
-                                  context_, progress.text_offset);
+  EchoedPrompt echoed;
+  if (begins) {
+    echoed = {head.prompt_begin, part.index == 0 ? part.prompt : prompt_};
+  }
+  choice["logprobs"] = LogprobsOf(endpoint_, part, head, echoed, context_, progress.text_offset);
+  if (part.index == 0 && head.answers > 1 && !part.prompt.empty()) {
+    prompt_ = part.prompt;
+  }
   choice["finish_reason"] = FinishOf(part);
   return AsEvent(Dump(
       Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head)));

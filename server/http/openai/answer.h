@@ -37,6 +37,8 @@ class AnswerEncoder final {
 
   const std::int64_t created_;  // seconds since 1970
   std::vector<Progress> choices_;
+  // For the answers behind the first, whose first event comes before theirs.
+  std::vector<GeneratedToken> prompt_;
 };
 
 std::string AsEvent(const std::string& json);
