@@ -345,15 +345,14 @@ int Run(int seconds) {
   getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = limit.rlim_max;
   DSA_CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0, "no descriptors");
-  // A connection takes two descriptors; the rest is for what follows.
-  constexpr std::int64_t kWanted = 10'000;
-  const std::int64_t idle =
-      std::min(kWanted, (static_cast<std::int64_t>(limit.rlim_cur) - 1'000) / 3);
+  constexpr std::int64_t kIdle = 10'000;
+  DSA_CHECK(limit.rlim_cur >= kIdle + 2'000,
+            "{} idle connections need as many open files (ulimit -Hn)", kIdle);
   Clients http_idle;  // processes before threads
   Clients http_streams;
   Clients grpc_streams;
-  Servers servers(3 * kWanted);
-  MeasureIdle(servers, http_idle, idle);
+  Servers servers(3 * kIdle);
+  MeasureIdle(servers, http_idle, kIdle);
   MeasureDelay(servers, 2000);
   MeasureStreams(servers, http_streams, Protocol::kHttp, seconds);
   MeasureStreams(servers, grpc_streams, Protocol::kGrpc, seconds);

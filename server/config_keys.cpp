@@ -164,7 +164,7 @@ std::vector<ConfigKey> ServingKeys() {
        IntValue{&C::max_message_bytes, 1024, 256 * kMiB}},
       {"max_connections", "Listening",
        "Open connections, of gRPC and of HTTP each; one more is closed at once. 0: 1024, or what "
-       "the limit of descriptors leaves, three for each of gRPC and two for each of HTTP.",
+       "the limit of descriptors leaves, three for each of gRPC and one for each of HTTP.",
        IntValue{&C::max_connections, 0, 65536}},
       {"max_concurrent_streams", "Listening", "Open calls of one connection.",
        IntValue{&C::max_concurrent_streams, 1, 65536}},

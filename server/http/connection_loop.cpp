@@ -330,8 +330,11 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void CloseSocket() {
+    if (!socket_.is_open()) {
+      return;
+    }
     ErrorOf ignored;
-    // Who watches a duplicate of the descriptor sees the shutdown, not the close.
+    context_.release(socket_.native_handle());
     socket_.shutdown(Protocol::socket::shutdown_both, ignored);
     socket_.close(ignored);
   }
@@ -463,6 +466,7 @@ void ConnectionLoop::Take(int descriptor) {
   ErrorOf error;
   socket.assign(Protocol(address.ss_family, 0), descriptor, error);
   if (error) {
+    state_->context.release(descriptor);
     Descriptor(descriptor).Close();
     return;
   }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -17,8 +18,9 @@ struct ConnectionContext {
   TransportConfig config;
   HttpHandler handler;
   FaultBody fault_body;
-  std::atomic<bool> draining{false};          // a hint: who reads it late answers once more
-  std::atomic<std::int64_t> memory_bytes{0};  // of requests; a count that orders nothing
+  std::function<void(int connection)> release;  // before a connection is closed
+  std::atomic<bool> draining{false};            // a hint: who reads it late answers once more
+  std::atomic<std::int64_t> memory_bytes{0};    // of requests; a count that orders nothing
 
   std::mutex mutex;
   std::condition_variable left;  // a connection has

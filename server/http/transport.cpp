@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <limits>
 #include <utility>
@@ -25,6 +26,7 @@ struct Transport::State {
   std::size_t next_loop = 0;  // the acceptor's thread
   std::int64_t port = 0;
   std::unique_ptr<Acceptor> acceptor;
+  std::atomic<bool> has_acceptor{false};  // whose thread runs before it is there
   bool stopped = false;
 
   std::mutex refusal_mutex;
@@ -49,6 +51,9 @@ Result<std::unique_ptr<Transport>> Transport::Start(const TransportConfig& confi
                                body = std::move(fault_body)](const HttpFault& fault) {
     return answering.AnswerFault(body, fault);
   };
+  state->context.release = [&releasing = *state](int connection) {
+    releasing.acceptor->Release(connection);
+  };
   DSA_ASSIGN_OR_RETURN(ListenSockets listening, OpenListenSockets(config.host, config.port));
   state->port = listening.port;
   for (ConnectionLoop& loop : state->loops) {
@@ -59,8 +64,11 @@ Result<std::unique_ptr<Transport>> Transport::Start(const TransportConfig& confi
       Acceptor::Start(std::move(listening),
                       {.connections_max = config.connections_max,
                        .take = [&taking = *state](int /*listener*/, int connection) {
+                         taking.has_acceptor.wait(false, std::memory_order_acquire);
                          taking.loops[taking.next_loop++ % kThreads].Take(connection);
                        }}));
+  state->has_acceptor.store(true, std::memory_order_release);
+  state->has_acceptor.notify_all();
   return std::unique_ptr<Transport>(new Transport(std::move(state)));
 }
 

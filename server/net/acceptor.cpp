@@ -243,6 +243,10 @@ void Acceptor::Stop() {
   state.thread.join();
 }
 
+void Acceptor::Release(int connection) {
+  state_->keeper->Release(connection);
+}
+
 std::int64_t Acceptor::open() const {
   return state_->keeper->open();
 }

@@ -25,7 +25,7 @@ class Acceptor final {
     std::int64_t connections_max;  // > 0
     TakeConnection take;           // called by the acceptor's thread
     // Where given, what is taken is the server's end of a relay (relay.h); otherwise it is the
-    // client's connection itself (connection_watch.h).
+    // client's connection itself (connection_watch.h), of which Release must hear.
     std::optional<RelayOptions> relay = {};
   };
 
@@ -42,6 +42,9 @@ class Acceptor final {
   // Closes, waits up to a second for what gRPC has said last to be on its way, and ends what is
   // left. As Close; once gRPC has ended its connections.
   void Stop();
+
+  // Before a connection that was taken is closed, where there is no relay.  Any thread.
+  void Release(int connection);
 
   // Any thread.
   std::int64_t open() const;      // connections that have not ended

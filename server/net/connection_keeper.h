@@ -33,7 +33,8 @@ class ConnectionKeeper {
   // Nothing is left to say to a client.
   virtual bool finished() const = 0;
 
-  // Any thread.
+  // Any thread.  Whoever took a connection is about to close its descriptor.
+  virtual void Release(int /*connection*/) {}
   virtual std::int64_t open() const = 0;     // that have not ended
   virtual std::int64_t refused() const = 0;  // ended for what they did
 };

@@ -3,7 +3,6 @@
 #include <array>
 #include <utility>
 
-#include <fcntl.h>
 #include <sys/epoll.h>
 
 namespace dsa {
@@ -12,20 +11,24 @@ ConnectionWatch::ConnectionWatch(TakeConnection take)
     : take_(std::move(take)), watched_(epoll_create1(EPOLL_CLOEXEC)) {}
 
 bool ConnectionWatch::Add(int listener, Descriptor client) {
-  Descriptor duplicate(fcntl(client.number(), F_DUPFD_CLOEXEC, 0));
+  const int connection = client.number();
   epoll_event event{};
   event.events = EPOLLRDHUP;  // the others come unasked
-  event.data.fd = duplicate.number();
-  if (!duplicate.ok() ||
-      epoll_ctl(watched_.number(), EPOLL_CTL_ADD, duplicate.number(), &event) != 0) {
+  event.data.fd = connection;
+  if (epoll_ctl(watched_.number(), EPOLL_CTL_ADD, connection, &event) != 0) {
     return false;
   }
-  duplicate.Release();
+  {
+    const std::lock_guard lock(mutex_);
+    open_connections_.insert(connection);
+  }
   open_.fetch_add(1, std::memory_order_relaxed);
   take_(listener, client.Release());
   return true;
 }
 
+// An event may be older than a release; its number is nobody else's yet, since only this thread
+// adds.
 void ConnectionWatch::Run() {
   constexpr int kAtOnce = 64;
   std::array<epoll_event, kAtOnce> events{};
@@ -33,12 +36,17 @@ void ConnectionWatch::Run() {
   do {
     count = epoll_wait(watched_.number(), events.data(), kAtOnce, 0);
     for (int i = 0; i < count; ++i) {
-      const Descriptor duplicate(events[static_cast<std::size_t>(i)].data.fd);
-      // The connection may live on where it was handed to, and with it what the epoll watches.
-      epoll_ctl(watched_.number(), EPOLL_CTL_DEL, duplicate.number(), nullptr);
-      open_.fetch_sub(1, std::memory_order_relaxed);
+      Release(events[static_cast<std::size_t>(i)].data.fd);
     }
   } while (count == kAtOnce);
+}
+
+void ConnectionWatch::Release(int connection) {
+  const std::lock_guard lock(mutex_);
+  if (open_connections_.erase(connection) == 1) {
+    epoll_ctl(watched_.number(), EPOLL_CTL_DEL, connection, nullptr);
+    open_.fetch_sub(1, std::memory_order_relaxed);
+  }
 }
 
 }  // namespace dsa

@@ -88,6 +88,14 @@ struct Taker {
                                               }}))
                    .value();
   }
+  ~Taker() { CloseAll(); }
+  void CloseAll() {
+    const std::lock_guard lock(mutex);
+    for (const Descriptor& one : taken) {
+      acceptor->Release(one.number());
+    }
+    taken.clear();
+  }
   bool HasTaken(std::size_t count) {
     return Eventually([&] {
       const std::lock_guard lock(mutex);
@@ -132,15 +140,10 @@ TEST_CASE("the cap is exact whichever side closes, ten times over", "[api][accep
     for (const Descriptor& client : clients) {
       CHECK_FALSE(Ends(client, 1));
     }
-    if (by_server) {
-      for (const Descriptor& one : taker.taken) {
-        shutdown(one.number(), SHUT_RDWR);  // as gRPC does before it closes
-      }
-      taker.taken.clear();
-    } else {
+    if (!by_server) {
       clients.clear();  // and connect again at once
-      taker.taken.clear();
     }
+    taker.CloseAll();
   }
   CHECK(Eventually([&] { return taker.acceptor->open() == 0; }));
 }
@@ -174,10 +177,7 @@ TEST_CASE("without descriptors who comes is told, and who comes later is taken",
   CHECK(ended >= 20);
   CHECK(taker.acceptor->open() == 40 - ended);
   clients.clear();
-  {
-    const std::lock_guard lock(taker.mutex);
-    taker.taken.clear();
-  }
+  taker.CloseAll();
   CHECK(Eventually([&] { return taker.acceptor->open() == 0; }));
   const Descriptor later = Connect(taker.port);
   CHECK(taker.HasTaken(1));
