@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 dsa=$1
 environment=build/benchmark-clients
 log=build/benchmark-clients-install.log
+logs=build/benchmark-clients-logs
 url=http://127.0.0.1:8552
 mkdir -p build
 if [[ ! -e $environment/done ]]; then
@@ -25,19 +26,35 @@ source tools/serving.sh
 start_serving "$dsa" 127.0.0.1:50552 build/benchmark-clients-server.log \
   --config configs/tiny_cpu.json --http-listen "${url#http://}"
 
-"$environment/bin/lm_eval" --model local-completions --tasks dsa_sums --include_path tests/clients/lm_eval \
-  --model_args "model=dsa-tiny,base_url=$url/v1/completions,num_concurrent=4,tokenizer_backend=none,tokenized_requests=False" \
-  2>build/lm-eval.log
-
-# Without config.json, from which it would take another tokenizer.
+# Without config.json, from which they would take another tokenizer.
 mkdir -p build/tokenizer
 cp models/dsa-tiny/tokenizer.json models/dsa-tiny/tokenizer_config.json build/tokenizer/
+
+rm -rf "$logs"
+mkdir -p "$logs"
+
+# evaluate TASK MODEL_ARGUMENTS: lm-eval's own output is shown and kept.
+evaluate() {
+  "$environment/bin/lm_eval" --model local-completions --tasks "$1" --include_path tests/clients/lm_eval \
+    --model_args "model=dsa-tiny,base_url=$url/v1/completions,num_concurrent=4,$2" \
+    >"$logs/lm-eval-$1.log" 2>&1
+  grep '^|' "$logs/lm-eval-$1.log"
+}
+evaluate dsa_sums tokenizer_backend=none,tokenized_requests=False
+# A prompt and its answer are scored: echo with log-probabilities.
+evaluate dsa_choices "tokenizer=$PWD/build/tokenizer,tokenizer_backend=huggingface"
+
 "$environment/bin/aiperf" profile -m dsa-tiny --url "$url" --endpoint-type chat --streaming \
   --tokenizer "$PWD/build/tokenizer" --concurrency 4 --request-count 24 \
   --synthetic-input-tokens-mean 100 --synthetic-input-tokens-stddev 0 --output-tokens-mean 20 \
   --extra-inputs ignore_eos:true --extra-inputs temperature:0 \
-  --ui none --artifact-dir build/aiperf >build/aiperf.log 2>&1
+  --ui none --artifact-dir build/aiperf >"$logs/aiperf.log" 2>&1
+cp build/aiperf/profile_export_aiperf.csv "$logs/aiperf.csv"
 grep -E '^(Metric,V|Time to First Token|Inter Token Latency|Request Latency|Request Count|Request Error|Output Token Throughput \(|Benchmark D)' \
-  build/aiperf/profile_export_aiperf.csv
+  "$logs/aiperf.csv"
 
 stop_serving
+grep -v ' request ' build/benchmark-clients-server.log >"$logs/server.log"
+# Nobody else has these folders, nor a terminal that shows colours.
+sed -i -e "s#$PWD/##g" -e 's/\x1b\[[0-9;]*m//g' "$logs"/*
+echo "logs: $logs"

@@ -6,6 +6,8 @@ import json
 import openai
 import pytest
 from conftest import WEATHER
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as chat_parameters
+from openai.types.completion_create_params import CompletionCreateParamsBase as completion_parameters
 
 QUESTION = [{"role": "user", "content": "What does abandon mean?"}]
 ANSWER = "abandon (verb): forsake, leave behind."
@@ -65,6 +67,134 @@ def test_completion(client, server):
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == 8
     assert answer.choices[0].text
+
+
+def test_several_answers(client, server):
+    drawn = client.completions.create(
+        model=server.model, prompt="What is 29 + 64?", temperature=1, seed=3, n=4, max_tokens=6
+    )
+    assert [choice.index for choice in drawn.choices] == [0, 1, 2, 3]
+    alone = client.completions.create(
+        model=server.model, prompt="What is 29 + 64?", temperature=1, seed=5, max_tokens=6
+    )
+    assert drawn.choices[2].text == alone.choices[0].text
+    assert drawn.usage.prompt_tokens == alone.usage.prompt_tokens
+
+
+def scored(client, server, **options):
+    """What an evaluation asks: how likely is this text?"""
+    return client.completions.create(
+        model=server.model, prompt="It is a truth universally acknowledged", temperature=0, echo=True, **options
+    )
+
+
+def test_echo(client, server):
+    answer = scored(client, server, logprobs=2, max_tokens=1)
+    (choice,) = answer.choices
+    lists = choice.logprobs
+    tokens = answer.usage.prompt_tokens + 1
+    assert choice.text.startswith("It is a truth universally acknowledged")
+    assert [len(lists.tokens), len(lists.token_logprobs), len(lists.top_logprobs)] == [tokens] * 3
+    assert lists.token_logprobs[0] is None
+    assert all(logprob <= 0 for logprob in lists.token_logprobs[1:])
+    assert "".join(lists.tokens).endswith(choice.text)
+    # With nothing behind it the same is said of the prompt.
+    only = scored(client, server, logprobs=2, max_tokens=0)
+    assert only.choices[0].text == "It is a truth universally acknowledged"
+    assert only.choices[0].finish_reason == "length"
+    assert only.usage.completion_tokens == 0
+    assert only.usage.total_tokens == answer.usage.prompt_tokens
+    assert only.choices[0].logprobs.token_logprobs == lists.token_logprobs[:-1]
+    assert only.choices[0].logprobs.top_logprobs == lists.top_logprobs[:-1]
+    (streamed,) = [
+        chunk for chunk in scored(client, server, logprobs=2, max_tokens=0, stream=True) if chunk.choices
+    ]
+    assert streamed.choices[0].text == only.choices[0].text
+    assert streamed.choices[0].logprobs.token_logprobs == lists.token_logprobs[:-1]
+    twice = scored(client, server, logprobs=2, max_tokens=1, n=2)
+    assert [one.logprobs.token_logprobs for one in twice.choices] == [lists.token_logprobs] * 2
+    assert twice.usage.prompt_tokens == answer.usage.prompt_tokens
+
+
+def test_prompt_logprobs(client, server):
+    answer = client.completions.create(
+        model=server.model, prompt="It is a truth", max_tokens=1, extra_body={"prompt_logprobs": 1}
+    )
+    said = answer.choices[0].prompt_logprobs
+    assert said[0] is None
+    assert len(said) == answer.usage.prompt_tokens
+    assert all(entry["logprob"] <= 0 for place in said[1:] for entry in place.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [("chat/completions", chat_parameters), ("completions", completion_parameters)],
+)
+def test_every_parameter_is_known(client, server, path, parameters):
+    """The server refuses what nobody documents (--http-strict); of what this package knows it refuses values."""
+    least = {"prompt": "x"} if path == "completions" else {"messages": [{"role": "user", "content": "x"}]}
+    names = set(parameters.__annotations__) - {"model", "prompt", "messages", "stream"}
+    assert len(names) > 10
+    for name in sorted(names):
+        try:
+            client.post(f"/{path}", body={**least, "max_tokens": 1, name: "x"}, cast_to=object)
+        except openai.BadRequestError as refused:
+            assert "no such field" not in refused.message, refused.message
+            assert name in refused.message, refused.message
+
+
+def test_prefix(client, server):
+    """DeepSeek's and vLLM's ways to have an answer go on from its beginning."""
+    begun = [*QUESTION, {"role": "assistant", "content": "abandon (verb): for", "prefix": True}]
+    answer = client.chat.completions.create(model=server.model, messages=begun, temperature=0)
+    assert answer.choices[0].message.content == "sake, leave behind."
+    del begun[-1]["prefix"]
+    answer = client.chat.completions.create(
+        model=server.model,
+        messages=begun,
+        temperature=0,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    assert answer.choices[0].message.content == "sake, leave behind."
+
+
+def test_forms_of_messages(client, server):
+    parts = [{"type": "text", "text": "What does "}, {"type": "text", "text": "abandon mean?"}]
+    answer = client.chat.completions.create(
+        model=server.model, messages=[{"role": "user", "content": parts}], temperature=0
+    )
+    assert answer.choices[0].message.content == ANSWER
+    told = [{"role": "developer", "content": "Answer in one line."}, *QUESTION]
+    assert client.chat.completions.create(model=server.model, messages=told, temperature=0).choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as forced:
+        client.chat.completions.create(
+            model=server.model,
+            messages=QUESTION,
+            tools=[{"type": "function", "function": WEATHER}],
+            tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        )
+    assert forced.value.param == "tool_choice"
+
+
+def test_thinking(client, server):
+    for ways in [
+        {"extra_body": {"thinking": {"type": "enabled"}}},
+        {"extra_body": {"chat_template_kwargs": {"thinking": True}}},
+        {"reasoning_effort": "high"},
+    ]:
+        answer = client.chat.completions.create(model=server.model, messages=QUESTION, temperature=0, **ways)
+        assert answer.usage.completion_tokens_details.reasoning_tokens > 0
+        assert answer.usage.prompt_cache_hit_tokens + answer.usage.prompt_cache_miss_tokens == answer.usage.prompt_tokens
+    answer = client.chat.completions.create(model=server.model, messages=QUESTION, temperature=0, reasoning_effort="none")
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+
+
+def test_instance(client, server):
+    """The same server, as its answers say, also where they are errors."""
+    first = client.models.with_raw_response.list().headers["x-dsa-instance"]
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("another")
+    assert missing.value.response.headers["x-dsa-instance"] == first
 
 
 def test_tools(client, server):

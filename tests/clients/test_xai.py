@@ -59,6 +59,25 @@ def test_stream(client, server):
     assert len(contents) > 5
 
 
+def test_sample_batch(client, server):
+    chat = client.chat.create(model=server.model, messages=[user(QUESTION)], temperature=0)
+    answers = chat.sample_batch(3)
+    assert [answer.content for answer in answers] == [ANSWER] * 3
+    assert [answer.finish_reason for answer in answers] == ["REASON_STOP"] * 3
+    drawn = client.chat.create(model=server.model, messages=[user("Who are you?")], temperature=1, seed=7)
+    first = [answer.content for answer in drawn.sample_batch(4)]
+    assert first == [answer.content for answer in drawn.sample_batch(4)]  # of seeds 7 to 10
+    alone = client.chat.create(model=server.model, messages=[user("Who are you?")], temperature=1, seed=9)
+    assert alone.sample().content == first[2]
+
+
+def test_stream_batch(client, server):
+    chat = client.chat.create(model=server.model, messages=[user(QUESTION)], temperature=0)
+    for answers, _ in chat.stream_batch(2):
+        pass
+    assert [answer.content for answer in answers] == [ANSWER] * 2
+
+
 def test_async(server):
     async def ask() -> list:
         client = xai_sdk.AsyncClient(api_key="none", api_host=server.grpc.replace("127.0.0.1", "localhost"))

@@ -70,6 +70,59 @@ TEST_CASE("folders include only what is below them", "[tidy]") {
   RequireNone([](const Source& source) { return CheckIncludes(source, Graph()); });
 }
 
+// All that `pattern`'s first group matches.
+std::set<std::string> AllMatches(const std::string& text, const char* pattern) {
+  const std::regex wanted(pattern);
+  std::set<std::string> found;
+  for (std::sregex_iterator it(text.begin(), text.end(), wanted), end; it != end; ++it) {
+    found.insert((*it)[1]);
+  }
+  return found;
+}
+
+// Names that stand in backticks, alone or first, such as "`stop`" and "`thinking: {type}`".
+std::set<std::string> NamesIn(const std::string& text) {
+  return AllMatches(text, "`([a-z_]+)[`:.]");
+}
+
+TEST_CASE("every route and field of HTTP is documented, and nothing else", "[tidy]") {
+  std::string code;
+  for (const auto& entry : fs::directory_iterator(testing::SourcePath("server/http/openai"))) {
+    code += Read(entry.path());
+  }
+  const std::string docs = Read(testing::SourcePath("docs/http.md"));
+  const std::string routes = docs.substr(0, docs.find("## Fields"));
+  const std::string fields =
+      docs.substr(docs.find("## Fields"), docs.find("## Answers") - docs.find("## Fields"));
+  std::set<std::string> taken = AllMatches(code, R"re(\bTake[A-Za-z]*\("([a-z_]+)"\))re");
+  taken.merge(AllMatches(code, R"re(Documented\{"([a-z_]+)")re"));
+  CHECK(taken.size() > 70);
+  const std::set<std::string> named = NamesIn(docs);
+  for (const std::string& field : taken) {
+    INFO(field << " is read by server/http/openai and not in docs/http.md");
+    CHECK(named.count(field) == 1);
+  }
+  // Of the first column: a row's end, a bar, and what stands before the next bar.
+  std::string first_columns;
+  for (const std::string& column : AllMatches(fields, R"re(\n(\| [^|]*) \|)re")) {
+    first_columns += column;
+  }
+  const std::string readers = code + Read(testing::SourcePath("tokenizer/chat_json.cpp"));
+  for (const std::string& field : NamesIn(first_columns)) {
+    INFO(field << " is in docs/http.md and nothing reads it");
+    CHECK(readers.find('"' + field + '"') != std::string::npos);
+  }
+  for (const std::string& route :
+       AllMatches(code, R"re(\{?"(/[a-z0-9/_]+)"(?:, "(?:GET|POST)"|;))re")) {
+    INFO(route << " is served and not documented");
+    CHECK(routes.find(' ' + route) != std::string::npos);
+  }
+  for (const std::string& route : AllMatches(routes, "`(?:GET|POST) (/[a-z0-9/_]+)`")) {
+    INFO(route << " is documented and not served");
+    CHECK(code.find('"' + route + '"') != std::string::npos);
+  }
+}
+
 TEST_CASE("the API depends on no kernel, however far", "[tidy]") {
   for (const Complaint& complaint : CheckReach(Sources())) {
     INFO(complaint.path << ": " << complaint.what);

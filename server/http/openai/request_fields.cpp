@@ -24,7 +24,7 @@ double NumberOf(const PythonValue& value) {
 }
 
 // Which values of a documented field are what happens anyway.
-enum class Neutral : std::uint8_t { kAny, kNone, kFalse, kTrue, kOne, kEmpty, kText };
+enum class Neutral : std::uint8_t { kAny, kNone, kFalse, kTrue, kOne, kEmpty, kText, kTextList };
 
 struct Documented {
   std::string_view key;
@@ -38,9 +38,12 @@ constexpr std::array kDocumented = {
     Documented{"function_call", Neutral::kNone},
     Documented{"functions", Neutral::kEmpty},
     Documented{"metadata", Neutral::kAny},
+    Documented{"modalities", Neutral::kTextList},
+    Documented{"moderation", Neutral::kNone},
     Documented{"parallel_tool_calls", Neutral::kTrue},
     Documented{"prediction", Neutral::kNone},
     Documented{"prompt_cache_key", Neutral::kAny},
+    Documented{"prompt_cache_options", Neutral::kAny},
     Documented{"prompt_cache_retention", Neutral::kAny},
     Documented{"response_format", Neutral::kText},
     Documented{"safety_identifier", Neutral::kAny},
@@ -51,26 +54,34 @@ constexpr std::array kDocumented = {
     Documented{"verbosity", Neutral::kNone},
     Documented{"web_search_options", Neutral::kNone},
     // Of vLLM.
+    Documented{"add_special_tokens", Neutral::kFalse},  // of a chat
     Documented{"allowed_token_ids", Neutral::kEmpty},
     Documented{"bad_words", Neutral::kEmpty},
     Documented{"chat_template", Neutral::kNone},
     Documented{"documents", Neutral::kEmpty},
     Documented{"early_stopping", Neutral::kFalse},
     Documented{"guided_choice", Neutral::kNone},
+    Documented{"guided_decoding_backend", Neutral::kAny},
     Documented{"guided_grammar", Neutral::kNone},
     Documented{"guided_json", Neutral::kNone},
     Documented{"guided_regex", Neutral::kNone},
+    Documented{"guided_whitespace_pattern", Neutral::kAny},
+    Documented{"include_reasoning", Neutral::kTrue},
     Documented{"include_stop_str_in_output", Neutral::kFalse},
     Documented{"kv_transfer_params", Neutral::kNone},
     Documented{"length_penalty", Neutral::kOne},
     Documented{"logits_processors", Neutral::kEmpty},
+    Documented{"media_io_kwargs", Neutral::kEmpty},
     Documented{"mm_processor_kwargs", Neutral::kEmpty},
+    Documented{"prompt_embeds", Neutral::kNone},
     Documented{"prompt_logprobs", Neutral::kNone},
     Documented{"return_token_ids", Neutral::kFalse},
     Documented{"return_tokens_as_token_ids", Neutral::kFalse},
     Documented{"skip_special_tokens", Neutral::kTrue},
     Documented{"spaces_between_special_tokens", Neutral::kAny},
+    Documented{"structural_tag", Neutral::kNone},
     Documented{"structured_outputs", Neutral::kNone},
+    Documented{"thinking_token_budget", Neutral::kNone},
     Documented{"truncate_prompt_tokens", Neutral::kNone},
     Documented{"use_beam_search", Neutral::kFalse},
     Documented{"vllm_xargs", Neutral::kEmpty},
@@ -89,6 +100,9 @@ bool IsNeutral(const PythonValue& value, Neutral neutral) {
                  ? value.text.empty()
                  : (value.kind == Kind::kArray || value.kind == Kind::kObject) &&
                        value.items.empty();
+    case Neutral::kTextList:
+      return value.kind == Kind::kArray && value.items.size() == 1 &&
+             value.items[0].kind == Kind::kString && value.items[0].text == "text";
     case Neutral::kText: {
       const PythonValue* type = value.Find("type");
       return type != nullptr && type->kind == Kind::kString && type->text == "text" &&
