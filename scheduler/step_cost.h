@@ -13,6 +13,7 @@
 #include "common/attention_path.h"
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace dsa {
@@ -59,7 +60,7 @@ class StepCostModel final {
 
  private:
   static constexpr std::size_t kRows = 3;  // the first of the paths'
-  static constexpr std::size_t kFeatures = kRows + 2 * kAttentionPaths;
+  static constexpr std::size_t kFeatures = kRows + std::size_t{2} * kAttentionPaths;
   using Features = std::array<double, kFeatures>;
 
   static Features FeaturesOf(const StepWork& work);

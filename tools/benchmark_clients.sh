@@ -54,7 +54,7 @@ grep -E '^(Metric,V|Time to First Token|Inter Token Latency|Request Latency|Requ
   "$logs/aiperf.csv"
 
 stop_serving
-grep -v ' request ' build/benchmark-clients-server.log >"$logs/server.log"
+grep -v '"message":"request"' build/benchmark-clients-server.log >"$logs/server.log"
 # Nobody else has these folders, nor a terminal that shows colours.
-sed -i -e "s#$PWD/##g" -e 's/\x1b\[[0-9;]*m//g' "$logs"/*
+sed -i -e "s#$PWD/##g" -e 's/\r/\n/g' -e 's/\x1b\[[0-9;]*m//g' "$logs"/*
 echo "logs: $logs"

@@ -330,12 +330,8 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void CloseSocket() {
-    if (!socket_.is_open()) {
-      return;
-    }
+    context_.release(socket_.native_handle());  // -1 where it is closed: nobody's
     ErrorOf ignored;
-    context_.release(socket_.native_handle());
-    socket_.shutdown(Protocol::socket::shutdown_both, ignored);
     socket_.close(ignored);
   }
 

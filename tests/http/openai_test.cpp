@@ -438,6 +438,12 @@ TEST_CASE("text and tokens go both ways", "[http]") {
   const Json chat =
       Parse(ask("/tokenize", R"({"messages": [{"role": "user", "content": "Grüße"}]})").body);
   CHECK(chat["count"].get<int>() > tokens["count"].get<int>());
+  const auto told = [&](const std::string& role) {
+    return ask("/tokenize", R"({"messages": [{"role": ")" + role + R"(", "content": "Be brief."},
+                                            {"role": "user", "content": "x"}]})");
+  };
+  CHECK(told("developer").status == 200);
+  CHECK(told("developer").body == told("system").body);  // as OpenAI has it
   CHECK(ErrorMessage(ask("/tokenize", "{}")).rfind("prompt: missing", 0) == 0);
   CHECK(ErrorMessage(ask("/detokenize", R"({"tokens": [-1]})")) ==
         "tokens[0]: -1 is not in [0, 129280)");

@@ -2,9 +2,7 @@
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
-#include <chrono>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include <catch2/catch.hpp>
@@ -277,12 +275,7 @@ TEST_CASE("log-probabilities of prompts have a limit of memory", "[http][samplin
   engine.Forget();
   AnswerBudget& budget = serving.context().prompt_logprobs;
   const std::int64_t all = serving.context().slow_client.prompt_logprob_bytes_max;
-  bool is_free = budget.Take(all, all);
-  for (int tries = 0; !is_free && tries < 2000; ++tries) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    is_free = budget.Take(all, all);
-  }
-  CHECK(is_free);
+  CHECK(testing::Eventually([&] { return budget.Take(all, all); }));
 }
 
 // Two answers, the second of which ends first.

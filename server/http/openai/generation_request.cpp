@@ -284,9 +284,7 @@ Status TakeContinuation(RequestFields& fields, Chat& chat) {
 }
 
 Status TakeMessages(RequestFields& fields, Ask& ask) {
-  fields.Take("messages");
-  fields.Take("tools");
-  DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(fields.document()));
+  DSA_ASSIGN_OR_RETURN(Chat chat, TakeConversation(fields));
   DSA_ASSIGN_OR_RETURN(chat.thinking, TakeThinking(fields));
   DSA_RETURN_IF_ERROR(TakeToolChoice(fields, chat));
   DSA_RETURN_IF_ERROR(TakeContinuation(fields, chat));
@@ -295,6 +293,21 @@ Status TakeMessages(RequestFields& fields, Ask& ask) {
 }
 
 }  // namespace
+
+Result<Chat> TakeConversation(RequestFields& fields) {
+  fields.Take("messages");
+  fields.Take("tools");
+  DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(fields.document()));
+  bool is_asked_later = false;
+  for (std::size_t index = chat.messages.size(); index-- > 0;) {
+    ChatRole& role = chat.messages[index].role;
+    if (role == ChatRole::kDeveloper && is_asked_later) {
+      role = ChatRole::kSystem;
+    }
+    is_asked_later = is_asked_later || role == ChatRole::kUser || role == ChatRole::kDeveloper;
+  }
+  return chat;
+}
 
 FieldNames FieldNamesOf(Endpoint endpoint) {
   const bool chat = endpoint == Endpoint::kChat;

@@ -20,6 +20,10 @@ struct AnswerForm {
   std::int64_t ignored_keys = 0;
 };
 
+// `messages` and `tools`.  OpenAI's developer instructs as a system message does; one that nobody
+// asks behind is the chat format's own.
+Result<Chat> TakeConversation(RequestFields& fields);
+
 // What the endpoint calls the fields of an Ask.
 FieldNames FieldNamesOf(Endpoint endpoint);
 

@@ -6,7 +6,6 @@
 #include "server/api/prompt.h"
 #include "server/http/openai/completion_call.h"
 #include "server/http/openai/errors.h"
-#include "tokenizer/chat_json.h"
 
 #include <algorithm>
 #include <atomic>
@@ -80,9 +79,7 @@ Result<std::vector<TokenId>> TokenizeText(RequestFields& fields, const ServiceCo
 }
 
 Result<std::vector<TokenId>> TokenizeChat(RequestFields& fields, const ServiceContext& context) {
-  fields.Take("messages");
-  fields.Take("tools");
-  DSA_ASSIGN_OR_RETURN(const Chat chat, ReadConversation(fields.document()));
+  DSA_ASSIGN_OR_RETURN(const Chat chat, TakeConversation(fields));
   const ChatFieldNames names = FieldNamesOf(Endpoint::kChat).chat;
   DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(chat, names, context));
   return EncodeWithin(rendered.text, rendered.template_ranges, "messages", context);
