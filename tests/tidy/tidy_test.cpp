@@ -277,6 +277,18 @@ TEST_CASE("each rule fires on text that breaks it", "[tidy]") {
   CHECK(banned("// FIX"
                "ME later\n") == 1);
   CHECK(banned("cudaMalloc(&p, 1);\n") == 1);
+  CHECK(banned("int x = srand(1) + std::random_shuffle(a, b);\n") == 1);
+  CHECK(banned("stream << std::endl;\n") == 1);
+  CHECK(banned("void* x = mmap(0, 1);\n") == 1);
+  CHECK(banned("void* x = alloca(1);\n") == 1);
+  CHECK(banned("throw x;\n") == 1);
+  CHECK(banned("delete[] x;\n") == 1);
+  CHECK(banned("std::this_thread::sleep_for(x);\n") == 1);
+  CHECK(banned("thread.detach();\n") == 1);
+  CHECK(banned("// XX"
+               "X\n") == 1);
+  CHECK(banned("// TO"
+               "DO\n") == 1);
 
   CHECK(CheckHead({"model/a.h", "#pragma once\n"}).size() == 1);
   CHECK(CheckHead({"model/a.h", "// What for.\n"}).size() == 1);
