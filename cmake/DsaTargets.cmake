@@ -20,5 +20,8 @@ function(dsa_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_test_paths dsa_warnings)
   # Much of the time of compiling a test goes into optimising Catch2's macros.
   target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
+  if(DSA_JOIN_TESTS)
+    set_target_properties(${name} PROPERTIES UNITY_BUILD ON)  # headers are most of what they compile
+  endif()
   catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600)
 endfunction()

@@ -34,7 +34,7 @@ extern "C" const char* __lsan_default_suppressions() {
 }
 #endif
 
-namespace dsa {
+namespace dsa::acceptor_test {
 namespace {
 
 using testing::Eventually;
@@ -350,4 +350,4 @@ TEST_CASE("a path is taken from a socket that is dead, and from nothing else", "
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::acceptor_test

@@ -14,7 +14,7 @@
 #include <fmt/core.h>
 #include <google/protobuf/text_format.h>
 
-namespace dsa {
+namespace dsa::answers_test {
 namespace {
 
 namespace vllm_engine = vllm::grpc::engine;
@@ -216,4 +216,4 @@ TEST_CASE("each of several answers of xAI's has its index and its reason", "[api
   });
 }
 
-}  // namespace dsa
+}  // namespace dsa::answers_test

@@ -13,7 +13,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::details_test {
 namespace {
 
 using testing::Loopback;
@@ -203,4 +203,4 @@ TEST_CASE("health knows every service that is registered", "[api][details]") {
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::details_test

@@ -18,7 +18,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
 
-namespace dsa {
+namespace dsa::endings_test {
 namespace {
 
 using testing::Eventually;
@@ -404,4 +404,4 @@ TEST_CASE("a storm of short unary calls with cancels ends every call once", "[en
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::endings_test

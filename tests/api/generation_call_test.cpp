@@ -8,7 +8,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::generation_call_test {
 namespace {
 
 using testing::Delta;
@@ -475,4 +475,4 @@ TEST_CASE("replies that are not sent yet have a limit of memory together", "[api
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::generation_call_test

@@ -17,7 +17,7 @@
 #include <fmt/core.h>
 #include <grpcpp/channel.h>
 
-namespace dsa {
+namespace dsa::guarded_test {
 namespace {
 
 using grpc::health::v1::Health;
@@ -270,4 +270,4 @@ TEST_CASE("trailers, watches, reflection and a drain come through", "[api][guard
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::guarded_test

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-namespace dsa {
+namespace dsa::listen_sockets_test {
 namespace {
 
 // A TCP socket bound to a port of 127.0.0.1.
@@ -126,4 +126,4 @@ TEST_CASE("an address that cannot be this machine's is refused", "[api][listen]"
   CHECK(AddressText("::1", 7) == "[::1]:7");
 }
 
-}  // namespace dsa
+}  // namespace dsa::listen_sockets_test

@@ -17,7 +17,7 @@
 #include <fmt/core.h>
 #include <grpcpp/channel.h>
 
-namespace dsa {
+namespace dsa::load_test {
 namespace {
 
 using std::chrono::milliseconds;
@@ -390,4 +390,4 @@ TEST_CASE("a health check is small", "[load]") {
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::load_test

@@ -15,7 +15,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::loopback_test {
 namespace {
 
 using testing::CallRaw;
@@ -489,4 +489,4 @@ TEST_CASE("tokens and text go both ways", "[api][chat]") {
   CHECK(stub->Detokenize(&sixth, back, &text).error_code() == grpc::StatusCode::INVALID_ARGUMENT);
 }
 
-}  // namespace dsa
+}  // namespace dsa::loopback_test

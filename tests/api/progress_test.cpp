@@ -17,7 +17,7 @@
 #include <catch2/catch.hpp>
 #include <grpcpp/channel.h>
 
-namespace dsa {
+namespace dsa::progress_test {
 namespace {
 
 using grpc::health::v1::Health;
@@ -240,4 +240,4 @@ TEST_CASE("an acceptor that stands still turns the health of both servers until 
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::progress_test

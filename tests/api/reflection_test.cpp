@@ -9,7 +9,7 @@
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>
 
-namespace dsa {
+namespace dsa::reflection_test {
 namespace {
 
 using grpc::reflection::v1::ServerReflection;
@@ -88,4 +88,4 @@ TEST_CASE("a reflection request that is none, or is long, ends its call", "[api]
   CHECK(status.error_message().find("at most 4096") != std::string::npos);
 }
 
-}  // namespace dsa
+}  // namespace dsa::reflection_test

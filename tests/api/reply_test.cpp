@@ -11,7 +11,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::reply_test {
 namespace {
 
 const ReplyFormat kThinking{.chat = ChatFormat::kV32, .thinking = true};
@@ -184,4 +184,4 @@ TEST_CASE("content with stop strings is the content without, up to the first", "
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::reply_test

@@ -9,7 +9,7 @@
 #include <catch2/catch.hpp>
 #include <grpcpp/channel.h>
 
-namespace dsa {
+namespace dsa::test_server_test {
 namespace {
 
 using testing::TestServer;
@@ -79,4 +79,4 @@ TEST_CASE("a server that is destroyed while a step is held lets it end", "[test_
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::test_server_test

@@ -16,7 +16,7 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
-namespace dsa {
+namespace dsa::time_test {
 namespace {
 
 using std::chrono::milliseconds;
@@ -355,4 +355,4 @@ TEST_CASE("a drain waits for no more of a long prompt than a step", "[time]") {
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::time_test

@@ -16,7 +16,7 @@
 #include <fmt/core.h>
 #include <google/protobuf/text_format.h>
 
-namespace dsa {
+namespace dsa::translate_test {
 namespace {
 
 using google::protobuf::Descriptor;
@@ -484,4 +484,4 @@ TEST_CASE("a request id has its form", "[api]") {
   CHECK(Escape(std::string(1000, '\n'), 128).size() == 128);
 }
 
-}  // namespace dsa
+}  // namespace dsa::translate_test

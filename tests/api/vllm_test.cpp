@@ -17,7 +17,7 @@
 #include <catch2/catch.hpp>
 #include <google/protobuf/text_format.h>
 
-namespace dsa {
+namespace dsa::vllm_test {
 namespace {
 
 namespace vllm_engine = vllm::grpc::engine;
@@ -468,4 +468,4 @@ TEST_CASE("an archive is what other programs write", "[api][vllm]") {
   CHECK(Sha256Hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
-}  // namespace dsa
+}  // namespace dsa::vllm_test

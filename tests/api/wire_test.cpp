@@ -15,7 +15,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::wire_test {
 namespace {
 
 using testing::Delta;
@@ -493,4 +493,4 @@ TEST_CASE("a request that asks for its cost is told, in dollars where there is a
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::wire_test

@@ -14,7 +14,7 @@
 #include <google/protobuf/empty.pb.h>
 #include <google/protobuf/text_format.h>
 
-namespace dsa {
+namespace dsa::xai_test {
 namespace {
 
 using testing::Delta;
@@ -329,4 +329,4 @@ TEST_CASE("xAI's client learns the model, its tokens and its key", "[api][xai]")
             .acls_size() == 2);
 }
 
-}  // namespace dsa
+}  // namespace dsa::xai_test

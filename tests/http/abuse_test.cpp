@@ -9,7 +9,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
 
-namespace dsa {
+namespace dsa::abuse_test {
 namespace {
 
 using testing::Eventually;
@@ -364,4 +364,4 @@ TEST_CASE("a stream that waits says that it lives, and then goes on or fails", "
   CHECK((rest->body.find("[DONE]") != std::string::npos) == !fails);
 }
 
-}  // namespace dsa
+}  // namespace dsa::abuse_test

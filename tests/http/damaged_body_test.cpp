@@ -6,7 +6,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::damaged_body_test {
 namespace {
 
 constexpr std::string_view kSeed =
@@ -61,4 +61,4 @@ TEST_CASE("a damaged body is read or refused in one line", "[http][fuzz]") {
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::damaged_body_test

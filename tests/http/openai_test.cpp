@@ -6,7 +6,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
 
-namespace dsa {
+namespace dsa::openai_test {
 namespace {
 
 using testing::Delta;
@@ -489,4 +489,4 @@ TEST_CASE("a drain lets what runs finish and refuses the rest", "[http]") {
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::openai_test

@@ -13,7 +13,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::progress_test {
 namespace {
 
 using testing::Eventually;
@@ -133,4 +133,4 @@ TEST_CASE("a thread of HTTP that is held up answers nobody, and says so", "[http
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::progress_test

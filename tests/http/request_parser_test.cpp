@@ -5,7 +5,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::request_parser_test {
 namespace {
 
 constexpr RequestLimits kLimits = {.header_bytes_max = 512, .body_bytes_max = 100};
@@ -82,4 +82,4 @@ TEST_CASE("what is too large or no HTTP is a fault", "[http][parser]") {
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::request_parser_test

@@ -8,7 +8,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
 
-namespace dsa {
+namespace dsa::sampling_test {
 namespace {
 
 using testing::Delta;
@@ -327,4 +327,4 @@ TEST_CASE("several answers have their indices, whole and in a stream", "[http][s
 }
 
 }  // namespace
-}  // namespace dsa
+}  // namespace dsa::sampling_test

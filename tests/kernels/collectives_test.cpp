@@ -19,7 +19,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa::testing {
+namespace dsa::testing::collectives_test {
 namespace {
 
 // A group and a backend for each rank.
@@ -421,4 +421,4 @@ TEST_CASE("experts whose width is split leave parts of the whole sum", "[kernels
   }
 }
 
-}  // namespace dsa::testing
+}  // namespace dsa::testing::collectives_test

@@ -4,7 +4,7 @@
 #include "kernels/ops/gather_rows.h"
 #include "tests/kernels/test_backend.h"
 
-namespace dsa {
+namespace dsa::embed_test {
 
 TEST_CASE("Embed looks rows up and converts them", "[kernels][embed]") {
   const auto table_type = GENERATE(DataType::kF32, DataType::kBf16);
@@ -57,4 +57,4 @@ TEST_CASE("GatherRows copies rows bit by bit", "[kernels][gather_rows]") {
   CHECK(y.DownloadBits() == wanted.DownloadBits());
 }
 
-}  // namespace dsa
+}  // namespace dsa::embed_test

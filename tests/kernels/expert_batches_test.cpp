@@ -10,7 +10,7 @@
 
 #include <string>
 
-namespace dsa {
+namespace dsa::expert_batches_test {
 namespace {
 
 using testing::DeviceArray;
@@ -396,4 +396,4 @@ TEST_CASE("fp8 experts of a token do not depend on its batch",
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::expert_batches_test

@@ -14,7 +14,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa::testing {
+namespace dsa::testing::expert_exchange_test {
 namespace {
 
 constexpr std::int64_t kRowsOfRank = 5;
@@ -266,4 +266,4 @@ TEST_CASE("threads that add experts in another order or by a stale routing are s
       ExchangeIsRight({DataType::kF32, DataType::kF32, 2, false, ExchangeFault::kStaleRouting}));
 }
 
-}  // namespace dsa::testing
+}  // namespace dsa::testing::expert_exchange_test

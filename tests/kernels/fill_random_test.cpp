@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-namespace dsa {
+namespace dsa::fill_random_test {
 namespace {
 
 std::vector<float> Fill(DataType type, std::int64_t size, std::uint64_t seed, float mean,
@@ -72,4 +72,4 @@ TEST_CASE("FillRandom without deviation is a constant; another seed gives other 
   CHECK(Fill(DataType::kBf16, 100, 3, 0.0F, 1.0F) == Fill(DataType::kBf16, 100, 3, 0.0F, 1.0F));
 }
 
-}  // namespace dsa
+}  // namespace dsa::fill_random_test

@@ -9,7 +9,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::fused_test {
 namespace {
 
 using testing::FusedLayer;
@@ -207,4 +207,4 @@ TEST_CASE("SelectKeys selects the same however many rows are scored at a time",
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::fused_test

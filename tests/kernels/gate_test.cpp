@@ -9,7 +9,7 @@
 #include <numeric>
 #include <set>
 
-namespace dsa {
+namespace dsa::gate_test {
 namespace {
 
 struct Case {
@@ -254,4 +254,4 @@ TEST_CASE("NaN in a gate row leaves valid ids", "[kernels][gate]") {
   CHECK(routing.weights[2] == 0.5F);  // the other row
 }
 
-}  // namespace dsa
+}  // namespace dsa::gate_test

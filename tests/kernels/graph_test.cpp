@@ -11,7 +11,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa::testing {
+namespace dsa::testing::graph_test {
 namespace {
 
 constexpr std::int64_t kRows = 4;
@@ -216,4 +216,4 @@ TEST_CASE("the source of CopyToDevice may be reused at once, pinned or not", "[g
 }
 
 }  // namespace
-}  // namespace dsa::testing
+}  // namespace dsa::testing::graph_test

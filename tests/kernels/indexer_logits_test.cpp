@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::indexer_logits_test {
 namespace {
 
 struct Input {
@@ -206,4 +206,4 @@ TEST_CASE("IndexerLogits takes no rows", "[kernels][indexer_logits]") {
   CHECK(Run(testing::TestBackend(), input).empty());
 }
 
-}  // namespace dsa
+}  // namespace dsa::indexer_logits_test

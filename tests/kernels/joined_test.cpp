@@ -5,7 +5,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::joined_test {
 namespace {
 
 constexpr std::int64_t kCols = 256;
@@ -171,4 +171,4 @@ TEST_CASE("outputs are one where their columns lie side by side", "[kernels][fus
   CHECK_FALSE(JoinedColumns(narrow, strided));
 }
 
-}  // namespace dsa
+}  // namespace dsa::joined_test

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-namespace dsa {
+namespace dsa::latent_attention_test {
 namespace {
 
 using testing::AttentionBatch;
@@ -422,4 +422,4 @@ TEST_CASE("LatentAttention passes NaN on", "[kernels][latent_attention]") {
   CHECK(std::all_of(output.begin(), output.end(), [](float value) { return std::isnan(value); }));
 }
 
-}  // namespace dsa
+}  // namespace dsa::latent_attention_test

@@ -3,7 +3,7 @@
 #include "kernels/ops/expand_value.h"
 #include "tests/kernels/paged_cache.h"
 
-namespace dsa {
+namespace dsa::latent_projection_test {
 namespace {
 
 struct Input {
@@ -148,4 +148,4 @@ TEST_CASE("ExpandValue of a row depends on that row alone", "[kernels][expand_va
   CheckRowsAlone(MakeInput(19, 512), RunExpand);
 }
 
-}  // namespace dsa
+}  // namespace dsa::latent_projection_test

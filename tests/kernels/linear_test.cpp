@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 
-namespace dsa {
+namespace dsa::linear_test {
 namespace {
 
 struct Extents {
@@ -277,4 +277,4 @@ TEST_CASE("Linear of no rows writes nothing", "[kernels][linear]") {
             .empty());
 }
 
-}  // namespace dsa
+}  // namespace dsa::linear_test

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <span>
 
-namespace dsa {
+namespace dsa::masked_attention_test {
 namespace {
 
 using testing::AttentionBatch;
@@ -365,4 +365,4 @@ TEST_CASE("MaskedAttention takes no rows", "[kernels][masked_attention]") {
   CHECK(Run(testing::TestBackend(), batch).empty());
 }
 
-}  // namespace dsa
+}  // namespace dsa::masked_attention_test

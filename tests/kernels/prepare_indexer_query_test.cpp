@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::prepare_indexer_query_test {
 namespace {
 
 struct Input {
@@ -142,4 +142,4 @@ TEST_CASE("PrepareIndexerQuery takes no rows", "[kernels][prepare_indexer_query]
   CHECK(Run(testing::TestBackend(), input).queries.empty());
 }
 
-}  // namespace dsa
+}  // namespace dsa::prepare_indexer_query_test

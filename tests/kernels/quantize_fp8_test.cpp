@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-namespace dsa {
+namespace dsa::quantize_fp8_test {
 namespace {
 
 struct Output {
@@ -101,4 +101,4 @@ TEST_CASE("QuantizeFp8 carries NaN on", "[kernels][quantize_fp8]") {
   CHECK(output.values[other] * output.scales[other / 128] == Approx(1.0).epsilon(0.07));
 }
 
-}  // namespace dsa
+}  // namespace dsa::quantize_fp8_test

@@ -17,7 +17,7 @@
 #include <memory>
 #include <numeric>
 
-namespace dsa {
+namespace dsa::real_sizes_test {
 namespace {
 
 using testing::DeviceArray;
@@ -407,4 +407,4 @@ TEST_CASE("Sample at full size", "[kernels][real_sizes]") {
   CHECK(testing::RelativeError(actual.top_logprobs, ToDoubles(expected.top_logprobs)) < 1e-6);
 }
 
-}  // namespace dsa
+}  // namespace dsa::real_sizes_test

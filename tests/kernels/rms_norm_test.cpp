@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::rms_norm_test {
 namespace {
 
 struct Case {
@@ -83,4 +83,4 @@ TEST_CASE("RmsNorm matches its equation", "[kernels][rms_norm]") {
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::rms_norm_test

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::rope_test {
 namespace {
 
 const std::vector<std::int32_t> kPositions = {0, 1, 63, 64, 4095, 163839, 2};
@@ -120,4 +120,4 @@ TEST_CASE("Rope of a row depends on that row alone", "[kernels][rope]") {
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::rope_test

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <optional>
 
-namespace dsa {
+namespace dsa::routed_experts_test {
 namespace {
 
 struct Case {
@@ -317,4 +317,4 @@ TEST_CASE("NaN stays with its token", "[kernels][routed_experts]") {
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::routed_experts_test

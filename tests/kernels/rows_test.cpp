@@ -7,7 +7,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::rows_test {
 
 TEST_CASE("rows are read exactly, every code of fp8 too", "[kernels][rows]") {
   // 256 codes and 13 more: pieces of sixteen, of eight, and single ones.
@@ -38,4 +38,4 @@ TEST_CASE("rows are read exactly, every code of fp8 too", "[kernels][rows]") {
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::rows_test

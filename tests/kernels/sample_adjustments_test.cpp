@@ -1,7 +1,7 @@
 // Sample: adjustments and masks.
 #include "tests/kernels/sample_testing.h"
 
-namespace dsa {
+namespace dsa::sample_adjustments_test {
 
 using namespace testing::sample;
 
@@ -150,4 +150,4 @@ TEST_CASE("Adjustments and masks agree with logits made by hand", "[kernels][sam
   }
 }
 
-}  // namespace dsa
+}  // namespace dsa::sample_adjustments_test

@@ -2,7 +2,7 @@
 // distribution of many draws.
 #include "tests/kernels/sample_testing.h"
 
-namespace dsa {
+namespace dsa::sample_test {
 namespace {
 
 using namespace testing::sample;
@@ -244,4 +244,4 @@ TEST_CASE("A very small temperature is greedy", "[kernels][sample]") {
   CHECK(RunOne({-3e38F, 3e38F, 0}, Random(1e-38F)).tokens[0] == 1);
 }
 
-}  // namespace dsa
+}  // namespace dsa::sample_test

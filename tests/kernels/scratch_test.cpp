@@ -31,7 +31,7 @@ void operator delete(void* memory, std::size_t /*bytes*/, std::align_val_t /*ali
   std::free(memory);
 }
 
-namespace dsa {
+namespace dsa::scratch_test {
 
 TEST_CASE("the CPU backend allocates the scratch that it announces", "[kernels][scratch]") {
   const auto threads = GENERATE(1, 3);
@@ -58,4 +58,4 @@ TEST_CASE("attention's scratch is 12 bytes a head of a share, key and thread",
   CHECK(backend.ScratchBytes(limits) - before == 2 * kHeads * 8000 * 12);
 }
 
-}  // namespace dsa
+}  // namespace dsa::scratch_test

@@ -9,7 +9,7 @@
 #include <limits>
 #include <numeric>
 
-namespace dsa {
+namespace dsa::select_top_k_test {
 namespace {
 
 struct Output {
@@ -267,4 +267,4 @@ TEST_CASE("SelectTopK takes no rows", "[kernels][select_top_k]") {
   CHECK(Run(testing::TestBackend(), input).counts.empty());
 }
 
-}  // namespace dsa
+}  // namespace dsa::select_top_k_test

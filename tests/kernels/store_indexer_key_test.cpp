@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::store_indexer_key_test {
 namespace {
 
 using testing::WriterInput;
@@ -100,4 +100,4 @@ TEST_CASE("StoreIndexerKey of a row depends on that row alone", "[kernels][store
   testing::CheckRowsAreIndependent(kWriter, MakeInput(type, format, RopeLayout::kHalfSplit));
 }
 
-}  // namespace dsa
+}  // namespace dsa::store_indexer_key_test

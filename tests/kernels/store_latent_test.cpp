@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace dsa {
+namespace dsa::store_latent_test {
 namespace {
 
 using testing::WriterInput;
@@ -110,4 +110,4 @@ TEST_CASE("StoreLatent of a row depends on that row alone", "[kernels][store_lat
   testing::CheckRowsAreIndependent(kWriter, MakeInput(type, format, 1.0F));
 }
 
-}  // namespace dsa
+}  // namespace dsa::store_latent_test

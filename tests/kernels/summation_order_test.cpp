@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace dsa {
+namespace dsa::summation_order_test {
 namespace {
 
 // Equal bits; any NaN equals any other.
@@ -435,4 +435,4 @@ TEST_CASE("A weighted sum's bits are those of its terms in order", "[kernels][at
   CHECK(wrong == 0);
 }
 
-}  // namespace dsa
+}  // namespace dsa::summation_order_test

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-namespace dsa {
+namespace dsa::swiglu_test {
 namespace {
 
 enum class Target { kOwn, kGate, kUp };
@@ -66,4 +66,4 @@ TEST_CASE("SwiGlu at the ends of the range", "[kernels][swiglu]") {
   CHECK(y[7] == 88.0F);
 }
 
-}  // namespace dsa
+}  // namespace dsa::swiglu_test

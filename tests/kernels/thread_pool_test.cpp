@@ -6,7 +6,7 @@
 
 #include <catch2/catch.hpp>
 
-namespace dsa {
+namespace dsa::thread_pool_test {
 
 TEST_CASE("ParallelFor visits every index once", "[kernels][thread_pool]") {
   const auto threads = GENERATE(1, 2, 5);
@@ -54,4 +54,4 @@ TEST_CASE("A pool that slept works on, and one that never worked ends", "[kernel
   CHECK(sum.load() == 20 * 4950);
 }
 
-}  // namespace dsa
+}  // namespace dsa::thread_pool_test

@@ -3,7 +3,7 @@
 
 #include "tests/kernels/test_backend.h"
 
-namespace dsa {
+namespace dsa::update_block_tables_test {
 
 TEST_CASE("UpdateBlockTables writes what its updates name", "[kernels][update_block_tables]") {
   constexpr std::int64_t kRows = 5;
@@ -35,4 +35,4 @@ TEST_CASE("UpdateBlockTables writes what its updates name", "[kernels][update_bl
   CHECK(tables.Download() == expected);
 }
 
-}  // namespace dsa
+}  // namespace dsa::update_block_tables_test

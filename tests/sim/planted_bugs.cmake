@@ -611,7 +611,5 @@ foreach(file IN LISTS planted_files)
 endforeach()
 
 # The sources without bugs come from the libraries; those with bugs are linked first and win.
-add_executable(engine_sim_planted engine_sim.cpp fake_model.cpp rank_laws.cpp sim_config.cpp simulator.cpp
-               simulator_replies.cpp simulator_sampling.cpp time_laws.cpp wait_laws.cpp write_laws.cpp
-               ${planted_sources})
+add_executable(engine_sim_planted $<TARGET_OBJECTS:dsa_simulator> ${planted_sources})
 target_link_libraries(engine_sim_planted PRIVATE dsa::engine fmt::fmt OpenSSL::Crypto dsa_warnings)
