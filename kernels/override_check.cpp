@@ -117,6 +117,7 @@ WrittenList OverrideCheck::Written(const ExpertMlpParams& params) {
   WrittenList written;
   AddExact(written, "experts", params.gate.experts);
   AddMatrix(written, "weights", AsAny(params.gate.weights));
+  AddExact(written, "pairs", params.gate.expert_pairs);  // in and out
   AddMatrix(written, "y", params.routed.y);
   return written;
 }

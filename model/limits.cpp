@@ -2,7 +2,6 @@
 
 #include "common/check.h"
 #include "kernels/kv_layout.h"
-#include "model/step_buffers.h"
 
 #include <algorithm>
 
@@ -81,7 +80,7 @@ class Planner final {
                             .rows = {},
                             .exchange_rows = rank_.data_ranks > 1 ? limits_.tokens_max : 0};
     Set(Buffer::kStepInputs, InputBytes(largest) + StepWordsMax(limits_) * kI32Bytes);
-    Set(Buffer::kStepOutputs, OutputBytes(largest));
+    Set(Buffer::kStepOutputs, OutputBytes(largest, ExpertsOf(config_)));
     Set(Buffer::kBlockTables,
         (limits_.table_rows_max + 1) * BlockTableColumns(limits_.context_max) * kI32Bytes);
     Set(Buffer::kAdjustments, AdjustmentTableRows(limits_) * limits_.row_adjustments *
@@ -174,6 +173,12 @@ class Planner final {
 };
 
 }  // namespace
+
+ExpertExtents ExpertsOf(const ModelConfig& config) {
+  return config.experts == 0 ? ExpertExtents{}
+                             : ExpertExtents{.layers = config.layers - config.dense_layers,
+                                             .experts = config.experts};
+}
 
 std::int64_t AdjustmentTableRows(const StepLimits& limits) {
   return limits.row_adjustments == 0

@@ -6,6 +6,7 @@
 #include "kernels/backend.h"
 #include "model/model_config.h"
 #include "model/rank_shape.h"
+#include "model/step_buffers.h"
 #include "model/step_shape.h"
 
 #include <array>
@@ -32,6 +33,8 @@ struct StepLimits {
 constexpr std::int64_t BlockTableColumns(std::int64_t context_max) {
   return context_max / kTokensPerBlock + 1;
 }
+// What a step counts pairs of rows and experts for.
+ExpertExtents ExpertsOf(const ModelConfig& config);
 // Rows of kAdjustments: one of each sequence, and those that given tokens take.
 std::int64_t AdjustmentTableRows(const StepLimits& limits);
 // Of StepInputs::words: adjustments and changes of block tables that a step may bring.

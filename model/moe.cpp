@@ -12,9 +12,9 @@ namespace dsa {
 void Transformer::FeedForward(const LayerView& layer, const Step& step) {
   const BranchKind kind = FeedForwardBranch(layer.weights);
   if (layer.weights.moe && rank_.data_ranks > 1) {
-    ExchangedMoe(step, *layer.weights.moe);
+    ExchangedMoe(layer, step);
   } else if (layer.weights.moe) {
-    Moe(step, *layer.weights.moe);
+    Moe(layer, step);
   } else if (rank_.dense_width.count > 0) {
     backend_.GatedMlp(Mlp(step, *layer.weights.dense, rank_.dense_width.count, Branch(step, kind)));
   } else {
@@ -36,7 +36,9 @@ GatedMlpParams Transformer::Mlp(const Step& step, const MlpWeights& weights, std
 }
 
 // The experts of every row of normed, and their weights.
-GateParams Transformer::Gate(const Step& step, const MoeWeights& weights) const {
+GateParams Transformer::Gate(const LayerView& layer, const Step& step) const {
+  const MoeWeights& weights = *layer.weights.moe;
+  const Matrix<std::int32_t>& pairs = step.device.expert_pairs;
   const ModelConfig& config = parts_.config;
   const Activations& activations = parts_.activations;
   return {.x = Normed(step).x,
@@ -49,15 +51,24 @@ GateParams Transformer::Gate(const Step& step, const MoeWeights& weights) const 
           .experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, step.tokens,
                                                         config.experts_per_token),
           .weights = activations.AsMatrix<float>(Buffer::kExpertWeights, step.tokens,
-                                                 config.experts_per_token)};
+                                                 config.experts_per_token),
+          .live_rows = step.device.live_rows,
+          .expert_pairs = pairs.data == nullptr
+                              ? Vector<std::int32_t>{}
+                              : Vector<std::int32_t>{.data = pairs.Row(layer.expert_layer),
+                                                     .size = pairs.cols}};
 }
 
 // branch = sum of the chosen experts of normed, and the shared one
-void Transformer::Moe(const Step& step, const MoeWeights& weights) {
+void Transformer::Moe(const LayerView& layer, const Step& step) {
+  const MoeWeights& weights = *layer.weights.moe;
   const BranchKind kind = AttentionBranch();
   const AnyMatrix branch = Branch(step, kind);
   const std::int64_t shared_width = weights.shared ? rank_.shared_width.count : 0;
   if (rank_.expert_width.count == 0 || rank_.experts.count == 0) {  // nothing to route here
+    if (step.device.expert_pairs.data != nullptr) {
+      backend_.Gate(Gate(layer, step));  // counts: the step's results are those of one rank
+    }
     if (shared_width > 0) {
       backend_.GatedMlp(Mlp(step, *weights.shared, shared_width, branch));
     } else {
@@ -65,7 +76,7 @@ void Transformer::Moe(const Step& step, const MoeWeights& weights) {
     }
     return;
   }
-  const GateParams gate = Gate(step, weights);
+  const GateParams gate = Gate(layer, step);
   ExpertMlpParams params = {.gate = gate,
                             .shared = {},
                             .routed = {.x = gate.x,
@@ -87,7 +98,8 @@ void Transformer::Moe(const Step& step, const MoeWeights& weights) {
 
 // The same where rows go to the experts of all ranks and come back: the same bits, since each row's
 // rank adds what experts give it in the order of its gate (kernels/comm/collectives.h).
-void Transformer::ExchangedMoe(const Step& step, const MoeWeights& weights) {
+void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
+  const MoeWeights& weights = *layer.weights.moe;
   const Activations& activations = parts_.activations;
   const std::int64_t hidden = parts_.config.hidden;
   const std::int64_t per_token = parts_.config.experts_per_token;
@@ -102,7 +114,7 @@ void Transformer::ExchangedMoe(const Step& step, const MoeWeights& weights) {
   const auto experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, rows, per_token);
   const auto expert_weights = activations.AsMatrix<float>(Buffer::kExpertWeights, rows, per_token);
   const ExpertRange here = {.first = rank_.experts.first, .count = rank_.experts.count};
-  backend_.Gate(Gate(step, weights));
+  backend_.Gate(Gate(layer, step));
   backend_.Dispatch({.x = activations.AsActivation(Buffer::kNormed, rows, hidden),
                      .experts = AsConst(experts),
                      .live_rows = step.device.live_rows,

@@ -39,19 +39,21 @@ StepInputs Inputs(Carver& carver, const StepShape& shape) {
   inputs.logit_rows = carver.Take<std::int32_t>(shape.logit_rows);
   inputs.sample_rows = carver.Take<std::int32_t>(shape.samples);
   inputs.table_updates = carver.Take<TableUpdate>(shape.table_updates);
-  inputs.live_rows = carver.Take<std::int32_t>(shape.exchange_rows > 0 ? 1 : 0);
+  inputs.live_rows = carver.Take<std::int32_t>(1);
   inputs.adjustment_updates = carver.Take<TableUpdate>(shape.samples);
   return inputs;
 }
 
-void TakeFaults(Carver& carver, const StepShape& shape, StepOutputs& outputs) {
+void TakeZeroed(Carver& carver, const StepShape& shape, const ExpertExtents& experts,
+                StepOutputs& outputs) {
   outputs.row_faults = carver.Take<std::int32_t>(shape.tokens);
   outputs.sample_faults = carver.Take<std::int32_t>(shape.samples);
+  outputs.expert_pairs = carver.Take<std::int32_t>(experts.layers, experts.experts);
 }
 
-StepOutputs Outputs(Carver& carver, const StepShape& shape) {
+StepOutputs Outputs(Carver& carver, const StepShape& shape, const ExpertExtents& experts) {
   StepOutputs outputs{};
-  TakeFaults(carver, shape, outputs);
+  TakeZeroed(carver, shape, experts, outputs);
   outputs.tokens = carver.Take<std::int32_t>(shape.samples);
   outputs.logprobs = carver.Take<float>(shape.samples);
   outputs.top_ids = carver.Take<std::int32_t>(shape.samples, kTopLogprobsMax);
@@ -74,21 +76,21 @@ std::int64_t InputBytes(const StepShape& shape) {
   return carver.bytes();
 }
 
-StepOutputs OutputsAt(std::uint8_t* memory, const StepShape& shape) {
+StepOutputs OutputsAt(std::uint8_t* memory, const StepShape& shape, const ExpertExtents& experts) {
   Carver carver(memory);
-  return Outputs(carver, shape);
+  return Outputs(carver, shape, experts);
 }
 
-std::int64_t OutputBytes(const StepShape& shape) {
+std::int64_t OutputBytes(const StepShape& shape, const ExpertExtents& experts) {
   Carver carver(nullptr);
-  Outputs(carver, shape);
+  Outputs(carver, shape, experts);
   return carver.bytes();
 }
 
-std::int64_t FaultBytes(const StepShape& shape) {
+std::int64_t ZeroedBytes(const StepShape& shape, const ExpertExtents& experts) {
   Carver carver(nullptr);
   StepOutputs outputs{};
-  TakeFaults(carver, shape, outputs);
+  TakeZeroed(carver, shape, experts, outputs);
   return carver.bytes();
 }
 
@@ -99,16 +101,17 @@ StepResult ResultOf(const StepOutputs& outputs) {
           .top_logprobs = SpanOf(outputs.top_logprobs),
           .row_faults = SpanOf(outputs.row_faults),
           .sample_faults = SpanOf(outputs.sample_faults),
+          .expert_pairs = SpanOf(outputs.expert_pairs),
           .logits = {}};
 }
 
-const StepOutputs& HostStepOutputs::Reset(const StepShape& shape) {
-  const auto bytes = static_cast<std::size_t>(OutputBytes(shape));
+const StepOutputs& HostStepOutputs::Reset(const StepShape& shape, const ExpertExtents& experts) {
+  const auto bytes = static_cast<std::size_t>(OutputBytes(shape, experts));
   if (bytes > memory_.size()) {
     memory_.resize(bytes);
   }
   std::fill_n(memory_.begin(), bytes, std::uint8_t{0});
-  views_ = OutputsAt(memory_.data(), shape);
+  views_ = OutputsAt(memory_.data(), shape, experts);
   std::fill_n(views_.top_ids.data, views_.top_ids.rows * views_.top_ids.cols, -1);
   result_ = ResultOf(views_);
   return views_;

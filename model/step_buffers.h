@@ -36,7 +36,7 @@ struct StepInputs {
   Vector<std::int32_t> logit_rows;    // [R]  rows of the batch whose logits are computed
   Vector<std::int32_t> sample_rows;   // [N]  in [0, R)
   Vector<TableUpdate> table_updates;  // [U]
-  Vector<std::int32_t> live_rows;     // [1]  rows that are not padding; empty without an exchange
+  Vector<std::int32_t> live_rows;     // [1]  rows that are not padding
   // [N]  of the rows of adjustments that the executor keeps and `sampling` refers to, in words
   Vector<TableUpdate> adjustment_updates;
   std::int32_t* words;  // not part of InputBytes
@@ -46,19 +46,26 @@ static_assert(sizeof(LogitAdjustment) % sizeof(std::int32_t) == 0);
 StepInputs InputsAt(std::uint8_t* memory, const StepShape& shape);
 std::int64_t InputBytes(const StepShape& shape);  // up to `words`
 
-// Views of what a step leaves, in one piece of memory.  The faults come first: they are zeroed
+// Layers that have experts, and the experts of each; of all ranks.
+struct ExpertExtents {
+  std::int64_t layers = 0;   // L
+  std::int64_t experts = 0;  // E
+};
+
+// Views of what a step leaves, in one piece of memory.  What is added to comes first: it is zeroed
 // before the step.
 struct StepOutputs {
   Vector<std::int32_t> row_faults;     // [T]  bits of RowFault, selection
   Vector<std::int32_t> sample_faults;  // [N]  bits of RowFault, logits
+  Matrix<std::int32_t> expert_pairs;   // [L, E]  rows, without padding, that chose the expert
   Vector<std::int32_t> tokens;         // [N]
   Vector<float> logprobs;              // [N]  of the sampled token
   Matrix<std::int32_t> top_ids;        // [N, kTopLogprobsMax]  then -1
   Matrix<float> top_logprobs;          // [N, kTopLogprobsMax]
 };
-StepOutputs OutputsAt(std::uint8_t* memory, const StepShape& shape);
-std::int64_t OutputBytes(const StepShape& shape);
-std::int64_t FaultBytes(const StepShape& shape);  // of the two arrays of faults together
+StepOutputs OutputsAt(std::uint8_t* memory, const StepShape& shape, const ExpertExtents& experts);
+std::int64_t OutputBytes(const StepShape& shape, const ExpertExtents& experts);
+std::int64_t ZeroedBytes(const StepShape& shape, const ExpertExtents& experts);  // the first ones
 
 // Host memory, owned by the executor and valid until its next step.
 struct StepResult {
@@ -68,6 +75,7 @@ struct StepResult {
   std::span<const float> top_logprobs;          // [N, kTopLogprobsMax]
   std::span<const std::int32_t> row_faults;     // [T]
   std::span<const std::int32_t> sample_faults;  // [N]
+  std::span<const std::int32_t> expert_pairs;   // [L, E]
   std::span<const float> logits;  // [R, vocabulary] where they were copied, else empty
 };
 StepResult ResultOf(const StepOutputs& outputs);  // without logits
@@ -76,8 +84,8 @@ StepResult ResultOf(const StepOutputs& outputs);  // without logits
 // every one before.
 class HostStepOutputs final {
  public:
-  // Views for a step of this shape: no faults, tokens 0, no likely tokens.
-  const StepOutputs& Reset(const StepShape& shape);
+  // Views for a step of this shape: no faults, no pairs, tokens 0, no likely tokens.
+  const StepOutputs& Reset(const StepShape& shape, const ExpertExtents& experts = {});
   const StepResult& result() const { return result_; }  // of the last Reset
 
  private:

@@ -49,7 +49,8 @@ LayerView Transformer::Layer(int layer) const {
   return {.weights = weights,
           .latent = parts_.arena.Latent(layer),
           .indexer = parts_.config.has_indexer() && weights.indexer ? parts_.arena.Indexer(layer)
-                                                                    : IndexerCacheView{}};
+                                                                    : IndexerCacheView{},
+          .expert_layer = layer - parts_.config.dense_layers};
 }
 
 AnyMatrix Transformer::Values(Buffer buffer, const Step& step, std::int64_t cols) const {

@@ -38,8 +38,9 @@ struct DeviceBatch {
   Vector<const std::int32_t> sequences;     // [T]  in [0, S)
   Matrix<const std::int32_t> block_tables;  // [S, B]
   Vector<const std::int32_t> logit_rows;    // [R]
-  Vector<const std::int32_t> live_rows{};   // [1] with data ranks: rows that are not padding
+  Vector<const std::int32_t> live_rows{};   // [1]  rows that are not padding; null: all
   Vector<std::int32_t> row_faults;          // [T]  zero; bits of RowFault are added
+  Matrix<std::int32_t> expert_pairs{};      // [L, E]  += live rows that chose the expert; or null
 };
 
 // What a Transformer works with.
@@ -61,6 +62,7 @@ struct LayerView {
   // data null: the layer uses the selection of an earlier one, or the model is served without any,
   // whatever its weights have.
   IndexerCacheView indexer;
+  std::int64_t expert_layer;  // of the layers that have experts; below 0: not one of them
 
   bool has_indexer() const { return indexer.data != nullptr; }
 };
@@ -133,9 +135,9 @@ class Transformer final {
   void FeedForward(const LayerView& layer, const Step& step);
   GatedMlpParams Mlp(const Step& step, const MlpWeights& weights, std::int64_t width,
                      const AnyMatrix& branch) const;
-  void Moe(const Step& step, const MoeWeights& weights);
-  void ExchangedMoe(const Step& step, const MoeWeights& weights);
-  GateParams Gate(const Step& step, const MoeWeights& weights) const;
+  void Moe(const LayerView& layer, const Step& step);
+  void ExchangedMoe(const LayerView& layer, const Step& step);
+  GateParams Gate(const LayerView& layer, const Step& step) const;
 
   TransformerParts parts_;
   Backend& backend_;

@@ -145,6 +145,18 @@ std::string CacheIdentity(const ServerConfig& config, KvFormat format,
                      static_cast<int>(format), config.attention, masked_mha_until);
 }
 
+// Of each data rank those of all of its tensor ranks, which stand next to each other.
+std::vector<ExpertShare> ExpertShares(const RankLayout& layout, const ModelConfig& model) {
+  std::vector<ExpertShare> shares;
+  for (std::int64_t rank = 0; rank < layout.data_ranks && layout.data_ranks > 1; ++rank) {
+    const std::int64_t first = rank * layout.ranks;
+    const Part begin = ShapeOf(model, {.rank = first, .layout = layout}).experts;
+    const Part end = ShapeOf(model, {.rank = first + layout.ranks - 1, .layout = layout}).experts;
+    shares.push_back({.first = begin.first, .count = end.first + end.count - begin.first});
+  }
+  return shares;
+}
+
 EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& model,
                               const ModelExecutorConfig& executor) {
   const bool sparse = config.attention == "sparse" && model.has_indexer();
@@ -167,6 +179,8 @@ EngineConfig MakeEngineConfig(const ServerConfig& config, const ModelConfig& mod
                       .masked_mha_until = executor.limits.masked_until};
   engine.blocks = executor.blocks;
   engine.data_ranks = config.data_parallel_size;
+  engine.experts = ExpertsOf(model);
+  engine.expert_shares = ExpertShares(LayoutOf(config), model);
   engine.tokens_per_block = kTokensPerBlock;
   engine.vocabulary = model.vocabulary;
   for (const std::int32_t id : model.end_ids) {

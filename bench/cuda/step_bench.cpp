@@ -24,6 +24,7 @@
 #include "model/step_buffers.h"
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -103,6 +104,8 @@ class Model final {
   // Queues a step through `ops`, on the operands that Prepare has made.
   void Prepare(const Point& point);
   void Queue(Backend& ops, bool batch_invariant = false);
+  // Of a layer with experts, in the mean, by what was queued since Prepare; waits.  0 without any.
+  double ExpertsHit();
 
  private:
   // Blocks of a sequence lie far from each other.
@@ -267,7 +270,8 @@ void Model::Prepare(const Point& point) {
   slots_ = Uploaded(backend_, slots);
   sampling_ = Uploaded(backend_, sampling);
   positions_ = Uploaded(backend_, positions);
-  outputs_ = Must(backend_.Allocate(static_cast<std::size_t>(OutputBytes(shape_))));
+  outputs_ =
+      Must(backend_.Allocate(static_cast<std::size_t>(OutputBytes(shape_, ExpertsOf(config_)))));
   backend_.Zero(outputs_.data(), outputs_.bytes());
   backend_.Synchronize();
 }
@@ -282,7 +286,7 @@ void Model::Queue(Backend& ops, bool batch_invariant) {
                            .rank = WholeModel(config_),
                            .batch_invariant = batch_invariant});
   const std::int64_t rows = shape_.tokens;
-  const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_);
+  const StepOutputs outputs = OutputsAt(outputs_.As<std::uint8_t>(), shape_, ExpertsOf(config_));
   const auto integers = [&](const DeviceBuffer& buffer, std::int64_t count) {
     return Vector<const std::int32_t>{.data = buffer.As<const std::int32_t>(), .size = count};
   };
@@ -296,7 +300,8 @@ void Model::Queue(Backend& ops, bool batch_invariant) {
                                                     .cols = blocks_each_,
                                                     .row_stride = blocks_each_},
                                    .logit_rows = integers(logit_rows_, shape_.logit_rows),
-                                   .row_faults = outputs.row_faults});
+                                   .row_faults = outputs.row_faults,
+                                   .expert_pairs = outputs.expert_pairs});
   ops.Sample({.logits = logits,
               .logit_rows = integers(sample_rows_, shape_.samples),
               .rows = {.data = sampling_.As<const SamplingRow>(), .size = shape_.samples},
@@ -308,6 +313,17 @@ void Model::Queue(Backend& ops, bool batch_invariant) {
               .top_ids = outputs.top_ids,
               .top_logprobs = outputs.top_logprobs,
               .faults = outputs.sample_faults});
+}
+
+double Model::ExpertsHit() {
+  const Matrix<std::int32_t> pairs =
+      OutputsAt(outputs_.As<std::uint8_t>(), shape_, ExpertsOf(config_)).expert_pairs;
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(pairs.rows * pairs.cols));
+  backend_.CopyToHost(counts.data(), pairs.data, counts.size() * sizeof(std::int32_t));
+  backend_.Synchronize();
+  const auto hit =
+      std::count_if(counts.begin(), counts.end(), [](std::int32_t count) { return count > 0; });
+  return pairs.rows == 0 ? 0.0 : static_cast<double>(hit) / static_cast<double>(pairs.rows);
 }
 
 // Nodes of a graph of what `body` queues.
@@ -342,7 +358,7 @@ void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceil
   };
   sections.Want({});
   queue();  // plans products
-  backend.Synchronize();
+  const double experts_hit = model.ExpertsHit();
   sections.Want({});
   const std::size_t launches = Launches(backend, queue);
   double floor_us = 0.0;
@@ -353,8 +369,11 @@ void BenchPoint(const DeviceBench& bench, Model& model, const CardCeilings& ceil
   bench.Heading(point.is_prefill
                     ? fmt::format("prefill step, {} rows up to {}", point.rows, point.position)
                     : fmt::format("decode step, {} rows at {} tokens", point.rows, point.position));
-  fmt::print("{:<32} {:>10.1f} us [{:.1f}, {:.1f}]  floor {:.1f} us, {:.2f} times; {} launches\n",
-             "step", step.median, step.p10, step.p90, floor_us, step.median / floor_us, launches);
+  fmt::print(
+      "{:<32} {:>10.1f} us [{:.1f}, {:.1f}]  floor {:.1f} us, {:.2f} times; {} launches, "
+      "{:.1f} experts hit\n",
+      "step", step.median, step.p10, step.p90, floor_us, step.median / floor_us, launches,
+      experts_hit);
   double sum_us = 0.0;
   double layer_launches = 0.0;
   for (std::size_t i = 0; i < kSectionNames.size(); ++i) {

@@ -88,6 +88,17 @@ void ChooseExperts(const GateParams& params, const GateExtents& extents, std::in
   }
 }
 
+void CountPairs(const GateParams& params) {
+  const std::int64_t rows =
+      params.live_rows.data == nullptr ? params.experts.rows : params.live_rows.data[0];
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const std::int32_t* const experts = params.experts.Row(t);
+    for (std::int64_t k = 0; k < params.experts.cols; ++k) {
+      ++params.expert_pairs.data[experts[k]];
+    }
+  }
+}
+
 }  // namespace
 
 void CpuBackend::Compute(const GateParams& params) {
@@ -120,6 +131,9 @@ void CpuBackend::Compute(const GateParams& params) {
                      .group_scores = own.group_scores.data()});
     }
   });
+  if (params.expert_pairs.data != nullptr) {
+    CountPairs(params);
+  }
 }
 
 }  // namespace dsa

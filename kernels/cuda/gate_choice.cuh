@@ -160,6 +160,8 @@ template <int kPerLane>
 __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int64_t token,
                               int lane, ChoiceShared<kPerLane>& shared) {
   const int experts = static_cast<int>(p.weight.rows);
+  const bool is_counted = p.expert_pairs.data != nullptr &&
+                          (p.live_rows.data == nullptr || token < __ldg(p.live_rows.data));
 
   // Scores.
   float bias[kPerLane];
@@ -206,6 +208,9 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
     const int id = shared.chosen[k];
     p.experts.Row(token)[k] = id;
     p.weights.Row(token)[k] = shared.scores[id] / divisor * p.scale;
+    if (is_counted) {
+      atomicAdd(p.expert_pairs.data + id, 1);  // nobody waits for it
+    }
   }
 }
 

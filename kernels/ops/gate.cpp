@@ -11,6 +11,11 @@ GateExtents Validate(const GateParams& params) {
   shapes.Match("bias", params.bias, "E");
   const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
   shapes.Match("weights", params.weights, "T", "K");
+  if (params.expert_pairs.data != nullptr) {
+    shapes.Match("expert_pairs", params.expert_pairs, "E");
+  }
+  DSA_CHECK(params.live_rows.data == nullptr || params.live_rows.size == 1,
+            "Gate: live_rows has {} values", params.live_rows.size);
   CheckActivation("Gate", "x", params.x.type);
   CheckActivation("Gate", "weight", params.weight.type);
   DSA_CHECK(same_hidden > 0, "Gate: D={} for T={}", same_hidden, same_tokens);

@@ -25,6 +25,9 @@ struct GateParams {
   float scale;                   // routed_scaling_factor
   Matrix<std::int32_t> experts;  // [T, K]
   Matrix<float> weights;         // [T, K]
+  // Rows from the number in device memory on are padding: they get experts and are not counted.
+  Vector<const std::int32_t> live_rows{};  // [1]  in [0, T]; data may be null: all
+  Vector<std::int32_t> expert_pairs{};     // [E]  += rows that chose the expert; data may be null
 };
 struct GateExtents {
   std::int64_t tokens;             // T, may be 0

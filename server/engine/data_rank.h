@@ -26,6 +26,9 @@ struct RankCounters {
   std::atomic<std::int32_t> blocks_cached{0};
   std::atomic<std::int64_t> rows{0};
   std::atomic<std::int64_t> padding_rows{0};
+  std::atomic<std::int64_t> last_step_us{0};
+  std::atomic<std::int64_t> expert_pairs{0};
+  std::atomic<double> expert_pairs_max_over_mean{0.0};
 };
 
 struct DataRank {

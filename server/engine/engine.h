@@ -28,6 +28,11 @@ struct RankLoad {
   std::int32_t blocks_cached = 0;
   std::int64_t rows = 0;          // computed so far
   std::int64_t padding_rows = 0;  // likewise, for nobody
+  // What the last step took, without waiting for other data ranks where that can be told apart.
+  std::int64_t last_step_us = 0;
+  // Of the routed experts on its devices, so far and by rows of all ranks: ExpertLoad::Hits.
+  std::int64_t expert_pairs = 0;
+  double expert_pairs_max_over_mean = 0.0;
 };
 
 // A snapshot for AdminService, health and tests.  Of all data ranks together.

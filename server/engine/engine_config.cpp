@@ -32,6 +32,20 @@ Status CheckRowBuckets(const EngineConfig& config) {
                           config.scheduler.sequences_max);
 }
 
+Status CheckExpertShares(const EngineConfig& config) {
+  if (!config.expert_shares.empty() || config.data_ranks > 1) {
+    DSA_RETURN_IF_ERROR(
+        CheckRange("expert_shares.size", static_cast<std::int64_t>(config.expert_shares.size()),
+                   config.experts.experts == 0 ? 0 : config.data_ranks, config.data_ranks));
+  }
+  for (const ExpertShare& share : config.expert_shares) {
+    DSA_RETURN_IF_ERROR(CheckRange("expert_shares.first", share.first, 0, config.experts.experts));
+    DSA_RETURN_IF_ERROR(
+        CheckRange("expert_shares.count", share.count, 0, config.experts.experts - share.first));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status Validate(const EngineConfig& config) {
@@ -41,6 +55,7 @@ Status Validate(const EngineConfig& config) {
   DSA_RETURN_IF_ERROR(CheckRange("tokens_per_block", config.tokens_per_block, 1, kNumberMax));
   DSA_RETURN_IF_ERROR(CheckRange("vocabulary", config.vocabulary, 1, kNumberMax));
   DSA_RETURN_IF_ERROR(CheckRange("data_ranks", config.data_ranks, 1, kNumberMax));
+  DSA_RETURN_IF_ERROR(CheckExpertShares(config));
   DSA_RETURN_IF_ERROR(CheckRange("hash_bits", config.hash_bits, 0, kHashBitsMax));
   for (const TokenId id : config.end_ids) {
     DSA_RETURN_IF_ERROR(CheckRange("end_ids", Value(id), 0, config.vocabulary - 1));

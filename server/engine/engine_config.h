@@ -4,6 +4,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "scheduler/scheduler_config.h"
+#include "server/engine/expert_load.h"
 
 #include <cstdint>
 #include <string>
@@ -20,7 +21,10 @@ struct EngineConfig {
   std::string cache_identity;          // names model, configuration and cache format
   // Rows of the steps in which every sequence decodes (BatchBuilder::Config); empty: as they come.
   std::vector<std::int64_t> row_buckets{};
-  std::int64_t data_ranks = 1;   // that have sequences and caches of their own; > 0
+  std::int64_t data_ranks = 1;  // that have sequences and caches of their own; > 0
+  ExpertExtents experts{};      // whose pairs the executor's steps report
+  // By data rank: the experts on its devices.  Empty: one data rank, which has all.
+  std::vector<ExpertShare> expert_shares{};
   std::int32_t hash_bits = 256;  // of block hashes; fewer only in tests
 };
 

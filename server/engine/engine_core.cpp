@@ -24,6 +24,7 @@ EngineCore::EngineCore(const EngineConfig& config, const Dependencies& dependenc
       hasher_({.identity = config.cache_identity,
                .tokens_per_block = config.tokens_per_block,
                .hash_bits = config.hash_bits}),
+      expert_load_(config.experts),
       policy_(MakePolicy(config.scheduler.policy)),
       observer_(dependencies.observer) {
   for (std::int64_t rank = 0; rank < config.data_ranks; ++rank) {
@@ -61,6 +62,10 @@ EngineProgress EngineCore::RunOnce() {
     RunStep(start_us);
   } else {
     ShowJudged();
+    CountExperts();
+    if (expert_load_.is_behind()) {
+      LookAtExperts();
+    }
   }
   SettleQueue();
   StoreLoad();
@@ -107,18 +112,6 @@ void EngineCore::Measure(std::int64_t elapsed_us) {
   }
 }
 
-void EngineCore::StoreLoad() {
-  for (const auto& rank : ranks_) {
-    RankCounters& load = rank->load;
-    load.waiting.store(static_cast<std::int64_t>(rank->scheduler.waiting().size()),
-                       std::memory_order_relaxed);
-    load.running.store(static_cast<std::int64_t>(rank->scheduler.running().size()),
-                       std::memory_order_relaxed);
-    load.blocks_referenced.store(rank->pool.referenced_blocks(), std::memory_order_relaxed);
-    load.blocks_cached.store(rank->pool.cached_blocks(), std::memory_order_relaxed);
-  }
-}
-
 void EngineCore::RunStep(MonotonicUs start_us) {
   load_.step_estimate_us.store(EstimateUs(), std::memory_order_relaxed);
   BuildBatches();
@@ -126,10 +119,15 @@ void EngineCore::RunStep(MonotonicUs start_us) {
     rank->executor.Launch(*rank->batch);
   }
   ShowJudged();  // of the step before
+  CountExperts();
   for (const auto& rank : ranks_) {
     rank->result = &rank->executor.Collect();
   }
   const MonotonicUs end_us = clock_.NowUs();
+  has_uncounted_pairs_ = true;
+  if (!executor_.RunsAhead()) {
+    CountExperts();
+  }
   Measure(end_us - start_us);
   Bill(end_us - start_us);
   std::int64_t tokens = 0;
@@ -138,6 +136,8 @@ void EngineCore::RunStep(MonotonicUs start_us) {
     rank->scheduler.Commit(*rank->plan);
     Deliver(*rank, *rank->result, end_us);
     tokens += rank->plan->tokens;
+    rank->load.last_step_us.store(ranks_.size() > 1 ? rank->executor.OwnUs() : end_us - start_us,
+                                  std::memory_order_relaxed);
   }
   load_.steps.fetch_add(1, std::memory_order_relaxed);
   load_.tokens_computed.fetch_add(tokens, std::memory_order_relaxed);
@@ -157,30 +157,6 @@ void EngineCore::BuildBatches() {
     of_rank.batch =
         &of_rank.builder.Build(*of_rank.plan, of_rank.scheduler.sequences(), shapes_[rank]);
   }
-}
-
-// Before anything ends, so that the usage of what ends has its share of this step.
-void EngineCore::Bill(std::int64_t elapsed_us) {
-  StepWork work;
-  std::int64_t padding_rows = 0;
-  AttentionPath padding_path{};
-  for (const auto& rank : ranks_) {
-    const std::int64_t padding = rank->batch->shape.tokens - rank->batch->tokens;
-    rank->load.rows.fetch_add(rank->batch->tokens, std::memory_order_relaxed);
-    rank->load.padding_rows.fetch_add(padding, std::memory_order_relaxed);
-    work.Add(rank->plan->work);
-    padding_rows += padding;
-    padding_path = rank->plan->rows.empty() ? padding_path : rank->plan->rows.front().path;
-  }
-  billing_.BeginStep(work, padding_rows, padding_path, elapsed_us, costs_);
-  for (const auto& rank : ranks_) {
-    for (const StepPlan::Row& row : rank->plan->rows) {
-      const Sequence* sequence = rank->scheduler.Find(row.sequence, row.slot);
-      LiveRequest* const live = sequence == nullptr ? nullptr : rank->live[row.slot].get();
-      billing_.Charge(row, sequence, live != nullptr && live->billed ? &live->cost : nullptr);
-    }
-  }
-  load_.busy.Store(billing_.total());
 }
 
 // Ends what was cancelled, aborted or has expired, before anything is planned for it.

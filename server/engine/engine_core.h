@@ -20,6 +20,7 @@
 #include "server/engine/engine_config.h"
 #include "server/engine/engine_progress.h"
 #include "server/engine/executor.h"
+#include "server/engine/expert_load.h"
 #include "server/engine/inbox.h"
 #include "server/engine/live_request.h"
 #include "server/engine/outbox.h"
@@ -122,6 +123,8 @@ class EngineCore final {
   void RunStep(MonotonicUs start_us);
   void BuildBatches();
   void Measure(std::int64_t elapsed_us);
+  void CountExperts();
+  void LookAtExperts();
   void Bill(std::int64_t elapsed_us);
   void FailFaulty(DataRank& rank, const StepResult& result);
   static void KeepPromptLogprobs(DataRank& rank, const StepResult& result);
@@ -153,6 +156,8 @@ class EngineCore final {
   PrefixHasher hasher_;
   StepCostModel costs_;  // of a step of one rank
   Billing billing_;
+  ExpertLoad expert_load_;
+  bool has_uncounted_pairs_ = false;  // in the results of the last step
   std::unique_ptr<SchedulingPolicy> policy_;
   BindingObserver* const observer_;
 

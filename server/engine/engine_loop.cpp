@@ -237,7 +237,11 @@ EngineLoad EngineLoop::Load() const {
          .blocks_referenced = of_rank.blocks_referenced.load(std::memory_order_relaxed),
          .blocks_cached = of_rank.blocks_cached.load(std::memory_order_relaxed),
          .rows = of_rank.rows.load(std::memory_order_relaxed),
-         .padding_rows = of_rank.padding_rows.load(std::memory_order_relaxed)});
+         .padding_rows = of_rank.padding_rows.load(std::memory_order_relaxed),
+         .last_step_us = of_rank.last_step_us.load(std::memory_order_relaxed),
+         .expert_pairs = of_rank.expert_pairs.load(std::memory_order_relaxed),
+         .expert_pairs_max_over_mean =
+             of_rank.expert_pairs_max_over_mean.load(std::memory_order_relaxed)});
     load.running += load.ranks.back().running;
     load.blocks_total += load.ranks.back().blocks_total;
     load.blocks_referenced += load.ranks.back().blocks_referenced;

@@ -89,6 +89,7 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
     : backend_(backend),
       model_config_(model.config),
       config_(config),
+      experts_(ExpertsOf(model.config)),
       memory_(std::move(memory)),
       inputs_(memory_.activations.Data(Buffer::kStepInputs)),
       outputs_(memory_.activations.Data(Buffer::kStepOutputs)),
@@ -143,7 +144,7 @@ void ModelExecutor::RecordLast(GraphId graph) {
 void ModelExecutor::Launch(const ForwardBatch& batch) {
   const StepShape& shape = batch.shape;
   const std::size_t bytes = batch.packed.size();
-  const auto output_bytes = static_cast<std::size_t>(OutputBytes(shape));
+  const auto output_bytes = static_cast<std::size_t>(OutputBytes(shape, experts_));
   DSA_CHECK(bytes <= memory_.inputs.bytes() && output_bytes <= output_half_bytes_,
             "ModelExecutor: a step of {} rows, {} sampled, takes {} bytes of {}", shape.tokens,
             shape.samples, bytes, memory_.inputs.bytes());
@@ -169,7 +170,8 @@ void ModelExecutor::Launch(const ForwardBatch& batch) {
 
 const StepResult& ModelExecutor::Collect() {
   backend_.WaitFor(kStepDone);
-  result_ = ResultOf(OutputsAt(memory_.outputs.As<std::uint8_t>() + output_offset_, launched_));
+  result_ =
+      ResultOf(OutputsAt(memory_.outputs.As<std::uint8_t>() + output_offset_, launched_, experts_));
   result_.logits = {memory_.logits.As<float>(), static_cast<std::size_t>(launched_logits_)};
   return result_;
 }
@@ -177,12 +179,12 @@ const StepResult& ModelExecutor::Collect() {
 // Everything between the upload and the download.  Reads the shape and nothing else of the host.
 void ModelExecutor::Queue(const StepShape& shape) {
   const StepInputs inputs = InputsAt(inputs_, shape);
-  const StepOutputs outputs = OutputsAt(outputs_, shape);
+  const StepOutputs outputs = OutputsAt(outputs_, shape, experts_);
   const std::int64_t words_max = StepWordsMax(config_.limits);
   backend_.UpdateBlockTables({.updates = AsConst(inputs.table_updates),
                               .blocks = {.data = inputs.words, .size = words_max},
                               .tables = block_tables_});
-  backend_.Zero(outputs_, static_cast<std::size_t>(FaultBytes(shape)));
+  backend_.Zero(outputs_, static_cast<std::size_t>(ZeroedBytes(shape, experts_)));
   const Matrix<const float> logits =
       transformer_.Forward(shape, {.token_ids = AsConst(inputs.token_ids),
                                    .positions = AsConst(inputs.positions),
@@ -191,7 +193,8 @@ void ModelExecutor::Queue(const StepShape& shape) {
                                    .block_tables = AsConst(block_tables_),
                                    .logit_rows = AsConst(inputs.logit_rows),
                                    .live_rows = AsConst(inputs.live_rows),
-                                   .row_faults = outputs.row_faults});
+                                   .row_faults = outputs.row_faults,
+                                   .expert_pairs = outputs.expert_pairs});
   if (shape.samples > 0 && config_.place.tensor_rank() == 0) {
     Sample(logits, inputs, outputs);
   }

@@ -105,6 +105,7 @@ class ModelExecutor final : public StepExecutor {
   Backend& backend_;
   const ModelConfig& model_config_;
   const ModelExecutorConfig config_;
+  const ExpertExtents experts_;
   Memory memory_;
   // On the device.
   std::uint8_t* inputs_;

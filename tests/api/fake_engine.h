@@ -73,6 +73,8 @@ class FakeEngine final : public Engine {
     EngineLoad load;
     load.waiting = 3;
     load.blocks_total = 7;
+    load.ranks.push_back(
+        {.last_step_us = 2500, .expert_pairs = 80, .expert_pairs_max_over_mean = 1.25});
     return load;
   }
   void Drain(std::int64_t /*limit_us*/) override {}

@@ -384,6 +384,10 @@ TEST_CASE("models, load and server info", "[api]") {
   REQUIRE(admin->GetLoad(&third, v1::GetLoadRequest(), &load).ok());
   CHECK(load.waiting() == 3);
   CHECK(load.blocks_total() == 7);
+  REQUIRE(load.ranks_size() == 1);
+  CHECK(load.ranks(0).last_step_ms() == 2.5);
+  CHECK(load.ranks(0).expert_pairs() == 80);
+  CHECK(load.ranks(0).expert_pairs_max_over_mean() == 1.25);
   grpc::ClientContext fourth;
   v1::ServerInfo server;
   REQUIRE(admin->GetServerInfo(&fourth, v1::GetServerInfoRequest(), &server).ok());

@@ -22,7 +22,10 @@ class TwoExecutors final : public StepExecutor {
     return ranks.at(static_cast<std::size_t>(rank));
   }
 
+  bool RunsAhead() const override { return runs_ahead; }
+
   std::array<testing::ScriptedExecutor, 2> ranks;
+  bool runs_ahead = false;
 };
 
 EngineConfig TwoRanks() {
@@ -155,6 +158,47 @@ TEST_CASE("Who waits for a rank can be cancelled and aborted", "[engine][data ra
   rig.engine.FailAll(ErrorCode::kUnavailable, "the device failed");
   CHECK(failed->finish() == FinishReason::kError);
   CHECK(failed->ends() == 1);
+}
+
+TEST_CASE("Load says how evenly the experts of a data rank are hit, by rows of all",
+          "[engine][data ranks]") {
+  TwoExecutors executors;
+  const bool runs_ahead = GENERATE(false, true);
+  EngineConfig config = TwoRanks();
+  config.experts = {.layers = 2, .experts = 4};
+  config.expert_shares = {{.first = 0, .count = 1}, {.first = 1, .count = 3}};
+  for (testing::ScriptedExecutor& executor : executors.ranks) {
+    executor.experts = config.experts;
+  }
+  executors.runs_ahead = runs_ahead;
+  executors.ranks[0].expert_pairs = {3, 1, 0, 2, 0, 0, 5, 1};
+  executors.ranks[1].expert_pairs = {1, 0, 0, 3, 2, 1, 0, 1};
+  testing::ManualClock clock;
+  testing::LetterDecoderFactory decoders;
+  EngineLoop engine(config, {.executor = executors, .clock = clock, .decoders = &decoders});
+  CHECK(engine.Load().ranks[0].expert_pairs_max_over_mean == 0.0);
+  const auto sink = std::make_shared<RecordingSink>();
+  REQUIRE(engine.Submit(MakeRequest("only", 9, 3), sink).ok());
+  for (int step = 0; step < 4; ++step) {  // the last one finds nothing to do
+    engine.RunOnce();
+    engine.PumpOnce();
+  }
+  const EngineLoad load = engine.Load();
+  REQUIRE(load.steps == 3);
+  CHECK(load.ranks[0].expert_pairs == 3 * 6);
+  CHECK(load.ranks[0].expert_pairs_max_over_mean == 1.0);  // an expert is as even as can be
+  // 1, 0, 5 in the first layer and 1, 5, 2 in the second: 10 over means of 2 and 8 / 3.
+  CHECK(load.ranks[1].expert_pairs == 3 * 14);
+  CHECK(load.ranks[1].expert_pairs_max_over_mean == 10.0 * 3.0 / 14.0);
+}
+
+TEST_CASE("Shares of experts that are not one for each data rank are refused",
+          "[engine][data ranks]") {
+  EngineConfig config = TwoRanks();
+  config.experts = {.layers = 2, .experts = 4};
+  CHECK(Validate(config).error().message == "engine.expert_shares.size is 0, allowed is 2 to 2");
+  config.expert_shares = {{.first = 0, .count = 2}, {.first = 2, .count = 3}};
+  CHECK(Validate(config).error().message == "engine.expert_shares.count is 3, allowed is 0 to 2");
 }
 
 }  // namespace dsa

@@ -6,6 +6,7 @@
 #include "kernels/batch_view.h"
 #include "server/engine/engine_loop.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -33,7 +34,8 @@ class ScriptedExecutor final : public StepExecutor {
       on_execute(batch);
     }
     std::swap(outputs_, before_);
-    const StepOutputs& outputs = outputs_.Reset(batch.shape);
+    const StepOutputs& outputs = outputs_.Reset(batch.shape, experts);
+    std::copy(expert_pairs.begin(), expert_pairs.end(), outputs.expert_pairs.data);
     for (std::int64_t i = 0; i < outputs.tokens.size; ++i) {
       const SamplingRow& sampling = batch.sampling[i];
       outputs.tokens.data[i] = static_cast<std::int32_t>(sampling.position % 50);
@@ -58,6 +60,8 @@ class ScriptedExecutor final : public StepExecutor {
   std::function<void()> on_collect;
   bool runs_ahead = false;
   std::int64_t faulty_row = -1;
+  ExpertExtents experts{};
+  std::vector<std::int32_t> expert_pairs;  // of every step
 
  private:
   HostStepOutputs outputs_;

@@ -87,6 +87,9 @@ class FaultyOps final : public ForwardingBackend {
     if (fault_ == "ExpertMlp experts") {
       Flip(params.gate.experts.data, 1, 1);
     }
+    if (fault_ == "ExpertMlp pairs") {
+      Flip(params.gate.expert_pairs.data, 1, 1);
+    }
   }
 
  private:
@@ -152,23 +155,39 @@ TEST_CASE("overrides agree with the default bodies", "[kernels][fused]") {
 TEST_CASE("the override check reads every output of every op", "[kernels][fused]") {
   OverrideCheck check(testing::TestBackend());
   RunSmall(check, KvFormat::kFp8, kSmallLayer.value);
-  CHECK(Names(check.Differences()) ==
-        std::vector<std::string>{"AddNorm fp8 copy",      "AddNorm fp8 scales",
-                                 "AddNorm residual",      "AddNorm y",
-                                 "AttendLatent fp8 copy", "AttendLatent fp8 scales",
-                                 "AttendLatent o",        "AttendLatent q",
-                                 "AttendMasked fp8 copy", "AttendMasked fp8 scales",
-                                 "AttendMasked o",        "AttendMasked q",
-                                 "ExpertMlp experts",     "ExpertMlp weights",
-                                 "ExpertMlp y",           "GatedMlp y",
-                                 "Project y[0]",          "Project y[1]",
-                                 "Project y[2]",          "SelectKeys counts",
-                                 "SelectKeys faults",     "SelectKeys mask",
-                                 "SelectKeys slots",      "WriteKeys RoPE key",
-                                 "WriteKeys fp8 copy",    "WriteKeys fp8 scales",
-                                 "WriteKeys indexer key", "WriteKeys indexer key scale",
-                                 "WriteKeys latent",      "WriteKeys latent scales",
-                                 "WriteKeys query latent"});
+  const std::vector<std::string> outputs = {"AddNorm fp8 copy",
+                                            "AddNorm fp8 scales",
+                                            "AddNorm residual",
+                                            "AddNorm y",
+                                            "AttendLatent fp8 copy",
+                                            "AttendLatent fp8 scales",
+                                            "AttendLatent o",
+                                            "AttendLatent q",
+                                            "AttendMasked fp8 copy",
+                                            "AttendMasked fp8 scales",
+                                            "AttendMasked o",
+                                            "AttendMasked q",
+                                            "ExpertMlp experts",
+                                            "ExpertMlp pairs",
+                                            "ExpertMlp weights",
+                                            "ExpertMlp y",
+                                            "GatedMlp y",
+                                            "Project y[0]",
+                                            "Project y[1]",
+                                            "Project y[2]",
+                                            "SelectKeys counts",
+                                            "SelectKeys faults",
+                                            "SelectKeys mask",
+                                            "SelectKeys slots",
+                                            "WriteKeys RoPE key",
+                                            "WriteKeys fp8 copy",
+                                            "WriteKeys fp8 scales",
+                                            "WriteKeys indexer key",
+                                            "WriteKeys indexer key scale",
+                                            "WriteKeys latent",
+                                            "WriteKeys latent scales",
+                                            "WriteKeys query latent"};
+  CHECK(Names(check.Differences()) == outputs);
 }
 
 TEST_CASE("a fault in an output of a fused op is named", "[kernels][fused]") {
@@ -177,7 +196,7 @@ TEST_CASE("a fault in an output of a fused op is named", "[kernels][fused]") {
       "Project y[0]", "Project y[2]", "WriteKeys query latent", "WriteKeys fp8 copy",
       "WriteKeys latent", "WriteKeys RoPE key", "WriteKeys indexer key scale", "SelectKeys slots",
       "SelectKeys mask", "SelectKeys counts", "AttendLatent o", "AttendLatent fp8 scales",
-      "AttendMasked o", "GatedMlp y", "ExpertMlp y", "ExpertMlp experts");
+      "AttendMasked o", "GatedMlp y", "ExpertMlp y", "ExpertMlp experts", "ExpertMlp pairs");
   CAPTURE(fault);
   FaultyOps faulty(testing::TestBackend(), fault);
   OverrideCheck check(faulty);

@@ -222,6 +222,7 @@ ExpertMlpParams FusedLayer::ExpertMlp() {
   const GatedMlpParams shared = GatedMlp();
   const auto experts = PoisonedIntegers<std::int32_t>(sizes_.experts_per_token);
   const Matrix<float> weights = AsFloats(Poisoned(DataType::kF32, sizes_.experts_per_token));
+  const auto pairs = PoisonedIntegers<std::int32_t>(sizes_.experts);  // one row is used
   return {.gate = {.x = shared.x.x,
                    .weight = Weight(sizes_.experts, sizes_.hidden).weight,
                    .bias = Floats(sizes_.experts),
@@ -230,7 +231,8 @@ ExpertMlpParams FusedLayer::ExpertMlp() {
                    .normalize = true,
                    .scale = 1.0F,
                    .experts = experts,
-                   .weights = weights},
+                   .weights = weights,
+                   .expert_pairs = {.data = pairs.data, .size = sizes_.experts}},
           .shared = shared,
           .routed = {.x = shared.x.x,
                      .gate = Stack(sizes_.inner, sizes_.hidden),

@@ -35,7 +35,13 @@ struct Inputs {
   std::vector<float> bias;    // [E]
 };
 
-Routing Run(Backend& backend, const Case& c, const Inputs& inputs) {
+// What is counted beside the routing; by default nothing.
+struct Counting {
+  Vector<const std::int32_t> live_rows{};
+  Vector<std::int32_t> expert_pairs{};
+};
+
+Routing Run(Backend& backend, const Case& c, const Inputs& inputs, const Counting& counting = {}) {
   const testing::DeviceTensor x(backend, inputs.type,
                                 {.rows = c.tokens, .cols = c.hidden, .row_stride = c.hidden + 8},
                                 inputs.x);
@@ -53,7 +59,9 @@ Routing Run(Backend& backend, const Case& c, const Inputs& inputs) {
                 .normalize = c.normalize,
                 .scale = c.scale,
                 .experts = experts.AsMatrix(c.tokens, c.per_token),
-                .weights = weights.AsMatrix(c.tokens, c.per_token)});
+                .weights = weights.AsMatrix(c.tokens, c.per_token),
+                .live_rows = counting.live_rows,
+                .expert_pairs = counting.expert_pairs});
   return {.experts = experts.Download(), .weights = weights.Download()};
 }
 
@@ -191,6 +199,41 @@ TEST_CASE("A gate row's result does not depend on batch or threads", "[kernels][
       CHECK(other.weights[k] == routing.weights[row * c.per_token + k]);
     }
   }
+}
+
+TEST_CASE("Gate adds the rows that chose an expert, without padding", "[kernels][gate]") {
+  const auto type = GENERATE(DataType::kF32, DataType::kBf16);
+  const auto c = GENERATE(values<Case>({
+      {1, 7168, 256, 8, 8, 4, true, 2.5F},
+      {64, 384, 16, 4, 4, 2, true, 2.5F},
+      {67, 384, 16, 4, 4, 2, true, 2.5F},
+      {5, 96, 6, 6, 1, 1, false, 1.0F},
+  }));
+  const std::int64_t live = GENERATE_COPY(as<std::int64_t>(), c.tokens, c.tokens * 2 / 3, 0);
+  const bool is_told = live < c.tokens;  // else all rows are
+  CAPTURE(testing::Name(type), c.tokens, c.experts, live);
+  const Inputs inputs{
+      .type = type,
+      .x = testing::RoundedTo(type, testing::RandomFloat(c.tokens * c.hidden, 1.0F, 1)),
+      .weight = testing::RoundedTo(type, testing::RandomFloat(c.experts * c.hidden, 0.1F, 2)),
+      .bias = testing::RandomFloat(c.experts, 0.3F, 3)};
+  std::vector<std::int32_t> expected(static_cast<std::size_t>(c.experts));
+  std::iota(expected.begin(), expected.end(), 1000);
+  const testing::DeviceArray<std::int32_t> pairs(expected);
+  const testing::DeviceArray<std::int32_t> live_rows(
+      std::vector<std::int32_t>{static_cast<std::int32_t>(live)});
+  Counting counting{.expert_pairs = pairs.AsVector()};
+  if (is_told) {
+    counting.live_rows = live_rows.AsConstVector();
+  }
+  const Routing routing = Run(testing::TestBackend(), c, inputs, counting);
+  const Routing uncounted = Run(testing::TestBackend(), c, inputs);
+  CHECK(routing.experts == uncounted.experts);
+  CHECK(routing.weights == uncounted.weights);
+  for (std::int64_t i = 0; i < live * c.per_token; ++i) {
+    ++expected[static_cast<std::size_t>(routing.experts[static_cast<std::size_t>(i)])];
+  }
+  CHECK(pairs.Download() == expected);
 }
 
 TEST_CASE("Equal gate scores go to the lower group and expert", "[kernels][gate]") {

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,12 +22,17 @@ namespace {
 // What a rank of the group runs, for a SequenceRunner, which owns its executor.
 class OfGroup final : public StepExecutor {
  public:
-  explicit OfGroup(StepExecutor& inner) : inner_(inner) {}
+  OfGroup(StepExecutor& inner, std::int64_t& pairs) : inner_(inner), pairs_(pairs) {}
   void Launch(const ForwardBatch& batch) override { inner_.Launch(batch); }
-  const StepResult& Collect() override { return inner_.Collect(); }
+  const StepResult& Collect() override {
+    const StepResult& result = inner_.Collect();
+    pairs_ = std::accumulate(result.expert_pairs.begin(), result.expert_pairs.end(), pairs_);
+    return result;
+  }
 
  private:
   StepExecutor& inner_;
+  std::int64_t& pairs_;
 };
 
 // What a data rank is asked for, and in which step the requests come.
@@ -68,6 +74,7 @@ class DataRanks final {
   }
 
   std::int64_t rows_of_ranks() const { return rows_of_ranks_; }
+  std::int64_t pairs_counted() const { return pairs_counted_; }  // by the results of all steps
   const SequenceRunner& runner(std::size_t rank) const { return *runners_[rank]; }
   const ThreadGroup& group() const { return model_.group; }
   std::string failure() const { return model_.group.failure(); }
@@ -86,7 +93,7 @@ class DataRanks final {
         if (group_ == nullptr) {
           group_ = model_.MakeExecutor(config);
         }
-        return std::make_unique<OfGroup>(group_->OfDataRank(rank));
+        return std::make_unique<OfGroup>(group_->OfDataRank(rank), pairs_counted_);
       };
       runners_.push_back(std::make_unique<SequenceRunner>(make, model_.config, options));
     }
@@ -115,6 +122,7 @@ class DataRanks final {
   std::unique_ptr<RankGroup> group_;
   std::vector<std::unique_ptr<SequenceRunner>> runners_;
   std::int64_t rows_of_ranks_ = 0;  // without padding, of all steps
+  std::int64_t pairs_counted_ = 0;
   std::chrono::microseconds elapsed_{};
 };
 
@@ -294,6 +302,7 @@ struct ExchangeRun {
   bool same_bits = true;
   std::int64_t pairs = 0;      // that came to experts
   std::int64_t pairs_due = 0;  // of rows that are not padding
+  std::int64_t pairs_counted = 0;
 };
 
 ExchangeRun RunFaulty(ExchangeRankFault fault) {
@@ -315,6 +324,7 @@ ExchangeRun RunFaulty(ExchangeRankFault fault) {
   constexpr std::int64_t kMoeLayers = 2;
   constexpr std::int64_t kPerToken = 2;
   run.pairs = pairs;
+  run.pairs_counted = ranks.pairs_counted();
   run.pairs_due = ranks.rows_of_ranks() * kMoeLayers * kPerToken;
   return run;
 }
@@ -325,6 +335,7 @@ TEST_CASE("faults of the exchange between data ranks are seen", "[model][ranks]"
   const ExchangeRun right = RunFaulty(ExchangeRankFault::kNone);
   CHECK(right.same_bits);
   CHECK(right.pairs == right.pairs_due);
+  CHECK(right.pairs_counted == right.pairs_due);
   CHECK_FALSE(RunFaulty(ExchangeRankFault::kExpertNowhere).same_bits);
   CHECK_FALSE(RunFaulty(ExchangeRankFault::kOtherOrder).same_bits);
   CHECK_FALSE(RunFaulty(ExchangeRankFault::kStaleRouting).same_bits);

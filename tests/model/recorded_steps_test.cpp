@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/forwarding_backend.h"
 #include "kernels/ops/embed.h"
+#include "kernels/ops/gate.h"
 #include "kernels/ops/gather_rows.h"
 #include "kernels/ops/store_latent.h"
 #include "tests/model/golden.h"
@@ -266,6 +267,109 @@ TEST_CASE("a body that reads the host is seen when it is repeated", "[model][ste
   const std::vector<SequenceOutput> outputs = RunBoth(runner);
   CAPTURE(static_cast<int>(read));
   CHECK(SameBits(outputs, RunEager("v32_fp8")) == (read == HostRead::kNone));
+}
+
+namespace {
+
+// Adds up what steps say of experts, and what their gates chose.
+class PairCounts final : public StepExecutor {
+ public:
+  PairCounts(std::unique_ptr<StepExecutor> inner, std::vector<std::int64_t>& counts)
+      : inner_(std::move(inner)), counts_(counts) {}
+  void Launch(const ForwardBatch& batch) override { inner_->Launch(batch); }
+  const StepResult& Collect() override {
+    const StepResult& result = inner_->Collect();
+    counts_.resize(result.expert_pairs.size());
+    for (std::size_t i = 0; i < counts_.size(); ++i) {
+      counts_[i] += result.expert_pairs[i];
+    }
+    return result;
+  }
+
+ private:
+  std::unique_ptr<StepExecutor> inner_;
+  std::vector<std::int64_t>& counts_;
+};
+
+// Gates of the model in turn, for steps that are queued as they come.
+class GateWatch final : public ForwardingBackend {
+ public:
+  GateWatch(Backend& inner, const ModelConfig& config)
+      : ForwardingBackend(inner),
+        layers_(config.layers - config.dense_layers),
+        experts_(config.experts),
+        chosen(static_cast<std::size_t>(layers_ * experts_)) {}
+  void Gate(const GateParams& params) override {
+    inner_.Gate(params);
+    const std::int64_t layer = gates_++ % layers_;
+    for (std::int64_t row = 0; row < params.experts.rows; ++row) {
+      for (std::int64_t k = 0; k < params.experts.cols; ++k) {
+        ++chosen[static_cast<std::size_t>(layer * experts_ + params.experts.Row(row)[k])];
+      }
+    }
+  }
+
+ private:
+  const std::int64_t layers_;
+  const std::int64_t experts_;
+  std::int64_t gates_ = 0;
+
+ public:
+  std::vector<std::int64_t> chosen;
+};
+
+enum class PairFault { kNone, kPaddingCounted, kOtherLayer };
+
+// What a device could do wrong with the counts.
+class MiscountingBackend final : public ForwardingBackend {
+ public:
+  MiscountingBackend(Backend& inner, PairFault fault) : ForwardingBackend(inner), fault_(fault) {}
+  void Gate(const GateParams& params) override {
+    GateParams changed = params;
+    const bool is_next_layer =
+        params.expert_pairs.data == before_.data + before_.size && before_.data != nullptr;
+    if (fault_ == PairFault::kPaddingCounted) {
+      changed.live_rows = {};
+    } else if (fault_ == PairFault::kOtherLayer && is_next_layer) {
+      changed.expert_pairs = before_;
+    }
+    before_ = params.expert_pairs;
+    inner_.Gate(changed);
+  }
+
+ private:
+  const PairFault fault_;
+  Vector<std::int32_t> before_{};
+};
+
+}  // namespace
+
+TEST_CASE("steps count pairs of rows and experts by layer, without padding", "[model][step]") {
+  CpuBackend cpu(2);
+  const TestModel model(CheckpointFolder("v32_fp8", FindGoldenCase("v32_fp8").options), cpu);
+  GateWatch watch(cpu, model.config);
+  const auto counts_of = [&](bool recorded, Backend& backend) {
+    std::vector<std::int64_t> counts;
+    SequenceRunner runner(
+        [&](const ModelExecutorConfig& config) {
+          return std::make_unique<PairCounts>(
+              ModelExecutor::Create(backend, model.loaded(), config).value(), counts);
+        },
+        model.config, Options(model, recorded));
+    RunBoth(runner);
+    CHECK((runner.steps_recorded() > 30) == recorded);
+    return counts;
+  };
+  const std::vector<std::int64_t> eager = counts_of(false, watch);
+  REQUIRE(eager.size() == watch.chosen.size());
+  CHECK(eager == watch.chosen);
+  for (const PairFault fault :
+       {PairFault::kNone, PairFault::kPaddingCounted, PairFault::kOtherLayer}) {
+    CpuBackend other(2);  // a backend has scratch for one executor
+    MiscountingBackend backend(other, fault);
+    CAPTURE(static_cast<int>(fault));
+    CHECK((counts_of(true, backend) == eager) == (fault == PairFault::kNone));
+  }
 }
 
 }  // namespace dsa::testing

@@ -52,6 +52,9 @@ Result<v1::Load> GetLoad(const v1::GetLoadRequest& /*request*/, const ServiceCon
     row.set_rows(rows);
     row.set_padding_share(
         rows == 0 ? 0.0 : static_cast<double>(rank.padding_rows) / static_cast<double>(rows));
+    row.set_last_step_ms(static_cast<double>(rank.last_step_us) / kUsPerMs);
+    row.set_expert_pairs(rank.expert_pairs);
+    row.set_expert_pairs_max_over_mean(rank.expert_pairs_max_over_mean);
   }
   return message;
 }
