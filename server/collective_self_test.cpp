@@ -18,6 +18,19 @@ float ValueOf(std::int64_t rank, std::int64_t i) {
   return static_cast<float>((i * 7 + i / 251 + rank * 13) % 251);
 }
 
+// What a rank adds to a sum.
+std::vector<std::byte> PartOf(std::int64_t rank, std::int64_t count, DataType type) {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(count * SizeOf(type)));
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (type == DataType::kF64) {
+      reinterpret_cast<double*>(bytes.data())[i] = ValueOf(rank, i);
+    } else {
+      reinterpret_cast<float*>(bytes.data())[i] = ValueOf(rank, i);
+    }
+  }
+  return bytes;
+}
+
 // How many of the values differ from expected(i) as the type keeps it.
 template <typename Expected>
 std::int64_t Wrong(const std::vector<std::byte>& bytes, DataType type, std::int64_t count,
@@ -49,16 +62,13 @@ Error Differs(const RankOfTest& of, std::string_view op, std::int64_t rows, std:
 
 Status CheckAllReduce(const RankOfTest& of, std::int64_t rows, std::int64_t cols, DataType type) {
   const std::int64_t count = rows * cols;
-  std::vector<float> part(static_cast<std::size_t>(count));
-  for (std::int64_t i = 0; i < count; ++i) {
-    part[static_cast<std::size_t>(i)] = ValueOf(of.rank, i);
-  }
+  const DataType part_type = of.backend.PartialSumType();
+  const std::vector<std::byte> part = PartOf(of.rank, count, part_type);
   const auto bytes = static_cast<std::size_t>(count * SizeOf(type));
-  DSA_ASSIGN_OR_RETURN(const DeviceBuffer partial,
-                       of.backend.Allocate(part.size() * sizeof(float)));
+  DSA_ASSIGN_OR_RETURN(const DeviceBuffer partial, of.backend.Allocate(part.size()));
   DSA_ASSIGN_OR_RETURN(const DeviceBuffer sum, of.backend.Allocate(bytes));
-  of.backend.CopyToDevice(partial.data(), part.data(), part.size() * sizeof(float));
-  of.backend.AllReduce({.partial = {partial.data(), DataType::kF32, rows, cols, cols},
+  of.backend.CopyToDevice(partial.data(), part.data(), part.size());
+  of.backend.AllReduce({.partial = {partial.data(), part_type, rows, cols, cols},
                         .sum = {sum.data(), type, rows, cols, cols}});
   std::vector<std::byte> result(bytes);
   of.backend.Synchronize();
