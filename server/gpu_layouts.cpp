@@ -6,6 +6,7 @@
 #include "model/rope_table.h"
 #include "server/engine/batch_builder.h"
 #include "server/sizing.h"
+#include "server/step_prediction.h"
 
 #include <algorithm>
 #include <array>
@@ -81,6 +82,33 @@ std::string RoomOf(std::int64_t blocks, std::int64_t data_ranks) {
                      data_ranks == 1 ? "" : " in all");
 }
 
+// Lines such as "    predicted on H200, 8K: decode 1 row per data rank 15.0 ms, 64 rows 23.9 ms,
+// prefill 25000 tokens/s".
+std::string SpeedOf(const ModelConfig& model, const RankLayout& layout, const StepLimits& limits) {
+  constexpr std::int64_t kVisible = 8192;
+  constexpr std::int64_t kDecodeRows = 64;
+  constexpr std::int64_t kChunk = 4096;
+  constexpr double kUsPerMs = 1e3;
+  constexpr double kUsPerS = 1e6;
+  const std::int64_t visible = std::min(kVisible, limits.context_max);
+  const std::int64_t chunk = std::min({kChunk, visible, limits.tokens_max});
+  std::string text;
+  for (const GpuTimes& gpu : MeasuredGpus()) {
+    const auto step_us = [&](bool is_prefill, std::int64_t rows) {
+      return PredictStep(gpu, model, layout,
+                         {.is_prefill = is_prefill, .rows = rows, .visible = visible})
+          .total_us;
+    };
+    text += fmt::format(
+        "    predicted on {}, {} keys: decode of 1 row {:.1f} ms, of {} rows{} {:.1f} ms, prefill "
+        "{:.0f} tokens/s\n",
+        gpu.name, visible, step_us(false, 1) / kUsPerMs, kDecodeRows,
+        layout.data_ranks == 1 ? "" : " per data rank", step_us(false, kDecodeRows) / kUsPerMs,
+        static_cast<double>(layout.data_ranks * chunk) * kUsPerS / step_us(true, chunk));
+  }
+  return text;
+}
+
 }  // namespace
 
 Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSource& source,
@@ -95,8 +123,11 @@ Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSo
   const std::int64_t block = BytesPerBlock(
       static_cast<int>(model.layers), static_cast<int>(model.indexer_layers()), executor.kv_format);
   std::string text = fmt::format(
-      "{:<16}{} of {}, {} of it reserved; predicted from sizes, without scratch of kernels\n",
-      "GPUs", gpus.count, Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"));
+      "{:<16}{} of {}, {} of it reserved; predicted from sizes, without scratch of kernels{}\n",
+      "GPUs", gpus.count, Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"),
+      CanPredict(model)
+          ? ""
+          : "; steps are predicted of large models with an indexer and fp8 weights alone");
   for (const RankLayout& layout : layouts) {
     const GpuBytes bytes = LargestOf(source, layout, executor.limits);
     const std::int64_t left = gpus.memory_bytes - reserve - bytes.weights - bytes.workspace;
@@ -109,6 +140,7 @@ Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSo
                     Amount(bytes.weights, "B"), Amount(bytes.workspace, "B"),
                     left < least ? fmt::format("does not fit: {} bytes are missing", least - left)
                                  : RoomOf(left / block - padding, layout.data_ranks));
+    text += CanPredict(model) ? SpeedOf(model, layout, executor.limits) : "";
   }
   return text;
 }

@@ -19,8 +19,8 @@ struct Gpus {
 
 // A line for the GPUs and one for each layout of tensor and data ranks: bytes of the GPU that holds
 // most, tokens of its cache and sequences of 8K, 32K and 128K on all, or the bytes that are
-// missing. INVALID_ARGUMENT naming the possible numbers where the model cannot be split over so
-// many.
+// missing; then for each kind of GPU what steps would take (server/step_prediction.h).
+// INVALID_ARGUMENT naming the possible numbers where the model cannot be split over so many.
 Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSource& source,
                                        const Gpus& gpus);
 

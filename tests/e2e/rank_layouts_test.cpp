@@ -1,9 +1,13 @@
 // Numbers of ranks that cannot be, and what GPUs would hold, said without starting anything.
 #include "tests/e2e/process.h"
 #include "tests/e2e/tiny_model.h"
+#include "tests/paths.h"
+#include "tests/temporary_folder.h"
 
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include <catch2/catch.hpp>
@@ -80,6 +84,50 @@ TEST_CASE("inspect says what GPUs would hold without one", "[e2e][ranks]") {
   CHECK(inspected("4", fits).out.find("room for 64 tokens on each data rank: 0 sequences of 8K") !=
         std::string::npos);
   CHECK(testing::RunDsa({"inspect", model, "--gpus", "2"}, "").exit_code == 2);
+}
+
+TEST_CASE("a model without routed experts has no data ranks", "[e2e][ranks]") {
+  const testing::TemporaryFolder folder;
+  std::ifstream whole(testing::TinyModel() + "/config.json");
+  std::string config{std::istreambuf_iterator<char>(whole), {}};
+  const std::string dense = "\"first_k_dense_replace\": ";
+  config.replace(config.find(dense) + dense.size(), 1, "5");  // as many as it has layers
+  std::ofstream(folder / "config.json") << config;
+  const testing::Ended ended =
+      testing::RunDsa({"serve", folder.path(), "--load", "dummy", "--listen", "127.0.0.1:0",
+                       "--data-parallel-size", "2", "--expert-parallel"},
+                      "");
+  CHECK(ended.exit_code == 2);
+  const std::string error =
+      "error: data_parallel_size: 2: the model has no routed experts to share; it is 1\n";
+  CHECK(ended.err.ends_with(error));  // behind what is logged of the configuration
+}
+
+TEST_CASE("a layout that the memory does not hold is refused with what is missing",
+          "[e2e][ranks]") {
+  const testing::Ended ended =
+      testing::RunDsa({"serve", testing::TinyModel(), "--listen", "127.0.0.1:0",
+                       "--tensor-parallel-size", "2", "--kv-cache-memory-bytes", "10000000000000"},
+                      "");
+  CHECK(ended.exit_code == 3);
+  CHECK_THAT(ended.err, Catch::StartsWith("error: not enough memory: "));
+  CHECK(ended.err.find('\n') == ended.err.size() - 1);
+}
+
+TEST_CASE("inspect predicts steps of GPUs that are not there", "[e2e][ranks]") {
+  const testing::Ended ended = testing::RunDsa(
+      {"inspect", testing::SourcePath("configs/models/deepseek-v32"), "--load", "dummy", "--gpus",
+       "8", "--gpu-memory", "141000000000", "--max-model-len", "131072"},
+      "");
+  CHECK(ended.exit_code == 0);
+  std::size_t predictions = 0;
+  for (std::size_t at = ended.out.find("    predicted on "); at != std::string::npos;
+       at = ended.out.find("    predicted on ", at + 1)) {
+    ++predictions;
+  }
+  CHECK(predictions == 10);  // of five layouts on two kinds of GPU
+  CHECK(ended.out.find("    predicted on H200, 8192 keys: decode of 1 row ") != std::string::npos);
+  CHECK(ended.out.find(" rows per data rank ") != std::string::npos);
 }
 
 }  // namespace dsa
