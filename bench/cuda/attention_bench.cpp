@@ -192,6 +192,7 @@ void BenchAttentionOps(DeviceBench& bench) {
     BenchDecode(bench, 1, 8, context, false);
   }
   BenchDecode(bench, 128, 128, 8192, false);
+  BenchDecode(bench, 512, 128, 8192, true);  // as many rows as a chunk, but nothing in common
   BenchChunk(bench, 1024, 8192);
   for (const std::int64_t context : {8192, 32768, 131072}) {
     BenchChunk(bench, 4096, context);

@@ -1,7 +1,7 @@
 // LatentAttention: which kernel serves it, and how rows are split (ChooseKernel, PlanSplits below).
-// bfloat16 queries run on the tensor cores: over the fp8 cache by latent_attention_many_heads.cu or
-// _few_heads.cu, else by latent_attention_tensor.cu.  Float32 queries, and a float32 cache, go in
-// float32 without them, here:
+// bfloat16 queries run on the tensor cores: over the fp8 cache by latent_attention_many_heads.cu,
+// _few_heads.cu or, many rows of many heads, _chunks.cu, else by latent_attention_tensor.cu.
+// Float32 queries, and a float32 cache, go in float32 without them, here:
 //
 //   block   8 heads of a row and a range of its keys, 32 keys a turn
 //   scores  warp h, lane j: head h meets key j, 32 products at a time added up before they join
@@ -280,6 +280,28 @@ Splits PlanSplits(std::int64_t rows, std::int64_t groups, int multiprocessors,
   return {.rows = rows, .splits = static_cast<int>(std::bit_floor(static_cast<unsigned>(fit)))};
 }
 
+// Blocks of the cache that a chunk's latents may take as halves: the longest window, and as many
+// keys again as a step has rows.
+constexpr std::int64_t kChunkRowsMin = 512;
+std::int64_t ConvertedBlocks(const ScratchLimits& limits) {
+  if (limits.tokens_max < kChunkRowsMin || limits.heads <= cuda::kFewHeadsGroup) {
+    return 0;
+  }
+  constexpr std::int64_t kKeysMax = 163840;
+  return (std::min(limits.context_max, kKeysMax) + limits.tokens_max) / kTokensPerBlock + 1;
+}
+
+// More rows than the sequences could decode with, so never a step that only decodes.
+bool IsChunk(const LatentAttentionParams& params, Kernel kernel, const Splits& splits,
+             const ScratchLimits& limits) {
+  return kernel == Kernel::kManyHeads && splits.splits == 1 &&
+         params.q_latent.rows >= kChunkRowsMin &&
+         params.q_latent.rows > kRowGroupMax * params.rows.block_tables.rows &&
+         ConvertedBlocks(limits) > 0 &&
+         params.rows.block_tables.rows <= cuda::kConvertedSequencesMax &&
+         params.cache.blocks <= cuda::kConvertedCacheBlocks;
+}
+
 LatentAttentionParams RowsOf(const LatentAttentionParams& params, std::int64_t first,
                              std::int64_t count) {
   LatentAttentionParams part = params;
@@ -326,10 +348,12 @@ void Launch(Kernel kernel, const LatentAttentionParams& params, const cuda::Atte
 
 }  // namespace
 
-std::int64_t cuda::LatentAttentionScratchBytes(const ScratchLimits& /*limits*/) {
-  ScratchArena arena;  // splits * rows * groups of heads are at most the multiprocessors
-  TakeParts(arena, kTensorHeadsMax, kMultiprocessors, true);
-  return arena.used();
+std::int64_t cuda::LatentAttentionScratchBytes(const ScratchLimits& limits) {
+  ScratchArena parts;  // splits * rows * groups of heads are at most the multiprocessors
+  TakeParts(parts, kTensorHeadsMax, kMultiprocessors, true);
+  ScratchArena latents;
+  TakeLatentRows(latents, ConvertedBlocks(limits));
+  return std::max(parts.used(), latents.used());
 }
 
 void CudaBackend::PlanAttention(const PagedRows& /*rows*/, std::int64_t /*heads*/,
@@ -346,6 +370,13 @@ void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
   const std::int64_t groups = GroupsOf(kernel, extents.heads);
   const Splits plan =
       PlanSplits(extents.tokens, groups, state_->multiprocessors, state_->batch_invariant);
+  if (IsChunk(params, kernel, plan, state_->limits)) {
+    cuda::ScratchArena arena(state_->scratch);
+    const cuda::LatentRows latents = cuda::TakeLatentRows(arena, ConvertedBlocks(state_->limits));
+    arena.CheckFits("LatentAttention");
+    cuda::RunChunk(params, latents, state_->multiprocessors, state_->stream);
+    return;
+  }
   const std::int64_t heads = kernel == Kernel::kManyHeads  ? groups * cuda::kManyHeadsGroup
                              : kernel == Kernel::kFewHeads ? groups * cuda::kFewHeadsGroup
                                                            : extents.heads;

@@ -4,6 +4,7 @@
 // they go; a kernel attends to one range for some heads, and the ranges are joined in order.
 #pragma once
 
+#include "kernels/cuda/latent_rows.h"
 #include "kernels/ops/latent_attention.h"
 
 #include <cstdint>
@@ -44,5 +45,11 @@ void RunManyHeads(const LatentAttentionParams& params, const AttentionParts& par
                   cudaStream_t stream);
 void RunFewHeads(const LatentAttentionParams& params, const AttentionParts& parts,
                  cudaStream_t stream);
+
+// Many rows of few sequences, as RunManyHeads of one range, and bit for bit its output: latents are
+// converted once, where a sequence has rows enough and `latents` room, and gathered as halves.
+// bfloat16 with rows of whole 16 bytes over an fp8 cache.
+void RunChunk(const LatentAttentionParams& params, const LatentRows& latents, int multiprocessors,
+              cudaStream_t stream);
 
 }  // namespace dsa::cuda
