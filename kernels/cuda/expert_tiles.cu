@@ -269,7 +269,7 @@ __device__ inline void StoreInnerTile(const TileParams& p, const TileTask& task,
       p.inner_scales[row * p.columns + task.column] = scale;
     }
     if (p.scale_format == ScaleFormat::kPowerOfTwo) {  // the quotient, exactly
-      const float reciprocal = 1.0F / scale;
+      const float reciprocal = ReciprocalOfPower(scale);
       StoreCodes(
           sum[0], h, [&](float value) { return value * reciprocal; }, exists, inner, lane);
     } else {

@@ -202,7 +202,7 @@ __device__ float QuantizeIndexerPart(const float (&part)[kValues],
     amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, offset));
   }
   const float scale = BlockScale(amax, ScaleFormat::kPowerOfTwo);
-  const float reciprocal = 1.0F / scale;  // a power of two as well: the same quotients
+  const float reciprocal = ReciprocalOfPower(scale);  // the same quotients
 #pragma unroll
   for (int i = 0; i < kValues; i += kIndexerChunk) {
     codes[i / kIndexerChunk] = FourFp8(part[i] * reciprocal, part[i + 1] * reciprocal,

@@ -23,13 +23,11 @@ __device__ inline Pack<Fp8E4m3, kQuantizeWidth> QuantizeBlock(const float (&valu
     amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, offset));
   }
   scale = BlockScale(amax, format);
-  // A division by a power of two and a product with its reciprocal are the same number.
-  const bool is_power = format == ScaleFormat::kPowerOfTwo;
-  const float reciprocal = 1.0F / scale;
+  const ScaleDivisor divided(scale, format);
   Pack<Fp8E4m3, kQuantizeWidth> quantized;
 #pragma unroll
   for (int i = 0; i < kQuantizeWidth; ++i) {
-    quantized.values[i].bits = ToFp8(is_power ? values[i] * reciprocal : values[i] / scale);
+    quantized.values[i].bits = ToFp8(divided(values[i]));
   }
   return quantized;
 }

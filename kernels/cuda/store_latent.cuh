@@ -121,7 +121,7 @@ class LatentRow final {
         amax = fmaxf(amax, maximum);
       }
       const float scale = BlockScale(amax, ScaleFormat::kPowerOfTwo);
-      block_[LatentBlock::Values(token_) + Column(s)] = ToFp8(c_[s] / scale);
+      block_[LatentBlock::Values(token_) + Column(s)] = ToFp8(c_[s] * ReciprocalOfPower(scale));
       if (threadIdx.x == 0) {
         reinterpret_cast<float*>(block_ + LatentBlock::Scales(token_))[s] = scale;
       }
