@@ -21,8 +21,8 @@ inline constexpr int kSumWarp = kWeightWarp + kInputWarps + 1;
 inline constexpr int kThreads = 384;
 inline constexpr int kTilePairs = 64;
 // Per thread: 64 pairs take two products' sums at once.
-inline constexpr int kConsumerRegisters = 208;
-inline constexpr int kOtherRegisters = 88;
+inline constexpr int kConsumerRegisters = 200;
+inline constexpr int kOtherRegisters = 104;
 inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in a tile
 inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
 inline constexpr int kTileRows = 2 * kBoxRows;
@@ -86,12 +86,20 @@ struct ExpertsParams {
   int width;
 };
 
-// A tile as it is announced.
+enum class TaskKind : int { kPart, kInner, kMerge, kOuter, kNone };  // kNone: no tile is left
+
+// A tile as it is announced: all that who works on it must know.
 struct alignas(16) Task {
-  int item;  // all: none is left
+  TaskKind kind;
+  int column;  // of inner or outer tiles
+  int part;    // of K, where kind is kPart
+  int group;   // tile of pairs
   int expert;
-  int first;  // of the sorted pairs
-  int count;
+  int first;        // of the sorted pairs
+  int count;        // of pairs
+  int stored;       // of these; none in a rehearsal
+  int first_block;  // of K
+  int end_block;
 };
 
 struct BlockShared {
@@ -104,7 +112,8 @@ struct BlockShared {
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
 // each other tile of pairs; the sums over those parts; outer tiles column by column.  The shared
-// expert's pairs are one tile, the last, which has no inner tiles where gate and up are given.
+// expert's pairs are one tile, the last.  Where its gate and up are given, it has no inner tiles,
+// and its outer tiles come before those of the others, which wait for inner tiles.
 struct Work {
   int groups;  // tiles of pairs
   int inner_tiles;
@@ -115,6 +124,7 @@ struct Work {
   int first_whole;   // items
   int first_merge;
   int first_outer;
+  int first_waiting;  // outer tiles that wait for inner ones
   __device__ Work(const ExpertsParams& p, int used)
       : groups(used),
         inner_tiles(p.width / kBoxRows),
@@ -124,21 +134,51 @@ struct Work {
         inner_groups(groups - (p.part_sums != nullptr || p.given.gate.data != nullptr ? 1 : 0)),
         first_whole(p.part_sums != nullptr ? inner_tiles * kParts : 0),
         first_merge(first_whole + inner_groups * inner_tiles),
-        first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)) {}
+        first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)),
+        first_waiting(first_outer + (p.given.gate.data != nullptr ? outer_tiles : 0)) {}
   __device__ int items() const { return first_outer + groups * outer_tiles; }
+  __device__ TaskKind Kind(int item) const {
+    if (item >= items()) {
+      return TaskKind::kNone;
+    }
+    if (IsOuter(item)) {
+      return TaskKind::kOuter;
+    }
+    if (IsMerge(item)) {
+      return TaskKind::kMerge;
+    }
+    return IsPart(item) ? TaskKind::kPart : TaskKind::kInner;
+  }
+  __device__ Task TaskOf(int item, const PairTile& pairs) const {
+    return {.kind = Kind(item),
+            .column = Column(item),
+            .part = item % kParts,
+            .group = Group(item),
+            .expert = pairs.expert,
+            .first = pairs.first,
+            .count = pairs.count,
+            .stored = pairs.count,
+            .first_block = FirstBlock(item),
+            .end_block = EndBlock(item)};
+  }
   __device__ bool IsPart(int item) const { return item < first_whole; }
   __device__ bool IsWhole(int item) const { return item >= first_whole && item < first_merge; }
   __device__ bool IsMerge(int item) const { return item >= first_merge && item < first_outer; }
   __device__ bool IsOuter(int item) const { return item >= first_outer; }
+  // Tiles of pairs among which columns of waiting outer tiles go round.
+  __device__ int WaitingGroups() const { return groups - (first_waiting > first_outer ? 1 : 0); }
   __device__ int Group(int item) const {
-    if (IsOuter(item)) {
-      return (item - first_outer) % groups;
+    if (item >= first_waiting) {
+      return (item - first_waiting) % WaitingGroups();
     }
     return IsWhole(item) ? (item - first_whole) / inner_tiles : groups - 1;
   }
   __device__ int Column(int item) const {
+    if (item >= first_waiting) {
+      return (item - first_waiting) / WaitingGroups();
+    }
     if (IsOuter(item)) {
-      return (item - first_outer) / groups;
+      return item - first_outer;
     }
     if (IsMerge(item)) {
       return item - first_merge;
@@ -182,10 +222,9 @@ __device__ inline int LoadAcquire(const int* from) {
 }
 // Announces that the warp's earlier stores are there.
 __device__ inline void Signal(int* counter, int lane) {
-  __threadfence();
   __syncwarp();
   if (lane == 0) {
-    atomicAdd(counter, 1);
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
   }
 }
 __device__ inline void WaitUntil(const int* counter, int value, unsigned sleep_ns, int lane) {

@@ -104,16 +104,16 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
   int loaded = at.turn;
   for (int item = static_cast<int>(blockIdx.x);;) {
     ptx::BarrierWait(ptx::SharedAddress(shared.taken + turn.stage), turn.phase ^ 1U);
-    shared.queue[turn.stage] = {
-        .item = item, .expert = group.expert, .first = group.first, .count = group.count};
+    const Task task = work.TaskOf(item, group);
+    shared.queue[turn.stage] = task;
     ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
     turn.Next(kQueue);
-    if (item >= work.items()) {
+    if (task.kind == TaskKind::kNone) {
       return;
     }
-    const Boxes boxes(maps, p, !work.IsOuter(item), group.expert, work.Column(item));
-    const int first = work.FirstBlock(item) + loaded;
-    const int end = work.EndBlock(item);
+    const Boxes boxes(maps, p, task.kind != TaskKind::kOuter, task.expert, task.column);
+    const int first = task.first_block + loaded;
+    const int end = task.end_block;
     // The next one is taken no earlier than it can come while the last stages stream: a block with
     // a long tile would else take one more before those with short ones have any.
     const int last = max(first, end - kStages);
@@ -132,76 +132,80 @@ struct InputSource {
   static constexpr int kChunks = kValuesPerScale / 16;
   static constexpr int kRowsAtOnce = kWarpSize / kChunks;
   static constexpr int kRows = kTilePairs / kRowsAtOnce;  // of a lane
-  const Fp8E4m3* rows[kRows];                             // null: no row
-  const float* row_scales[kTilePairs / kWarpSize];
+  static constexpr int kScaleRows = kTilePairs / kWarpSize;
+  // Of a lane's first column in each of its rows; of the first scale.  Offsets, since pointers of
+  // 16 rows would not stay in registers.
+  const Fp8E4m3* values;
+  const float* scales;
+  unsigned rows[kRows];
+  unsigned row_scales[kScaleRows];
+  int count;                   // of pairs
   const float* weight_scales;  // of lanes 0 and 1
 
-  __device__ InputSource(const ExpertsParams& p, const Work& work, const Task& task, int lane) {
+  __device__ static int PairOf(int i, int lane) { return lane / kChunks + kRowsAtOnce * i; }
+
+  __device__ InputSource(const ExpertsParams& p, const Task& task, int lane) : count(task.count) {
     const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
-    const bool is_inner = !work.IsOuter(task.item);
+    const bool is_inner = task.kind != TaskKind::kOuter;
     const bool is_given = kGiven && !is_inner && kind == kShared;
+    const int inner_blocks = static_cast<int>(p.x.cols) / kValuesPerScale;  // of K
+    const int outer_blocks = p.width / kValuesPerScale;
     // Rows of x and what was given are those of tokens, the others those of sorted pairs.
-    const auto row_of = [&](int pair) -> std::int64_t {
+    const auto row_of = [&](int pair) {
       return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
     };
-    Matrix<const Fp8E4m3> values = {.data = p.inner, .row_stride = p.width};
-    Matrix<const float> scales_of = {.data = p.inner_scales, .row_stride = work.outer_blocks};
+    Matrix<const Fp8E4m3> values_of = {.data = p.inner, .row_stride = p.width};
+    Matrix<const float> scales_of = {.data = p.inner_scales, .row_stride = outer_blocks};
     if (is_inner) {
-      values = p.x;
+      values_of = p.x;
       scales_of = p.x_scales;
     } else if (is_given) {
-      values = {.data = p.given.y.values.data, .row_stride = p.given.y.values.row_stride};
+      values_of = {.data = p.given.y.values.data, .row_stride = p.given.y.values.row_stride};
       scales_of = {.data = p.given.y.scales.data, .row_stride = p.given.y.scales.row_stride};
     }
+    values = values_of.data + lane % kChunks * 16;
+    scales = scales_of.data;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int pair = lane / kChunks + kRowsAtOnce * i;
-      rows[i] = nullptr;
-      if (pair < task.count) {
-        rows[i] = values.Row(row_of(pair)) + lane % kChunks * 16;
-      }
+      const int pair = PairOf(i, lane);
+      rows[i] = pair < count ? row_of(pair) * static_cast<unsigned>(values_of.row_stride) : 0;
     }
 #pragma unroll
-    for (int i = 0; i < kTilePairs / kWarpSize; ++i) {
+    for (int i = 0; i < kScaleRows; ++i) {
       const int pair = lane + kWarpSize * i;
-      row_scales[i] = nullptr;
-      if (pair < task.count) {
-        row_scales[i] = scales_of.Row(row_of(pair));
-      }
+      row_scales[i] = pair < count ? row_of(pair) * static_cast<unsigned>(scales_of.row_stride) : 0;
     }
     const int own = kind == kShared ? 0 : task.expert;
-    const int column = work.Column(task.item);
     if (is_inner) {
       const Matrix<const float>& scales = lane == 0 ? p.scales[kind].gate : p.scales[kind].up;
-      weight_scales = scales.Row(own * work.inner_tiles + column);
+      weight_scales = scales.Row(own * outer_blocks + task.column);
     } else {
       // The last tile may have one box only.
-      const int box = min(2 * column + lane % 2, work.inner_blocks - 1);
-      weight_scales = p.scales[kind].down.Row(own * work.inner_blocks + box);
+      const int box = min(2 * task.column + lane % 2, inner_blocks - 1);
+      weight_scales = p.scales[kind].down.Row(own * inner_blocks + box);
     }
   }
 };
 
 template <bool kGiven>
 __device__ void LoadInput(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                          const Work& work, int input_warp, int lane) {
+                          int input_warp, int lane) {
   Cursor at;
   Cursor turn;
   while (true) {
     const Task task = NextTask(shared, turn, lane);
-    if (task.item >= work.items()) {
+    if (task.kind == TaskKind::kNone) {
       return;
     }
     using Source = InputSource<kGiven>;
-    const Source source(p, work, task, lane);
-    if (work.IsOuter(task.item)) {
+    const Source source(p, task, lane);
+    if (task.kind == TaskKind::kOuter) {
       const bool is_given = kGiven && task.expert == p.choice.expert_count;
       const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
-                                 : work.inner_tiles * kConsumerWarps;
-      WaitUntil(p.counters.inner_done + work.Group(task.item), warps, 64, lane);
+                                 : p.width / kBoxRows * kConsumerWarps;
+      WaitUntil(p.counters.inner_done + task.group, warps, 64, lane);
     }
-    const int end = work.EndBlock(task.item);
-    for (int k = work.FirstBlock(task.item); k < end; ++k) {
+    for (int k = task.first_block; k < task.end_block; ++k) {
       if (at.turn % kInputWarps != input_warp) {
         at.Next(kStages);
         continue;
@@ -213,17 +217,18 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared& shared, const Rin
       const unsigned scales = ring.scales + at.stage * kScaleBytes;
 #pragma unroll
       for (int i = 0; i < Source::kRows; ++i) {
-        if (source.rows[i] != nullptr) {
-          const int pair = lane / Source::kChunks + Source::kRowsAtOnce * i;
+        const int pair = Source::PairOf(i, lane);
+        if (pair < source.count) {
           const int place = lane % Source::kChunks ^ (pair % 8);  // the 128-byte swizzle
           ptx::CopyAsync16(inputs + pair * kValuesPerScale + place * 16,
-                           source.rows[i] + k * kValuesPerScale);
+                           source.values + source.rows[i] + k * kValuesPerScale);
         }
       }
 #pragma unroll
-      for (int i = 0; i < kTilePairs / kWarpSize; ++i) {
-        if (source.row_scales[i] != nullptr) {
-          ptx::CopyAsync4(scales + (lane + kWarpSize * i) * 4, source.row_scales[i] + k);
+      for (int i = 0; i < Source::kScaleRows; ++i) {
+        const int pair = lane + kWarpSize * i;
+        if (pair < source.count) {
+          ptx::CopyAsync4(scales + pair * 4, source.scales + source.row_scales[i] + k);
         }
       }
       if (lane < 2) {
@@ -289,28 +294,26 @@ __device__ float4* PartSums(const ExpertsParams& p, int column, int warp, int la
 }
 
 template <int kTokens>
-__device__ void StorePart(const ExpertsParams& p, const Work& work, const Task& task, int warp,
-                          int lane, const float (&sum)[2][kTokens / 2]) {
+__device__ void StorePart(const ExpertsParams& p, const Task& task, int warp, int lane,
+                          const float (&sum)[2][kTokens / 2]) {
   constexpr int kPacks = kTokens / 8;  // of a box
-  const int column = work.Column(task.item);
-  float4* const own = PartSums<kTokens>(p, column, warp, lane) + task.item % kParts * kPartPacks;
+  float4* const own = PartSums<kTokens>(p, task.column, warp, lane) + task.part * kPartPacks;
 #pragma unroll
   for (int i = 0; i < 2 * kPacks; ++i) {
     const float* const values = &sum[i / kPacks][i % kPacks * 4];
     own[i * kWarpSize] = make_float4(values[0], values[1], values[2], values[3]);
   }
-  Signal(p.counters.parts_done + column, lane);
+  Signal(p.counters.parts_done + task.column, lane);
 }
 
 // The sums over all parts of a tile, in the order of K.
 template <int kTokens>
-__device__ void AddParts(const ExpertsParams& p, const Work& work, const Task& task, int warp,
-                         int lane, float (&sum)[2][kTokens / 2]) {
+__device__ void AddParts(const ExpertsParams& p, const Task& task, int warp, int lane,
+                         float (&sum)[2][kTokens / 2]) {
   constexpr int kPacks = kTokens / 8;  // of a box
   constexpr int kAtOnce = 2;           // packs whose parts are under way
-  const int column = work.Column(task.item);
-  const float4* const all = PartSums<kTokens>(p, column, warp, lane);
-  WaitUntil(p.counters.parts_done + column, kParts * kConsumerWarps, 64, lane);
+  const float4* const all = PartSums<kTokens>(p, task.column, warp, lane);
+  WaitUntil(p.counters.parts_done + task.column, kParts * kConsumerWarps, 64, lane);
 #pragma unroll
   for (int first = 0; first < 2 * kPacks; first += kAtOnce) {
     float4 parts[kAtOnce][kParts];
@@ -338,8 +341,8 @@ __device__ void AddParts(const ExpertsParams& p, const Work& work, const Task& t
 
 // SwiGLU of gate (sum[0]) and up (sum[1]), quantized over the tile's 128 outputs.
 template <int kTokens>
-__device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Work& work,
-                           const Task& task, int warp, int lane, float (&sum)[2][kTokens / 2]) {
+__device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Task& task, int warp,
+                           int lane, float (&sum)[2][kTokens / 2]) {
   const auto index = [](int c) { return c / 2 * 4 + c % 2; };  // two outputs of pair c of a lane
   const auto pair_of = [&](int c) { return c / 2 * 8 + 2 * (lane % 4) + c % 2; };
   ptx::NamedBarrierSync(kConsumersMeet, kConsumers);  // maxima and packed are free again
@@ -363,8 +366,7 @@ __device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Wo
     }
   }
   ptx::NamedBarrierSync(kConsumersMeet, kConsumers);
-  const bool is_power = p.scale_format == ScaleFormat::kPowerOfTwo;
-  const int column = work.Column(task.item);
+  const std::int64_t blocks = p.width / kValuesPerScale;
 #pragma unroll
   for (int c = 0; c < kTokens / 4; ++c) {
     const int pair = pair_of(c);
@@ -374,85 +376,101 @@ __device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Wo
       amax = fmaxf(amax, shared.maxima[w][pair]);
     }
     const float scale = BlockScale(amax, p.scale_format);
-    const float reciprocal = 1.0F / scale;
+    const ScaleDivisor divided(scale, p.scale_format);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float value = sum[0][index(c) + 2 * half];
-      shared.packed[pair][warp * 16 + lane / 4 + 8 * half] =
-          ToFp8(is_power ? value * reciprocal : value / scale);
+      shared.packed[pair][warp * 16 + lane / 4 + 8 * half] = ToFp8(divided(value));
     }
-    if (warp == 0 && lane < 4 && pair < task.count) {
-      p.inner_scales[(task.first + pair) * std::int64_t{work.outer_blocks} + column] = scale;
+    if (warp == 0 && lane < 4 && pair < task.stored) {
+      p.inner_scales[(task.first + pair) * blocks + task.column] = scale;
     }
   }
   ptx::NamedBarrierSync(kConsumersMeet, kConsumers);
   constexpr int kChunks = kBoxRows / 16;
-  for (int c = warp * kWarpSize + lane; c < task.count * kChunks; c += kConsumers) {
+  for (int c = warp * kWarpSize + lane; c < task.stored * kChunks; c += kConsumers) {
     *reinterpret_cast<uint4*>(p.inner + (task.first + c / kChunks) * std::int64_t{p.width} +
-                              column * kBoxRows + c % kChunks * 16) =
+                              task.column * kBoxRows + c % kChunks * 16) =
         *reinterpret_cast<const uint4*>(&shared.packed[c / kChunks][c % kChunks * 16]);
   }
-  Signal(p.counters.inner_done + work.Group(task.item), lane);
+  if (task.stored > 0) {
+    Signal(p.counters.inner_done + task.group, lane);
+  }
 }
 
 // An expert's output, rounded to Y.
 template <int kTokens, typename Y>
-__device__ void StoreOuter(const ExpertsParams& p, const Work& work, const Task& task, int warp,
-                           int lane, const float (&sum)[2][kTokens / 2]) {
+__device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, int lane,
+                           const float (&sum)[2][kTokens / 2]) {
   const std::int64_t hidden = p.x.cols;
 #pragma unroll
   for (int box = 0; box < 2; ++box) {
-    const std::int64_t column =
-        work.Column(task.item) * std::int64_t{kTileRows} + box * kBoxRows + warp * 16;
+    const std::int64_t column = task.column * std::int64_t{kTileRows} + box * kBoxRows + warp * 16;
     if (column < hidden) {
       StoreSlab<kTokens>(
-          sum[box], task.count, lane,
+          sum[box], task.stored, lane,
           [&](int pair) {
             return static_cast<Y*>(p.contributions) + (task.first + pair) * hidden + column;
           },
           Y{});
     }
   }
-  Signal(p.counters.outer_done + work.Column(task.item), lane);
+  if (task.stored > 0) {
+    Signal(p.counters.outer_done + task.column, lane);
+  }
 }
 
 template <int kTokens, typename Y>
 __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                        const Work& work, const Task& task, Cursor& at, int warp, int lane) {
+                        const Task& task, Cursor& at, int warp, int lane) {
   float sum[2][kTokens / 2];
-  if (work.IsMerge(task.item)) {
-    AddParts<kTokens>(p, work, task, warp, lane, sum);
+  if (task.kind == TaskKind::kMerge) {
+    AddParts<kTokens>(p, task, warp, lane, sum);
   } else {
-    const int blocks = work.EndBlock(task.item) - work.FirstBlock(task.item);
-    Accumulate<kTokens>(ring, at, blocks, warp / 4, lane, sum);
+    Accumulate<kTokens>(ring, at, task.end_block - task.first_block, warp / 4, lane, sum);
   }
-  if (work.IsPart(task.item)) {
-    StorePart<kTokens>(p, work, task, warp, lane, sum);
-  } else if (work.IsOuter(task.item)) {
-    StoreOuter<kTokens, Y>(p, work, task, warp, lane, sum);
+  if (task.kind == TaskKind::kPart) {
+    StorePart<kTokens>(p, task, warp, lane, sum);
+  } else if (task.kind == TaskKind::kOuter) {
+    StoreOuter<kTokens, Y>(p, task, warp, lane, sum);
   } else {
-    StoreInner<kTokens>(p, shared, work, task, warp, lane, sum);
+    StoreInner<kTokens>(p, shared, task, warp, lane, sum);
   }
 }
 
+// What runs first, while the gate still chooses: the ends of an inner and of an outer tile, of
+// which nothing is stored, so that their instructions are in the caches, as they run once per tile,
+// and all wait for them, while the memory system is busy with weights.
+__device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
+  const int tokens = static_cast<int>(p.x.rows);
+  const int mean = tokens * static_cast<int>(p.choice.experts.cols) / p.choice.expert_count;
+  return {.kind = index == 0 ? TaskKind::kInner : TaskKind::kOuter,
+          .count = min(min(max(mean, 1), tokens), kTilePairs)};
+}
+
+// Waits for the kernels ahead, behind the rehearsals.
 template <typename Y>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                               const Work& work, int warp, int lane) {
+                               int warp, int lane) {
+  constexpr int kRehearsals = 2;
   Cursor at;
   Cursor turn;
-  while (true) {
-    const Task task = NextTask(shared, turn, lane);
-    if (task.item >= work.items()) {
+  for (int index = 0;; ++index) {
+    if (index == kRehearsals) {
+      ptx::WaitForPredecessors();
+    }
+    const Task task = index < kRehearsals ? RehearsalOf(p, index) : NextTask(shared, turn, lane);
+    if (task.kind == TaskKind::kNone) {
       return;
     }
     if (task.count <= 8) {
-      RunTask<8, Y>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<8, Y>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16, Y>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<16, Y>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 32) {
-      RunTask<32, Y>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<32, Y>(p, shared, ring, task, at, warp, lane);
     } else {
-      RunTask<64, Y>(p, shared, ring, work, task, at, warp, lane);
+      RunTask<64, Y>(p, shared, ring, task, at, warp, lane);
     }
   }
 }
@@ -604,7 +622,7 @@ __global__ static void __launch_bounds__(kThreads, 1)
                     is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
       }
     } else if (warp < kSumWarp) {
-      LoadInput<kGiven>(p, shared, ring, work, warp - kWeightWarp - 1, lane);
+      LoadInput<kGiven>(p, shared, ring, warp - kWeightWarp - 1, lane);
     } else if constexpr (kGiven) {
       ActivateGiven(p, work, lane);
     }
@@ -612,9 +630,7 @@ __global__ static void __launch_bounds__(kThreads, 1)
     Sum<Y>(p, work, lane);
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
-    ptx::WaitForPredecessors();
-    const Work work(p, *p.sorted.tiles_used);
-    Consume<Y>(p, shared, ring, work, warp, lane);
+    Consume<Y>(p, shared, ring, warp, lane);
   }
 }
 
