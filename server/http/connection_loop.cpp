@@ -30,6 +30,8 @@ constexpr std::size_t kReadBytes = std::size_t{16} << 10;
 // What a client may send ahead of its answer; more is left to its socket, and its end is then seen
 // by the next write only.
 constexpr std::size_t kAheadBytesMax = std::size_t{64} << 10;
+// A body beyond this is read in the one place that there is for large ones.
+constexpr std::size_t kLargeBodyBytes = std::size_t{128} << 10;
 // An answer up to here is given however much waits to be read by other clients.
 constexpr std::size_t kSmallAnswerBytesMax = std::size_t{16} << 10;
 // How long and how much of what a client still sends is read behind a last answer: a socket that is
@@ -101,7 +103,10 @@ class Session final : public std::enable_shared_from_this<Session> {
   void End(std::string_view bytes) {
     Write(Chunk(bytes) + (chunked_ ? std::string(kLastChunk) : ""), Last::kYes);
   }
-  void ReleaseBody() { Count(static_cast<std::int64_t>(input_.size() + out_.size())); }
+  void ReleaseBody() {
+    GivePlace();
+    Count(static_cast<std::int64_t>(input_.size() + out_.size()));
+  }
   void Drop() { CloseSocket(); }
 
   // Any thread: does `work` on the loop's, unless request `number` has been answered by then.
@@ -119,6 +124,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   // kAhead: answered, and what came ahead is to be read next.
   enum class Phase : std::uint8_t { kIdle, kReading, kAnswering, kAhead, kLingering, kClosed };
   enum class Last : std::uint8_t { kNo, kYes };
+  enum class Place : std::uint8_t { kNone, kAwaited, kTaken };  // for large bodies
 
   std::string MakeHead(const HttpResponse& response, std::string_view length) {
     keep_alive_ = keep_alive_ && !context_.draining.load(std::memory_order_relaxed);
@@ -141,7 +147,9 @@ class Session final : public std::enable_shared_from_this<Session> {
     timer_.cancel();
   }
   void OnTimeout() {
-    if (phase_ == Phase::kReading) {
+    if (phase_ == Phase::kReading && place_ == Place::kAwaited) {
+      Refuse({.status = kUnavailableStatus, .message = "other large requests are being read"});
+    } else if (phase_ == Phase::kReading) {
       Refuse({.status = kTimeoutStatus, .message = "the request did not come in time"});
     } else if (phase_ == Phase::kAnswering) {
       CloseSocket();
@@ -157,7 +165,8 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void WaitReadable() {
-    if (waiting_ || !socket_.is_open()) {
+    const bool is_held = place_ == Place::kAwaited && phase_ == Phase::kReading;
+    if (waiting_ || is_held || !socket_.is_open()) {
       return;
     }
     waiting_ = true;
@@ -249,6 +258,34 @@ class Session final : public std::enable_shared_from_this<Session> {
         socket_.write_some(asio::buffer(std::string_view("HTTP/1.1 100 Continue\r\n\r\n")),
                            ignored);
       }
+    } else if (place_ == Place::kNone && parser_->body_bytes() > kLargeBodyBytes) {
+      TakePlace();
+    }
+  }
+
+  // Nothing more is read until the place is there; the time for the body goes on.
+  void TakePlace() {
+    const bool has_it = context_.large_bodies.Take([weak = weak_from_this()] {
+      const std::shared_ptr<Session> self = weak.lock();
+      if (self != nullptr) {
+        asio::post(self->sessions_.context, [self] { self->OnPlace(); });
+      }
+      return self != nullptr;
+    });
+    place_ = has_it ? Place::kTaken : Place::kAwaited;
+  }
+  void OnPlace() {
+    place_ = Place::kTaken;
+    if (phase_ == Phase::kReading) {
+      WaitReadable();
+    } else {  // refused, or gone
+      GivePlace();
+    }
+  }
+  void GivePlace() {
+    if (place_ == Place::kTaken) {
+      place_ = Place::kNone;
+      context_.large_bodies.Give();
     }
   }
 
@@ -271,6 +308,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void Write(std::string bytes, Last last) {
+    GivePlace();  // what has an answer was read
     out_ = std::move(bytes);
     hears_gone_ = hears_gone_ && last == Last::kNo;
     Count(static_cast<std::int64_t>(input_.size() + out_.size()));
@@ -341,6 +379,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     }
     phase_ = Phase::kClosed;
     Disarm();
+    GivePlace();
     CloseSocket();
     parser_.reset();
     Count(0);
@@ -363,6 +402,7 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   Phase phase_ = Phase::kIdle;
   bool waiting_ = false;  // for bytes
+  Place place_ = Place::kNone;
   bool keep_alive_ = true;
   bool chunked_ = true;
   bool head_only_ = false;  // the answer has no body, whatever it says

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/status.h"
+#include "server/http/large_bodies.h"
 #include "server/http/transport.h"
 
 #include <atomic>
@@ -21,6 +22,7 @@ struct ConnectionContext {
   std::function<void(int connection)> release;  // before a connection is closed
   std::atomic<bool> draining{false};            // a hint: who reads it late answers once more
   std::atomic<std::int64_t> memory_bytes{0};    // of requests; a count that orders nothing
+  LargeBodies large_bodies;
 
   std::mutex mutex;
   std::condition_variable left;  // a connection has

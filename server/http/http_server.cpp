@@ -27,6 +27,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerConfig& co
   listening.port = config.port;
   listening.connections_max = config.connections_max;
   listening.header_ms_max = config.header_ms_max;
+  listening.body_ms_max = config.body_ms_max;
   listening.write_ms_max = config.write_ms_max;
   listening.body_bytes_max = config.message_bytes_max;
   listening.memory_bytes_max = config.memory_bytes_max;

@@ -22,6 +22,7 @@ struct HttpServerConfig {
   std::int64_t port = 8000;        // 0: one that is free
   std::int64_t connections_max = 1024;
   std::int64_t header_ms_max = 10'000;  // from a request's first byte
+  std::int64_t body_ms_max = 60'000;    // from its header
   std::int64_t write_ms_max = 30'000;   // of a whole answer
   std::int64_t message_bytes_max = std::int64_t{16} << 20;
   std::int64_t memory_bytes_max = std::int64_t{512} << 20;  // of requests that are being read

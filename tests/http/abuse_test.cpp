@@ -1,7 +1,9 @@
 // What a client can do to the server: it costs a bounded amount and harms no other.
+#include "server/http/large_bodies.h"
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
+#include <chrono>
 #include <future>
 #include <thread>
 #include <vector>
@@ -28,6 +30,13 @@ constexpr std::string_view kCompletions = "/v1/completions";
 std::string Completion(int max_tokens, bool stream) {
   return Post(kCompletions, fmt::format(R"({{"prompt": [1, 2], "max_tokens": {}, "stream": {}}})",
                                         max_tokens, stream));
+}
+
+// By which both threads have read what came before.
+void LetThreadsRead(std::int64_t port) {
+  for (int i = 0; i < 40; ++i) {
+    CHECK(Exchange(port, Get("/health")).status == 200);
+  }
 }
 
 TEST_CASE("a request may come a byte at a time, and none for ever", "[http][abuse]") {
@@ -95,9 +104,7 @@ TEST_CASE("all requests together have a limit of memory", "[http][abuse]") {
       "Content-Length: 90000\r\n\r\n";
   RawClient first(serving.port());
   first.Send(head + std::string(80'000, ' '));
-  for (int i = 0; i < 40; ++i) {  // by which both threads have read what came before
-    CHECK(Exchange(serving.port(), Get("/health")).status == 200);
-  }
+  LetThreadsRead(serving.port());
   const std::string second = head + std::string(90'000, ' ');
   CHECK(Exchange(serving.port(), second).status == 503);
   // What is refused, or has left, gives back what it held.
@@ -138,6 +145,89 @@ TEST_CASE("answers that nobody reads have a limit of memory", "[http][abuse]") {
   CHECK(answered <= 3);
   CHECK(refused == kUnread - answered);
   CHECK(Exchange(serving.port(), request).status == 200);  // what was read is given back
+}
+
+// A request whose body is large, its last `kept` bytes not among them.
+std::string LargeBeginning(std::size_t kept) {
+  const std::string whole = Post(kCompletions, R"({"prompt": [1], "max_tokens": 1, "user": ")" +
+                                                   std::string(300'000, 'x') + "\"}");
+  return whole.substr(0, whole.size() - kept);
+}
+constexpr std::string_view kLargeEnd = "\"}";
+
+TEST_CASE("the place of large bodies goes round in order", "[http]") {
+  LargeBodies bodies;
+  std::vector<int> granted;
+  const auto asks = [&](int who, bool is_there) {
+    return bodies.Take([&granted, who, is_there] {
+      granted.push_back(who);
+      return is_there;
+    });
+  };
+  CHECK(asks(0, true));
+  CHECK_FALSE(asks(1, true));
+  CHECK_FALSE(asks(2, false));
+  CHECK_FALSE(asks(3, true));
+  bodies.Give();
+  CHECK(granted == std::vector<int>{1});
+  bodies.Give();  // 2 is gone
+  CHECK(granted == std::vector<int>{1, 2, 3});
+  bodies.Give();
+  CHECK(asks(4, true));
+}
+
+TEST_CASE("large bodies are read one at a time, beside small ones", "[http][abuse]") {
+  constexpr int kOthers = 4;
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.body_ms_max = 600'000;         // how slow the machine is does not matter here
+  config.memory_bytes_max = 1'300'000;  // six large bodies are more
+  HttpServing serving(engine.loop(), nullptr, config);
+  RawClient first(serving.port());
+  first.Send(LargeBeginning(kLargeEnd.size()));
+  LetThreadsRead(serving.port());
+  RawClient leaving(serving.port());
+  leaving.Send(LargeBeginning(0));
+  LetThreadsRead(serving.port());
+  std::vector<std::unique_ptr<RawClient>> others;
+  for (int i = 0; i < kOthers; ++i) {
+    others.push_back(std::make_unique<RawClient>(serving.port()));
+    others.back()->Send(LargeBeginning(0));
+  }
+  leaving.Close();
+  LetThreadsRead(serving.port());
+  CHECK(Exchange(serving.port(), Completion(1, false)).status == 200);
+  first.Send(kLargeEnd);
+  CHECK(first.Read().value_or(Reply{}).status == 200);
+  for (const auto& other : others) {
+    CHECK(other->Read().value_or(Reply{}).status == 200);
+  }
+  CHECK(Exchange(serving.port(), LargeBeginning(0)).status == 200);
+}
+
+TEST_CASE("who waits for others' large bodies hears so", "[http][abuse]") {
+  SteppedEngine engine;
+  HttpServerConfig config = FreePort();
+  config.body_ms_max = 2'000;
+  HttpServing serving(engine.loop(), nullptr, config);
+  const std::string large = LargeBeginning(0);
+  const std::size_t body = large.find("\r\n\r\n") + 4;
+  const auto began = std::chrono::steady_clock::now();
+  RawClient waiting(serving.port());
+  waiting.Send(large.substr(0, body));  // its time begins before the other's
+  LetThreadsRead(serving.port());
+  RawClient other(serving.port());
+  other.Send(LargeBeginning(kLargeEnd.size()));
+  LetThreadsRead(serving.port());
+  waiting.Send(large.substr(body));
+  LetThreadsRead(serving.port());
+  const bool in_time = std::chrono::steady_clock::now() - began < std::chrono::seconds(1);
+  const int status = waiting.Read().value_or(Reply{}).status;
+  if (in_time) {  // a machine that slow shows nothing
+    CHECK(status == 503);
+  }
+  CHECK(other.Read().value_or(Reply{}).status == 408);
+  CHECK(Exchange(serving.port(), large).status == 200);
 }
 
 TEST_CASE("a body counts until it has been read, and no longer", "[http][abuse]") {
