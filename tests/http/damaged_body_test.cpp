@@ -61,4 +61,18 @@ TEST_CASE("a damaged body is read or refused in one line", "[http][fuzz]") {
 }
 
 }  // namespace
+TEST_CASE("fields that nobody knows are ignored and counted", "[http]") {
+  for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kCompletion}) {
+    const std::string body =
+        endpoint == Endpoint::kChat
+            ? R"({"messages": [{"role": "user", "content": "a"}], "one": 1, "two": {}})"
+            : R"({"prompt": [1], "one": 1, "two": {}})";
+    Ask ask;
+    AnswerForm form;
+    FieldNames names = FieldNamesOf(endpoint);
+    CHECK(ReadGeneration(endpoint, body, UnknownKeys::kIgnored, ask, form, names).ok());
+    CHECK(form.ignored_keys == 2);
+  }
+}
+
 }  // namespace dsa::damaged_body_test
