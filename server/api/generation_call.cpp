@@ -56,7 +56,9 @@ GenerationCall::GenerationCall(ServiceContext& context, CallFacts facts, ReplyWr
 }
 
 GenerationCall::~GenerationCall() {
-  context_.prompt_logprobs.Give(prompt_bytes_);
+  if (prompt_budget_ != nullptr) {
+    prompt_budget_->Give(prompt_bytes_);
+  }
 }
 
 std::shared_ptr<GenerationCall> GenerationCall::Start(ServiceContext& context, CallFacts facts,
@@ -116,11 +118,12 @@ Status GenerationCall::TakePromptBytes(const Request& request) {
                                          static_cast<std::size_t>(*request.prompt_logprobs) *
                                              sizeof(TokenLogprob));
   const std::int64_t bytes_max = context_.slow_client.prompt_logprob_bytes_max;
-  if (!context_.prompt_logprobs.Take(bytes, bytes_max)) {
+  if (!context_.prompt_logprobs->Take(bytes, bytes_max)) {
     return Error{ErrorCode::kResourceExhausted,
                  fmt::format("{}: those of all requests together hold {} bytes at most",
                              facts_.fields->prompt_logprobs, bytes_max)};
   }
+  prompt_budget_ = context_.prompt_logprobs;
   prompt_bytes_ = bytes;
   return {};
 }

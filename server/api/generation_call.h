@@ -107,6 +107,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   ReplyHead head_;  // its request_id may be the client's although it is not claimed
   Delivery delivery_ = Delivery::kWhole;
   ReplyFormat format_;
+  std::shared_ptr<AnswerBudget> prompt_budget_;  // that prompt_bytes_ were taken from
   std::int64_t prompt_bytes_ = 0;  // taken of ServiceContext::prompt_logprobs until this is gone
 
   std::vector<ReplyAssembler> assemblers_;  // one per answer; stream pump thread once submitted

@@ -83,9 +83,10 @@ struct ServiceContext {
   ServedModel model;
   ServerDescription server;
   SlowClientLimits slow_client;
-  std::atomic<bool> draining{false};        // a hint: the engine decides
-  AnswerBudget answers{};                   // of short calls
-  AnswerBudget prompt_logprobs{};           // of generation calls
+  std::atomic<bool> draining{false};  // a hint: the engine decides
+  AnswerBudget answers{};             // of short calls
+  // Of generation calls, which the engine may hold for longer.
+  std::shared_ptr<AnswerBudget> prompt_logprobs = std::make_shared<AnswerBudget>();
   std::atomic<std::int64_t> held_bytes{0};  // of generation calls; a count that orders nothing
   RequestIds request_ids;
   OpenCalls open_calls;

@@ -273,7 +273,7 @@ TEST_CASE("log-probabilities of prompts have a limit of memory", "[http][samplin
   // What it had is free once nobody has the call any more, a moment later.
   submitted.reset();
   engine.Forget();
-  AnswerBudget& budget = serving.context().prompt_logprobs;
+  AnswerBudget& budget = *serving.context().prompt_logprobs;
   const std::int64_t all = serving.context().slow_client.prompt_logprob_bytes_max;
   CHECK(testing::Eventually([&] { return budget.Take(all, all); }));
 }
