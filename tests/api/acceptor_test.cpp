@@ -27,13 +27,6 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#ifdef __SANITIZE_ADDRESS__
-// Ten bytes that c-ares keeps when gRPC's client has resolved "localhost".
-extern "C" const char* __lsan_default_suppressions() {
-  return "leak:ares_strdup\n";
-}
-#endif
-
 namespace dsa::acceptor_test {
 namespace {
 
