@@ -2,6 +2,7 @@
 
 #include "server/http/loop_probe.h"
 #include "server/http/response_head.h"
+#include "server/http/session_exchange.h"
 
 #include <array>
 #include <chrono>
@@ -59,7 +60,8 @@ class Session final : public std::enable_shared_from_this<Session> {
       : context_(context),
         sessions_(sessions),
         socket_(std::move(socket)),
-        timer_(sessions.context) {}
+        timer_(sessions.context),
+        place_(context.large_bodies) {}
 
   void Open() {
     sessions_.all.insert(this);
@@ -104,7 +106,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     Write(Chunk(bytes) + (chunked_ ? std::string(kLastChunk) : ""), Last::kYes);
   }
   void ReleaseBody() {
-    GivePlace();
+    place_.Give();
     Count(static_cast<std::int64_t>(input_.size() + out_.size()));
   }
   void Drop() { CloseSocket(); }
@@ -124,7 +126,6 @@ class Session final : public std::enable_shared_from_this<Session> {
   // kAhead: answered, and what came ahead is to be read next.
   enum class Phase : std::uint8_t { kIdle, kReading, kAnswering, kAhead, kLingering, kClosed };
   enum class Last : std::uint8_t { kNo, kYes };
-  enum class Place : std::uint8_t { kNone, kAwaited, kTaken };  // for large bodies
 
   std::string MakeHead(const HttpResponse& response, std::string_view length) {
     keep_alive_ = keep_alive_ && !context_.draining.load(std::memory_order_relaxed);
@@ -147,7 +148,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     timer_.cancel();
   }
   void OnTimeout() {
-    if (phase_ == Phase::kReading && place_ == Place::kAwaited) {
+    if (phase_ == Phase::kReading && place_.is_awaited()) {
       Refuse({.status = kUnavailableStatus, .message = "other large requests are being read"});
     } else if (phase_ == Phase::kReading) {
       Refuse({.status = kTimeoutStatus, .message = "the request did not come in time"});
@@ -165,7 +166,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void WaitReadable() {
-    const bool is_held = place_ == Place::kAwaited && phase_ == Phase::kReading;
+    const bool is_held = place_.is_awaited() && phase_ == Phase::kReading;
     if (waiting_ || is_held || !socket_.is_open()) {
       return;
     }
@@ -258,35 +259,25 @@ class Session final : public std::enable_shared_from_this<Session> {
         socket_.write_some(asio::buffer(std::string_view("HTTP/1.1 100 Continue\r\n\r\n")),
                            ignored);
       }
-    } else if (place_ == Place::kNone && parser_->body_bytes() > kLargeBodyBytes) {
+    } else if (place_.is_none() && parser_->body_bytes() > kLargeBodyBytes) {
       TakePlace();
     }
   }
 
   // Nothing more is read until the place is there; the time for the body goes on.
   void TakePlace() {
-    const bool has_it = context_.large_bodies.Take([weak = weak_from_this()] {
+    place_.Take([weak = weak_from_this()] {
       const std::shared_ptr<Session> self = weak.lock();
       if (self != nullptr) {
         asio::post(self->sessions_.context, [self] { self->OnPlace(); });
       }
       return self != nullptr;
     });
-    place_ = has_it ? Place::kTaken : Place::kAwaited;
   }
   void OnPlace() {
-    place_ = Place::kTaken;
-    if (phase_ == Phase::kReading) {
-      WaitReadable();
-    } else {  // refused, or gone
-      GivePlace();
-    }
-  }
-  void GivePlace() {
-    if (place_ == Place::kTaken) {
-      place_ = Place::kNone;
-      context_.large_bodies.Give();
-    }
+    place_.BeGranted();
+    const bool still_reads = phase_ == Phase::kReading;  // neither refused nor gone
+    still_reads ? WaitReadable() : place_.Give();
   }
 
   void StartAnswer(bool keep_alive, bool chunked, bool head_only) {
@@ -308,7 +299,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void Write(std::string bytes, Last last) {
-    GivePlace();  // what has an answer was read
+    place_.Give();  // what has an answer was read
     out_ = std::move(bytes);
     hears_gone_ = hears_gone_ && last == Last::kNo;
     Count(static_cast<std::int64_t>(input_.size() + out_.size()));
@@ -379,7 +370,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     }
     phase_ = Phase::kClosed;
     Disarm();
-    GivePlace();
+    place_.Give();
     CloseSocket();
     parser_.reset();
     Count(0);
@@ -402,7 +393,7 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   Phase phase_ = Phase::kIdle;
   bool waiting_ = false;  // for bytes
-  Place place_ = Place::kNone;
+  LargeBodyPlace place_;
   bool keep_alive_ = true;
   bool chunked_ = true;
   bool head_only_ = false;  // the answer has no body, whatever it says
@@ -418,37 +409,6 @@ class Session final : public std::enable_shared_from_this<Session> {
   std::int64_t counted_bytes_ = 0;
 };
 
-// One request's end of its session.
-class Exchange final : public HttpExchange {
- public:
-  Exchange(std::shared_ptr<Session> session, std::uint64_t number)
-      : session_(std::move(session)), number_(number) {}
-
-  void Respond(HttpResponse response) override {
-    session_->Post(
-        number_, [response = std::move(response)](Session& session) { session.Respond(response); });
-  }
-  void Begin(HttpResponse head) override {
-    session_->Post(number_, [head = std::move(head)](Session& session) { session.Begin(head); });
-  }
-  void Send(std::string bytes) override {
-    session_->Post(number_, [bytes = std::move(bytes)](Session& session) { session.Send(bytes); });
-  }
-  void End(std::string bytes) override {
-    session_->Post(number_, [bytes = std::move(bytes)](Session& session) { session.End(bytes); });
-  }
-  void ReleaseBody() override {
-    session_->Post(number_, [](Session& session) { session.ReleaseBody(); });
-  }
-  void Drop() override {
-    session_->Post(number_, [](Session& session) { session.Drop(); });
-  }
-
- private:
-  const std::shared_ptr<Session> session_;
-  const std::uint64_t number_;
-};
-
 void Session::Dispatch() {
   const bool keep_alive = parser_->keep_alive();
   const bool knows_chunks = parser_->knows_chunks();
@@ -456,8 +416,8 @@ void Session::Dispatch() {
   StartAnswer(keep_alive, knows_chunks, request.method == "HEAD");
   parser_.reset();
   Count(static_cast<std::int64_t>(request.body.size() + input_.size()));
-  call_ = context_.handler(std::move(request),
-                           std::make_shared<Exchange>(shared_from_this(), request_number_));
+  call_ = context_.handler(std::move(request), std::make_shared<SessionExchange<Session>>(
+                                                   shared_from_this(), request_number_));
 }
 
 }  // namespace

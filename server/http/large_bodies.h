@@ -2,9 +2,11 @@
 // then costs one body of memory, and one client's worth of copying, however many they are.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <utility>
 
 namespace dsa {
 
@@ -42,6 +44,34 @@ class LargeBodies final {
   std::mutex mutex_;
   bool is_taken_ = false;
   std::deque<std::function<bool()>> waiting_;
+};
+
+// A connection's hold on it.  One thread.
+class LargeBodyPlace final {
+ public:
+  explicit LargeBodyPlace(LargeBodies& bodies) : bodies_(bodies) {}
+
+  bool is_none() const { return state_ == State::kNone; }
+  bool is_awaited() const { return state_ == State::kAwaited; }
+
+  // `granted` as LargeBodies has it; BeGranted follows it.
+  void Take(std::function<bool()> granted) {
+    state_ = bodies_.Take(std::move(granted)) ? State::kTaken : State::kAwaited;
+  }
+  void BeGranted() { state_ = State::kTaken; }
+
+  // Nothing where it is not taken: who awaits it still has its turn.
+  void Give() {
+    if (state_ == State::kTaken) {
+      state_ = State::kNone;
+      bodies_.Give();
+    }
+  }
+
+ private:
+  enum class State : std::uint8_t { kNone, kAwaited, kTaken };
+  LargeBodies& bodies_;
+  State state_ = State::kNone;
 };
 
 }  // namespace dsa
