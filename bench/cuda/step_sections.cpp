@@ -175,7 +175,7 @@ void SectionBackend::AttendMasked(const AttendMaskedParams& params) {
 void SectionBackend::GatedMlp(const GatedMlpParams& params) {
   SectionWork work;
   AddMlp(work, params);
-  if (Takes(Section::kGatedMlp, work)) {
+  if (Takes(Section::kDenseMlp, work)) {
     inner_.GatedMlp(params);
   }
 }
@@ -195,7 +195,7 @@ void SectionBackend::ExpertMlp(const ExpertMlpParams& params) {
   work.bytes +=
       static_cast<double>(experts) * expert_values * static_cast<double>(SizeOf(routed.gate.type));
   (is_fp8 ? work.fp8_flops : work.bf16_flops) += 2.0 * static_cast<double>(pairs) * expert_values;
-  if (Takes(Section::kExpertMlp, work)) {
+  if (Takes(Section::kExperts, work)) {
     inner_.ExpertMlp(params);
   }
 }

@@ -4,6 +4,7 @@
 
 #include "bench/cuda/device_bench.h"
 #include "kernels/forwarding_backend.h"
+#include "server/step_times.h"
 
 #include <array>
 #include <cstdint>
@@ -12,33 +13,21 @@
 
 namespace dsa::bench {
 
-// In the order of kSectionNames.
-enum class Section : std::uint8_t {
-  kEmbed,
-  kAddNorm,
-  kInputProjection,
-  kWriteKeys,
-  kQueryProjection,
-  kSelectKeys,
-  kAttend,
-  kOutputProjection,
-  kGatedMlp,
-  kExpertMlp,
-  kHead,
-  kSample,
-};
-inline constexpr std::array<std::string_view, 12> kSectionNames = {"embed, gather rows",
-                                                                   "add, norm, fp8 copy",
-                                                                   "project q_a, wk, kv_a, weights",
-                                                                   "write keys",
-                                                                   "project q_b, wq_b",
-                                                                   "select keys",
-                                                                   "attend",
-                                                                   "project o",
-                                                                   "dense mlp",
-                                                                   "experts",
-                                                                   "head",
-                                                                   "sample"};
+using Section = StepSection;  // what predictions are made from
+// In the order of the sections.
+inline constexpr std::array<std::string_view, kStepSections> kSectionNames = {
+    "embed, gather rows",
+    "add, norm, fp8 copy",
+    "project q_a, wk, kv_a, weights",
+    "write keys",
+    "project q_b, wq_b",
+    "select keys",
+    "attend",
+    "project o",
+    "dense mlp",
+    "experts",
+    "head",
+    "sample"};
 
 // Least work of a section's calls, summed.
 struct SectionWork {
@@ -91,8 +80,8 @@ class SectionBackend final : public ForwardingBackend {
   CardCeilings ceilings_;
   StepKeys keys_;
   std::optional<Section> wanted_;
-  std::array<SectionWork, kSectionNames.size()> works_{};
-  std::array<double, kSectionNames.size()> floors_us_{};
+  std::array<SectionWork, kStepSections> works_{};
+  std::array<double, kStepSections> floors_us_{};
 };
 
 }  // namespace dsa::bench
