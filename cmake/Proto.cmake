@@ -5,9 +5,12 @@
 # archives refer to each other in circles.
 find_program(DSA_PROTOC protoc REQUIRED)
 find_program(DSA_GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
-pkg_check_modules(GRPCPP REQUIRED grpc++)
-
-set(dsa_grpc_archives ${GRPCPP_STATIC_LIBRARIES})
+find_package(PkgConfig REQUIRED)
+# Not pkg_check_modules, which asks twenty times: each time the hundred files of absl are read.
+execute_process(COMMAND ${PKG_CONFIG_EXECUTABLE} --static --libs-only-l grpc++
+  OUTPUT_VARIABLE dsa_grpc_libraries OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "[^ ]+" dsa_grpc_archives "${dsa_grpc_libraries}")
+list(TRANSFORM dsa_grpc_archives REPLACE "^-l" "")
 list(FILTER dsa_grpc_archives INCLUDE REGEX "^(grpc|gpr|address_sorting|upb|absl_|re2|cares|ssl|crypto|z$)")
 list(REMOVE_DUPLICATES dsa_grpc_archives)
 set(dsa_grpc_files)
