@@ -13,15 +13,20 @@ function(dsa_library name)
   endif()
 endfunction()
 
+# dsa_compile_tests(<target>): how the sources of tests are compiled.
+function(dsa_compile_tests target)
+  # Much of the time of compiling a test goes into optimising Catch2's macros.
+  target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
+  if(DSA_JOIN_TESTS)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON)  # headers are most of what they compile
+  endif()
+endfunction()
+
 # dsa_test(<name> SOURCES ... DEPS ...)   -> executable <name>, one CTest test per test case.
 function(dsa_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_test_paths dsa_warnings)
-  # Much of the time of compiling a test goes into optimising Catch2's macros.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
-  if(DSA_JOIN_TESTS)
-    set_target_properties(${name} PROPERTIES UNITY_BUILD ON)  # headers are most of what they compile
-  endif()
+  dsa_compile_tests(${name})
   catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600)
 endfunction()

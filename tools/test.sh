@@ -17,11 +17,12 @@ format() {
   git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-14 --dry-run --Werror
 }
 
-# Tests are compiled joined, the product file by file, which keeps every include list honest.
+# PRESET [TARGET...].  Tests are compiled joined, the product file by file, which keeps every include
+# list honest.
 optimised() {
   mkdir -p build
-  cmake --preset cpu -DDSA_JOIN_TESTS=ON >build/cpu.log || { tail -n 20 build/cpu.log >&2; return 1; }
-  tools/build.sh cpu
+  cmake --preset "$1" -DDSA_JOIN_TESTS=ON >"build/$1.log" || { tail -n 20 "build/$1.log" >&2; return 1; }
+  tools/build.sh "$@"
 }
 
 sanitized() {  # PRESET CASES LEFT_OUT [TARGET...]: builds, runs the cases, prints failing ones
@@ -57,7 +58,7 @@ cuda_objects=({bench/CMakeFiles/dsa_step_bench.dir/cuda/step_{bench,sections},te
 step 'format' format
 tools/clients.sh build/dsa install &  # waits for the network, mostly
 install=$!
-step 'build (cpu)' optimised
+step 'build (cpu)' optimised cpu
 ln -sf cpu/dsa build/dsa
 installed=0
 wait $install || installed=$?
@@ -70,7 +71,7 @@ step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeate
 step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases" \
   "${threaded_targets[@]}"
 if command -v nvcc >/dev/null; then
-  step 'build (cuda)' tools/build.sh cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench \
+  step 'build (cuda)' optimised cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench \
     dsa_collective_bench "${cuda_objects[@]}"
   step 'tests (cuda, no device)' build/cuda/tests/kernels/cuda_start_tests
 else
