@@ -3,6 +3,9 @@
 # formatting, the optimised build and its tests, the sanitizers, the CUDA build, clang-tidy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# On a machine that compiles all this for the first time, ccache would preprocess every source, and then
+# the compiler once more: the compiler itself names the headers for ccache.
+export CCACHE_DEPEND=1
 
 step() {
   local name=$1
