@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that continuous integration checks, in the order of how fast it fails:
-# formatting, the optimised build and its tests, the sanitizers, the CUDA build, clang-tidy.
+# formatting, the optimised build, the sanitizers, the CUDA build, the optimised build's tests, and beside
+# these clang-tidy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # On a machine that compiles all this for the first time, ccache would preprocess every source, and then
@@ -28,15 +29,17 @@ optimised() {
   tools/build.sh "$@"
 }
 
-sanitized() {  # PRESET CASES LEFT_OUT [TARGET...]: builds, runs the cases, prints failing ones
+sanitized() {  # PRESET CASES LEFT_OUT: runs the cases, prints failing ones
   local preset=$1 cases=$2 left_out=$3
-  shift 3
-  tools/build.sh "$preset" "$@"
   ctest --preset "$preset" -R "$cases" -E "$left_out" -j "$(nproc)" >"build/$preset-tests.log" 2>&1 || {
     tail -n 60 "build/$preset-tests.log" >&2
     return 1
   }
   tail -n 3 "build/$preset-tests.log" >&2
+}
+
+tidied() {  # waits for clang-tidy, prints what it found
+  wait "$tidy" || { cat build/tidy.log >&2; return 1; }
 }
 
 # Laws about bits, answers of the small model, planted faults and large counts, minutes long when
@@ -70,9 +73,17 @@ case $installed in
   3) echo '== clients: skipped, there is no package index' >&2 ;;
   *) exit "$installed" ;;
 esac
-step 'address and undefined-behaviour sanitizers' sanitized cpu-asan . "$repeated_cases"
-step 'thread sanitizer' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases" \
-  "${threaded_targets[@]}"
+step 'build (address and undefined-behaviour sanitizers)' tools/build.sh cpu-asan
+# clang-tidy reads what that build joined and generated.  With the lowest priority it takes what the steps
+# below leave idle: tests wait and sleep, and builds end with one core.
+set -m  # a process group of its own, so that a step that fails ends it
+nice -n 19 tools/tidy.sh >build/tidy.log 2>&1 &
+set +m
+tidy=$!
+trap 'kill -- "-$tidy" 2>/dev/null || true' EXIT
+step 'tests (address and undefined-behaviour sanitizers)' sanitized cpu-asan . "$repeated_cases"
+step 'build (thread sanitizer)' tools/build.sh cpu-tsan "${threaded_targets[@]}"
+step 'tests (thread sanitizer)' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases"
 if command -v nvcc >/dev/null; then
   step 'build (cuda)' optimised cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench \
     dsa_collective_bench "${cuda_objects[@]}"
@@ -80,6 +91,7 @@ if command -v nvcc >/dev/null; then
 else
   echo '== build (cuda): skipped, no nvcc' >&2
 fi
-step 'clang-tidy' tools/tidy.sh
-# Last, so that the runner's closing line closes the log.
-step 'tests (cpu)' ctest --preset cpu -j "$(nproc)"
+step 'tests (cpu)' ctest --preset cpu -j "$(nproc)" --output-log build/cpu-tests.log
+step 'clang-tidy' tidied
+# Again, so that the runner's closing line closes the log.
+grep -A 2 'tests passed' build/cpu-tests.log
