@@ -13,6 +13,14 @@ function(dsa_library name)
   endif()
 endfunction()
 
+# dsa_unsanitized(<target>): others' code, which the sanitizers do not watch.  Its command lines do not name
+# them either, so that ccache finds for one sanitizer what was compiled for another.
+function(dsa_unsanitized target)
+  get_target_property(options ${target} COMPILE_OPTIONS)
+  list(FILTER options EXCLUDE REGEX "sanitize")
+  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}")
+endfunction()
+
 # dsa_compile_tests(<target>): how the sources of tests are compiled.
 function(dsa_compile_tests target)
   # Much of the time of compiling a test goes into optimising Catch2's macros.

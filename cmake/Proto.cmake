@@ -64,10 +64,7 @@ function(dsa_proto_library name)
   endforeach()
   add_library(dsa_${name} STATIC ${sources})
   add_library(dsa::${name} ALIAS dsa_${name})
-  if(DSA_SANITIZE)
-    # Like the library behind it, generated code is neither optimised nor watched.
-    target_compile_options(dsa_${name} PRIVATE -fno-sanitize=all)
-  endif()
+  dsa_unsanitized(dsa_${name})  # like the library behind it
   target_include_directories(dsa_${name} SYSTEM PUBLIC ${generated_root})
   target_link_libraries(dsa_${name} PUBLIC dsa_grpc)
 endfunction()
