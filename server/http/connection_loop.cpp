@@ -1,5 +1,6 @@
 #include "server/http/connection_loop.h"
 
+#include "server/http/last_bytes.h"
 #include "server/http/loop_probe.h"
 #include "server/http/response_head.h"
 #include "server/http/session_exchange.h"
@@ -35,10 +36,6 @@ constexpr std::size_t kAheadBytesMax = std::size_t{64} << 10;
 constexpr std::size_t kLargeBodyBytes = std::size_t{128} << 10;
 // An answer up to here is given however much waits to be read by other clients.
 constexpr std::size_t kSmallAnswerBytesMax = std::size_t{16} << 10;
-// How long and how much of what a client still sends is read behind a last answer: a socket that is
-// closed with bytes unread takes back what the client has not read yet.
-constexpr std::int64_t kLingerMs = 2'000;
-constexpr std::size_t kLingerBytesMax = std::size_t{4} << 20;
 
 constexpr int kTimeoutStatus = 408;
 constexpr int kUnavailableStatus = 503;
@@ -61,7 +58,8 @@ class Session final : public std::enable_shared_from_this<Session> {
         sessions_(sessions),
         socket_(std::move(socket)),
         timer_(sessions.context),
-        place_(context.large_bodies) {}
+        place_(context.large_bodies),
+        last_bytes_(context.config.body_bytes_max, context.config.body_ms_max) {}
 
   void Open() {
     sessions_.all.insert(this);
@@ -154,6 +152,8 @@ class Session final : public std::enable_shared_from_this<Session> {
       Refuse({.status = kTimeoutStatus, .message = "the request did not come in time"});
     } else if (phase_ == Phase::kAnswering) {
       CloseSocket();
+    } else if (phase_ == Phase::kLingering && last_bytes_.GoesOn()) {
+      Arm(LastBytes::kSilentMsMax);
     } else {
       Close();
     }
@@ -201,8 +201,7 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     if (phase_ == Phase::kLingering) {
-      lingered_bytes_ += count;
-      lingered_bytes_ > kLingerBytesMax ? Close() : WaitReadable();
+      last_bytes_.Take(count) ? WaitReadable() : Close();
       return;
     }
     input_.append(bytes.data(), count);
@@ -354,7 +353,7 @@ class Session final : public std::enable_shared_from_this<Session> {
     ErrorOf ignored;
     socket_.shutdown(Protocol::socket::shutdown_send, ignored);
     input_ = {};
-    Arm(kLingerMs);
+    Arm(LastBytes::kSilentMsMax);
     WaitReadable();
   }
 
@@ -405,7 +404,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   std::optional<RequestParser> parser_;
   std::shared_ptr<HttpCall> call_;  // of the request that is being answered
   std::string out_;                 // being written
-  std::size_t lingered_bytes_ = 0;
+  LastBytes last_bytes_;
   std::int64_t counted_bytes_ = 0;
 };
 
@@ -413,6 +412,8 @@ void Session::Dispatch() {
   const bool keep_alive = parser_->keep_alive();
   const bool knows_chunks = parser_->knows_chunks();
   HttpRequest request = parser_->Take();
+  // Its event may be far behind in the loop's queue: the engine would begin for nobody.
+  request.client_left = HasLeft(socket_.native_handle());
   StartAnswer(keep_alive, knows_chunks, request.method == "HEAD");
   parser_.reset();
   Count(static_cast<std::int64_t>(request.body.size() + input_.size()));

@@ -15,6 +15,8 @@ struct HttpRequest {
   std::string content_type;
   std::string request_id;  // X-Request-Id as it came, of any form
   std::string body;
+  // The client had closed its side when this was read: who would work long for it need not begin.
+  bool client_left = false;
 };
 
 // Why what came is no request, or none that is served.

@@ -4,7 +4,6 @@
 #include "tests/http/serving.h"
 
 #include <chrono>
-#include <future>
 #include <thread>
 #include <vector>
 
@@ -286,60 +285,6 @@ TEST_CASE("requests sent ahead are answered in order", "[http][abuse]") {
   }
   sender.join();
   CHECK(answered == kRequests);
-}
-
-TEST_CASE("a client that leaves frees what it had", "[http][abuse]") {
-  constexpr int kTokens = 4000;
-  SteppedEngine engine;
-  HttpServing serving(engine.loop(), nullptr, FreePort());
-  for (const bool stream : {false, true}) {
-    engine.steps().Hold();
-    RawClient client(serving.port());
-    client.Send(Completion(kTokens, stream));
-    CHECK(Eventually([&] { return engine.loop().Load().running == 1; }));
-    const std::int64_t before = engine.loop().Load().steps;
-    client.Close();
-    CHECK(Eventually([&] {
-      engine.steps().LetPass(1);
-      return engine.loop().Load().running == 0;
-    }));
-    CHECK(engine.loop().Load().steps - before < kTokens / 2);
-    CHECK(engine.BecomesQuiet());
-    CHECK(Eventually([&] { return serving.server().connections() == 0; }));
-    engine.steps().Resume();
-  }
-}
-
-TEST_CASE("the text of a client that has left before its turn is not read", "[http][abuse]") {
-  SteppedEngine engine;
-  HttpServing serving(engine.loop(), &testing::ChatTokenizer(), FreePort());
-  const std::string request =
-      Post("/tokenize", R"({"prompt": ")" + std::string(60'000, '1') + "\"}");
-  const auto seconds_of = [](const auto& work) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-  const auto ask = [&] { CHECK(Exchange(serving.port(), request).status == 200); };
-  const double alone_s = seconds_of(ask);
-  std::promise<void> go_on;
-  const std::shared_future<void> held = go_on.get_future().share();
-  REQUIRE(serving.context().workers.Do(request.size(), [held] { held.wait(); }).ok());
-  constexpr int kLeaving = 100;
-  for (int i = 0; i < kLeaving; ++i) {
-    RawClient client(serving.port());
-    client.Send(request);
-  }
-  CHECK(Eventually([&] { return serving.server().acceptor().open() == 0; }));
-  // Both threads have seen it, too.
-  for (int i = 0; i < 40; ++i) {
-    CHECK(Exchange(serving.port(), Get("/health")).status == 200);
-  }
-  const double behind_them_s = seconds_of([&] {
-    go_on.set_value();
-    ask();
-  });
-  CHECK(behind_them_s < alone_s * kLeaving / 2);
 }
 
 TEST_CASE("a client that does not read is dropped, and others get their tokens", "[http][abuse]") {

@@ -42,6 +42,11 @@ bool RawClient::Send(std::string_view bytes) {
   return true;
 }
 
+void RawClient::SendLast(std::string_view bytes) {
+  send(socket_.number(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_MORE);
+  socket_.Close();
+}
+
 bool RawClient::Receive() {
   std::array<char, 65536> bytes;
   const ssize_t count = recv(socket_.number(), bytes.data(), bytes.size(), 0);

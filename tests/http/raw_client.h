@@ -34,6 +34,8 @@ class RawClient final {
   // Whether the server has closed, waiting at most 20 s; what came before is thrown away.
   bool IsClosed();
   void Close() { socket_.Close(); }
+  // The bytes and the end in one segment: whoever reads the first finds the second.
+  void SendLast(std::string_view bytes);
 
  private:
   bool Receive();  // more bytes

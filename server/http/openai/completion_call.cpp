@@ -1,6 +1,7 @@
 #include "server/http/openai/completion_call.h"
 
 #include "common/log.h"
+#include "server/api/errors.h"
 #include "server/http/openai/errors.h"
 
 #include <utility>
@@ -34,6 +35,9 @@ CompletionCall::CompletionCall(Endpoint endpoint, const ServiceContext& context,
       encoder_(endpoint, context) {}
 
 Status CompletionCall::Read(UnknownKeys unknown, Ask& ask) {
+  if (request_.client_left) {
+    return CancelledError();
+  }
   Status status = ReadGeneration(endpoint_, request_.body, unknown, ask, form_, names_);
   delivery_ = ask.delivery;
   request_.body = {};  // with its memory: a long reply needs it no more
