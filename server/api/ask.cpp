@@ -47,8 +47,13 @@ std::uint64_t DrawSeed() {
   return (std::uint64_t{device()} << 32) | device();
 }
 
-Result<std::vector<TokenId>> EncodeText(const TextPrompt& prompt, const FieldNames& names,
-                                        const ServiceContext& context) {
+// None where only the prompt itself is asked about.
+std::int64_t AnswerTokensMin(const Ask& ask) {
+  return ask.max_tokens == 0 && (ask.echo || ask.prompt_logprobs) ? 0 : 1;
+}
+
+Result<std::vector<TokenId>> EncodeText(const TextPrompt& prompt, std::int64_t answer_tokens_min,
+                                        const FieldNames& names, const ServiceContext& context) {
   DSA_RETURN_IF_ERROR(NeedTokenizer(context));
   std::vector<TokenId> ids;
   if (prompt.add_bos.value_or(context.model.add_bos)) {
@@ -59,9 +64,9 @@ Result<std::vector<TokenId>> EncodeText(const TextPrompt& prompt, const FieldNam
     ids.push_back(*context.model.bos);
   }
   const TextRange all{.begin = 0, .end = prompt.text.size()};
-  DSA_ASSIGN_OR_RETURN(
-      const std::vector<TokenId> text,
-      EncodePrompt(prompt.text, {&all, prompt.parse_special ? 1U : 0U}, names.prompt, context));
+  DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> text,
+                       EncodePrompt(prompt.text, {&all, prompt.parse_special ? 1U : 0U},
+                                    answer_tokens_min, names.prompt, context));
   ids.insert(ids.end(), text.begin(), text.end());
   return ids;
 }
@@ -70,11 +75,12 @@ Result<std::vector<TokenId>> ResolvePrompt(const Ask& ask, const FieldNames& nam
                                            const ServiceContext& context) {
   if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
     DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(*chat, names.chat, context));
-    return EncodePrompt(rendered.text, rendered.template_ranges, names.prompt, context);
+    return EncodePrompt(rendered.text, rendered.template_ranges, AnswerTokensMin(ask), names.prompt,
+                        context);
   }
   std::vector<TokenId> prompt;
   if (const TextPrompt* text = std::get_if<TextPrompt>(&ask.prompt)) {
-    DSA_ASSIGN_OR_RETURN(prompt, EncodeText(*text, names, context));
+    DSA_ASSIGN_OR_RETURN(prompt, EncodeText(*text, AnswerTokensMin(ask), names, context));
   } else {
     DSA_ASSIGN_OR_RETURN(prompt,
                          ToTokenIds(std::get<IdPrompt>(ask.prompt), names.token_ids, context));
@@ -178,10 +184,12 @@ Result<std::int64_t> ResolveMaxTokens(const Ask& ask, std::int64_t prompt_tokens
                                       const FieldNames& names, const ServiceContext& context) {
   const std::int64_t context_length = context.model.context_length;
   const std::int64_t left = context_length - prompt_tokens;
-  if (left < 1) {
-    return InvalidArgument(
-        fmt::format("{}: {} tokens, at most {}: the context has {} and an answer needs 1",
-                    names.prompt, prompt_tokens, context_length - 1, context_length));
+  const std::int64_t answer_min = AnswerTokensMin(ask);
+  if (left < answer_min) {
+    return InvalidArgument(fmt::format("{}: {} tokens, at most {}: the context has {}{}",
+                                       names.prompt, prompt_tokens, context_length - answer_min,
+                                       context_length,
+                                       answer_min > 0 ? " and an answer needs 1" : ""));
   }
   const std::int64_t max_tokens =
       ask.max_tokens.value_or(std::min(left, context.model.max_tokens_default));

@@ -107,17 +107,19 @@ Result<RenderedPrompt> RenderPrompt(const Chat& chat, const ChatFieldNames& name
 }
 
 Result<std::vector<TokenId>> EncodePrompt(std::string_view text, std::span<const TextRange> ranges,
-                                          std::string_view field, const ServiceContext& context) {
+                                          std::int64_t answer_tokens_min, std::string_view field,
+                                          const ServiceContext& context) {
   DSA_ASSIGN_OR_RETURN(const Tokenizer* tokenizer, NeedTokenizer(context));
-  const std::int64_t tokens_max = context.model.context_length - 1;  // an answer needs one token
+  const std::int64_t context_length = context.model.context_length;
+  const std::int64_t tokens_max = context_length - answer_tokens_min;
   std::optional<std::vector<TokenId>> ids =
       tokenizer->EncodeAtMost(text, ranges, static_cast<std::size_t>(tokens_max));
   if (ids) {
     return *std::move(ids);
   }
-  return InvalidArgument(
-      fmt::format("{}: more than {} tokens, at most {}: the context has {} and an answer needs 1",
-                  field, tokens_max, tokens_max, tokens_max + 1));
+  return InvalidArgument(fmt::format("{}: more than {} tokens, at most {}: the context has {}{}",
+                                     field, tokens_max, tokens_max, context_length,
+                                     answer_tokens_min > 0 ? " and an answer needs 1" : ""));
 }
 
 Result<std::vector<TokenId>> EncodeWithin(std::string_view text, std::span<const TextRange> ranges,

@@ -34,10 +34,11 @@ Result<std::vector<TokenId>> ToTokenIds(std::span<const std::int64_t> ids, std::
 Result<RenderedPrompt> RenderPrompt(const Chat& chat, const ChatFieldNames& names,
                                     const ServiceContext& context);
 
-// Added tokens match inside `ranges` only.  INVALID_ARGUMENT naming `field` where an answer would
-// have no room; costs what the context costs, whatever the text.
+// Added tokens match inside `ranges` only.  INVALID_ARGUMENT naming `field` where an answer of so
+// many tokens would have no room; costs what the context costs, whatever the text.
 Result<std::vector<TokenId>> EncodePrompt(std::string_view text, std::span<const TextRange> ranges,
-                                          std::string_view field, const ServiceContext& context);
+                                          std::int64_t answer_tokens_min, std::string_view field,
+                                          const ServiceContext& context);
 
 // Of one text, where its ids are the answer: more than any context has, so that a client learns how
 // much of it is too much, and so few that large texts do not wait long for each other.

@@ -178,6 +178,40 @@ TokenDelta ScoredPrompt() {
   return end;
 }
 
+TEST_CASE("a prompt that only is scored may fill the context", "[http][sampling]") {
+  FakeEngine engine;
+  HttpServing serving(engine, nullptr, FreePort());
+  const auto request = [](int tokens, std::string_view fields) {
+    std::string ids = "1";
+    for (int i = 1; i < tokens; ++i) {
+      ids += ",1";
+    }
+    return Post(kPath, fmt::format(R"({{"prompt": [{}], {}}})", ids, fields));
+  };
+  RawClient client(serving.port());
+  client.Send(request(4096, R"("echo": true, "logprobs": 1, "max_tokens": 0)"));
+  const auto submitted = engine.Wait(0);
+  REQUIRE(submitted);
+  CHECK(submitted->request.prompt.size() == 4096);
+  submitted->sink->OnDelta(ScoredPrompt());
+  CHECK(client.Read().value_or(Reply{}).status == 200);
+  const auto refusal = [&](int tokens, std::string_view fields) {
+    const Reply reply = testing::Exchange(serving.port(), request(tokens, fields));
+    CHECK(reply.status == 400);
+    return reply.body;
+  };
+  CHECK(refusal(4097, R"("echo": true, "max_tokens": 0)")
+            .find("prompt: 4097 tokens, at most 4096: the context has 4096\"") !=
+        std::string::npos);
+  for (const char* fields :
+       {R"("echo": true, "max_tokens": 1)", R"("echo": true)", R"("max_tokens": 0)"}) {
+    CHECK(
+        refusal(4096, fields)
+            .find("prompt: 4096 tokens, at most 4095: the context has 4096 and an answer needs") !=
+        std::string::npos);
+  }
+}
+
 TEST_CASE("a prompt is scored and nothing generated", "[http][sampling]") {
   FakeEngine engine;
   HttpServing serving(engine, nullptr, FreePort());
