@@ -1,5 +1,6 @@
 // The feed-forward half of a layer: a dense MLP in the leading layers, routed experts and a shared
 // one in the others (DeepSeek-V3 paper, section 2.1.2).
+#include "common/check.h"
 #include "kernels/comm/collectives.h"
 #include "kernels/fused/expert_mlp.h"
 #include "kernels/fused/gated_mlp.h"
@@ -41,6 +42,8 @@ GateParams Transformer::Gate(const LayerView& layer, const Step& step) const {
   const Matrix<std::int32_t>& pairs = step.device.expert_pairs;
   const ModelConfig& config = parts_.config;
   const Activations& activations = parts_.activations;
+  DSA_CHECK(pairs.data == nullptr || (layer.expert_layer >= 0 && layer.expert_layer < pairs.rows),
+            "Transformer: layer {} of {} with experts", layer.expert_layer, pairs.rows);
   return {.x = Normed(step).x,
           .weight = weights.gate,
           .bias = weights.gate_bias,

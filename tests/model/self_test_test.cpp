@@ -10,15 +10,18 @@
 #include <string>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 
 namespace dsa::testing {
 namespace {
 
-// The self-test of a golden model, loaded by a CPU, on such devices.
-Status SelfTest(std::unique_ptr<Backend> (*damaged)(std::unique_ptr<Backend>, std::string),
-                const std::string& name, const std::string& fault, std::int64_t masked_until) {
+using Damaged = std::unique_ptr<Backend> (*)(std::unique_ptr<Backend>, std::string);
+
+// The self-test of a model, loaded by a CPU, on such devices.
+Status SelfTestOf(const std::string& folder, Damaged damaged, const std::string& fault,
+                  std::int64_t masked_until) {
   CpuBackend loader(2);
-  const TestModel model(CheckpointFolder(name, FindGoldenCase(name).options), loader);
+  const TestModel model(folder, loader);
   return RunSelfTest(model.loaded(), {.make_device = [&]() -> Result<std::unique_ptr<Backend>> {
                                         return damaged(std::make_unique<CpuBackend>(2), fault);
                                       },
@@ -26,6 +29,13 @@ Status SelfTest(std::unique_ptr<Backend> (*damaged)(std::unique_ptr<Backend>, st
                                       .masked_mha_until = masked_until,
                                       .step_tokens_max = 2048,
                                       .threads = 2});
+}
+
+// Of a golden model.
+Status SelfTest(Damaged damaged, const std::string& name, const std::string& fault,
+                std::int64_t masked_until) {
+  return SelfTestOf(CheckpointFolder(name, FindGoldenCase(name).options), damaged, fault,
+                    masked_until);
 }
 
 std::string MessageOf(const Status& status) {
@@ -41,6 +51,17 @@ TEST_CASE("the self-test passes on a device that computes what the CPU does",
   CAPTURE(name);
   CHECK(MessageOf(SelfTest(WithDamagedOp, name, "", 0)).empty());
   CHECK(MessageOf(SelfTest(WithDamagedOverride, name, "", 100)).empty());
+}
+
+// It runs the first layer of each kind, and the last: fewer dense ones than the model has.
+TEST_CASE("the self-test passes on models with several dense layers", "[model][self_test]") {
+  RandomCheckpointOptions options = FindGoldenCase("v32_fp8").options;
+  options.dense_layers = GENERATE(0, 2, 3);
+  options.layers = options.dense_layers + 2;
+  CAPTURE(options.dense_layers);
+  const std::string folder =
+      CheckpointFolder(fmt::format("dense_{}", options.dense_layers), options);
+  CHECK(MessageOf(SelfTestOf(folder, WithDamagedOp, "", 0)).empty());
 }
 
 TEST_CASE("the self-test names a plain op that is wrong", "[model][self_test]") {
