@@ -133,8 +133,8 @@ Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerCon
   DSA_RETURN_IF_ERROR(ProbeAddresses(config));
   RankBackends own_devices;
   if (devices.backends.empty()) {
-    DSA_ASSIGN_OR_RETURN(own_devices,
-                         MakeRankBackends(config.device, config.threads, LayoutOf(config)));
+    DSA_ASSIGN_OR_RETURN(own_devices, MakeRankBackends(config.device, config.threads,
+                                                       LayoutOf(config), config.collectives));
     devices.group = own_devices.group.get();
     for (const std::unique_ptr<Backend>& backend : own_devices.backends) {
       devices.backends.push_back(backend.get());
@@ -207,6 +207,9 @@ Status App::LoadModel() {
   if (!own_devices_.backends.empty() && config_.device == "cpu") {
     const CpuThreads threads = ChooseCpuThreads(config_.threads);
     Log(LogLevel::kInfo, "CPU threads", {{"threads", threads.count}, {"reason", threads.reason}});
+  }
+  if (!own_devices_.collectives.empty()) {
+    Log(LogLevel::kInfo, "collectives", {{"through", own_devices_.collectives}});
   }
   LogMemory(sizes.memory);
   LoadProgressBar progress;

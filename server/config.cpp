@@ -116,6 +116,22 @@ Status CheckListen(const std::string& listen, std::string_view key, const Server
   return {};
 }
 
+Status CheckCollectives(const ServerConfig& config, bool is_cpu) {
+  if (config.collectives != "auto" && (is_cpu || AllRanks(config) == 1)) {
+    return InvalidArgument(fmt::format(
+        "collectives: \"{}\" of {} on device \"{}\": only several ranks on CUDA have "
+        "a choice; auto otherwise",
+        config.collectives, AllRanks(config) == 1 ? "one rank" : "ranks", config.device));
+  }
+  if (config.collectives == "nccl" && config.data_parallel_size > 1) {
+    return InvalidArgument(
+        fmt::format("collectives: \"nccl\" with data_parallel_size: {}: data ranks exchange rows "
+                    "in memory that all see; auto or peer",
+                    config.data_parallel_size));
+  }
+  return {};
+}
+
 // What ranks need of each other; the model has a say too (CheckRanks).
 Status CheckLayout(const ServerConfig& config) {
   if (config.expert_parallel && AllRanks(config) == 1) {
@@ -130,6 +146,7 @@ Status CheckLayout(const ServerConfig& config) {
         config.data_parallel_size));
   }
   const std::optional<DeviceName> device = ParseDevice(config.device);
+  DSA_RETURN_IF_ERROR(CheckCollectives(config, device && device->kind == DeviceKind::kCpu));
   if (config.data_parallel_size > 1 && device && device->kind != DeviceKind::kCpu) {
     return InvalidArgument(
         fmt::format("data_parallel_size: {} on device \"{}\": only the device cpu has more than 1",

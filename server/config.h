@@ -30,6 +30,7 @@ struct ServerConfig {
   std::int64_t tensor_parallel_size = 1;
   std::int64_t data_parallel_size = 1;
   bool expert_parallel = false;
+  std::string collectives = "auto";
   std::string attention = "sparse";
   std::int64_t masked_mha_until = kAutomatic;
   bool batch_invariant = false;

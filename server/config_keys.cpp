@@ -72,6 +72,11 @@ std::vector<ConfigKey> DeviceKeys() {
        "true: each rank holds some of the routed experts whole, not a part of every one. Only with "
        "several ranks.",
        SwitchValue{&C::expert_parallel}},
+      {"collectives", "Computation",
+       "What ranks on CUDA add up and gather through. peer: each other's memory; nccl: NCCL, which "
+       "is slower, and adds in the order of ranks for two of them alone; auto: peer where all see "
+       "each other's memory, else nccl. The log names it.",
+       ChoiceValue{&C::collectives, {"auto", "peer", "nccl"}}},
       {"attention", "Computation",
        "sparse: over the indexer's selection; dense: the same weights without selection.",
        ChoiceValue{&C::attention, {"sparse", "dense"}}},

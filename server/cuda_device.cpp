@@ -1,6 +1,7 @@
 #include "server/cuda_device.h"
 
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/nccl.h"
 
 #include <utility>
 
@@ -13,9 +14,31 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(int index) {
   return std::unique_ptr<Backend>(std::move(backend));
 }
 
-Result<std::vector<std::unique_ptr<Backend>>> MakeCudaRanks(std::span<const int> indices,
-                                                            ThreadGroup& group) {
-  std::vector<std::unique_ptr<Backend>> made;
+namespace {
+
+// Returns what they are joined through.
+Result<std::string> Join(std::span<CudaBackend* const> ranks, std::string_view collectives,
+                         ThreadGroup& group) {
+  const Status access = CudaBackend::CheckPeerAccess(ranks);
+  if (collectives == "peer" || (collectives == "auto" && access.ok())) {
+    DSA_RETURN_IF_ERROR(CudaBackend::JoinPeers(ranks, group));
+    return std::string("peer memory");
+  }
+  const Status joined = CudaBackend::JoinNccl(ranks, group);
+  if (!joined.ok()) {
+    return Error{joined.error().code,
+                 collectives == "nccl"
+                     ? joined.error().message
+                     : fmt::format("{}, and {}", access.error().message, joined.error().message)};
+  }
+  return "NCCL " + cuda::NcclVersionText(cuda::LoadNccl().value().version);
+}
+
+}  // namespace
+
+Result<CudaRanks> MakeCudaRanks(std::span<const int> indices, std::string_view collectives,
+                                ThreadGroup& group) {
+  CudaRanks made;
   std::vector<CudaBackend*> ranks;
   for (const int index : indices) {
     Result<std::unique_ptr<CudaBackend>> backend = CudaBackend::Make(index);
@@ -24,9 +47,9 @@ Result<std::vector<std::unique_ptr<Backend>>> MakeCudaRanks(std::span<const int>
                                                      index, backend.error().message)};
     }
     ranks.push_back(backend.value().get());
-    made.push_back(std::move(backend).value());
+    made.backends.push_back(std::move(backend).value());
   }
-  DSA_RETURN_IF_ERROR(CudaBackend::JoinPeers(ranks, group));
+  DSA_ASSIGN_OR_RETURN(made.collectives, Join(ranks, collectives, group));
   return made;
 }
 

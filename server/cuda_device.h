@@ -8,6 +8,8 @@
 
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace dsa {
@@ -16,9 +18,15 @@ namespace dsa {
 // needed: the backend itself, a driver, a device, a Hopper GPU, cuBLASLt.
 Result<std::unique_ptr<Backend>> MakeCudaBackend(int index);
 
-// A backend on each of these devices, rank by rank, joined to `group`, which outlives them.  Error
-// as above, or where one does not see another one's memory; it names the device.
-Result<std::vector<std::unique_ptr<Backend>>> MakeCudaRanks(std::span<const int> indices,
-                                                            ThreadGroup& group);
+struct CudaRanks {
+  std::vector<std::unique_ptr<Backend>> backends;
+  std::string collectives;  // for people: "peer memory", "NCCL 2.28.9"
+};
+
+// A backend on each of these devices, rank by rank, joined to `group`, which outlives them.
+// `collectives` is that of the configuration.  Error as above, or where one does not see another
+// one's memory or NCCL cannot be used, as far as that is needed; it names the device.
+Result<CudaRanks> MakeCudaRanks(std::span<const int> indices, std::string_view collectives,
+                                ThreadGroup& group);
 
 }  // namespace dsa

@@ -15,8 +15,8 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(int /*index*/) {
   return Absent();
 }
 
-Result<std::vector<std::unique_ptr<Backend>>> MakeCudaRanks(std::span<const int> /*indices*/,
-                                                            ThreadGroup& /*group*/) {
+Result<CudaRanks> MakeCudaRanks(std::span<const int> /*indices*/, std::string_view /*collectives*/,
+                                ThreadGroup& /*group*/) {
   return Absent();
 }
 

@@ -46,7 +46,8 @@ Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int
 
 namespace {
 
-Status MakeRanksOnCuda(const DeviceName& name, const std::string& device, RankBackends& made) {
+Status MakeRanksOnCuda(const DeviceName& name, const std::string& device,
+                       const std::string& collectives, RankBackends& made) {
   const std::int64_t ranks = made.group->ranks();
   const std::vector<int> indices = CudaIndices(name, ranks);
   if (static_cast<std::int64_t>(indices.size()) != ranks) {
@@ -54,19 +55,20 @@ Status MakeRanksOnCuda(const DeviceName& name, const std::string& device, RankBa
         fmt::format("device: \"{}\" names {} devices, tensor_parallel_size is {}", device,
                     indices.size(), ranks));
   }
-  Result<std::vector<std::unique_ptr<Backend>>> backends = MakeCudaRanks(indices, *made.group);
-  if (!backends.ok()) {
-    return Error{backends.error().code,
-                 fmt::format("device: \"{}\": {}", device, backends.error().message)};
+  Result<CudaRanks> ranks_on = MakeCudaRanks(indices, collectives, *made.group);
+  if (!ranks_on.ok()) {
+    return Error{ranks_on.error().code,
+                 fmt::format("device: \"{}\": {}", device, ranks_on.error().message)};
   }
-  made.backends = std::move(backends).value();
+  made.backends = std::move(ranks_on.value().backends);
+  made.collectives = ranks_on.value().collectives;
   return {};
 }
 
 }  // namespace
 
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
-                                      const RankLayout& layout) {
+                                      const RankLayout& layout, const std::string& collectives) {
   const std::int64_t ranks = layout.all_ranks();
   RankBackends made;
   if (ranks == 1) {
@@ -81,7 +83,7 @@ Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t th
   made.group =
       std::make_unique<ThreadGroup>(static_cast<int>(ranks), static_cast<int>(layout.data_ranks));
   if (name->kind == DeviceKind::kCuda) {
-    DSA_RETURN_IF_ERROR(MakeRanksOnCuda(*name, device, made));
+    DSA_RETURN_IF_ERROR(MakeRanksOnCuda(*name, device, collectives, made));
     return made;
   }
   const std::int64_t each = std::max<std::int64_t>(1, ChooseCpuThreads(threads).count / ranks);

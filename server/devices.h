@@ -32,12 +32,13 @@ Result<std::unique_ptr<Backend>> MakeBackend(const std::string& device, std::int
 struct RankBackends {
   std::unique_ptr<ThreadGroup> group;
   std::vector<std::unique_ptr<Backend>> backends;
+  std::string collectives{};  // what ranks on CUDA meet in, for people; else empty
 };
 
 // As MakeBackend, of one device for each rank; INVALID_ARGUMENT where `device` names another number
-// of them.  On the CPU several ranks share the threads, at least one each.  Each data rank is a
-// part of the group.
+// of them.  `collectives` is of ranks on CUDA: cuda_device.h.  On the CPU several ranks share the
+// threads, at least one each.  Each data rank is a part of the group.
 Result<RankBackends> MakeRankBackends(const std::string& device, std::int64_t threads,
-                                      const RankLayout& layout);
+                                      const RankLayout& layout, const std::string& collectives);
 
 }  // namespace dsa

@@ -52,14 +52,14 @@ arithmetic_cases+='|penalties and biases give the tokens of a reference|merging 
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
 # What runs on more than one thread, gRPC aside, whose own library is not instrumented.  Caches, the
 # scheduler and its simulator belong to one thread.
-threaded_cases='^(engine|http|net)_tests:|thread|Every loaded value'
+threaded_cases='^(engine|http|nccl|net)_tests:|thread|Every loaded value'
 # Of those, what takes a minute there: of one thread, and of 48,000 tokens of JSON.
 too_slow_cases='frames pass unchanged, and are refused alike|a client that does not read is dropped'
-threaded_targets=(engine_tests http_tests kernels_tests net_tests checkpoint_tests model_tests)
+threaded_targets=(engine_tests http_tests kernels_tests nccl_tests net_tests checkpoint_tests model_tests)
 
 # Of binaries that a GPU alone can run, and that the model and the scheduler would be compiled for once
 # more, their own sources: half a minute on one core.
-cuda_objects=({bench/CMakeFiles/dsa_step_bench.dir/cuda/step_{bench,sections},tests/model/CMakeFiles/ranks_cuda_tests.dir/ranks_cuda_test}.cpp.o)
+cuda_objects=({bench/CMakeFiles/dsa_step_bench.dir/cuda/step_{bench,sections},tests/model/CMakeFiles/ranks_cuda_tests.dir/ranks_{,speed_}cuda_test}.cpp.o)
 
 step 'format' format
 tools/clients.sh build/dsa install &  # waits for the network, mostly

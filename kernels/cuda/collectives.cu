@@ -1,4 +1,5 @@
-// AllReduce and AllGather of ranks that see each other's memory (peers.h).
+// AllReduce and AllGather of ranks that see each other's memory (peers.h); nccl_collectives.cu has
+// those of ranks that do not.
 //
 //   AllReduce, few values   every rank sends what it adds to all, as lines, and adds up by
 //                           itself: one way over the link, (N - 1) * 8 T D bytes
@@ -254,6 +255,10 @@ void CudaBackend::AllReduce(const AllReduceParams& params) {
             params.partial.row_stride, params.sum.row_stride);
   CheckAddress("AllReduce", params.partial.data);
   CheckAddress("AllReduce", params.sum.data);
+  if (state_->nccl != nullptr) {
+    AllReduceByNccl(params);
+    return;
+  }
   const PeerTable* const peers =
       Peers({.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type});
   const ReduceParams p = {.partial = static_cast<const float*>(params.partial.data),
@@ -282,6 +287,10 @@ void CudaBackend::AllReduce(const AllReduceParams& params) {
 
 void CudaBackend::AllGather(const AllGatherParams& params) {
   const auto [rows, cols] = Validate(params);
+  if (state_->nccl != nullptr) {
+    AllGatherByNccl(params);
+    return;
+  }
   const PeerTable* const peers =
       Peers({.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type});
   if (rows == 0 || peers == nullptr) {

@@ -1,10 +1,7 @@
 #include "kernels/cuda/cublas_lt.h"
 
 #include "common/check.h"
-
-#include <cstdlib>
-
-#include <dlfcn.h>
+#include "kernels/cuda/runtime_library.h"
 
 namespace dsa::cuda {
 namespace {
@@ -12,13 +9,13 @@ namespace {
 constexpr char kLibrary[] = "libcublasLt.so.13";  // its major version is the toolkit's
 
 template <typename Function>
-bool Find(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
+bool Find(const RuntimeLibrary& library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(FindFunction(library, name));
   return function != nullptr;
 }
 
 // The name of the first function that the library lacks; null where it has all.
-const char* FindAll(void* library, CublasLt& table) {
+const char* FindAll(const RuntimeLibrary& library, CublasLt& table) {
   struct Entry {
     const char* name;
     bool found;
@@ -50,52 +47,23 @@ const char* FindAll(void* library, CublasLt& table) {
   return nullptr;
 }
 
-std::string LoaderMessage() {
-  const char* message = dlerror();
-  return message == nullptr ? "unknown reason" : message;
-}
-
 }  // namespace
 
 std::vector<std::string> CublasLtCandidates(std::string_view cuda_home) {
-  std::vector<std::string> candidates = {kLibrary};
-  const auto add = [&candidates](const std::string& root) {
-    for (const char* folder : {"/lib64/", "/lib/", "/targets/x86_64-linux/lib/"}) {
-      candidates.push_back(root + folder + kLibrary);
-    }
-  };
-  if (!cuda_home.empty()) {
-    add(std::string(cuda_home));
-  }
-  add("/usr/local/cuda");
-  return candidates;
+  return LibraryCandidates(kLibrary, cuda_home);
 }
 
 Result<CublasLt> OpenCublasLt(const std::vector<std::string>& candidates) {
-  std::string tried;
-  std::string reason = "no place to look";
-  for (const std::string& candidate : candidates) {
-    void* library = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      reason = LoaderMessage();
-      tried += (tried.empty() ? "" : ", ") + candidate;
-      continue;
-    }
-    CublasLt table{};
-    if (const char* missing = FindAll(library, table)) {
-      return Error{ErrorCode::kFailedPrecondition, candidate + " has no " + missing};
-    }
-    return table;
+  DSA_ASSIGN_OR_RETURN(const RuntimeLibrary library, OpenRuntimeLibrary("cuBLASLt 13", candidates));
+  CublasLt table{};
+  if (const char* missing = FindAll(library, table)) {
+    return Error{ErrorCode::kFailedPrecondition, library.path + " has no " + missing};
   }
-  return Error{ErrorCode::kFailedPrecondition,
-               "needs cuBLASLt 13, found none; tried " + tried + "; the last: " + reason};
+  return table;
 }
 
 const Result<CublasLt>& LoadCublasLt() {
-  static const Result<CublasLt> table = [] {
-    const char* cuda_home = std::getenv("CUDA_HOME");
-    return OpenCublasLt(CublasLtCandidates(cuda_home == nullptr ? "" : cuda_home));
-  }();
+  static const Result<CublasLt> table = OpenCublasLt(CublasLtCandidates(CudaHome()));
   return table;
 }
 

@@ -27,6 +27,15 @@ class CudaBackend final : public Backend {
   static Status JoinPeers(std::span<CudaBackend* const> ranks, ThreadGroup& group);
   // Device memory that JoinPeers takes on each rank.
   static std::int64_t PeerBytes();
+  // Whether each of the devices sees every other one's memory; FAILED_PRECONDITION naming two.
+  static Status CheckPeerAccess(std::span<CudaBackend* const> ranks);
+  // As JoinPeers, over NCCL (kernels/cuda/nccl.h): ranks on different devices, which need not see
+  // each other's memory.  Sums are in NCCL's order.  FAILED_PRECONDITION where NCCL is absent, too
+  // old, told something else than NcclVariables or fails; ends the process, naming them, where
+  // ranks do not come.
+  static Status JoinNccl(std::span<CudaBackend* const> ranks, ThreadGroup& group);
+  // Device memory of ours that JoinNccl takes on each rank; NCCL takes some by itself.
+  static std::int64_t NcclBytes();
 
   // What ops are queued on, for callers that time them on the device.
   CUstream_st* stream() const;
@@ -98,6 +107,8 @@ class CudaBackend final : public Backend {
   // Where the ranks of a collective meet on their devices; null once the group has failed.
   // CHECK-fails of a backend in no group.
   const cuda::PeerTable* Peers(const CollectiveCall& call);
+  void AllReduceByNccl(const AllReduceParams& params);
+  void AllGatherByNccl(const AllGatherParams& params);
 
   std::unique_ptr<State> state_;
 };

@@ -7,16 +7,23 @@
 #include "kernels/cuda/graphs.h"
 #include "kernels/cuda/peers.h"
 
+#include <memory>
 #include <string>
 
 #include <cuda_runtime_api.h>
 
 namespace dsa {
+namespace cuda {
+class NcclGroup;  // kernels/cuda/nccl.h
+}
 
 struct CudaBackend::State {
   int device = 0;
   int multiprocessors = 0;
   std::string name;
+  // Of a rank that meets others over NCCL, else null.  Outlives `graphs`, which hold its calls.
+  std::shared_ptr<cuda::NcclGroup> nccl;
+  DeviceBuffer nccl_buffer;
   cudaStream_t stream = nullptr;
   cuda::Gemm gemm;
   cuda::Graphs graphs;

@@ -14,18 +14,23 @@
 namespace dsa {
 namespace {
 
+Status CheckAccess(int from, int to) {
+  int possible = from == to ? 1 : 0;
+  if (from != to) {
+    DSA_CUDA_CHECK(cudaDeviceCanAccessPeer(&possible, from, to));
+  }
+  return possible != 0 ? Status()
+                       : Error{ErrorCode::kFailedPrecondition,
+                               "CUDA device " + std::to_string(from) +
+                                   " cannot access the memory of device " + std::to_string(to)};
+}
+
 // `from` sees the memory of `to`; the calling thread is bound to `from`.
 Status EnableAccess(int from, int to) {
   if (from == to) {
     return {};
   }
-  int possible = 0;
-  DSA_CUDA_CHECK(cudaDeviceCanAccessPeer(&possible, from, to));
-  if (possible == 0) {
-    return Error{ErrorCode::kFailedPrecondition,
-                 "CUDA device " + std::to_string(from) + " cannot access the memory of device " +
-                     std::to_string(to) + ", which ranks of one model need"};
-  }
+  DSA_RETURN_IF_ERROR(CheckAccess(from, to));
   const cudaError_t status = cudaDeviceEnablePeerAccess(to, 0);
   if (status == cudaErrorPeerAccessAlreadyEnabled) {
     (void)cudaGetLastError();
@@ -43,6 +48,15 @@ std::shared_ptr<unsigned> MakeAbortWord() {
 }
 
 }  // namespace
+
+Status CudaBackend::CheckPeerAccess(std::span<CudaBackend* const> ranks) {
+  for (const CudaBackend* const from : ranks) {
+    for (const CudaBackend* const to : ranks) {
+      DSA_RETURN_IF_ERROR(CheckAccess(from->state_->device, to->state_->device));
+    }
+  }
+  return {};
+}
 
 Status CudaBackend::JoinPeers(std::span<CudaBackend* const> ranks, ThreadGroup& group) {
   DSA_CHECK(static_cast<int>(ranks.size()) == group.ranks(),

@@ -38,8 +38,9 @@ Result<std::string> TextReport(const ServerConfig& config, const ModelConfig& mo
 
 // What `dsa serve` would need with this configuration; that there is not enough is an answer too.
 Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource& source) {
-  DSA_ASSIGN_OR_RETURN(const RankBackends ranks,
-                       MakeRankBackends(config.device, config.threads, LayoutOf(config)));
+  DSA_ASSIGN_OR_RETURN(
+      const RankBackends ranks,
+      MakeRankBackends(config.device, config.threads, LayoutOf(config), config.collectives));
   std::vector<Backend*> backends;
   for (const std::unique_ptr<Backend>& backend : ranks.backends) {
     backends.push_back(backend.get());
@@ -54,7 +55,10 @@ Result<std::string> MemoryToServe(const ServerConfig& config, const ModelSource&
   if (!sizes.ok() && sizes.error().code != ErrorCode::kFailedPrecondition) {
     return sizes.error();
   }
-  return fmt::format("{:<16}{}, {}\n", "to serve", backends.front()->Name(),
+  const std::string collectives =
+      ranks.collectives.empty() ? "" : fmt::format("{:<16}{}\n", "collectives", ranks.collectives);
+  return collectives +
+         fmt::format("{:<16}{}, {}\n", "to serve", backends.front()->Name(),
                      sizes.ok() ? ToText(sizes.value().memory) : sizes.error().message);
 }
 

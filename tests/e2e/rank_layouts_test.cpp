@@ -42,6 +42,20 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "33",
                  "--expert-parallel", "--tensor-parallel-size", "2"}) ==
         "error: data_parallel_size: 33 of tensor_parallel_size: 2 are 66 ranks, at most 64\n");
+  CHECK(
+      refused({"serve", model, "--listen", "127.0.0.1:0", "--tensor-parallel-size", "2",
+               "--collectives", "nccl"}) ==
+      "error: collectives: \"nccl\" of ranks on device \"cpu\": only several ranks on CUDA have a "
+      "choice; auto otherwise\n");
+  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--device", "cuda", "--collectives",
+                 "peer"}) ==
+        "error: collectives: \"peer\" of one rank on device \"cuda\": only several ranks on CUDA "
+        "have a choice; auto otherwise\n");
+  CHECK(
+      refused({"serve", model, "--listen", "127.0.0.1:0", "--device", "cuda",
+               "--data-parallel-size", "2", "--expert-parallel", "--collectives", "nccl"}) ==
+      "error: collectives: \"nccl\" with data_parallel_size: 2: data ranks exchange rows in memory "
+      "that all see; auto or peer\n");
   CHECK(refused({"serve", model, "--tensor-parallel-size", "65"}) ==
         "error: --tensor-parallel-size: \"65\" is not an integer in [1, 64]\n");
 }

@@ -1,98 +1,22 @@
 // Collectives of ranks that are GPUs: sums in the order of ranks and rounded once, parts in their
 // places, eager and in graphs, whatever was called before; ranks that call something else are
-// released.  Where there are fewer GPUs than ranks they share them, which the kernels allow.
+// released.  Through the ranks' memory and over NCCL, which adds two in their order.  Where there
+// are fewer GPUs than ranks they share them, which the kernels allow.
 #include "kernels/comm/collectives.h"
-#include "kernels/comm/thread_group.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "tests/kernels/gpu_ranks.h"
 #include "tests/testing.h"
 
 #include <algorithm>
-#include <barrier>
-#include <chrono>
 #include <cstdlib>
-#include <functional>
-#include <future>
-#include <memory>
+#include <numeric>
 #include <random>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
 
 namespace dsa::testing {
 namespace {
-
-// All blocks of the ranks that share a device must be there at once.
-constexpr int kRanksPerDevice = 3;
-
-int Devices() {
-  static const int count = [] {
-    int devices = 0;
-    while (CudaBackend::Make(devices).ok()) {
-      ++devices;
-    }
-    return devices;
-  }();
-  return count;
-}
-
-// On one H100 and one H200, calls of four ranks and recorded chains of two were seen to stand
-// still, on two GPUs never, with up to three ranks on each.  A model's ranks have a GPU each.
-bool Fit(int ranks, int devices = 1) {
-  const bool fit = Devices() >= devices && ranks <= kRanksPerDevice * Devices();
-  if (!fit) {
-    WARN("not run: " << ranks << " ranks on " << Devices() << " GPU");
-  }
-  return fit;
-}
-
-struct GpuRanks {
-  explicit GpuRanks(int ranks) : group(ranks), together(ranks) {
-    std::vector<CudaBackend*> joined;
-    for (int rank = 0; rank < ranks; ++rank) {
-      auto made = CudaBackend::Make(rank % Devices());
-      REQUIRE(made.ok());
-      backends.push_back(std::move(made).value());
-      joined.push_back(backends.back().get());
-    }
-    const Status status = CudaBackend::JoinPeers(joined, group);
-    REQUIRE(status.ok());
-  }
-
-  // body(rank, backend) on a thread of each rank; afterwards everything queued has run.  Kernels
-  // that wait for each other for ever are released, and the group has failed.
-  void Run(const std::function<void(int, CudaBackend&)>& body) {
-    constexpr auto kLongest = std::chrono::seconds(20);
-    std::promise<void> done;
-    std::thread watch([&, ended = done.get_future()] {
-      if (ended.wait_for(kLongest) == std::future_status::timeout) {
-        group.Fail("kernels wait for each other");
-      }
-    });
-    std::vector<std::thread> threads;
-    for (std::size_t rank = 0; rank < backends.size(); ++rank) {
-      threads.emplace_back([&, rank] {
-        backends[rank]->BindThread();
-        body(static_cast<int>(rank), *backends[rank]);
-        backends[rank]->Synchronize();
-      });
-    }
-    for (std::thread& thread : threads) {
-      thread.join();
-    }
-    done.set_value();
-    watch.join();
-  }
-
-  ThreadGroup group;
-  std::barrier<> together;  // of the ranks' threads: nobody's kernels wait for who still records
-  std::vector<std::unique_ptr<CudaBackend>> backends;
-};
-
-// A kernel that is loaded while another rank's waits on the same device would wait for it in turn.
-// Before the driver starts.
-[[maybe_unused]] const int kLoadsAtOnce = setenv("CUDA_MODULE_LOADING", "EAGER", 1);
 
 struct Extents {
   std::int64_t rows;
@@ -179,8 +103,8 @@ const std::vector<Extents>& AllExtents() {
 
 // Whether every rank got the right sums: calls of all extents one behind the other, nobody waits.
 template <typename T>
-bool AllReduceIsRight(int ranks, Mistake mistake) {
-  GpuRanks all(ranks);
+bool AllReduceIsRight(Through through, int ranks, Mistake mistake) {
+  GpuRanks all(ranks, 1, through);
   std::vector<int> wrong(static_cast<std::size_t>(ranks));
   all.Run([&](int rank, CudaBackend& backend) {
     const Operands<T> operands(backend, kMost);
@@ -206,22 +130,30 @@ bool AllReduceIsRight(int ranks, Mistake mistake) {
 }  // namespace
 
 TEST_CASE("GPUs add up in the order of ranks, in every round", "[collectives]") {
+  const Through through = GENERATE(Through::kPeers, Through::kNccl);
   const int ranks = GENERATE(1, 2, 3, 4);
-  CAPTURE(ranks);
-  if (!Fit(ranks)) {
+  CAPTURE(through, ranks);
+  if (!Fit(ranks, 1, through) || (through == Through::kNccl && ranks > 2)) {
     return;
   }
-  CHECK(AllReduceIsRight<float>(ranks, Mistake::kNone));
-  CHECK(AllReduceIsRight<Bf16>(ranks, Mistake::kNone));
+  CHECK(AllReduceIsRight<float>(through, ranks, Mistake::kNone));
+  CHECK(AllReduceIsRight<Bf16>(through, ranks, Mistake::kNone));
 }
 
 TEST_CASE("GPUs that add in another order or stale sums are seen", "[collectives]") {
-  CHECK_FALSE(AllReduceIsRight<float>(3, Mistake::kOtherOrder));
-  CHECK_FALSE(AllReduceIsRight<float>(3, Mistake::kStale));
+  CHECK_FALSE(AllReduceIsRight<float>(Through::kPeers, 3, Mistake::kOtherOrder));
+  CHECK_FALSE(AllReduceIsRight<float>(Through::kPeers, 3, Mistake::kStale));
+  if (Fit(2, 2, Through::kNccl)) {
+    CHECK_FALSE(AllReduceIsRight<float>(Through::kNccl, 2, Mistake::kStale));
+  }
 }
 
 TEST_CASE("GPUs round a sum once, to float32 and then to bf16", "[collectives]") {
-  GpuRanks all(2);
+  const Through through = GENERATE(Through::kPeers, Through::kNccl);
+  if (!Fit(2, 1, through)) {
+    return;
+  }
+  GpuRanks all(2, 1, through);
   // As of threads; a part that was rounded before would not show.
   const std::vector<float> halves[2] = {{1.0F + 0x1p-9F, 1.0F + 0x1p-8F}, {0x1.2p-9F, 0x1p-23F}};
   std::vector<Bf16> sums[2];
@@ -245,11 +177,12 @@ TEST_CASE("GPUs repeat recorded chains of collectives on what is there by then",
   constexpr int kChain = 16;
   constexpr int kReplays = 25;
   constexpr GraphId kGraph{1};
-  CAPTURE(extents.rows);
-  if (!Fit(kRanks, kRanks)) {
+  const Through through = GENERATE(Through::kPeers, Through::kNccl);
+  CAPTURE(through, extents.rows);
+  if (!Fit(kRanks, kRanks, through)) {
     return;
   }
-  GpuRanks all(kRanks);
+  GpuRanks all(kRanks, 1, through);
   std::vector<float> results[kRanks];
   const std::vector<float> start = PartialOf(3, 0, extents.size());
   all.Run([&](int rank, CudaBackend& backend) {
@@ -289,44 +222,98 @@ TEST_CASE("GPUs repeat recorded chains of collectives on what is there by then",
   CHECK(results[1] == start);
 }
 
-TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
-  const auto rows = GENERATE(as<std::int64_t>(), 1, 3, 64);
-  if (!Fit(4)) {
-    return;
-  }
-  GpuRanks all(4);
-  constexpr std::int64_t kCols[] = {3003, 0, 5, 2051};
-  constexpr std::int64_t kWhole = 3003 + 5 + 2051;
+namespace {
+
+// Whether every rank has all columns in their places, after one call or a replay of it.
+bool AllGatherIsRight(Through through, const std::vector<std::int64_t>& cols, std::int64_t rows,
+                      bool recorded) {
+  const std::int64_t all_cols = std::accumulate(cols.begin(), cols.end(), std::int64_t{0});
+  const auto ranks = static_cast<int>(cols.size());
+  GpuRanks all(ranks, 1, through);
   std::vector<float> expected;
-  for (std::int64_t i = 0; i < rows * kWhole; ++i) {
+  for (std::int64_t i = 0; i < rows * all_cols; ++i) {
     expected.push_back(static_cast<float>(i));
   }
-  std::vector<float> wholes[4];
+  std::vector<int> right(cols.size());
   all.Run([&](int rank, CudaBackend& backend) {
-    std::int64_t before = 0;
-    for (int other = 0; other < rank; ++other) {
-      before += kCols[other];
-    }
+    const std::int64_t before = std::accumulate(cols.begin(), cols.begin() + rank, std::int64_t{0});
+    const std::int64_t own = cols[static_cast<std::size_t>(rank)];
     const DeviceBuffer source = backend.Allocate(expected.size() * sizeof(float)).value();
     const DeviceBuffer whole = backend.Allocate(expected.size() * sizeof(float)).value();
     backend.CopyToDevice(source.data(), expected.data(), expected.size() * sizeof(float));
     backend.Zero(whole.data(), expected.size() * sizeof(float));
-    backend.AllGather(
-        {.part = {source.As<float>() + before, DataType::kF32, rows, kCols[rank], kWhole},
-         .whole = {whole.data(), DataType::kF32, rows, kWhole, kWhole}});
-    wholes[rank].resize(expected.size());
+    const AllGatherParams params = {
+        .part = {source.As<float>() + before, DataType::kF32, rows, own, all_cols},
+        .whole = {whole.data(), DataType::kF32, rows, all_cols, all_cols}};
+    if (recorded) {
+      backend.Record(GraphId{0}, [&] { backend.AllGather(params); });
+      all.together.arrive_and_wait();
+      backend.Replay(GraphId{0});
+      backend.Replay(GraphId{0});
+    } else {
+      backend.AllGather(params);
+    }
+    std::vector<float> values(expected.size());
     backend.Synchronize();
-    backend.CopyToHost(wholes[rank].data(), whole.data(), expected.size() * sizeof(float));
+    backend.CopyToHost(values.data(), whole.data(), expected.size() * sizeof(float));
     backend.Synchronize();
+    right[static_cast<std::size_t>(rank)] = values == expected ? 1 : 0;
   });
-  for (const std::vector<float>& whole : wholes) {
-    CHECK(whole == expected);
+  return right == std::vector<int>(cols.size(), 1);
+}
+
+}  // namespace
+
+TEST_CASE("GPUs gather columns in the order of ranks", "[collectives]") {
+  const auto rows = GENERATE(as<std::int64_t>(), 1, 3, 64);
+  if (Fit(4)) {
+    CHECK(AllGatherIsRight(Through::kPeers, {3003, 0, 5, 2051}, rows, false));
   }
+  for (const std::vector<std::int64_t>& cols :
+       std::vector<std::vector<std::int64_t>>{{3003, 2051}, {0, 17}, {5, 0}}) {
+    for (const bool recorded : {false, true}) {
+      CAPTURE(rows, cols.front(), recorded);
+      if (Fit(2, 2, Through::kNccl)) {
+        CHECK(AllGatherIsRight(Through::kNccl, cols, rows, recorded));
+        CHECK(AllGatherIsRight(Through::kPeers, cols, rows, recorded));
+      }
+    }
+  }
+}
+
+// 128 MiB of it.
+TEST_CASE("GPUs over NCCL cut what their buffer has not room for", "[collectives]") {
+  if (!Fit(2, 2, Through::kNccl)) {
+    return;
+  }
+  CHECK(AllGatherIsRight(Through::kNccl, {60'001, 70'003}, 300, false));
+  constexpr Extents kLarge{.rows = 4700, .cols = 7168};
+  GpuRanks all(2, 1, Through::kNccl);
+  const std::vector<Bf16> expected = SumOf<Bf16>(2, 0, kLarge.size());
+  std::vector<int> right(2);
+  all.Run([&](int rank, CudaBackend& backend) {
+    const Operands<Bf16> operands(backend, kLarge);
+    const std::vector<float> part = PartialOf(rank, 0, kLarge.size());
+    backend.CopyToDevice(operands.partial.data(), part.data(), part.size() * sizeof(float));
+    backend.AllReduce(operands.Params(kLarge));
+    const std::vector<Bf16> sum = operands.Read(backend, kLarge);
+    right[static_cast<std::size_t>(rank)] =
+        std::equal(sum.begin(), sum.end(), expected.begin(),
+                   [](Bf16 a, Bf16 b) { return ToFloat(a) == ToFloat(b); })
+            ? 1
+            : 0;
+  });
+  CHECK(right == std::vector<int>{1, 1});
 }
 
 TEST_CASE("GPUs that call different collectives end the group, and nobody waits", "[collectives]") {
   const bool skips = GENERATE(false, true);
-  GpuRanks all(3);
+  const Through through = GENERATE(Through::kPeers, Through::kNccl);
+  const int ranks = through == Through::kNccl ? 2 : 3;
+  if (!Fit(ranks, 1, through)) {
+    return;
+  }
+  GpuRanks all(ranks, 1, through);
   all.Run([&](int rank, CudaBackend& backend) {
     const Operands<float> operands(backend, kMost);
     if (rank != 1 || !skips) {
@@ -338,7 +325,12 @@ TEST_CASE("GPUs that call different collectives end the group, and nobody waits"
 }
 
 TEST_CASE("GPUs that wait for one that fails are released", "[collectives]") {
-  GpuRanks all(3);
+  const Through through = GENERATE(Through::kPeers, Through::kNccl);
+  const int ranks = through == Through::kNccl ? 2 : 3;
+  if (!Fit(ranks, 1, through)) {
+    return;
+  }
+  GpuRanks all(ranks, 1, through);
   all.Run([&](int rank, CudaBackend& backend) {
     const Operands<float> operands(backend, kMost);
     backend.Record(GraphId{0}, [&] {
