@@ -1,14 +1,16 @@
-// dsa_collective_bench [RANKS]: AllReduce and AllGather of ranks on a GPU each, beside bare calls
-// of NCCL in the same program where its library is found.
+// dsa_collective_bench [RANKS]: AllReduce and AllGather of ranks on a GPU each, through their
+// memory and over NCCL, beside the bare calls of NCCL with the same communicators, where its
+// library is found.
 //
 // A chain of 16 is recorded on each rank and replayed; the time of one is the chain's by the events
-// of the slowest rank.  Ours rounds the sum to bfloat16; NCCL leaves float32, and rounding it would
-// take another launch.  NCCL is told to leave NVLink multicast alone.
+// of the slowest rank.  Sums of float32 are what NCCL leaves; those of bfloat16 are what a model
+// asks for, which over NCCL takes another launch.
 #include "common/check.h"
 #include "kernels/comm/collectives.h"
 #include "kernels/comm/thread_group.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/nccl.h"
 
 #include <algorithm>
 #include <barrier>
@@ -22,7 +24,6 @@
 #include <utility>
 #include <vector>
 
-#include <dlfcn.h>
 #include <fmt/core.h>
 
 namespace dsa::bench {
@@ -33,53 +34,24 @@ constexpr int kReplays = 40;
 constexpr std::int64_t kHidden = 7168;
 constexpr std::int64_t kVocabulary = 129280;
 
-// The few functions of NCCL that are called here, as its header declares them.
-struct Nccl {
-  int (*comm_init_all)(void** comms, int count, const int* devices);
-  int (*all_reduce)(const void* send, void* receive, std::size_t count, int type, int op,
-                    void* comm, cudaStream_t stream);
-  int (*get_version)(int* version);
-  const char* (*get_error_string)(int status);
-};
-constexpr int kNcclFloat32 = 7;
-constexpr int kNcclSum = 0;
-
-std::optional<Nccl> LoadNccl() {
-  void* const library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    return std::nullopt;
-  }
-  const auto find = [&](const char* name, auto& function) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
-    DSA_CHECK(function != nullptr, "libnccl.so.2 has no {}", std::string_view(name));
-  };
-  Nccl nccl{};
-  find("ncclCommInitAll", nccl.comm_init_all);
-  find("ncclAllReduce", nccl.all_reduce);
-  find("ncclGetVersion", nccl.get_version);
-  find("ncclGetErrorString", nccl.get_error_string);
-  return nccl;
-}
-
-void CheckNccl(const Nccl& nccl, int status) {
-  DSA_CHECK(status == 0, "NCCL: {}", std::string_view(nccl.get_error_string(status)));
-}
-
 template <typename T>
 T Must(Result<T>&& result) {
   DSA_CHECK(result.ok(), "{}", std::string_view(result.error().message));
   return std::move(result).value();
 }
 
+enum class Through { kPeers, kNccl };
+
 class Ranks final {
  public:
-  explicit Ranks(int ranks) : group_(ranks), together_(ranks) {
+  Ranks(Through through, int ranks) : group_(ranks), together_(ranks) {
     std::vector<CudaBackend*> joined;
     for (int rank = 0; rank < ranks; ++rank) {
       backends_.push_back(Must(CudaBackend::Make(rank)));
       joined.push_back(backends_.back().get());
     }
-    const Status status = CudaBackend::JoinPeers(joined, group_);
+    const Status status = through == Through::kPeers ? CudaBackend::JoinPeers(joined, group_)
+                                                     : CudaBackend::JoinNccl(joined, group_);
     DSA_CHECK(status.ok(), "{}", std::string_view(status.error().message));
   }
 
@@ -144,7 +116,8 @@ struct Buffers {
   DeviceBuffer sum;
 };
 
-void Bench(Ranks& ranks, const std::optional<Nccl>& nccl, std::vector<void*>& comms) {
+// Operands on every rank; zero.
+std::vector<Buffers> MakeBuffers(Ranks& ranks) {
   constexpr std::int64_t kRowsMax = 4096;
   std::vector<Buffers> buffers(static_cast<std::size_t>(ranks.count()));
   ranks.OnAll([&](int rank) {
@@ -154,63 +127,124 @@ void Bench(Ranks& ranks, const std::optional<Nccl>& nccl, std::vector<void*>& co
     own.sum = Must(ranks.At(rank).Allocate(kBytes));
     ranks.At(rank).Zero(own.partial.data(), kBytes);
   });
-  for (const std::int64_t rows : {1, 2, 4, 8, 16, 24, 32, 36, 37, 64, 128, 256, 512, 1024, 4096}) {
-    const double ours = ranks.Time(kChain, [&](int rank) {
-      const Buffers& own = buffers[static_cast<std::size_t>(rank)];
-      for (int i = 0; i < kChain; ++i) {
-        ranks.At(rank).AllReduce(
-            {.partial = {own.partial.data(), DataType::kF32, rows, kHidden, kHidden},
-             .sum = {own.sum.data(), DataType::kBf16, rows, kHidden, kHidden}});
+  return buffers;
+}
+
+double TimeAllReduce(Ranks& ranks, const std::vector<Buffers>& buffers, std::int64_t rows,
+                     DataType type) {
+  const auto queue = [&](int rank) {
+    const Buffers& own = buffers[static_cast<std::size_t>(rank)];
+    ranks.At(rank).AllReduce(
+        {.partial = {own.partial.data(), DataType::kF32, rows, kHidden, kHidden},
+         .sum = {own.sum.data(), type, rows, kHidden, kHidden}});
+  };
+  ranks.OnAll(queue);  // loads
+  return ranks.Time(kChain, [&](int rank) {
+    for (int i = 0; i < kChain; ++i) {
+      queue(rank);
+    }
+  });
+}
+
+double TimeAllGather(Ranks& ranks, const std::vector<Buffers>& buffers, std::int64_t rows) {
+  const std::int64_t part = kVocabulary / ranks.count();
+  const std::int64_t whole = part * ranks.count();
+  const auto queue = [&](int rank) {
+    const Buffers& own = buffers[static_cast<std::size_t>(rank)];
+    ranks.At(rank).AllGather({.part = {own.partial.data(), DataType::kF32, rows, part, part},
+                              .whole = {own.sum.data(), DataType::kF32, rows, whole, whole}});
+  };
+  ranks.OnAll(queue);
+  return ranks.Time(1, queue);
+}
+
+// NCCL's calls and nothing else, on the streams of ranks that meet otherwise.
+struct BareNccl {
+  Ranks& ranks;
+  const std::vector<Buffers>& buffers;
+  cuda::NcclGroup& group;
+
+  double Time(int count, const std::function<bool(int rank, const Buffers& own)>& queue) const {
+    const auto checked = [&](int rank) {
+      DSA_CHECK(queue(rank, buffers[static_cast<std::size_t>(rank)]), "NCCL: rank {}", rank);
+    };
+    ranks.OnAll(checked);
+    return ranks.Time(count, [&](int rank) {
+      for (int i = 0; i < count; ++i) {
+        checked(rank);
       }
     });
-    const auto reduce = [&](int rank) {
-      const auto index = static_cast<std::size_t>(rank);
-      return nccl->all_reduce(buffers[index].partial.data(), buffers[index].sum.data(),
-                              static_cast<std::size_t>(rows * kHidden), kNcclFloat32, kNcclSum,
-                              comms[index], ranks.At(rank).stream());
-    };
-    double theirs = 0;
-    if (nccl) {
-      ranks.OnAll([&](int rank) { CheckNccl(*nccl, reduce(rank)); });  // connects, loads
-      theirs = ranks.Time(kChain, [&](int rank) {
-        for (int i = 0; i < kChain; ++i) {
-          CheckNccl(*nccl, reduce(rank));
-        }
-      });
-    }
-    fmt::print("AllReduce  {:5} x {}  {:8.2f} us   NCCL {:8.2f} us\n", rows, kHidden, ours, theirs);
+  }
+  double TimeAllReduce(std::int64_t rows) const {
+    return Time(kChain, [&](int rank, const Buffers& own) {
+      return group.AllReduce(rank, own.partial.As<float>(), own.sum.As<float>(),
+                             static_cast<std::size_t>(rows * kHidden), ranks.At(rank).stream());
+    });
+  }
+  // Of columns that lie as NCCL leaves them, rank by rank.
+  double TimeAllGather(std::int64_t rows) const {
+    const auto bytes =
+        static_cast<std::size_t>(rows * (kVocabulary / ranks.count())) * sizeof(float);
+    return Time(1, [&](int rank, const Buffers& own) {
+      return group.AllGather(rank, own.partial.data(), own.sum.data(), bytes,
+                             ranks.At(rank).stream());
+    });
+  }
+};
+
+constexpr std::int64_t kReducedRows[] = {1,  2,  4,   8,   16,  24,   32,  36,
+                                         37, 64, 128, 256, 512, 1024, 4096};
+constexpr std::int64_t kGatheredRows[] = {1, 8, 64};
+
+void BenchPeers(int count) {
+  Ranks ranks(Through::kPeers, count);
+  const std::vector<Buffers> buffers = MakeBuffers(ranks);
+  fmt::print("{} x {}\nthrough their memory\n", count, ranks.At(0).Name());
+  for (const std::int64_t rows : kReducedRows) {
+    fmt::print("AllReduce  {:5} x {}  {:8.2f} us to bfloat16\n", rows, kHidden,
+               TimeAllReduce(ranks, buffers, rows, DataType::kBf16));
     (void)std::fflush(stdout);
   }
-  for (const std::int64_t rows : {1, 8, 64}) {
-    const std::int64_t part = kVocabulary / ranks.count();
-    const double ours = ranks.Time(1, [&](int rank) {
-      const Buffers& own = buffers[static_cast<std::size_t>(rank)];
-      ranks.At(rank).AllGather({.part = {own.partial.data(), DataType::kF32, rows, part, part},
-                                .whole = {own.sum.data(), DataType::kF32, rows,
-                                          part * ranks.count(), part * ranks.count()}});
-    });
-    fmt::print("AllGather  {:5} x {}  {:8.2f} us\n", rows, part * ranks.count(), ours);
+  for (const std::int64_t rows : kGatheredRows) {
+    fmt::print("AllGather  {:5} x {}  {:8.2f} us\n", rows, kVocabulary,
+               TimeAllGather(ranks, buffers, rows));
   }
 }
 
-int Run(int count) {
-  setenv("NCCL_NVLS_ENABLE", "0", 1);
-  setenv("NCCL_RUNTIME_CONNECT", "0", 1);  // not while a graph is recorded
-  Ranks ranks(count);
-  fmt::print("{} x {}\n", count, ranks.At(0).Name());
-  const std::optional<Nccl> nccl = LoadNccl();
-  std::vector<void*> comms(static_cast<std::size_t>(count));
-  if (nccl) {
-    std::vector<int> devices;
-    for (int device = 0; device < count; ++device) {
-      devices.push_back(device);
-    }
-    CheckNccl(*nccl, nccl->comm_init_all(comms.data(), count, devices.data()));
-    int version = 0;
-    nccl->get_version(&version);
-    fmt::print("NCCL {}\n", version);
+void BenchNccl(int count, const cuda::Nccl& nccl) {
+  Ranks ranks(Through::kNccl, count);
+  const std::vector<Buffers> buffers = MakeBuffers(ranks);
+  const auto bare_group = Must(cuda::NcclGroup::Create(
+      nccl, count, [&](int rank) { ranks.At(rank).BindThread(); },
+      [](std::string_view reason) { DSA_CHECK(false, "{}", reason); }));
+  const BareNccl bare = {.ranks = ranks, .buffers = buffers, .group = *bare_group};
+  fmt::print("NCCL {}\n", cuda::NcclVersionText(nccl.version));
+  for (const std::int64_t rows : kReducedRows) {
+    const double alone = bare.TimeAllReduce(rows);
+    const double ours = TimeAllReduce(ranks, buffers, rows, DataType::kF32);
+    const double rounded = TimeAllReduce(ranks, buffers, rows, DataType::kBf16);
+    fmt::print(
+        "AllReduce  {:5} x {}  {:8.2f} us alone  {:8.2f} us ours, {:.3f}x  {:8.2f} us to "
+        "bfloat16\n",
+        rows, kHidden, alone, ours, ours / alone, rounded);
+    (void)std::fflush(stdout);
   }
-  Bench(ranks, nccl, comms);
+  for (const std::int64_t rows : kGatheredRows) {
+    const double alone = bare.TimeAllGather(rows);
+    fmt::print("AllGather  {:5} x {}  {:8.2f} us alone  {:8.2f} us ours, in its place\n", rows,
+               kVocabulary, alone, TimeAllGather(ranks, buffers, rows));
+  }
+  // The last recording of each rank is none of the bare calls': their group can end before it.
+}
+
+int Run(int count) {
+  BenchPeers(count);
+  const Result<cuda::Nccl>& nccl = cuda::LoadNccl();
+  if (nccl.ok()) {
+    BenchNccl(count, nccl.value());
+  } else {
+    fmt::print("{}\n", nccl.error().message);
+  }
   return 0;
 }
 

@@ -16,6 +16,8 @@ struct ReplyDifference {
   double logits = 0;         // ||got - whole|| / ||whole|| over all rows of equal inputs
   double equal_values = 0;   // share of their logits with the same bits
   bool clear_tokens = true;  // the same greedy token at every row whose margin exceeds `margin`
+  double margin_lost = 0;    // the largest margin of a row whose token is another one
+  double row_logits = 0;     // as `logits`, of the row that lies farthest
   bool faulty = false;       // of `got`
   // Where two tokens are nearly as likely replies may part; rows behind have other inputs, and
   // their logits say nothing.
@@ -54,6 +56,8 @@ inline ReplyDifference CompareReplies(const std::vector<SequenceOutput>& got,
         continue;
       }
       std::vector<float> expected = found->second;
+      const double square_before = square;
+      const double norm_before = norm;
       for (std::size_t v = 0; v < row.size(); ++v) {
         const double delta = double{row[v]} - double{expected[v]};
         square += delta * delta;
@@ -61,12 +65,15 @@ inline ReplyDifference CompareReplies(const std::vector<SequenceOutput>& got,
         equal += row[v] == expected[v] ? 1 : 0;
         ++all;
       }
+      difference.row_logits = std::max(difference.row_logits,
+                                       std::sqrt((square - square_before) / (norm - norm_before)));
       const auto best = std::max_element(expected.begin(), expected.end());
       const auto token = best - expected.begin();
       const float largest = std::exchange(*best, -INFINITY);
-      if (largest - *std::max_element(expected.begin(), expected.end()) > margin) {
-        difference.clear_tokens = difference.clear_tokens &&
-                                  std::max_element(row.begin(), row.end()) - row.begin() == token;
+      const float ahead = largest - *std::max_element(expected.begin(), expected.end());
+      if (std::max_element(row.begin(), row.end()) - row.begin() != token) {
+        difference.margin_lost = std::max(difference.margin_lost, double{ahead});
+        difference.clear_tokens = difference.clear_tokens && ahead <= margin;
       }
     }
   }
