@@ -144,8 +144,8 @@ std::optional<std::int64_t> FindMemoryLine(std::string_view text, std::string_vi
   return std::nullopt;
 }
 
-std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& folders) {
-  std::optional<std::int64_t> smallest;
+std::optional<MemoryLeft> SmallestMemoryLeft(const std::vector<std::string>& folders) {
+  std::optional<MemoryLeft> smallest;
   for (const std::string& folder : folders) {
     const bool is_v2 = ReadKernelFile(folder + "/memory.max").has_value();
     const auto read = [&](const char* v2, const char* v1) {
@@ -163,7 +163,9 @@ std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& f
                                 FindMemoryLine(stat, prefix + "inactive_file").value_or(0);
     const std::int64_t used = read("/memory.current", "/memory.usage_in_bytes") - cached;
     const std::int64_t left = std::max(limit - std::max(used, std::int64_t{0}), std::int64_t{0});
-    smallest = std::min(left, smallest.value_or(left));
+    if (!smallest || left < smallest->left) {
+      smallest = {.limit = limit, .left = left};
+    }
   }
   return smallest;
 }
@@ -188,7 +190,7 @@ struct ProcessLimit {
 };
 
 // nullopt where it limits nothing.
-std::optional<std::int64_t> MemoryLeft(const ProcessLimit& of) {
+std::optional<MemoryLeft> LeftBy(const ProcessLimit& of) {
   rlimit limit{};
   getrlimit(of.resource, &limit);
   if (limit.rlim_cur == RLIM_INFINITY) {
@@ -196,7 +198,8 @@ std::optional<std::int64_t> MemoryLeft(const ProcessLimit& of) {
   }
   const std::string status = ReadKernelFile("/proc/self/status").value_or("");
   const std::int64_t used = FindMemoryLine(status, of.used).value_or(0);
-  return std::max(static_cast<std::int64_t>(limit.rlim_cur) - used, std::int64_t{0});
+  const auto bytes = static_cast<std::int64_t>(limit.rlim_cur);
+  return MemoryLeft{.limit = bytes, .left = std::max(bytes - used, std::int64_t{0})};
 }
 
 }  // namespace
@@ -207,19 +210,19 @@ AvailableMemory FindAvailableMemory() {
   AvailableMemory least = {
       .bytes =
           FindMemoryLine(meminfo, "MemAvailable").value_or(sysconf(_SC_AVPHYS_PAGES) * page_bytes),
-      .bound = "RAM"};
+      .bound = "RAM",
+      .taken = 0};
+  const auto consider = [&](const std::optional<MemoryLeft>& of, std::string_view name) {
+    if (of && of->left < least.bytes) {
+      least = {.bytes = of->left, .bound = name, .taken = of->limit - of->left};
+    }
+  };
   const std::string membership = ReadKernelFile("/proc/self/cgroup").value_or("");
-  const auto left = SmallestMemoryLeft(CgroupFolders(kCgroupRoot, membership, "memory"));
-  if (left && *left < least.bytes) {
-    least = {.bytes = *left, .bound = "cgroup limit"};
-  }
+  consider(SmallestMemoryLeft(CgroupFolders(kCgroupRoot, membership, "memory")), "cgroup limit");
   for (const ProcessLimit& limit :
        {ProcessLimit{.resource = RLIMIT_AS, .used = "VmSize", .name = "address-space limit"},
         ProcessLimit{.resource = RLIMIT_DATA, .used = "VmData", .name = "data limit"}}) {
-    const std::optional<std::int64_t> free = MemoryLeft(limit);
-    if (free && *free < least.bytes) {
-      least = {.bytes = *free, .bound = limit.name};
-    }
+    consider(LeftBy(limit), limit.name);
   }
   return least;
 }

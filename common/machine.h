@@ -39,9 +39,15 @@ UsableCpus CountUsableCpus();
 // nullopt where there is no such line.
 std::optional<std::int64_t> FindMemoryLine(std::string_view text, std::string_view name);
 
-// The least that the memory limits of these folders leave, their page cache counted as free;
+// A limit of memory in bytes and what it leaves.
+struct MemoryLeft {
+  std::int64_t limit;
+  std::int64_t left;
+};
+
+// Of the memory limits of these folders that which leaves least, their page cache counted as free;
 // nullopt where none has a limit.
-std::optional<std::int64_t> SmallestMemoryLeft(const std::vector<std::string>& folders);
+std::optional<MemoryLeft> SmallestMemoryLeft(const std::vector<std::string>& folders);
 
 // Descriptors that the process may have open, once as many are asked for as an administrator lets
 // it have: the hard limit.
@@ -52,6 +58,7 @@ std::int64_t RaiseDescriptorLimit();
 struct AvailableMemory {
   std::int64_t bytes;
   std::string_view bound;  // a constant
+  std::int64_t taken;      // of a limit, by what runs under it already; 0 for RAM
 };
 AvailableMemory FindAvailableMemory();
 

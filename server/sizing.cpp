@@ -303,27 +303,22 @@ ExecutorMemory PlanRanks(const Backend& backend, const ModelConfig& model,
 
 }  // namespace
 
-Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
-                               std::span<Backend* const> backends) {
-  DSA_RETURN_IF_ERROR(
-      CheckRanks("tensor_parallel_size", config.tensor_parallel_size, model.config));
-  DSA_RETURN_IF_ERROR(CheckDataRanks(config.data_parallel_size, model.config));
+namespace {
+
+// All sizes where so much is available, whether or not that suffices.
+Result<ServerSizes> SizeWithin(const ServerConfig& config, const SizedModel& model,
+                               const Backend& backend, const AvailableMemory& available) {
+  const bool is_cuda = IsCuda(config);
   DSA_ASSIGN_OR_RETURN(ModelExecutorConfig executor, PlanExecutor(config, model.config));
   executor.vocabulary_limit = model.vocabulary_limit;
   const std::int64_t context_length = executor.limits.context_max;
-  const bool is_cuda = IsCuda(config);
-  const Backend& backend = *backends.front();
-  std::int64_t available = backend.AvailableBytes();
-  for (const Backend* const other : backends) {
-    available = std::min(available, other->AvailableBytes());
-  }
   ServerMemory memory = {
       .weights = WeightsOfRanks(model, executor.place.layout, !is_cuda),
       .executor = PlanRanks(backend, model.config, executor, !is_cuda),  // blocks are 0 yet
       .reserve = is_cuda ? config.device_memory_reserve_bytes : 0,
-      .host = is_cuda ? 0 : HostBytes(config, context_length, available),
-      .available = available,
-      .bound = is_cuda ? std::string_view() : FindAvailableMemory().bound,
+      .host = is_cuda ? 0 : HostBytes(config, context_length, available.bytes),
+      .available = available.bytes,
+      .bound = available.bound,
       .default_cache = config.kv_cache_memory_bytes == 0};
   DSA_ASSIGN_OR_RETURN(executor.blocks, CacheBlocks(config, model.config, context_length,
                                                     DefaultCacheBytes(config, memory)));
@@ -338,15 +333,54 @@ Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& mod
   executor.padding_blocks =
       PaddingBlocks(engine.row_buckets, config.data_parallel_size, kTokensPerBlock);
   memory.executor = PlanRanks(backend, model.config, executor, !is_cuda);
+  return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
+}
+
+// What has to be available, and as a limit: more than what is needed now, since some of that is a
+// share of what is available.
+Result<std::string> EnoughMemory(const ServerConfig& config, const SizedModel& model,
+                                 const Backend& backend, AvailableMemory available) {
+  constexpr std::int64_t kMargin = 8 * kMiB;  // of what else is taken from one start to the next
+  while (true) {
+    DSA_ASSIGN_OR_RETURN(const ServerSizes sizes, SizeWithin(config, model, backend, available));
+    if (sizes.memory.needed() <= available.bytes) {
+      break;
+    }
+    available.bytes = sizes.memory.needed();
+  }
+  const std::int64_t mib = DivideUp(available.bytes + available.taken + kMargin, kMiB);
+  return available.taken == 0 ? fmt::format("{} MiB would suffice", mib)
+                              : fmt::format("a limit of {} MiB would suffice", mib);
+}
+
+}  // namespace
+
+Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
+                               std::span<Backend* const> backends) {
+  DSA_RETURN_IF_ERROR(
+      CheckRanks("tensor_parallel_size", config.tensor_parallel_size, model.config));
+  DSA_RETURN_IF_ERROR(CheckDataRanks(config.data_parallel_size, model.config));
+  const bool is_cuda = IsCuda(config);
+  AvailableMemory available =
+      is_cuda ? AvailableMemory{.bytes = 0, .bound = {}, .taken = 0} : FindAvailableMemory();
+  available.bytes = backends.front()->AvailableBytes();
+  for (const Backend* const other : backends) {
+    available.bytes = std::min(available.bytes, other->AvailableBytes());
+  }
+  const Backend& backend = *backends.front();
+  DSA_ASSIGN_OR_RETURN(ServerSizes sizes, SizeWithin(config, model, backend, available));
+  const ServerMemory& memory = sizes.memory;
   if (memory.needed() > memory.available) {
+    DSA_ASSIGN_OR_RETURN(const std::string enough, EnoughMemory(config, model, backend, available));
     return Error{ErrorCode::kFailedPrecondition,
-                 fmt::format("not enough memory: {}; less is needed with a smaller max_model_len, "
-                             "max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes{}",
-                             ToText(memory),
+                 fmt::format("not enough memory: {}; {}; less is needed with a smaller "
+                             "max_model_len, max_num_seqs, max_num_batched_tokens, "
+                             "kv_cache_memory_bytes{}",
+                             ToText(memory), enough,
                              is_cuda ? " or device_memory_reserve_bytes"
                                      : ", max_queued_requests, max_message_bytes or threads")};
   }
-  return ServerSizes{.engine = std::move(engine), .executor = executor, .memory = memory};
+  return sizes;
 }
 
 void SetMaskedUntil(const ServerConfig& config, std::int64_t masked_mha_until, ServerSizes& sizes) {

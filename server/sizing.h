@@ -71,7 +71,8 @@ std::int64_t GrpcBytesMax(std::int64_t available_bytes);
 //
 // `backends` of the ranks, at least one.  INVALID_ARGUMENT naming the key where the configuration
 // does not fit the model, such as a context that the cache cannot hold; FAILED_PRECONDITION with
-// all parts where they need more than the backend's available memory.
+// all parts where they need more than the backend's available memory, and how much would suffice:
+// of a limit, such as a control group's, with what is taken of it already.
 Result<ServerSizes> SizeServer(const ServerConfig& config, const SizedModel& model,
                                std::span<Backend* const> backends);
 

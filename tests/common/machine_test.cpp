@@ -91,22 +91,24 @@ TEST_CASE("memory limits leave what is not used, page cache aside", "[common][ma
   const std::vector<std::string> folders = CgroupFolders(write.root(), "0::/a\n", "memory");
   write("a/memory.max", "max\n");
   write("a/memory.current", "500\n");
-  CHECK(SmallestMemoryLeft(folders) == std::nullopt);
+  CHECK_FALSE(SmallestMemoryLeft(folders));
   write("a/memory.max", "1000\n");
-  CHECK(SmallestMemoryLeft(folders) == 500);
+  CHECK(SmallestMemoryLeft(folders)->left == 500);
   write("a/memory.stat", "anon 300\nfile 200\ninactive_file 120\nactive_file 50\n");
-  CHECK(SmallestMemoryLeft(folders) == 670);
+  CHECK(SmallestMemoryLeft(folders)->left == 670);
   write("memory.max", "4000\n");
   write("memory.current", "100\n");
-  CHECK(SmallestMemoryLeft(folders) == 670);  // the group's own limit binds
+  CHECK(SmallestMemoryLeft(folders)->left == 670);  // the group's own limit binds
   write("memory.current", "3400\n");
-  CHECK(SmallestMemoryLeft(folders) == 600);
+  CHECK(SmallestMemoryLeft(folders)->left == 600);
+  CHECK(SmallestMemoryLeft(folders)->limit == 4000);
   write("memory.current", "5000\n");
-  CHECK(SmallestMemoryLeft(folders) == 0);
+  CHECK(SmallestMemoryLeft(folders)->left == 0);
   write("memory/memory.limit_in_bytes", "1000\n");
   write("memory/memory.usage_in_bytes", "700\n");
   write("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 20\n");
-  CHECK(SmallestMemoryLeft(CgroupFolders(write.root(), "4:memory:/docker/1\n", "memory")) == 420);
+  CHECK(SmallestMemoryLeft(CgroupFolders(write.root(), "4:memory:/docker/1\n", "memory"))->left ==
+        420);
   CHECK(FindAvailableMemory().bytes > 0);
 }
 
@@ -130,6 +132,7 @@ TEST_CASE("an address-space limit binds memory and threads", "[common][machine]"
   CHECK(available.bound == "address-space limit");
   CHECK(available.bytes <= kLeft);
   CHECK(available.bytes > kLeft / 2);
+  CHECK(available.bytes + available.taken == static_cast<std::int64_t>(low.rlim_cur));
   REQUIRE_FALSE(threads.ok());
   CHECK(ExitCode(threads.error()) == 3);
   CHECK(threads.error().message.starts_with("not enough threads: 40 needed, "));

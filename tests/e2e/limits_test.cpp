@@ -178,34 +178,39 @@ TEST_CASE("six texts of 15.6 MB end no server in the least control group that it
   const std::string options =
       R"(; set -- "$@" --threads 2 --max-model-len 4096 --max-num-seqs 4 --max-queued-requests 8)"
       " --max-num-batched-tokens 256 --kv-cache-memory-bytes 20000000";
-  // What is asked for beyond what there is, until it is there: some of it is a part of what is
-  // free.
-  std::int64_t bytes = std::int64_t{330} << 20;
-  for (int attempt = 0; attempt < 8; ++attempt) {
-    const MemoryGroup group(bytes);
+  const Arguments serve = {"serve", "--model", testing::SourcePath("models/dsa-tiny"), "--listen",
+                           "127.0.0.1:0"};
+  // MiB that it asks for in a group of `mib` that does not suffice; 0: it serves there.
+  const auto refused_in = [&](std::int64_t mib) {
+    const MemoryGroup group(mib << 20);
     if (!group.made()) {
-      WARN("no control group can be made here");
-      return;
+      return std::int64_t{-1};
     }
-    Process server(
-        group.Enter() + options,
-        {"serve", "--model", testing::SourcePath("models/dsa-tiny"), "--listen", "127.0.0.1:0"});
+    Process server(group.Enter() + options, serve);
     if (server.WaitForErr("\"configuration\"")) {
       SendSixTexts(server);
       server.Signal(SIGTERM);
       CHECK(server.Wait().exit_code == 0);
-      return;
+      return std::int64_t{0};
     }
     const Ended refused = server.Wait();
     CHECK(refused.exit_code == 3);
-    constexpr std::string_view kBefore = "not enough memory: ";
+    INFO(refused.err);
+    constexpr std::string_view kBefore = "; a limit of ";
     const std::size_t at = refused.err.find(kBefore);
     REQUIRE(at != std::string::npos);
-    constexpr std::int64_t kTakenBefore = std::int64_t{24} << 20;  // it looks at what is left
-    bytes = static_cast<std::int64_t>(std::stod(refused.err.substr(at + kBefore.size())) * 1e6) +
-            kTakenBefore;
+    CHECK(refused.err.find(" MiB would suffice;", at) != std::string::npos);
+    return std::int64_t{std::stol(refused.err.substr(at + kBefore.size()))};
+  };
+  const std::int64_t enough = refused_in(330);
+  if (enough < 0) {
+    WARN("no control group can be made here");
+    return;
   }
-  FAIL("refused in every group");
+  REQUIRE(enough > 330);
+  CHECK(refused_in(enough) == 0);
+  constexpr std::int64_t kMargin = 32;  // of the answer, and what one start takes more than another
+  CHECK(refused_in(enough - kMargin) > 0);
 }
 #endif
 #endif

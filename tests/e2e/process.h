@@ -39,6 +39,7 @@ class Process final {
   void Write(const std::string& text) const;  // to its standard input
   void CloseInput();
   void Signal(int signal) const;
+  pid_t pid() const { return pid_; }
 
   // Reads on until the output, or the error output, holds `text` behind byte `from`.  False where
   // it ends or a minute passes before.

@@ -1,6 +1,5 @@
 // The whole server on a small random model, over loopback.
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/forwarding_backend.h"
 #include "proto/admin.grpc.pb.h"
 #include "proto/chat.grpc.pb.h"
 #include "proto/completion.grpc.pb.h"
@@ -45,15 +44,6 @@ v1::CompletionRequest Endless() {
   request.mutable_stop()->set_max_tokens(400);
   return request;
 }
-
-// A machine with less memory than this one.
-class LimitedBackend final : public ForwardingBackend {
- public:
-  using ForwardingBackend::ForwardingBackend;
-  std::int64_t AvailableBytes() const override { return available; }
-
-  std::int64_t available = std::int64_t{1} << 40;
-};
 
 }  // namespace
 
@@ -327,57 +317,6 @@ TEST_CASE("every key of the configuration reaches the engine", "[e2e]") {
   model.index_topk = 0;
   config.attention = "sparse";
   CHECK(sizes().engine.scheduler.attention == AttentionMode::kDense);
-}
-
-TEST_CASE("the automatic cache takes what the rest leaves, and no server more than there is",
-          "[e2e]") {
-  CpuBackend cpu(2);
-  LimitedBackend backend(cpu);
-  Backend* const only = &backend;
-  const Checkpoint checkpoint = Checkpoint::Open(testing::TinyModel()).value();
-  constexpr std::int64_t kWeights = 1'000'000;
-  ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
-  const auto sizes = [&] {
-    return SizeServer(config,
-                      {.config = checkpoint.config(),
-                       .weight_bytes = [](const RankPlace&) { return kWeights; },
-                       .vocabulary_limit = 400},
-                      {&only, 1});
-  };
-  backend.available = std::int64_t{500} << 20;  // here and below gRPC's part is at its least
-  const ServerSizes roomy = sizes().value();
-  CHECK(roomy.engine.blocks == 16 * 8);
-  const ServerMemory& memory = roomy.memory;
-  CHECK(memory.weights == kWeights);
-  CHECK(memory.executor.scratch > 0);
-  CHECK(memory.executor.total() ==
-        PlanMemory(backend, checkpoint.config(), roomy.executor).total());
-  const std::int64_t block = memory.executor.cache / (roomy.engine.blocks + 1);  // padding's
-  backend.available = memory.needed() - 20 * block;
-  CHECK(sizes().value().engine.blocks == 16 * 8 - 20);
-  CHECK(sizes().value().memory.needed() == backend.available);
-  backend.available = memory.needed() - (16 - 1) * 8 * block;
-  CHECK(sizes().value().engine.blocks == 8);  // one sequence
-  --backend.available;
-  const Error error = sizes().error();
-  CHECK(ExitCode(error) == 3);
-  CHECK(error.message.rfind("not enough memory: ", 0) == 0);
-  // On the CPU at most 1 GiB, and a quarter of what is free.
-  ServerConfig many = config;
-  many.max_num_seqs = 1024;
-  many.max_num_batched_tokens = 1024;
-  std::swap(config, many);
-  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
-  backend.available = 64 * kGiB;
-  CHECK(sizes().value().engine.blocks == kGiB / block);
-  backend.available = 3 * kGiB;
-  CHECK(sizes().value().engine.blocks == 3 * kGiB / 4 / block);
-  std::swap(config, many);
-  // A size that was asked for is not made smaller.
-  backend.available = memory.needed() - 20 * block;
-  config.kv_cache_memory_bytes = memory.executor.cache;
-  CHECK(ExitCode(sizes().error()) == 3);
-  CHECK(ExitCode(App::StartOn(backend, config).error()) == 3);
 }
 
 TEST_CASE("a drain lets running streams finish and refuses new ones", "[e2e]") {
