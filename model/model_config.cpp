@@ -2,7 +2,6 @@
 
 #include "common/file.h"
 #include "common/json.h"
-#include "common/log.h"
 #include "model/neutral_keys.h"
 #include "model/rope_config.h"
 #include "model/safetensors.h"
@@ -13,7 +12,6 @@
 #include <initializer_list>
 
 #include <fmt/core.h>
-#include <fmt/ranges.h>
 
 namespace dsa {
 namespace {
@@ -422,12 +420,7 @@ Result<ModelConfig> LoadModelConfig(const std::string& folder, GenerationFile ge
   if (generation == GenerationFile::kRead) {
     DSA_ASSIGN_OR_RETURN(generation_json, ReadOptionalFile(folder + "/generation_config.json"));
   }
-  DSA_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(config_json, generation_json, folder));
-  if (!config.ignored_keys.empty()) {
-    Log(LogLevel::kInfo, "checkpoint: keys ignored",
-        {{"keys", fmt::format("{}", fmt::join(config.ignored_keys, ", "))}});
-  }
-  return config;
+  return ParseModelConfig(config_json, generation_json, folder);
 }
 
 }  // namespace dsa

@@ -1,9 +1,14 @@
 #include "server/model_source.h"
 
+#include "common/log.h"
 #include "model/model_slice.h"
 #include "model/random_weights.h"
 
+#include <string>
 #include <utility>
+#include <vector>
+
+#include <fmt/ranges.h>
 
 namespace dsa {
 
@@ -49,6 +54,11 @@ Result<DeviceWeights> ModelSource::Load(Backend& backend, LoadProgress& progress
 Result<std::vector<DeviceWeights>> ModelSource::LoadRanks(const RankLayout& ranks,
                                                           std::span<Backend* const> backends,
                                                           LoadProgress& progress) const {
+  const std::vector<std::string>& ignored = config().ignored_keys;
+  if (!ignored.empty()) {  // said by what runs the model; inspect reports them
+    Log(LogLevel::kInfo, "checkpoint: keys ignored",
+        {{"keys", fmt::format("{}", fmt::join(ignored, ", "))}});
+  }
   if (checkpoint_) {
     return LoadRankWeights(*checkpoint_, ranks, backends, progress);
   }

@@ -1,4 +1,5 @@
 #include "proto/admin.grpc.pb.h"
+#include "server/api/uptime.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/v1/services.h"
 
@@ -10,8 +11,7 @@ Result<v1::ServerInfo> GetServerInfo(const v1::GetServerInfoRequest& /*request*/
   constexpr double kUsPerSecond = 1e6;
   v1::ServerInfo info;
   info.set_version(context.server.version);
-  info.set_uptime_seconds(static_cast<double>(context.clock.NowUs() - context.server.ready_us) /
-                          kUsPerSecond);
+  info.set_uptime_seconds(static_cast<double>(UptimeUs(context)) / kUsPerSecond);
   info.set_device(context.server.device);
   info.set_model(context.model.id);
   info.set_configuration_json(context.server.configuration_json);

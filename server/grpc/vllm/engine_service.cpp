@@ -1,5 +1,6 @@
 #include "proto/vllm/engine.grpc.pb.h"
 #include "server/api/errors.h"
+#include "server/api/uptime.h"
 #include "server/grpc/reactors.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/vllm/generate.h"
@@ -72,8 +73,7 @@ Result<engine::GetServerInfoResponse> TellServer(const engine::GetServerInfoRequ
   engine::GetServerInfoResponse response;
   response.set_active_requests(static_cast<std::uint32_t>(load.waiting + load.running));
   response.set_is_paused(load.draining);
-  response.set_uptime_seconds(static_cast<double>(context.clock.NowUs() - context.server.ready_us) /
-                              kUsPerSecond);
+  response.set_uptime_seconds(static_cast<double>(UptimeUs(context)) / kUsPerSecond);
   response.set_server_type("vllm");
   response.set_kv_engine_id(context.server.instance);
   response.set_data_parallel_size(1);

@@ -1,5 +1,6 @@
 #include "proto/xai/chat.grpc.pb.h"
 #include "server/api/prompt.h"
+#include "server/api/uptime.h"
 #include "server/grpc/reactors.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/xai/completion.h"
@@ -19,7 +20,7 @@ constexpr GenerationMethod kCompletionChunk = {.name = "xai_api.Chat/GetCompleti
 
 xai_api::LanguageModel DescribeForXai(const ServiceContext& context) {
   constexpr std::int64_t kUsPerSecond = 1'000'000;
-  const std::int64_t uptime_s = (context.clock.NowUs() - context.server.ready_us) / kUsPerSecond;
+  const std::int64_t uptime_s = UptimeUs(context) / kUsPerSecond;
   xai_api::LanguageModel model;
   model.set_name(context.model.id);
   model.set_version(context.server.version);
