@@ -69,6 +69,8 @@ struct Ask {
   bool echo = false;  // of a completion: its text begins with the prompt's
   std::string cache_salt{};
   std::int64_t priority = 0;
+
+  std::int64_t ignored_fields = 0;  // that nobody knows, for the log
 };
 
 // What a protocol calls the fields of an Ask, for messages.

@@ -150,6 +150,7 @@ Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wan
       return status.error();
     }
     delivery_ = ask.delivery;
+    ignored_fields_ = ask.ignored_fields;
     DSA_ASSIGN_OR_RETURN(Generation generation, Resolve(std::move(ask), *facts_.fields, context_));
     if (!wanted_id.empty()) {
       DSA_RETURN_IF_ERROR(CheckRequestId(wanted_id, facts_.fields->request_id));
@@ -402,6 +403,7 @@ void GenerationCall::Log(const Status& outcome) const {
             {"code", outcome.ok() ? "OK" : ToString(outcome.error().code)},
             {"error", outcome.ok() ? "" : Escape(outcome.error().message, kLoggedBytesMax)},
             {"finish", finish ? ToString(*finish) : "none"},
+            {"ignored_fields", ignored_fields_},
             {"prompt_tokens", usage.prompt_tokens},
             {"cache_hit_tokens", usage.cache_hit_tokens},
             {"completion_tokens", usage.completion_tokens},

@@ -106,6 +106,7 @@ class GenerationCall final : public TokenSink, private OpenCall {
   const MonotonicUs arrival_us_;
   ReplyHead head_;  // its request_id may be the client's although it is not claimed
   Delivery delivery_ = Delivery::kWhole;
+  std::int64_t ignored_fields_ = 0;
   ReplyFormat format_;
   std::shared_ptr<AnswerBudget> prompt_budget_;  // that prompt_bytes_ were taken from
   std::int64_t prompt_bytes_ = 0;  // taken of ServiceContext::prompt_logprobs until this is gone

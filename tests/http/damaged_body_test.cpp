@@ -1,10 +1,14 @@
 // Bodies with bytes changed, lost and doubled: read, or refused in one plain line.
 #include "common/prng.h"
 #include "server/http/openai/generation_request.h"
+#include "tests/http/raw_client.h"
+#include "tests/http/serving.h"
+#include "tests/log_capture.h"
 
 #include <algorithm>
 
 #include <catch2/catch.hpp>
+#include <fmt/core.h>
 
 namespace dsa::damaged_body_test {
 namespace {
@@ -60,7 +64,6 @@ TEST_CASE("a damaged body is read or refused in one line", "[http][fuzz]") {
   CHECK(refused > kRounds / 2);
 }
 
-}  // namespace
 TEST_CASE("fields that nobody knows are ignored and counted", "[http]") {
   for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kCompletion}) {
     const std::string body =
@@ -71,8 +74,24 @@ TEST_CASE("fields that nobody knows are ignored and counted", "[http]") {
     AnswerForm form;
     FieldNames names = FieldNamesOf(endpoint);
     CHECK(ReadGeneration(endpoint, body, UnknownKeys::kIgnored, ask, form, names).ok());
-    CHECK(form.ignored_keys == 2);
+    CHECK(ask.ignored_fields == 2);
   }
 }
 
+TEST_CASE("the line of a call says how many fields nobody knew", "[http]") {
+  testing::SteppedEngine engine;
+  testing::HttpServing serving(engine.loop(), nullptr, testing::FreePort());
+  const testing::LogCapture log;
+  for (const char* fields : {"", R"(, "one": 1, "two": {})"}) {
+    const std::string body = fmt::format(R"({{"prompt": [1], "max_tokens": 1{}}})", fields);
+    CHECK(testing::Exchange(serving.port(), testing::Post("/v1/completions", body)).status == 200);
+  }
+  const auto lines = [&](const char* count) {
+    return log.Lines(fmt::format("ignored_fields={}", count)).size() +
+           log.Lines(fmt::format("\"ignored_fields\":{}", count)).size();
+  };
+  CHECK(testing::Eventually([&] { return lines("0") == 1 && lines("2") == 1; }));
+}
+
+}  // namespace
 }  // namespace dsa::damaged_body_test

@@ -1,6 +1,5 @@
 #include "server/http/openai/completion_call.h"
 
-#include "common/log.h"
 #include "server/api/errors.h"
 #include "server/http/openai/errors.h"
 
@@ -42,9 +41,6 @@ Status CompletionCall::Read(UnknownKeys unknown, Ask& ask) {
   delivery_ = ask.delivery;
   request_.body = {};  // with its memory: a long reply needs it no more
   exchange_->ReleaseBody();
-  if (form_.ignored_keys > 0) {
-    Log(LogLevel::kDebug, "unknown fields ignored", {{"fields", form_.ignored_keys}});
-  }
   return status;
 }
 

@@ -359,7 +359,7 @@ Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unkn
   ask.cache_salt = salt.value_or("");
   DSA_ASSIGN_OR_RETURN(const std::optional<std::int64_t> priority, fields.TakeInt("priority"));
   ask.priority = priority.value_or(0);
-  DSA_ASSIGN_OR_RETURN(form.ignored_keys, fields.CheckRest(unknown));
+  DSA_ASSIGN_OR_RETURN(ask.ignored_fields, fields.CheckRest(unknown));
   return {};
 }
 

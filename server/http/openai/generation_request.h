@@ -17,7 +17,6 @@ struct AnswerForm {
   bool include_usage = false;    // of a stream
   bool echo = false;             // of a completion
   bool prompt_logprobs = false;  // of a completion that comes whole, beside its text
-  std::int64_t ignored_keys = 0;
 };
 
 // `messages` and `tools`.  OpenAI's developer instructs as a system message does; one that nobody
