@@ -80,7 +80,7 @@ std::int64_t Scheduler::GrantDecode() {
       if (!Grow(sequence)) {
         continue;  // it preempted itself: the next one stands at this index now
       }
-      Grant(sequence, 1);
+      GrantReply(sequence);
       ++granted;
     }
     ++index;
@@ -309,39 +309,59 @@ double Scheduler::GrantPrompt(Sequence& sequence, std::int64_t tokens, const Ste
   return used_us;
 }
 
+// Grant of a reply's one token, which nearly all are.
+void Scheduler::GrantReply(Sequence& sequence) {
+  if (sequence.generated() == 0) {
+    Grant(sequence, 1);  // the last of a prompt
+    return;
+  }
+  const std::int64_t position = sequence.computed_;
+  CountGrant(sequence, 1);
+  AddRow(sequence, PathAt(sequence, position), position, 1, 1);
+  RecordWrite(sequence, position / pool_.tokens_per_block());
+}
+
 void Scheduler::Grant(Sequence& sequence, std::int64_t tokens) {
+  CountGrant(sequence, tokens);
+  VisitRows(sequence, tokens,
+            [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
+              AddRow(sequence, path, first, count, samples);
+            });
+  const std::int64_t block_tokens = pool_.tokens_per_block();
+  for (std::int64_t index = sequence.computed_ / block_tokens;
+       index * block_tokens < sequence.computed_ + tokens; ++index) {
+    RecordWrite(sequence, index);
+  }
+}
+
+void Scheduler::CountGrant(Sequence& sequence, std::int64_t tokens) {
   const std::int64_t end = sequence.computed_ + tokens;
   DSA_CHECK(tokens > 0 && tokens <= budget_, "Scheduler: {} tokens granted of {}", tokens, budget_);
   DSA_CHECK(end <= sequence.blocks_.capacity_tokens(), "Scheduler: position {} beyond {} blocks",
             end - 1, sequence.blocks_.blocks());
-  VisitRows(
-      sequence, tokens,
-      [&](AttentionPath path, std::int64_t first, std::int64_t count, std::int32_t samples) {
-        const auto logprobs = static_cast<std::int32_t>(PromptLogprobs(sequence, first, count));
-        rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
-                                                                 .slot = sequence.slot_,
-                                                                 .first_position = first,
-                                                                 .tokens = count,
-                                                                 .samples = samples,
-                                                                 .path = path,
-                                                                 .prompt_logprobs = logprobs});
-        prompt_logprobs_left_ -= logprobs;
-      });
-  RecordWrites(sequence, end);
   sequence.planned_ = plans_;
   budget_ -= tokens;
   plan_.tokens += tokens;
   ++plan_.sequences;
 }
 
-// The blocks that hold the sequence's positions from computed() to `end`: its own alone.
-void Scheduler::RecordWrites(const Sequence& sequence, std::int64_t end) {
-  const std::int64_t block_tokens = pool_.tokens_per_block();
-  for (std::int64_t index = sequence.computed_ / block_tokens; index * block_tokens < end;
-       ++index) {
-    const BlockId block = sequence.blocks_.block(index);
-    plan_.writes.push_back({.block = block, .generation = pool_.WritableGeneration(block)});
-  }
+void Scheduler::AddRow(const Sequence& sequence, AttentionPath path, std::int64_t first,
+                       std::int64_t tokens, std::int32_t samples) {
+  const auto logprobs = static_cast<std::int32_t>(PromptLogprobs(sequence, first, tokens));
+  rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
+                                                           .slot = sequence.slot_,
+                                                           .first_position = first,
+                                                           .tokens = tokens,
+                                                           .samples = samples,
+                                                           .path = path,
+                                                           .prompt_logprobs = logprobs});
+  prompt_logprobs_left_ -= logprobs;
+}
+
+// A block that holds the sequence's next positions: its own alone.
+void Scheduler::RecordWrite(const Sequence& sequence, std::int64_t index) {
+  const BlockId block = sequence.blocks_.block(index);
+  plan_.writes.push_back({.block = block, .generation = pool_.WritableGeneration(block)});
 }
 
 // Asked when the sequence first runs.  Only its prompt, since one row a step is not worth expanding

@@ -143,7 +143,11 @@ class Scheduler final {
   bool Grow(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Grant(Sequence& sequence, std::int64_t tokens);
-  void RecordWrites(const Sequence& sequence, std::int64_t end);
+  void GrantReply(Sequence& sequence);
+  void AddRow(const Sequence& sequence, AttentionPath path, std::int64_t first, std::int64_t tokens,
+              std::int32_t samples);
+  void RecordWrite(const Sequence& sequence, std::int64_t index);
+  void CountGrant(Sequence& sequence, std::int64_t tokens);
   Sequence* FindLive(SequenceId id, std::int32_t slot);
   static void ReleaseBlocks(Sequence& sequence);
   std::int64_t MaskedUntil(const Sequence& sequence) const;

@@ -6,10 +6,6 @@
 namespace dsa {
 namespace {
 
-// A masked path expands the keys of a chunk, which costs as much as so many rows that see them
-// (SchedulerConfig::masked_rows_min).
-constexpr std::int64_t kRowsPerExpandedKey = 171;
-
 // Standard deviations, relative.
 constexpr double kNoise = 0.15;         // of a measured step
 constexpr double kDriftTogether = 0.1;  // of all coefficients from step to step
@@ -20,12 +16,6 @@ constexpr double kUncertaintyMax = 0.3;
 constexpr double kUncertaintyMin = 0.01;
 
 constexpr double kResidualMax = 1.0;  // a step that takes much longer counts as twice the estimate
-
-// That `tokens` rows from this position on see, and that are expanded for them.
-std::int64_t KeysOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens) {
-  const std::int64_t seen = tokens * first_position + tokens * (tokens + 1) / 2;
-  return seen + (IsMasked(path) ? kRowsPerExpandedKey * (first_position + tokens) : 0);
-}
 
 double Square(double value) {
   return value * value;
@@ -77,13 +67,12 @@ double StepCostModel::AddedUs(const StepWork& work) const {
   return added_us;
 }
 
-double StepCostModel::AddedUs(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
-                              std::int64_t samples) const {
+StepCostModel::Rates StepCostModel::RatesOf(AttentionPath path) const {
   const auto index = static_cast<std::size_t>(path);
-  return coefficients_[1] * static_cast<double>(samples) +
-         coefficients_[kRows + index] * static_cast<double>(tokens) +
-         coefficients_[kRows + kAttentionPaths + index] *
-             static_cast<double>(KeysOf(path, first_position, tokens));
+  return {.sample_us = coefficients_[1],
+          .prompt_logprob_us = coefficients_[2],
+          .row_us = coefficients_[kRows + index],
+          .key_us = coefficients_[kRows + kAttentionPaths + index]};
 }
 
 // What was never measured may explain the whole step.  Whether there is any.

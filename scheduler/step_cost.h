@@ -20,6 +20,10 @@ namespace dsa {
 
 // What a step computes, as far as its time depends on it.
 struct StepWork {
+  // A masked path expands the keys of a chunk, which costs as much as so many rows that see them
+  // (SchedulerConfig::masked_rows_min).
+  static constexpr std::int64_t kRowsPerExpandedKey = 171;
+
   std::int64_t samples = 0;
   // Rows of prompts whose logits are computed.  Many together: each takes less than a sampled row.
   std::int64_t prompt_logprobs = 0;
@@ -27,7 +31,12 @@ struct StepWork {
   // Keys that the rows see, summed over rows; on masked paths with those that are expanded.
   std::array<std::int64_t, kAttentionPaths> keys{};
 
-  // `tokens` rows of one sequence from this position on, on one path.
+  // What `tokens` rows of one sequence from this position on count as keys.
+  static std::int64_t KeysOf(AttentionPath path, std::int64_t first_position, std::int64_t tokens) {
+    const std::int64_t seen = tokens * first_position + tokens * (tokens + 1) / 2;
+    return seen + (IsMasked(path) ? kRowsPerExpandedKey * (first_position + tokens) : 0);
+  }
+  // These rows, on one path.
   void Add(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
            std::int64_t sampled);
   void Add(const StepWork& other);
@@ -42,9 +51,14 @@ class StepCostModel final {
   double EstimateUs(const StepWork& work) const;
   // What the work adds to a step: without what every step takes.
   double AddedUs(const StepWork& work) const;
-  // Of work that is `tokens` rows from this position on alone.
-  double AddedUs(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
-                 std::int64_t samples) const;
+  // What each piece of a row on the path adds; AddedUs is their sum.
+  struct Rates {
+    double sample_us;
+    double prompt_logprob_us;
+    double row_us;
+    double key_us;
+  };
+  Rates RatesOf(AttentionPath path) const;
   double PromptLogprobsUs(std::int64_t rows) const {
     return coefficients_[2] * static_cast<double>(rows);
   }

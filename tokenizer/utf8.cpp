@@ -136,7 +136,7 @@ bool Utf8Stream::Continues(unsigned char byte) const {
 }
 
 void Utf8Stream::Push(std::string_view bytes, std::string& out) {
-  if (count_ == 0 && IsAscii(bytes)) {  // as nearly every token is
+  if (count_ == 0 && (IsAscii(bytes) || IsValidUtf8(bytes))) {  // as nearly every token is
     out.append(bytes);
     return;
   }

@@ -189,17 +189,13 @@ void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence)
   DSA_CHECK(end <= sequence.tokens(), "BatchBuilder: position {} of {} tokens", end - 1,
             sequence.tokens());
   const std::span<const TokenId> ids = sequence.token_ids();
-  std::int32_t* const token_ids = inputs_.token_ids.data + tokens_;
-  std::int32_t* const positions = inputs_.positions.data + tokens_;
-  std::int64_t* const slots = inputs_.slots.data + tokens_;
-  for (std::int64_t i = 0; i < row.tokens; ++i) {
-    const std::int64_t position = row.first_position + i;
-    token_ids[i] = Value(ids[position]);
-    positions[i] = static_cast<std::int32_t>(position);
-    slots[i] = sequence.blocks().Slot(position);
+  for (std::int64_t position = row.first_position; position < end; ++position) {
+    inputs_.token_ids.data[tokens_] = Value(ids[position]);
+    inputs_.positions.data[tokens_] = static_cast<std::int32_t>(position);
+    inputs_.slots.data[tokens_] = sequence.blocks().Slot(position);
+    inputs_.sequences.data[tokens_] = sequence.slot();
+    ++tokens_;
   }
-  std::fill_n(inputs_.sequences.data + tokens_, row.tokens, sequence.slot());
-  tokens_ += row.tokens;
   std::int64_t& blocks = blocks_of_slot_[sequence.slot()];
   if (blocks == 0) {
     listed_.push_back(&sequence);

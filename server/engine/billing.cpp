@@ -9,14 +9,13 @@
 namespace dsa {
 
 // Of the first `tokens` of a row, and so many that are sampled.
-double Billing::WeightOf(const StepPlan::Row& row, std::int64_t tokens,
-                         std::int64_t samples) const {
-  if (costs_ == nullptr) {
-    return static_cast<double>(tokens);
-  }
+double Billing::TimeOf(const StepPlan::Row& row, std::int64_t tokens, std::int64_t samples) const {
+  const StepCostModel::Rates& rates = rates_[static_cast<std::size_t>(row.path)];
   const std::int64_t logprobs = std::min<std::int64_t>(tokens, row.prompt_logprobs);
-  return costs_->AddedUs(row.path, row.first_position, tokens, samples) +
-         costs_->PromptLogprobsUs(logprobs);
+  const std::int64_t keys = StepWork::KeysOf(row.path, row.first_position, tokens);
+  return rates.sample_us * static_cast<double>(samples) +
+         rates.prompt_logprob_us * static_cast<double>(logprobs) +
+         rates.row_us * static_cast<double>(tokens) + rates.key_us * static_cast<double>(keys);
 }
 
 void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, AttentionPath padding_path,
@@ -31,19 +30,29 @@ void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, Attenti
   const auto elapsed = static_cast<double>(std::max<std::int64_t>(0, elapsed_us));
   double padding_weight = costs.AddedUs(padding);
   double weight = costs.AddedUs(work) + padding_weight;
-  costs_ = &costs;
-  if (weight <= 0) {
-    costs_ = nullptr;
+  const bool is_known = weight > 0;
+  if (!is_known) {  // tokens count the same
     padding_weight = static_cast<double>(padding_rows);
     weight = static_cast<double>(tokens + padding_rows);
   }
-  us_per_weight_ = elapsed / weight;
+  const double us_per_weight = elapsed / weight;
+  for (std::size_t index = 0; index < kAttentionPaths; ++index) {
+    const StepCostModel::Rates rates = costs.RatesOf(static_cast<AttentionPath>(index));
+    rates_[index] =
+        is_known
+            ? StepCostModel::Rates{.sample_us = us_per_weight * rates.sample_us,
+                                   .prompt_logprob_us = us_per_weight * rates.prompt_logprob_us,
+                                   .row_us = us_per_weight * rates.row_us,
+                                   .key_us = us_per_weight * rates.key_us}
+            : StepCostModel::Rates{
+                  .sample_us = 0, .prompt_logprob_us = 0, .row_us = us_per_weight, .key_us = 0};
+  }
   total_.busy_us += elapsed;
-  total_.padding_us += us_per_weight_ * padding_weight;
+  total_.padding_us += us_per_weight * padding_weight;
 }
 
 void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, RequestCost* cost) {
-  const double row_us = us_per_weight_ * WeightOf(row, row.tokens, row.samples);
+  const double row_us = TimeOf(row, row.tokens, row.samples);
   if (sequence == nullptr) {
     total_.dropped_us += row_us;
     return;
@@ -55,7 +64,7 @@ void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, Request
   // The row's first tokens may be computed again, its last ones for the first time.
   const std::int64_t again =
       std::clamp<std::int64_t>(sequence->computed_before() - row.first_position, 0, row.tokens);
-  const double again_us = again == 0 ? 0 : us_per_weight_ * WeightOf(row, again, 0);
+  const double again_us = again == 0 ? 0 : TimeOf(row, again, 0);
   total_.recomputed_us += again_us;
   const bool decodes = row.first_position + row.tokens > sequence->prompt_tokens();
   (decodes ? cost->decode_us : cost->prefill_us) += row_us - again_us;

@@ -15,6 +15,7 @@
 #include "scheduler/step_plan.h"
 #include "server/engine/busy_time.h"
 
+#include <array>
 #include <cstdint>
 
 namespace dsa {
@@ -33,11 +34,11 @@ class Billing final {
   const BusyTime& total() const { return total_; }
 
  private:
-  double WeightOf(const StepPlan::Row& row, std::int64_t tokens, std::int64_t samples) const;
+  double TimeOf(const StepPlan::Row& row, std::int64_t tokens, std::int64_t samples) const;
 
   BusyTime total_;
-  const StepCostModel* costs_ = nullptr;  // of the step; null: tokens count the same
-  double us_per_weight_ = 0;
+  // What each piece of a row takes of the step, by path.
+  std::array<StepCostModel::Rates, kAttentionPaths> rates_{};
 };
 
 }  // namespace dsa
