@@ -26,7 +26,6 @@ constexpr Group kGroups[] = {
     {"attention", BenchAttentionOps},
     {"masked", BenchMaskedOps},
     {"experts", BenchExpertOps},
-    {"expert_mlp", BenchExpertMlps},
 };
 
 int Main(std::span<char* const> names) {
