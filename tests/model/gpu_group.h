@@ -47,9 +47,11 @@ class LoneRank final : public ForwardingBackend {
     CudaBackend* const only = &inner;
     REQUIRE(CudaBackend::JoinPeers({&only, 1}, group_).ok());
   }
-  // Its own columns, from which tokens are chosen that differ from row to row, as a model's do.
+  // Its own columns beside zeros, so that tokens are not chosen by what the memory held before.
   void AllGather(const AllGatherParams& params) override {
     AllGatherParams own = params;
+    inner_.Zero(own.whole.data, static_cast<std::size_t>(own.whole.rows * own.whole.row_stride *
+                                                         SizeOf(own.whole.type)));
     own.whole.cols = params.part.cols;
     inner_.AllGather(own);
   }
