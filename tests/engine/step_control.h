@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 namespace dsa::testing {
 
@@ -26,6 +27,7 @@ class StepControl final {
     changed_.wait(lock, [this] { return !held_ || passes_ > 0; });
     passes_ -= held_ ? 1 : 0;
     const std::chrono::microseconds duration = duration_ + rows * row_duration_;
+    durations_.push_back(duration);
     if (duration.count() > 0) {
       changed_.wait_for(lock, duration, [this] { return released_; });
     }
@@ -79,6 +81,11 @@ class StepControl final {
     const std::lock_guard lock(mutex_);
     return begun_;
   }
+  // What each of them takes by the above, however long this machine takes for it.
+  std::vector<std::chrono::microseconds> durations() const {
+    const std::lock_guard lock(mutex_);
+    return durations_;
+  }
   // Waits until step `number`, from 1, has begun; false after 20 s.
   bool WaitForStep(std::int64_t number) const {
     std::unique_lock lock(mutex_);
@@ -96,6 +103,7 @@ class StepControl final {
   std::int64_t faulty_row_ = -1;
   std::chrono::microseconds duration_{0};
   std::chrono::microseconds row_duration_{0};
+  std::vector<std::chrono::microseconds> durations_;
 };
 
 }  // namespace dsa::testing
