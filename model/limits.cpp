@@ -135,6 +135,7 @@ class Planner final {
     const std::int64_t pairs = rows * config_.experts_per_token;
     Set(Buffer::kExchangeRows, rows * config_.hidden * activation_bytes_);
     Set(Buffer::kExchangeExperts, pairs * kI32Bytes);
+    Set(Buffer::kExchangeWeights, pairs * kF32Bytes);
     Set(Buffer::kExpertResults, pairs * config_.hidden * activation_bytes_);
   }
 

@@ -75,6 +75,7 @@ enum class Buffer : std::uint8_t {
   // The exchange of experts, where there are S data ranks.
   kExchangeRows,     // A [S * T, D]  rows of all that came here
   kExchangeExperts,  // i32 [S * T, experts per token]
+  kExchangeWeights,  // f32, likewise
   kExpertResults,    // A [S * T * experts per token, D]  what experts here give
   // Copies that fp8 weights read: fp8 in the shape of the values, f32 [T, their blocks of 128].
   kNormedFp8,

@@ -100,7 +100,8 @@ void Transformer::Moe(const LayerView& layer, const Step& step) {
 }
 
 // The same where rows go to the experts of all ranks and come back: the same bits, since each row's
-// rank adds what experts give it in the order of its gate (kernels/comm/collectives.h).
+// rank adds what experts give it in the order of its gate, unless few rows come back as parts
+// (kernels/comm/collectives.h).
 void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
   const MoeWeights& weights = *layer.weights.moe;
   const Activations& activations = parts_.activations;
@@ -110,21 +111,39 @@ void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
   const std::int64_t all_rows = rank_.data_ranks * rows;
   const AnyMatrix branch = activations.AsActivation(Buffer::kBranch, rows, hidden);
   const AnyMatrix received = activations.AsActivation(Buffer::kExchangeRows, all_rows, hidden);
-  const AnyMatrix results =
+  const AnyMatrix contributions =
       activations.AsActivation(Buffer::kExpertResults, all_rows * per_token, hidden);
+  const bool as_parts =
+      parts_.combines_parts &&
+      per_token * SizeOf(branch.type) >= SizeOf(DataType::kF32) &&  // else there is no room
+      CanCombineParts({.tokens = rows, .hidden = hidden, .experts_per_token = per_token});
+  const AnyMatrix parts = {.data = as_parts ? contributions.data : nullptr,
+                           .type = DataType::kF32,
+                           .rows = all_rows,
+                           .cols = hidden,
+                           .row_stride = hidden};
   const auto received_experts =
       activations.AsMatrix<std::int32_t>(Buffer::kExchangeExperts, all_rows, per_token);
+  const auto received_weights =
+      activations.AsMatrix<float>(Buffer::kExchangeWeights, all_rows, per_token);
   const auto experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, rows, per_token);
   const auto expert_weights = activations.AsMatrix<float>(Buffer::kExpertWeights, rows, per_token);
   const ExpertRange here = {.first = rank_.experts.first, .count = rank_.experts.count};
-  backend_.Gate(Gate(layer, step));
-  backend_.Dispatch({.x = activations.AsActivation(Buffer::kNormed, rows, hidden),
-                     .experts = AsConst(experts),
-                     .live_rows = step.device.live_rows,
-                     .here = here,
-                     .copies = rank_.ranks,
-                     .rows = received,
-                     .row_experts = received_experts});
+  if (step.tokens > 0) {
+    backend_.Gate(Gate(layer, step));
+  }
+  DispatchParams dispatch = {.x = activations.AsActivation(Buffer::kNormed, rows, hidden),
+                             .experts = AsConst(experts),
+                             .live_rows = step.device.live_rows,
+                             .here = here,
+                             .copies = rank_.ranks,
+                             .rows = received,
+                             .row_experts = received_experts};
+  if (as_parts) {
+    dispatch.weights = AsConst(expert_weights);
+    dispatch.row_weights = received_weights;
+  }
+  backend_.Dispatch(dispatch);
   if (here.count > 0) {
     backend_.RoutedExperts({.x = received,
                             .gate = weights.expert_gate,
@@ -132,24 +151,26 @@ void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
                             .down = weights.expert_down,
                             .first_expert = here.first,
                             .experts = AsConst(received_experts),
-                            .weights = {nullptr, all_rows, per_token, per_token},  // not read
-                            .shared = NullMatrix(branch.type),
+                            .weights = AsConst(received_weights),  // read for parts
+                            .shared = NullMatrix(as_parts ? parts.type : branch.type),
                             .scale_format = parts_.config.scale_format,
-                            .y = received,  // not written
-                            .contributions = results});
+                            .y = as_parts ? parts : received,  // not written beside contributions
+                            .contributions = as_parts ? AnyMatrix{} : contributions});
   }
-  if (weights.shared) {
+  if (weights.shared && step.tokens > 0) {
     backend_.GatedMlp(
         Mlp(step, *weights.shared, rank_.shared_width.count, Branch(step, BranchKind::kWhole)));
   }
-  backend_.Combine({.contributions = results,
+  backend_.Combine({.contributions = contributions,
+                    .row_experts = AsConst(received_experts),
                     .experts = AsConst(experts),
                     .live_rows = step.device.live_rows,
                     .weights = AsConst(expert_weights),
                     .here = here,
                     .copies = rank_.ranks,
                     .shared = weights.shared ? branch : NullMatrix(branch.type),
-                    .y = branch});
+                    .y = branch,
+                    .parts = parts});
 }
 
 }  // namespace dsa

@@ -20,6 +20,10 @@ Transformer::Transformer(const TransformerParts& parts)
 
 Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBatch& device) {
   const Step step{.shape = shape, .device = device, .tokens = shape.tokens};
+  if (shape.tokens == 0 && rank_.data_ranks > 1) {
+    ComputeForOthers(step);
+    return {};
+  }
   backend_.PlanAttention(Paged(step, {.first = 0, .count = step.tokens}), rank_.heads.count,
                          parts_.batch_invariant);
   const AnyMatrix embedded = Values(Buffer::kResidual, step, parts_.config.hidden);
@@ -42,6 +46,16 @@ Matrix<const float> Transformer::Forward(const StepShape& shape, const DeviceBat
     FeedForward(layer, step);
   }
   return Head(step);
+}
+
+// A step of a data rank that has no row: its experts are needed.
+void Transformer::ComputeForOthers(const Step& step) {
+  for (int index = 0; index < static_cast<int>(rank_.layers.count); ++index) {
+    const LayerView layer = Layer(index);
+    if (layer.weights.moe) {
+      ExchangedMoe(layer, step);
+    }
+  }
 }
 
 LayerView Transformer::Layer(int layer) const {

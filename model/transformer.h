@@ -53,6 +53,9 @@ struct TransformerParts {
   const Activations& activations;
   RankShape rank;        // what `weights` are of
   bool batch_invariant;  // Backend::PlanAttention
+  // Of data ranks: what experts give comes back as parts (kernels/comm/collectives.h), where it
+  // can.
+  bool combines_parts = false;
 };
 
 // What a layer is to the ops: its weights and its part of the caches.
@@ -137,6 +140,7 @@ class Transformer final {
                      const AnyMatrix& branch) const;
   void Moe(const LayerView& layer, const Step& step);
   void ExchangedMoe(const LayerView& layer, const Step& step);
+  void ComputeForOthers(const Step& step);
   GateParams Gate(const LayerView& layer, const Step& step) const;
 
   TransformerParts parts_;

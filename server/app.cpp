@@ -270,7 +270,8 @@ void App::MeasureMasked(ServerSizes& sizes) const {
                            .context_max = sizes.executor.limits.context_max,
                            .vocabulary = source_.config().vocabulary,
                            .attention = scheduler.attention,
-                           .index_topk = scheduler.index_topk});
+                           .index_topk = scheduler.index_topk,
+                           .data_ranks = config_.data_parallel_size});
   SetMaskedUntil(config_, border.until, sizes);
   const auto text = [](const PrefillRates& rates) {
     return fmt::format("masked {:.0f}, {:.0f} without, at {}", rates.masked_per_s,
@@ -296,7 +297,7 @@ Status App::SelfTest(const ServerSizes& sizes) const {
   if (devices_.backends.size() == 1) {
     return RunSelfTest({.config = model, .weights = weights_.front().weights}, options);
   }
-  for (const int index : CudaIndices(*ParseDevice(config_.device), config_.tensor_parallel_size)) {
+  for (const int index : CudaIndices(*ParseDevice(config_.device), AllRanks(config_))) {
     options.make_device = [index] { return MakeBackend(fmt::format("cuda:{}", index), 0); };
     const Status status = RunRankSelfTest(model, options);
     if (!status.ok()) {
@@ -304,8 +305,9 @@ Status App::SelfTest(const ServerSizes& sizes) const {
                    fmt::format("CUDA device {}: {}", index, status.error().message)};
     }
   }
-  Log(LogLevel::kInfo, "testing collectives", {{"ranks", config_.tensor_parallel_size}});
-  return RunCollectiveTest(devices_.backends, model, config_.max_num_batched_tokens);
+  Log(LogLevel::kInfo, "testing collectives", {{"ranks", AllRanks(config_)}});
+  return RunCollectiveTest(devices_.backends, model, LayoutOf(config_),
+                           config_.max_num_batched_tokens);
 }
 
 Status App::WarmUp() {

@@ -1,6 +1,8 @@
 // Collectives of a model's ranks on values whose sums are exact in float32.
-#include "common/numeric.h"
 #include "kernels/comm/collectives.h"
+#include "model/rank_shape.h"
+#include "server/collective_values.h"
+#include "server/exchange_self_test.h"
 #include "server/self_test.h"
 
 #include <algorithm>
@@ -10,13 +12,17 @@
 #include <fmt/core.h>
 
 namespace dsa {
+
+Error Differs(std::int64_t rank, std::string_view op, std::int64_t rows, std::int64_t cols,
+              std::int64_t wrong) {
+  return {ErrorCode::kInternal,
+          fmt::format("self-test: {} of [{}, {}] is wrong on rank {}: {} of its values", op, rows,
+                      cols, rank, wrong)};
+}
+
 namespace {
 
 constexpr std::int64_t kRowsMax = 512;  // more would take memory and show nothing else
-
-float ValueOf(std::int64_t rank, std::int64_t i) {
-  return static_cast<float>((i * 7 + i / 251 + rank * 13) % 251);
-}
 
 // What a rank adds to a sum.
 std::vector<std::byte> PartOf(std::int64_t rank, std::int64_t count, DataType type) {
@@ -31,34 +37,12 @@ std::vector<std::byte> PartOf(std::int64_t rank, std::int64_t count, DataType ty
   return bytes;
 }
 
-// How many of the values differ from expected(i) as the type keeps it.
-template <typename Expected>
-std::int64_t Wrong(const std::vector<std::byte>& bytes, DataType type, std::int64_t count,
-                   const Expected& expected) {
-  std::int64_t wrong = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float value = type == DataType::kBf16
-                            ? ToFloat(reinterpret_cast<const Bf16*>(bytes.data())[i])
-                            : reinterpret_cast<const float*>(bytes.data())[i];
-    const float wanted =
-        type == DataType::kBf16 ? ToFloat(ToBf16(expected(i))) : static_cast<float>(expected(i));
-    wrong += value == wanted ? 0 : 1;
-  }
-  return wrong;
-}
-
 struct RankOfTest {
   Backend& backend;
-  std::int64_t rank;
-  std::int64_t ranks;
+  std::int64_t rank;   // among those that reduce and gather together
+  std::int64_t ranks;  // of these
+  std::int64_t name;   // among all
 };
-
-Error Differs(const RankOfTest& of, std::string_view op, std::int64_t rows, std::int64_t cols,
-              std::int64_t wrong) {
-  return {ErrorCode::kInternal,
-          fmt::format("self-test: {} of [{}, {}] is wrong on rank {}: {} of its values", op, rows,
-                      cols, of.rank, wrong)};
-}
 
 Status CheckAllReduce(const RankOfTest& of, std::int64_t rows, std::int64_t cols, DataType type) {
   const std::int64_t count = rows * cols;
@@ -81,7 +65,7 @@ Status CheckAllReduce(const RankOfTest& of, std::int64_t rows, std::int64_t cols
     }
     return expected;
   });
-  return wrong == 0 ? Status() : Differs(of, "AllReduce", rows, cols, wrong);
+  return wrong == 0 ? Status() : Differs(of.name, "AllReduce", rows, cols, wrong);
 }
 
 Status CheckAllGather(const RankOfTest& of, std::int64_t rows, std::int64_t part_cols) {
@@ -104,33 +88,44 @@ Status CheckAllGather(const RankOfTest& of, std::int64_t rows, std::int64_t part
     const std::int64_t col = i % cols;
     return ValueOf(col / part_cols, i / cols * part_cols + col % part_cols);
   });
-  return wrong == 0 ? Status() : Differs(of, "AllGather", rows, cols, wrong);
+  return wrong == 0 ? Status() : Differs(of.name, "AllGather", rows, cols, wrong);
 }
 
 // A rank that finds a fault goes on: the others would wait for it in the next collective for ever.
-Status CheckRank(const RankOfTest& of, const ModelConfig& model, std::int64_t rows_max) {
-  of.backend.BindThread();
+Status CheckRank(Backend& backend, const RankPlace& place, const ModelConfig& model,
+                 std::int64_t rows_max) {
+  backend.BindThread();
   Status first;
   const auto keep = [&](const Status& status) { first = first.ok() ? status : first; };
+  const RankLayout& layout = place.layout;
+  const RankOfTest of_part{
+      .backend = backend, .rank = place.tensor_rank(), .ranks = layout.ranks, .name = place.rank};
+  const bool has_part = layout.ranks > 1 || layout.data_ranks == 1;
   for (const std::int64_t rows : {std::int64_t{1}, rows_max, std::int64_t{1}}) {
-    keep(CheckAllReduce(of, rows, model.hidden, model.activation_type));
+    if (has_part) {
+      keep(CheckAllReduce(of_part, rows, model.hidden, model.activation_type));
+    }
+    if (layout.data_ranks > 1) {
+      keep(CheckExchange(backend, place, model, rows));
+    }
   }
-  keep(CheckAllGather(of, std::min<std::int64_t>(rows_max, 4), 1000));
+  if (has_part) {
+    keep(CheckAllGather(of_part, std::min<std::int64_t>(rows_max, 4), 1000));
+  }
   return first;
 }
 
 }  // namespace
 
 Status RunCollectiveTest(std::span<Backend* const> ranks, const ModelConfig& model,
-                         std::int64_t step_tokens_max) {
+                         const RankLayout& layout, std::int64_t step_tokens_max) {
   std::vector<Status> results(ranks.size());
   std::vector<std::thread> threads;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     threads.emplace_back([&, rank] {
-      results[rank] = CheckRank({.backend = *ranks[rank],
-                                 .rank = static_cast<std::int64_t>(rank),
-                                 .ranks = static_cast<std::int64_t>(ranks.size())},
-                                model, std::min(step_tokens_max, kRowsMax));
+      results[rank] =
+          CheckRank(*ranks[rank], {.rank = static_cast<std::int64_t>(rank), .layout = layout},
+                    model, std::min(step_tokens_max, kRowsMax));
     });
   }
   for (std::thread& thread : threads) {

@@ -147,11 +147,6 @@ Status CheckLayout(const ServerConfig& config) {
   }
   const std::optional<DeviceName> device = ParseDevice(config.device);
   DSA_RETURN_IF_ERROR(CheckCollectives(config, device && device->kind == DeviceKind::kCpu));
-  if (config.data_parallel_size > 1 && device && device->kind != DeviceKind::kCpu) {
-    return InvalidArgument(
-        fmt::format("data_parallel_size: {} on device \"{}\": only the device cpu has more than 1",
-                    config.data_parallel_size, config.device));
-  }
   constexpr std::int64_t kRanksMax = 64;
   if (AllRanks(config) > kRanksMax) {
     return InvalidArgument(fmt::format(
@@ -165,11 +160,16 @@ Status CheckLayout(const ServerConfig& config) {
 Status CheckDeviceCount(const ServerConfig& config) {
   const std::optional<DeviceName> device = ParseDevice(config.device);
   const auto named = static_cast<std::int64_t>(device ? device->indices.size() : 0);
-  if (named > 0 && named != config.tensor_parallel_size) {
+  if (named > 0 && named != AllRanks(config)) {
+    const std::string ranks =
+        config.data_parallel_size == 1
+            ? fmt::format("tensor_parallel_size is {}", config.tensor_parallel_size)
+            : fmt::format("tensor_parallel_size {} of data_parallel_size {} are {} ranks",
+                          config.tensor_parallel_size, config.data_parallel_size, AllRanks(config));
     return InvalidArgument(
-        fmt::format("device: \"{}\" names {}, but tensor_parallel_size is {}: as many devices as "
-                    "ranks, or cuda for the first ones",
-                    config.device, named, config.tensor_parallel_size));
+        fmt::format("device: \"{}\" names {}, but {}: as many devices as ranks, or cuda for the "
+                    "first ones",
+                    config.device, named, ranks));
   }
   return {};
 }

@@ -66,7 +66,7 @@ std::vector<ConfigKey> DeviceKeys() {
        "Data ranks, each with all of attention and with sequences and caches of its own, of as "
        "many "
        "tensor ranks as tensor_parallel_size says; the routed experts are over the ranks of all. "
-       "With expert_parallel, for a model that has routed experts; on the CPU only.",
+       "With expert_parallel, for a model that has routed experts.",
        IntValue{&C::data_parallel_size, 1, 64}},
       {"expert_parallel", "Computation",
        "true: each rank holds some of the routed experts whole, not a part of every one. Only with "

@@ -20,7 +20,8 @@ namespace {
 Result<std::string> Join(std::span<CudaBackend* const> ranks, std::string_view collectives,
                          ThreadGroup& group) {
   const Status access = CudaBackend::CheckPeerAccess(ranks);
-  if (collectives == "peer" || (collectives == "auto" && access.ok())) {
+  const bool exchanges = group.parts() > 1;  // in memory that all see
+  if (exchanges || collectives == "peer" || (collectives == "auto" && access.ok())) {
     DSA_RETURN_IF_ERROR(CudaBackend::JoinPeers(ranks, group));
     return std::string("peer memory");
   }

@@ -51,9 +51,8 @@ Status MakeRanksOnCuda(const DeviceName& name, const std::string& device,
   const std::int64_t ranks = made.group->ranks();
   const std::vector<int> indices = CudaIndices(name, ranks);
   if (static_cast<std::int64_t>(indices.size()) != ranks) {
-    return InvalidArgument(
-        fmt::format("device: \"{}\" names {} devices, tensor_parallel_size is {}", device,
-                    indices.size(), ranks));
+    return InvalidArgument(fmt::format("device: \"{}\" names {} devices, there are {} ranks",
+                                       device, indices.size(), ranks));
   }
   Result<CudaRanks> ranks_on = MakeCudaRanks(indices, collectives, *made.group);
   if (!ranks_on.ok()) {

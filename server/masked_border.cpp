@@ -37,8 +37,12 @@ class PrefillSteps final {
     double shortest_s = 0.0;
     for (int run = 0; run < kRunsWarm + kRunsTimed; ++run) {
       const MonotonicUs start = clock_.NowUs();
-      executor_.Launch(batch_);
-      (void)executor_.Collect();
+      for (std::int64_t rank = 0; rank < options_.data_ranks; ++rank) {
+        executor_.OfDataRank(rank).Launch(batch_);
+      }
+      for (std::int64_t rank = 0; rank < options_.data_ranks; ++rank) {
+        (void)executor_.OfDataRank(rank).Collect();
+      }
       constexpr double kSecondsPerUs = 1e-6;
       const double taken_s = static_cast<double>(clock_.NowUs() - start) * kSecondsPerUs;
       if (run == kRunsWarm || (run > kRunsWarm && taken_s < shortest_s)) {
@@ -53,11 +57,13 @@ class PrefillSteps final {
     StepShape shape;
     shape.tokens = rows_;
     shape.table_updates = 1;
+    shape.exchange_rows = options_.data_ranks > 1 ? rows_ : 0;
     shape.rows[static_cast<std::size_t>(path)] = rows_;
     shape.visible_max = RoundUpVisible(first_position + rows_, options_.context_max);
     const auto bytes = static_cast<std::size_t>(InputBytes(shape));
     packed_.assign(bytes + table_.size() * sizeof(std::int32_t), 0);
     const StepInputs inputs = InputsAt(packed_.data(), shape);
+    inputs.live_rows.data[0] = static_cast<std::int32_t>(rows_);
     for (std::int64_t i = 0; i < rows_; ++i) {
       const std::int64_t position = first_position + i;
       inputs.token_ids.data[i] = token_ids_[static_cast<std::size_t>(i)];

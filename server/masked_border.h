@@ -24,7 +24,8 @@ struct MaskedBorderOptions {
   std::int64_t context_max;    // StepLimits
   std::int64_t vocabulary;
   AttentionMode attention;
-  std::int64_t index_topk;  // under kSparse
+  std::int64_t index_topk;      // under kSparse
+  std::int64_t data_ranks = 1;  // that the executor has; all run each step
 };
 
 // Rows of prompts per second about a position.

@@ -40,10 +40,11 @@ Status RunSelfTest(const LoadedModel& model, const SelfTestOptions& options);
 // part.
 Status RunRankSelfTest(const ModelConfig& model, const SelfTestOptions& options);
 
-// Of the ranks together: AllReduce of one row and of many, and AllGather, held to sums and parts
-// that are known.  A thread for each rank, which uses its backend meanwhile.  INTERNAL naming the
-// rank and the op.
+// Of the ranks together: AllReduce of one row and of many, and AllGather, of the tensor ranks of
+// each data rank, then, with several data ranks, Dispatch and Combine of all, held to values that
+// are known.  A thread for each rank, which uses its backend meanwhile.  INTERNAL naming the rank
+// and the op.
 Status RunCollectiveTest(std::span<Backend* const> ranks, const ModelConfig& model,
-                         std::int64_t step_tokens_max);
+                         const RankLayout& layout, std::int64_t step_tokens_max);
 
 }  // namespace dsa

@@ -1,6 +1,6 @@
 // dsa_collective_bench [RANKS]: AllReduce and AllGather of ranks on a GPU each, through their
 // memory and over NCCL, beside the bare calls of NCCL with the same communicators, where its
-// library is found.
+// library is found; Dispatch and Combine of as many ranks with rows of their own.
 //
 // A chain of 16 is recorded on each rank and replayed; the time of one is the chain's by the events
 // of the slowest rank.  Sums of float32 are what NCCL leaves; those of bfloat16 are what a model
@@ -18,7 +18,9 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <optional>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -44,7 +46,7 @@ enum class Through { kPeers, kNccl };
 
 class Ranks final {
  public:
-  Ranks(Through through, int ranks) : group_(ranks), together_(ranks) {
+  Ranks(Through through, int ranks, int parts = 1) : group_(ranks, parts), together_(ranks) {
     std::vector<CudaBackend*> joined;
     for (int rank = 0; rank < ranks; ++rank) {
       backends_.push_back(Must(CudaBackend::Make(rank)));
@@ -237,8 +239,122 @@ void BenchNccl(int count, const cuda::Nccl& nccl) {
   // The last recording of each rank is none of the bare calls': their group can end before it.
 }
 
+// Rows of each rank, of which each goes to 8 of 256 experts, whole ones on each rank.
+class ExchangeBench final {
+ public:
+  ExchangeBench(Ranks& ranks, std::int64_t rows)
+      : ranks_(ranks), rows_(rows), operands_(static_cast<std::size_t>(ranks.count())) {
+    ranks.OnAll([&](int rank) {
+      CudaBackend& backend = ranks.At(rank);
+      Operands& own = operands_[static_cast<std::size_t>(rank)];
+      const std::int64_t all = rows * ranks.count();
+      own.x = Must(backend.Allocate(Bytes(rows * kHidden * 2)));
+      own.rows = Must(backend.Allocate(Bytes(all * kHidden * 2)));
+      own.contributions = Must(backend.Allocate(Bytes(all * kChosen * kHidden * 2)));
+      own.y = Must(backend.Allocate(Bytes(rows * kHidden * 2)));
+      own.experts = Must(backend.Allocate(Bytes(rows * kChosen * 4)));
+      own.weights = Must(backend.Allocate(Bytes(rows * kChosen * 4)));
+      own.row_experts = Must(backend.Allocate(Bytes(all * kChosen * 4)));
+      own.row_weights = Must(backend.Allocate(Bytes(all * kChosen * 4)));
+      std::vector<std::int32_t> experts;
+      std::mt19937 random(static_cast<unsigned>(rank));
+      std::vector<std::int32_t> ids(kExperts);
+      std::iota(ids.begin(), ids.end(), 0);
+      for (std::int64_t t = 0; t < rows; ++t) {
+        std::shuffle(ids.begin(), ids.end(), random);
+        experts.insert(experts.end(), ids.begin(), ids.begin() + kChosen);
+      }
+      backend.CopyToDevice(own.experts.data(), experts.data(), experts.size() * 4);
+      for (const DeviceBuffer* const zero : {&own.x, &own.rows, &own.contributions, &own.weights}) {
+        backend.Zero(zero->data(), zero->bytes());
+      }
+    });
+  }
+
+  // `parts`: experts leave sums of float32, and weights go along.
+  void Dispatch(int rank, bool parts) {
+    const Operands& own = operands_[static_cast<std::size_t>(rank)];
+    const std::int64_t all = rows_ * ranks_.count();
+    DispatchParams params = {
+        .x = View(own.x, rows_),
+        .experts = {own.experts.As<const std::int32_t>(), rows_, kChosen, kChosen},
+        .here = RangeOf(rank),
+        .rows = View(own.rows, all),
+        .row_experts = {own.row_experts.As<std::int32_t>(), all, kChosen, kChosen}};
+    if (parts) {
+      params.weights = {own.weights.As<const float>(), rows_, kChosen, kChosen};
+      params.row_weights = {own.row_weights.As<float>(), all, kChosen, kChosen};
+    }
+    ranks_.At(rank).Dispatch(params);
+  }
+  void Combine(int rank, bool parts) {
+    const Operands& own = operands_[static_cast<std::size_t>(rank)];
+    const std::int64_t all = rows_ * ranks_.count();
+    CombineParams params = {
+        .contributions = View(own.contributions, all * kChosen),
+        .row_experts = {own.row_experts.As<const std::int32_t>(), all, kChosen, kChosen},
+        .experts = {own.experts.As<const std::int32_t>(), rows_, kChosen, kChosen},
+        .weights = {own.weights.As<const float>(), rows_, kChosen, kChosen},
+        .here = RangeOf(rank),
+        .shared = View(own.x, rows_),
+        .y = View(own.y, rows_)};
+    if (parts) {
+      params.parts = {own.contributions.data(), DataType::kF32, all, kHidden, kHidden};
+    }
+    ranks_.At(rank).Combine(params);
+  }
+
+ private:
+  static constexpr std::int64_t kExperts = 256;
+  static constexpr std::int64_t kChosen = 8;
+  struct Operands {
+    DeviceBuffer x, rows, contributions, y, experts, weights, row_experts, row_weights;
+  };
+
+  static std::size_t Bytes(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+  static AnyMatrix View(const DeviceBuffer& buffer, std::int64_t rows) {
+    return {buffer.data(), DataType::kBf16, rows, kHidden, kHidden};
+  }
+  ExpertRange RangeOf(int rank) const {
+    const std::int64_t each = kExperts / ranks_.count();
+    return {.first = rank * each, .count = each};
+  }
+
+  Ranks& ranks_;
+  std::int64_t rows_;
+  std::vector<Operands> operands_;
+};
+
+void BenchExchange(int count) {
+  Ranks ranks(Through::kPeers, count, count);
+  for (const std::int64_t rows : {1, 2, 4, 8, 16, 32, 64, 65, 128, 512, 4096}) {
+    ExchangeBench bench(ranks, rows);
+    const auto time = [&](bool there, bool back, bool parts) {
+      return ranks.Time(kChain, [&](int rank) {
+        for (int i = 0; i < kChain; ++i) {
+          if (there) {
+            bench.Dispatch(rank, parts);
+          }
+          if (back) {
+            bench.Combine(rank, parts);
+          }
+        }
+      });
+    };
+    const bool has_parts =
+        CanCombineParts({.tokens = rows, .hidden = kHidden, .experts_per_token = 8});
+    fmt::print(
+        "Dispatch and Combine  {:5} x {} per rank  {:8.2f} us, as parts {:8.2f}; Dispatch "
+        "{:8.2f}\n",
+        rows, kHidden, time(true, true, false), has_parts ? time(true, true, true) : 0.0,
+        time(true, false, false));
+    (void)std::fflush(stdout);
+  }
+}
+
 int Run(int count) {
   BenchPeers(count);
+  BenchExchange(count);
   const Result<cuda::Nccl>& nccl = cuda::LoadNccl();
   if (nccl.ok()) {
     BenchNccl(count, nccl.value());

@@ -41,6 +41,10 @@ DispatchExtents Validate(const DispatchParams& params) {
   shapes.Match("row_experts", params.row_experts, "S * T", "K");
   CheckActivation("Dispatch", "x", params.x.type);
   CheckSameType("Dispatch", "rows", params.rows.type, params.x.type);
+  if (params.weights.data != nullptr) {
+    shapes.Match("weights", params.weights, "T", "K");
+    shapes.Match("row_weights", params.row_weights, "S * T", "K");
+  }
   DSA_CHECK(per_token > 0, "Dispatch: T={}, K={}", same_tokens, per_token);
   CheckRanks("Dispatch", params.here, params.copies, params.live_rows);
   return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
@@ -51,9 +55,15 @@ DispatchExtents Validate(const CombineParams& params) {
   const auto [tokens, hidden] = shapes.Match("y", params.y, "T", "D");
   const auto [same_tokens, per_token] = shapes.Match("experts", params.experts, "T", "K");
   shapes.Match("weights", params.weights, "T", "K");
-  shapes.Match("contributions", params.contributions, "S * T * K", "D");
+  shapes.Match("row_experts", params.row_experts, "S * T", "K");
   CheckActivation("Combine", "y", params.y.type);
-  CheckSameType("Combine", "contributions", params.contributions.type, params.y.type);
+  if (params.parts.data != nullptr) {
+    shapes.Match("parts", params.parts, "S * T", "D");
+    CheckSameType("Combine", "parts", params.parts.type, DataType::kF32);
+  } else {
+    shapes.Match("contributions", params.contributions, "S * T * K", "D");
+    CheckSameType("Combine", "contributions", params.contributions.type, params.y.type);
+  }
   if (params.shared.data != nullptr) {
     shapes.Match("shared", params.shared, "T", "D");
     CheckSameType("Combine", "shared", params.shared.type, params.y.type);
@@ -61,6 +71,15 @@ DispatchExtents Validate(const CombineParams& params) {
   DSA_CHECK(per_token > 0, "Combine: T={}, K={}", same_tokens, per_token);
   CheckRanks("Combine", params.here, params.copies, params.live_rows);
   return {.tokens = tokens, .hidden = hidden, .experts_per_token = per_token};
+}
+
+bool CanCombineParts(const DispatchExtents& extents) {
+  constexpr std::int64_t kTokens = 64;
+  constexpr std::int64_t kHidden = 7168;
+  constexpr std::int64_t kChoices = 32;
+  constexpr std::int64_t kTogether = 8;  // columns that are moved at once
+  return extents.tokens <= kTokens && extents.hidden <= kHidden &&
+         extents.hidden % kTogether == 0 && extents.experts_per_token <= kChoices;
 }
 
 }  // namespace dsa

@@ -68,6 +68,9 @@ struct DispatchParams {
   std::int64_t copies = 1;           // the same on all ranks; divides their number
   AnyMatrix rows;                    // [S * T, D]  rows without an expert here: kept
   Matrix<std::int32_t> row_experts;  // [S * T, K]  ids of experts here, -1 for all others
+  // For parts of Combine: the weights go along.  On CUDA; data null: they stay.
+  Matrix<const float> weights{};  // [T, K]
+  Matrix<float> row_weights{};    // [S * T, K]
 };
 struct DispatchExtents {
   std::int64_t tokens;             // T, may be 0
@@ -77,16 +80,25 @@ struct DispatchExtents {
 DispatchExtents Validate(const DispatchParams& params);
 
 // Every id of `experts` that is not -1, of a row that is not padding, is in some rank's range.
+// Belongs to the Dispatch before it.
 struct CombineParams {
-  ConstAnyMatrix contributions;        // [S * T * K, D]  of the rows that came here; type of y
-  Matrix<const std::int32_t> experts;  // [T, K]  as in Dispatch, as are the next ones
+  ConstAnyMatrix contributions;            // [S * T * K, D]  of the rows that came here; type of y
+  Matrix<const std::int32_t> row_experts;  // [S * T, K]  as Dispatch left them
+  Matrix<const std::int32_t> experts;      // [T, K]  as in Dispatch, as are the next ones
   Vector<const std::int32_t> live_rows{};
   Matrix<const float> weights;  // [T, K]
   ExpertRange here;
   std::int64_t copies = 1;
   ConstAnyMatrix shared;  // [T, D]  type of y; data may be null
   AnyMatrix y;            // [T, D]  f32 or bf16; may alias shared
+  // On CUDA, in place of contributions: what RoutedExperts leaves of the rows that came here, not
+  // rounded, which fewer bytes bring back.  They are added in the order of ranks, the shared
+  // expert's output last, so a row has not the bits of one rank.  Data null: contributions.
+  ConstAnyMatrix parts{};  // [S * T, D]  f32
 };
 DispatchExtents Validate(const CombineParams& params);
+
+// Whether Dispatch brings weights of such rows, and Combine parts: few rows, which go one way.
+bool CanCombineParts(const DispatchExtents& extents);
 
 }  // namespace dsa

@@ -126,6 +126,9 @@ ThreadGroup::NotedCall& ThreadGroup::NotedAt(std::int64_t index) {
 }
 
 void ThreadGroup::OnFailure(std::function<void()> release) {
+  for (const std::unique_ptr<ThreadGroup>& part : parts_) {
+    part->OnFailure(release);
+  }
   const std::lock_guard lock(mutex_);
   release_ = std::move(release);
 }

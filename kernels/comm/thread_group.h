@@ -48,6 +48,7 @@ class ThreadGroup final {
   ThreadGroup& operator=(const ThreadGroup&) = delete;
 
   int ranks() const { return static_cast<int>(params_.size()); }
+  int parts() const { return parts_.empty() ? 1 : static_cast<int>(parts_.size()); }
   // The part that a rank is in, and its number there.
   struct PartSeat {
     ThreadGroup* group;
@@ -74,8 +75,8 @@ class ThreadGroup final {
   // This rank records the call.  Waits for nobody.  Where the ranks' calls differ in their order or
   // extents the group fails.
   void Note(int rank, const CollectiveCall& call);
-  // What releases ranks that wait on their devices for one that will never come; called once, when
-  // the group fails, under a lock: it must not call the group.  Before the first Note.
+  // What releases ranks that wait on their devices for one that will never come; called when the
+  // group or a part of it fails, under a lock: it must not call the group.  Before the first Note.
   void OnFailure(std::function<void()> release);
 
   // Any thread.  Ends the group and its parts: whoever waits in Meet returns, and nobody waits

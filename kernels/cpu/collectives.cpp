@@ -176,6 +176,8 @@ void CpuBackend::Compute(const DispatchParams& params) {
 
 void CpuBackend::Compute(const CombineParams& params) {
   const DispatchExtents extents = Validate(params);
+  DSA_CHECK(params.parts.data == nullptr, "Combine: {} rows as parts, which the CPU has not",
+            extents.tokens);
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   if (!Meet(seat_,
             {.op = "Combine",

@@ -235,8 +235,7 @@ void CheckAddress(const char* op, const void* data) {
 
 // A rank whose host has still to do something that waits for its device, such as loading a kernel,
 // must not be waited for by a kernel.  So hosts meet first; those that record have nothing queued.
-const cuda::PeerTable* CudaBackend::Peers(const CollectiveCall& call) {
-  const cuda::PeerSeat& seat = state_->seat;
+const cuda::PeerTable* CudaBackend::Peers(const CollectiveCall& call, const cuda::PeerSeat& seat) {
   DSA_CHECK(seat.group != nullptr, "CudaBackend: {} of a backend in no group, {} rows", call.op,
             call.rows);
   if (state_->graphs.is_recording()) {
@@ -260,7 +259,8 @@ void CudaBackend::AllReduce(const AllReduceParams& params) {
     return;
   }
   const PeerTable* const peers =
-      Peers({.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type});
+      Peers({.op = "AllReduce", .rows = tokens, .cols = hidden, .type = params.sum.type},
+            state_->part_seat);
   const ReduceParams p = {.partial = static_cast<const float*>(params.partial.data),
                           .sum = params.sum.data,
                           .values = tokens * hidden};
@@ -291,8 +291,8 @@ void CudaBackend::AllGather(const AllGatherParams& params) {
     AllGatherByNccl(params);
     return;
   }
-  const PeerTable* const peers =
-      Peers({.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type});
+  const PeerTable* const peers = Peers(
+      {.op = "AllGather", .rows = rows, .cols = cols, .type = params.part.type}, state_->part_seat);
   if (rows == 0 || peers == nullptr) {
     return;
   }

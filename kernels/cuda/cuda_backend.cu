@@ -1,6 +1,7 @@
 // The backend's device, its memory and scratch; graphs.cu has what is queued on its stream.
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/expert_exchange.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_arena.h"
 
@@ -59,11 +60,14 @@ class OnDevice final {
 };
 
 // What the ops share: the most that one of them takes.
-std::int64_t OpScratchBytes(const ScratchLimits& limits) {
-  return std::max({cuda::GateScratchBytes(limits), cuda::RoutedExpertsScratchBytes(limits),
-                   cuda::LatentAttentionScratchBytes(limits),
-                   cuda::MaskedAttentionScratchBytes(limits),
-                   cuda::SelectKeysScratchBytes(limits)});
+std::int64_t OpScratchBytes(const ScratchLimits& limits, bool combines_parts) {
+  ScratchLimits of_parts = limits;  // of the rows of all ranks
+  of_parts.tokens_max = std::min(limits.tokens_max, cuda::kPeersMax * cuda::kExchangeRowsMax);
+  of_parts.expert_sum_type = combines_parts ? DataType::kF64 : limits.expert_sum_type;
+  return std::max(
+      {cuda::RoutedExpertsScratchBytes(of_parts), cuda::GateScratchBytes(limits),
+       cuda::RoutedExpertsScratchBytes(limits), cuda::LatentAttentionScratchBytes(limits),
+       cuda::MaskedAttentionScratchBytes(limits), cuda::SelectKeysScratchBytes(limits)});
 }
 
 }  // namespace
@@ -150,14 +154,15 @@ std::int64_t CudaBackend::AvailableBytes() const {
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
   return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
-         OpScratchBytes(limits) + cuda::kAttentionCounterBytes;
+         OpScratchBytes(limits, state_->exchange != nullptr) + cuda::kAttentionCounterBytes;
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
   DSA_CHECK(!state_->scratch_reserved, "CudaBackend: ReserveScratch was called before");
   state_->limits = limits;
   state_->scratch_reserved = true;
-  DSA_ASSIGN_OR_RETURN(state_->scratch, Allocate(OpScratchBytes(limits)));
+  DSA_ASSIGN_OR_RETURN(state_->scratch,
+                       Allocate(OpScratchBytes(limits, state_->exchange != nullptr)));
   DSA_ASSIGN_OR_RETURN(state_->attention_counters, Allocate(cuda::kAttentionCounterBytes));
   Zero(state_->attention_counters.data(), cuda::kAttentionCounterBytes);
   return state_->gemm.Reserve(*this, limits.tokens_max, limits.linear_width_max);

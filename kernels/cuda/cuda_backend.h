@@ -10,9 +10,12 @@ struct CUstream_st;  // *cudaStream_t
 
 namespace dsa {
 namespace cuda {
+struct ExchangeTable;
+struct PeerSeat;
 struct PeerTable;
-}
+}  // namespace cuda
 struct CollectiveCall;
+struct ExpertRange;
 class ThreadGroup;
 
 class CudaBackend final : public Backend {
@@ -21,12 +24,13 @@ class CudaBackend final : public Backend {
   static Result<std::unique_ptr<CudaBackend>> Make(int device);
   ~CudaBackend() override;
 
-  // Makes each backend a rank of `group`, which outlives them; before they queue anything.  Ranks
-  // may share a device, where there is room for the kernels of all at once.  FAILED_PRECONDITION
-  // where a device does not see another one's memory, or has not PeerBytes.
+  // Makes each backend a rank of `group`, which outlives them; before they queue anything.  The
+  // ranks of a part reduce and gather among themselves; those of several exchange rows of experts.
+  // Ranks may share a device, where there is room for the kernels of all at once.
+  // FAILED_PRECONDITION where a device does not see another one's memory, or has not PeerBytes.
   static Status JoinPeers(std::span<CudaBackend* const> ranks, ThreadGroup& group);
-  // Device memory that JoinPeers takes on each rank.
-  static std::int64_t PeerBytes();
+  // Device memory that JoinPeers takes on each rank of such a group.
+  static std::int64_t PeerBytes(int ranks, int parts);
   // Whether each of the devices sees every other one's memory; FAILED_PRECONDITION naming two.
   static Status CheckPeerAccess(std::span<CudaBackend* const> ranks);
   // As JoinPeers, over NCCL (kernels/cuda/nccl.h): ranks on different devices, which need not see
@@ -90,6 +94,8 @@ class CudaBackend final : public Backend {
 
   void AllReduce(const AllReduceParams& params) override;
   void AllGather(const AllGatherParams& params) override;
+  void Dispatch(const DispatchParams& params) override;
+  void Combine(const CombineParams& params) override;
 
   void AddNorm(const AddNormParams& params) override;
   void Project(const ProjectParams& params) override;
@@ -106,7 +112,9 @@ class CudaBackend final : public Backend {
   void CheckNotRecording(const char* call) const;
   // Where the ranks of a collective meet on their devices; null once the group has failed.
   // CHECK-fails of a backend in no group.
-  const cuda::PeerTable* Peers(const CollectiveCall& call);
+  const cuda::PeerTable* Peers(const CollectiveCall& call, const cuda::PeerSeat& seat);
+  const cuda::ExchangeTable* Exchange(const CollectiveCall& call, const ExpertRange& here,
+                                      std::int64_t copies);
   void AllReduceByNccl(const AllReduceParams& params);
   void AllGatherByNccl(const AllGatherParams& params);
 

@@ -14,8 +14,9 @@
 
 namespace dsa {
 namespace cuda {
-class NcclGroup;  // kernels/cuda/nccl.h
-}
+class NcclGroup;      // kernels/cuda/nccl.h
+struct ExchangeSeat;  // kernels/cuda/expert_exchange.h
+}  // namespace cuda
 
 struct CudaBackend::State {
   int device = 0;
@@ -34,6 +35,10 @@ struct CudaBackend::State {
   bool batch_invariant = false;     // PlanAttention
   DeviceBuffer mailbox;             // of a rank: cuda::Mailbox
   cuda::PeerSeat seat{};            // of a rank
+  DeviceBuffer part_mailbox;        // of a rank in a part of several
+  cuda::PeerSeat part_seat{};       // `seat` where the group is one part
+  DeviceBuffer exchange_box;        // of a rank with rows of its own: cuda::ExchangeLayout
+  std::shared_ptr<cuda::ExchangeSeat> exchange;  // of such a rank
 };
 
 }  // namespace dsa

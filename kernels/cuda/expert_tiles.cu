@@ -4,7 +4,8 @@
 //   gather    rows of x in the order of the sorted pairs, so that the copy engine brings them
 //   inner     tiles of 128 pairs x (128 rows of gate and the same 128 of up), SwiGLU, e4m3
 //   outer     tiles of 128 pairs x 256 rows of down
-//   combine   a token's contributions in the gate's order, the shared expert's last
+//   combine   a token's contributions in the gate's order, the shared expert's last; not where they
+//             are left for ranks to add
 //
 // Pairs lie on the M side of wgmma.m64n128k32, weight rows on the N side: a stage of 128 columns
 // brings 48 KB for 8.4 MFLOP, where the resident launch's tiles of 64 pairs bring 40 KB for 4.2.
@@ -62,6 +63,7 @@ struct TileParams {
   float* inner_scales;                   // [P, I / 128]
   ScaleFormat scale_format;
   void* contributions;  // [P, D]  of y's type
+  bool leaves_pairs;    // by pair, else by sorted pair
 };
 
 // A tile of pairs with a tile of outputs.
@@ -313,12 +315,18 @@ __device__ inline void StoreOutputs(const float (&sum)[kSums], int h, bool exist
 template <typename Y>
 __device__ void StoreOuterTile(const TileParams& p, const TileTask& task, int pair, int lane,
                                const float (&sum)[2][kSums]) {
+  int rows[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int place = task.pairs.first + min(pair + 8 * h, task.pairs.count - 1);
+    rows[h] = p.leaves_pairs ? p.sorted.pairs[place] : place;
+  }
 #pragma unroll
   for (int box = 0; box < 2; ++box) {
     const int column = task.column * kTileRows + box * kBoxRows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int64_t row = task.pairs.first + pair + 8 * h;
+      const std::int64_t row = rows[h];
       StoreOutputs(sum[box], h, pair + 8 * h < task.pairs.count && column < p.outputs,
                    static_cast<Y*>(p.contributions) + row * p.outputs + column, lane);
     }
@@ -467,7 +475,8 @@ void LaunchExpertTiles(const ExpertMaps& maps, const ExpertsParams& params, Data
                       .inner = params.inner,
                       .inner_scales = params.inner_scales,
                       .scale_format = params.scale_format,
-                      .contributions = params.contributions};
+                      .contributions = params.contributions,
+                      .leaves_pairs = params.leaves_pairs};
   LaunchTiles<Fp8E4m3>(
       {.rows = RowsMap(rows, pairs, hidden), .weights = {maps.gate[kRouted], maps.up[kRouted]}},
       tiles, stream);
@@ -488,7 +497,9 @@ void LaunchExpertTiles(const ExpertMaps& maps, const ExpertsParams& params, Data
                                   .threads = kRowThreads};
   DispatchFloat(y, [&]<typename Y>(Y) {
     LaunchTiles<Y>(outer, tiles, stream);
-    LaunchDependent(CombinePairsKernel<Y>, by_columns, stream, params);
+    if (!params.leaves_pairs) {
+      LaunchDependent(CombinePairsKernel<Y>, by_columns, stream, params);
+    }
   });
 }
 

@@ -100,7 +100,8 @@ void CudaBackend::AllReduceByNccl(const AllReduceParams& params) {
   const cuda::PeerTable* const seat = Peers({.op = "AllReduce",
                                              .rows = params.partial.rows,
                                              .cols = params.partial.cols,
-                                             .type = params.sum.type});
+                                             .type = params.sum.type},
+                                            state_->seat);
   if (values == 0 || seat == nullptr) {
     return;
   }

@@ -78,6 +78,7 @@ struct ExpertsParams {
   // multiplies, by token; data null: they have not.
   ActivateParams given;
   void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
+  bool leaves_pairs;    // contributions are left, by pair, and y is not written
   Matrix<const float> weights;
   const void* shared;  // a shared expert's output, or null
   std::int64_t shared_stride;

@@ -206,6 +206,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                              .format = routed.scale_format};
   const QuantizedView& input = params.quantized_input != nullptr ? *params.quantized_input : own;
   const bool takes_tiles = TakesTiles(params, shape);
+  const bool leaves_pairs = routed.contributions.data != nullptr;
   if (!params.is_prepared) {
     LaunchPrepare(
         {.pairs = PreparationOf(choice, shape, regions, takes_tiles ? kManyTilePairs : kTilePairs),
@@ -213,25 +214,27 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
          .quantized = own},
         params.quantized_input == nullptr, stream);
   }
-  ExpertsParams experts = {.choice = choice,
-                           .sorted = regions.sorted,
-                           .tiles_max = static_cast<int>(shape.Tiles()),
-                           .counters = CountersAt(regions.counters, shape),
-                           .x = AsConst(input.values),
-                           .x_scales = AsConst(input.scales),
-                           .scales = {},
-                           .inner = regions.inner,
-                           .inner_scales = regions.inner_scales,
-                           .scale_format = routed.scale_format,
-                           .part_sums = regions.part_sums,
-                           .given = {},
-                           .contributions = regions.contributions,
-                           .weights = routed.weights,
-                           .shared = nullptr,
-                           .shared_stride = routed.shared.row_stride,
-                           .y = routed.y.data,
-                           .y_stride = routed.y.row_stride,
-                           .width = static_cast<int>(shape.width)};
+  ExpertsParams experts = {
+      .choice = choice,
+      .sorted = regions.sorted,
+      .tiles_max = static_cast<int>(shape.Tiles()),
+      .counters = CountersAt(regions.counters, shape),
+      .x = AsConst(input.values),
+      .x_scales = AsConst(input.scales),
+      .scales = {},
+      .inner = regions.inner,
+      .inner_scales = regions.inner_scales,
+      .scale_format = routed.scale_format,
+      .part_sums = regions.part_sums,
+      .given = {},
+      .contributions = leaves_pairs ? routed.contributions.data : regions.contributions,
+      .leaves_pairs = leaves_pairs,
+      .weights = routed.weights,
+      .shared = nullptr,
+      .shared_stride = routed.shared.row_stride,
+      .y = routed.y.data,
+      .y_stride = routed.y.row_stride,
+      .width = static_cast<int>(shape.width)};
   experts.scales[kRouted] = {
       .gate = AllScales(routed.gate), .up = AllScales(routed.up), .down = AllScales(routed.down)};
   if (params.shared_expert != nullptr) {
@@ -246,6 +249,8 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
   }
   if (takes_tiles) {
     LaunchExpertTiles(maps, experts, routed.y.type, stream);
+  } else if (leaves_pairs) {
+    LaunchExpertPairs(maps, experts, stream);
   } else if (experts.given.gate.data != nullptr) {
     LaunchGivenExperts(maps, experts, routed.y.type, stream);
   } else if (routed.y.type == DataType::kF32) {
@@ -270,10 +275,11 @@ bool IsFp8(const LinearWeight& weight) {
 
 bool ResidentExpertsTakes(const RoutedExpertsParams& params) {
   return params.x.type == DataType::kBf16 && HasAlignedRows(params.x) && HasAlignedRows(params.y) &&
-         (params.shared.data == nullptr || HasAlignedRows(params.shared)) && IsFp8(params.gate) &&
-         IsFp8(params.up) && IsFp8(params.down) && params.x.cols % kValuesPerScale == 0 &&
-         params.gate.rows % kValuesPerScale == 0 && params.gate.experts < kSortThreads &&
-         params.experts.cols < kWarpSize;
+         (params.shared.data == nullptr || HasAlignedRows(params.shared)) &&
+         (params.contributions.data == nullptr || HasAlignedRows(params.contributions)) &&
+         IsFp8(params.gate) && IsFp8(params.up) && IsFp8(params.down) &&
+         params.x.cols % kValuesPerScale == 0 && params.gate.rows % kValuesPerScale == 0 &&
+         params.gate.experts < kSortThreads && params.experts.cols < kWarpSize;
 }
 
 bool ResidentExpertsTakes(const RoutedExpertsParams& params, const QuantizedView& quantized_input) {
@@ -334,6 +340,8 @@ void ResidentExperts(const ResidentExpertsParams& params, const DeviceBuffer& sc
     pass.routed.weights = RowsOf(routed.weights, first, tokens);
     pass.routed.shared = RowsOfAny(routed.shared, first, tokens);
     pass.routed.y = RowsOfAny(routed.y, first, tokens);
+    pass.routed.contributions =
+        RowsOfAny(routed.contributions, first * routed.experts.cols, tokens * routed.experts.cols);
     QuantizedView input;
     if (params.quantized_input != nullptr) {
       input = *params.quantized_input;

@@ -398,8 +398,8 @@ __device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Ta
   }
 }
 
-// An expert's output, rounded to Y.
-template <int kTokens, typename Y>
+// An expert's output, rounded to Y.  kLeaves: by pair, and nobody adds it up.
+template <int kTokens, typename Y, bool kLeaves>
 __device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, int lane,
                            const float (&sum)[2][kTokens / 2]) {
   const std::int64_t hidden = p.x.cols;
@@ -410,17 +410,19 @@ __device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, i
       StoreSlab<kTokens>(
           sum[box], task.stored, lane,
           [&](int pair) {
-            return static_cast<Y*>(p.contributions) + (task.first + pair) * hidden + column;
+            const int place = task.first + pair;
+            const int row = kLeaves ? p.sorted.pairs[place] : place;
+            return static_cast<Y*>(p.contributions) + row * hidden + column;
           },
           Y{});
     }
   }
-  if (task.stored > 0) {
+  if (!kLeaves && task.stored > 0) {
     Signal(p.counters.outer_done + task.column, lane);
   }
 }
 
-template <int kTokens, typename Y>
+template <int kTokens, typename Y, bool kLeaves>
 __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
                         const Task& task, Cursor& at, int warp, int lane) {
   float sum[2][kTokens / 2];
@@ -432,7 +434,7 @@ __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring&
   if (task.kind == TaskKind::kPart) {
     StorePart<kTokens>(p, task, warp, lane, sum);
   } else if (task.kind == TaskKind::kOuter) {
-    StoreOuter<kTokens, Y>(p, task, warp, lane, sum);
+    StoreOuter<kTokens, Y, kLeaves>(p, task, warp, lane, sum);
   } else {
     StoreInner<kTokens>(p, shared, task, warp, lane, sum);
   }
@@ -449,7 +451,7 @@ __device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
 }
 
 // Waits for the kernels ahead, behind the rehearsals.
-template <typename Y>
+template <typename Y, bool kLeaves>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
                                int warp, int lane) {
   constexpr int kRehearsals = 2;
@@ -464,13 +466,13 @@ __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, cons
       return;
     }
     if (task.count <= 8) {
-      RunTask<8, Y>(p, shared, ring, task, at, warp, lane);
+      RunTask<8, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16, Y>(p, shared, ring, task, at, warp, lane);
+      RunTask<16, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 32) {
-      RunTask<32, Y>(p, shared, ring, task, at, warp, lane);
+      RunTask<32, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
     } else {
-      RunTask<64, Y>(p, shared, ring, task, at, warp, lane);
+      RunTask<64, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
     }
   }
 }
@@ -578,8 +580,8 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
 }
 
 // Y: bfloat16, or float32 of a rank that leaves its part of the sum.  kGiven: gate and up of the
-// shared expert are there.
-template <typename Y, bool kGiven>
+// shared expert are there.  kLeaves: contributions are left by pair.
+template <typename Y, bool kGiven, bool kLeaves>
 __global__ static void __launch_bounds__(kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
@@ -627,10 +629,12 @@ __global__ static void __launch_bounds__(kThreads, 1)
       ActivateGiven(p, work, lane);
     }
     __syncwarp();
-    Sum<Y>(p, work, lane);
+    if constexpr (!kLeaves) {
+      Sum<Y>(p, work, lane);
+    }
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
-    Consume<Y>(p, shared, ring, warp, lane);
+    Consume<Y, kLeaves>(p, shared, ring, warp, lane);
   }
 }
 
@@ -644,20 +648,22 @@ inline int Multiprocessors() {
 }
 
 // All blocks must be there at once: a block waits for tiles that others have taken.
-template <typename Y, bool kGiven>
+template <typename Y, bool kGiven, bool kLeaves = false>
 void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
   static PerDevice attribute;
   attribute.Once([] {
-    return cudaFuncSetAttribute(ResidentExpertsKernel<Y, kGiven>,
+    return cudaFuncSetAttribute(ResidentExpertsKernel<Y, kGiven, kLeaves>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   });
-  LaunchDependent(ResidentExpertsKernel<Y, kGiven>,
+  LaunchDependent(ResidentExpertsKernel<Y, kGiven, kLeaves>,
                   {.grid = static_cast<unsigned>(Multiprocessors()),
                    .threads = kThreads,
                    .shared_bytes = kSharedBytes},
                   stream, maps, params);
 }
 
+// That leaves what experts give, bfloat16: resident_expert_pairs.cu.
+void LaunchExpertPairs(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
 // Of float32: resident_expert_parts.cu.
 void LaunchExpertParts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
 // Where gate and up of the shared expert are given, y of either type: resident_expert_given.cu.

@@ -8,7 +8,8 @@
 //   3. Inner     gate and up, rows of x gathered by token
 //   4. Activate  SwiGLU, and quantized for fp8 experts
 //   5. Outer     down, each row to its pair's place
-//   6. Combine   a token's contributions in the gate's order, then the shared expert's output
+//   6. Combine   a token's contributions in the gate's order, then the shared expert's output; not
+//                where they are left
 //
 // An id outside [0, E) belongs to another rank: it is no pair here and adds nothing.  No result
 // depends on the order of an expert's pairs.  Tokens go through in passes, as many as scratch is
@@ -281,11 +282,14 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     pass.weights = RowsOf(params.weights, first, tokens);
     pass.shared = RowsOfAny(params.shared, first, tokens);
     pass.y = RowsOfAny(params.y, first, tokens);
+    const std::int64_t per_token = extents.experts_per_token;
+    pass.contributions = RowsOfAny(params.contributions, first * per_token, tokens * per_token);
+    const bool leaves_pairs = pass.contributions.data != nullptr;
     const PassShape shape = {.tokens = tokens,
                              .hidden = extents.hidden,
                              .width = extents.width,
                              .experts = params.gate.experts,
-                             .per_token = extents.experts_per_token,
+                             .per_token = per_token,
                              .element_bytes = element_bytes,
                              .output_bytes = SizeOf(params.y.type)};
     cuda::ScratchArena arena(state_->scratch);
@@ -355,15 +359,17 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     }
 
     // Outer.
-    const Projection outer = {.weight = {params.down, params.down},
-                              .tiles = regions.sorted.tiles,
-                              .x = is_fp8 ? static_cast<const void*>(regions.inner) : regions.gate,
-                              .x_stride = shape.width,
-                              .x_scales = regions.inner_scales,
-                              .x_scale_stride = Fp8Blocks(shape.width),
-                              .x_rows = nullptr,
-                              .y = {regions.contributions, nullptr},
-                              .y_rows = regions.sorted.pairs};
+    const Projection outer = {
+        .weight = {params.down, params.down},
+        .tiles = regions.sorted.tiles,
+        .x = is_fp8 ? static_cast<const void*>(regions.inner) : regions.gate,
+        .x_stride = shape.width,
+        .x_scales = regions.inner_scales,
+        .x_scale_stride = Fp8Blocks(shape.width),
+        .x_rows = nullptr,
+        .y = {leaves_pairs ? pass.contributions.data : static_cast<void*>(regions.contributions),
+              nullptr},
+        .y_rows = regions.sorted.pairs};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
       params.y.type == DataType::kF32
           ? Launch<T, float>(outer, tiles, tile_tokens, 1, state_->stream)
@@ -371,6 +377,9 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     });
 
     // Combine.
+    if (leaves_pairs) {
+      continue;
+    }
     cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
       const dim3 grid(static_cast<unsigned>((shape.hidden + kThreads - 1) / kThreads),
                       static_cast<unsigned>(tokens));

@@ -11,7 +11,7 @@
 //
 // A rank that holds a part of every expert's width leaves its part of the sum: with a y of f64
 // (CPU) or f32 (CUDA) neither what Down_e gives nor the sum is rounded to the type of x.  Where
-// `contributions` is given (CPU), the experts leave what they give there, pair by pair, and nothing
+// `contributions` is given, the experts leave what they give there, pair by pair, and nothing
 // is added up: Combine does, with the weights (kernels/comm/collectives.h).
 #pragma once
 

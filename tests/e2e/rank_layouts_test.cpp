@@ -36,9 +36,11 @@ TEST_CASE("numbers of ranks that do not fit are refused in one line", "[e2e][ran
             .starts_with("error: expert_parallel: true with tensor_parallel_size: 1: "));
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2"})
             .starts_with("error: data_parallel_size: 2 without expert_parallel: "));
-  CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2",
-                 "--expert-parallel", "--device", "cuda"}) ==
-        "error: data_parallel_size: 2 on device \"cuda\": only the device cpu has more than 1\n");
+  CHECK(
+      refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "2",
+               "--expert-parallel", "--device", "cuda:1"}) ==
+      "error: device: \"cuda:1\" names 1, but tensor_parallel_size 1 of data_parallel_size 2 are 2 "
+      "ranks: as many devices as ranks, or cuda for the first ones\n");
   CHECK(refused({"serve", model, "--listen", "127.0.0.1:0", "--data-parallel-size", "33",
                  "--expert-parallel", "--tensor-parallel-size", "2"}) ==
         "error: data_parallel_size: 33 of tensor_parallel_size: 2 are 66 ranks, at most 64\n");

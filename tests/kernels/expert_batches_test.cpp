@@ -146,6 +146,30 @@ class ExpertBatches final {
     return y.Download();
   }
 
+  // The same from what experts leave, pair by pair, for ranks to add up.
+  std::vector<float> AddedUp(const Batch& batch) const {
+    const DeviceTensor x(kType, Shape(batch.tokens), batch.x);
+    const DeviceArray<std::int32_t> ids(batch.ids);
+    const DeviceArray<float> weights(batch.weights);
+    const auto y = DeviceTensor::Poisoned(kType, Shape(batch.tokens));
+    const auto pairs = static_cast<std::int64_t>(batch.ids.size());
+    const auto left = DeviceTensor::Poisoned(kType, testing::Dense(pairs, sizes_.hidden));
+    const std::vector<std::uint8_t> before = y.DownloadBits();
+    RoutedExpertsParams params = Params(x, ids, weights, nullptr, y);
+    params.contributions = left.View();
+    testing::TestBackend().RoutedExperts(params);
+    CHECK(y.DownloadBits() == before);
+    std::vector<std::vector<float>> outputs(batch.ids.size());
+    const std::vector<float> values = left.Download();
+    for (std::size_t pair = 0; pair < batch.ids.size(); ++pair) {
+      if (batch.ids[pair] >= kFirstExpert && batch.ids[pair] < kFirstExpert + sizes_.experts) {
+        const auto first = values.begin() + static_cast<std::ptrdiff_t>(pair) * sizes_.hidden;
+        outputs[pair].assign(first, first + sizes_.hidden);
+      }
+    }
+    return Sums(batch, outputs);
+  }
+
   // The same by plain ops.
   std::vector<float> Composed(const Batch& batch) const {
     std::vector<std::vector<float>> outputs(batch.ids.size());  // by pair
@@ -166,6 +190,25 @@ class ExpertBatches final {
         outputs[pairs[i]].assign(first, first + sizes_.hidden);
       }
     }
+    return Sums(batch, outputs);
+  }
+
+  const BatchSizes& sizes() const { return sizes_; }
+  testing::TensorShape Shape(std::int64_t tokens) const {
+    return {.rows = tokens, .cols = sizes_.hidden, .row_stride = sizes_.hidden + 8};
+  }
+
+  static constexpr DataType kType = DataType::kBf16;
+  static constexpr std::int32_t kFirstExpert = 5;
+
+ private:
+  static std::vector<float> Random(std::int64_t count, std::uint32_t seed) {
+    return testing::RoundedTo(kType, testing::RandomFloat(count, 1.0F, seed));
+  }
+
+  // A token's outputs in the order of its choices, the shared expert's last.
+  std::vector<float> Sums(const Batch& batch,
+                          const std::vector<std::vector<float>>& outputs) const {
     std::vector<float> sums;
     for (std::int64_t t = 0; t < batch.tokens; ++t) {
       for (std::int64_t d = 0; d < sizes_.hidden; ++d) {
@@ -184,19 +227,6 @@ class ExpertBatches final {
       }
     }
     return testing::RoundedTo(kType, sums);
-  }
-
-  const BatchSizes& sizes() const { return sizes_; }
-  testing::TensorShape Shape(std::int64_t tokens) const {
-    return {.rows = tokens, .cols = sizes_.hidden, .row_stride = sizes_.hidden + 8};
-  }
-
-  static constexpr DataType kType = DataType::kBf16;
-  static constexpr std::int32_t kFirstExpert = 5;
-
- private:
-  static std::vector<float> Random(std::int64_t count, std::uint32_t seed) {
-    return testing::RoundedTo(kType, testing::RandomFloat(count, 1.0F, seed));
   }
 
   std::vector<float> Expert(std::int64_t expert, const std::vector<float>& x_values) const {
@@ -373,6 +403,18 @@ TEST_CASE("RoutedExperts of many rows each", "[kernels][routed_experts][experts]
     const Batch batch = batches.Make(150, true, [&](auto /*t*/, auto k) { return kElsewhere + k; });
     CHECK(batches.Run(batch) == batch.shared);
   }
+}
+
+// By the plain way, the resident launch and tiles of many pairs.
+TEST_CASE("RoutedExperts leaves what it would add up", "[kernels][routed_experts][experts]") {
+  const auto tokens = GENERATE(as<std::int64_t>(), 1, 7, 150);
+  const auto hidden = GENERATE(as<std::int64_t>(), 136, 640);
+  const ExpertBatches batches({.hidden = hidden, .width = 256, .experts = 3, .per_token = 3});
+  const Batch batch = batches.Make(tokens, true, [&](auto t, auto k) {
+    return t % 5 == 4 && k == 1 ? kElsewhere : ExpertBatches::kFirstExpert + (t + k) % 3;
+  });
+  CAPTURE(tokens, hidden);
+  CHECK(batches.AddedUp(batch) == batches.Run(batch));
 }
 
 TEST_CASE("fp8 experts of a token do not depend on its batch",

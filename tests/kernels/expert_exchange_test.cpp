@@ -1,5 +1,6 @@
 // Dispatch, the experts of each rank, Combine: every row gets the bits that one rank with all
 // experts gives it, whoever has the experts, with padding, and in every round.
+#include "common/view_parts.h"
 #include "kernels/comm/collectives.h"
 #include "kernels/comm/thread_group.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -206,6 +207,7 @@ std::vector<std::vector<std::byte>> RunRank(const ExchangeModel& model, const Ex
       backend.RoutedExperts(params);
     }
     backend.Combine({.contributions = contributions.View(rows_of_all * kChosen),
+                     .row_experts = AsConst(here_experts),
                      .experts = {routing.data(), kRowsOfRank, kChosen, kChosen},
                      .weights = rows.Weights(),
                      .here = here,

@@ -4,12 +4,12 @@
 #include "kernels/comm/collectives.h"
 #include "kernels/forwarding_backend.h"
 #include "kernels/ops/routed_experts.h"
+#include "tests/model/data_rank_runner.h"
 #include "tests/model/rank_model.h"
 
 #include <atomic>
 #include <chrono>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -19,111 +19,27 @@
 namespace dsa::testing {
 namespace {
 
-// What a rank of the group runs, for a SequenceRunner, which owns its executor.
-class OfGroup final : public StepExecutor {
- public:
-  OfGroup(StepExecutor& inner, std::int64_t& pairs) : inner_(inner), pairs_(pairs) {}
-  void Launch(const ForwardBatch& batch) override { inner_.Launch(batch); }
-  const StepResult& Collect() override {
-    const StepResult& result = inner_.Collect();
-    pairs_ = std::accumulate(result.expert_pairs.begin(), result.expert_pairs.end(), pairs_);
-    return result;
-  }
-
- private:
-  StepExecutor& inner_;
-  std::int64_t& pairs_;
-};
-
-// What a data rank is asked for, and in which step the requests come.
-struct RankWork {
-  std::vector<SequenceRequest> requests;
-  std::int64_t begins_at_step = 0;
-};
-
+// On the CPU.
 class DataRanks final {
  public:
   DataRanks(const std::string& folder, const RankLayout& layout, const WrapRank& wrap = {})
-      : model_(folder, layout, wrap), layout_(layout) {
-    options = OptionsOf(model_.config);
-    options.data_ranks = layout.data_ranks;
-  }
+      : model_(folder, layout, wrap),
+        runner_(model_.config, layout,
+                [this](const ModelExecutorConfig& config) { return model_.MakeExecutor(config); }),
+        options(runner_.options) {}
 
   std::vector<std::vector<SequenceOutput>> Run(const std::vector<RankWork>& work) {
-    if (runners_.empty()) {
-      MakeRunners();
-    }
-    bool is_busy = true;
-    for (std::int64_t step = 0; is_busy; ++step) {
-      is_busy = false;
-      for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
-        if (work[rank].begins_at_step == step) {
-          runners_[rank]->Submit(work[rank].requests);
-        }
-        is_busy = is_busy || runners_[rank]->is_busy() || work[rank].begins_at_step > step;
-      }
-      if (is_busy) {
-        Step();
-      }
-    }
-    std::vector<std::vector<SequenceOutput>> outputs;
-    for (const auto& runner : runners_) {
-      outputs.push_back(runner->outputs());
-    }
-    return outputs;
+    return runner_.Run(work);
   }
-
-  std::int64_t rows_of_ranks() const { return rows_of_ranks_; }
-  std::int64_t pairs_counted() const { return pairs_counted_; }  // by the results of all steps
-  const SequenceRunner& runner(std::size_t rank) const { return *runners_[rank]; }
+  DataRankRunner* operator->() { return &runner_; }
   const ThreadGroup& group() const { return model_.group; }
-  std::string failure() const { return model_.group.failure(); }
-  // Of the last step.
-  std::chrono::microseconds elapsed() const { return elapsed_; }
-  std::chrono::microseconds Own(std::int64_t rank) {
-    return std::chrono::microseconds(group_->OfDataRank(rank).OwnUs());
-  }
-
-  RunOptions options;  // before the first Run
 
  private:
-  void MakeRunners() {
-    for (std::int64_t rank = 0; rank < layout_.data_ranks; ++rank) {
-      const auto make = [&](const ModelExecutorConfig& config) -> std::unique_ptr<StepExecutor> {
-        if (group_ == nullptr) {
-          group_ = model_.MakeExecutor(config);
-        }
-        return std::make_unique<OfGroup>(group_->OfDataRank(rank), pairs_counted_);
-      };
-      runners_.push_back(std::make_unique<SequenceRunner>(make, model_.config, options));
-    }
-  }
-
-  void Step() {
-    std::vector<BatchShape> shapes;
-    for (const auto& runner : runners_) {
-      shapes.push_back(runner->Plan());
-      rows_of_ranks_ += shapes.back().shape.tokens;
-    }
-    AgreeOnStep(shapes);
-    const auto start = std::chrono::steady_clock::now();
-    for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
-      runners_[rank]->Launch(shapes[rank]);
-    }
-    for (const auto& runner : runners_) {
-      runner->Finish();
-    }
-    elapsed_ = std::chrono::duration_cast<std::chrono::microseconds>(
-        std::chrono::steady_clock::now() - start);
-  }
-
   RankModel model_;
-  const RankLayout layout_;
-  std::unique_ptr<RankGroup> group_;
-  std::vector<std::unique_ptr<SequenceRunner>> runners_;
-  std::int64_t rows_of_ranks_ = 0;  // without padding, of all steps
-  std::int64_t pairs_counted_ = 0;
-  std::chrono::microseconds elapsed_{};
+  DataRankRunner runner_;
+
+ public:
+  RunOptions& options;  // before the first Run
 };
 
 // Lets the other rank wait in each Dispatch.
@@ -150,20 +66,6 @@ class LateRank final : public ForwardingBackend {
   int& dispatches_;
 };
 
-// The first rank has more to do than the others, which finish before it; the second comes later;
-// the last of several has nothing to do.
-std::vector<RankWork> Uneven(std::int64_t data_ranks) {
-  std::vector<RankWork> work(static_cast<std::size_t>(data_ranks));
-  work[0].requests = RankRequests(kLongPrompt);
-  work[1] = {.requests = {{.prompt = RankPrompt(90, 7), .max_tokens = 6},
-                          {.prompt = RankPrompt(20, 8), .max_tokens = 4}},
-             .begins_at_step = 3};
-  if (data_ranks > 2) {
-    work[2].requests = {{.prompt = RankPrompt(70, 9), .max_tokens = 2}};
-  }
-  return work;
-}
-
 }  // namespace
 
 TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
@@ -173,7 +75,7 @@ TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
                std::pair(Architecture::kDeepseekV3, CheckpointType::kBf16));
   const std::int64_t data_ranks = GENERATE(2, 4);
   const std::string& folder = Split(architecture, type);
-  const std::vector<RankWork> work = Uneven(data_ranks);
+  const std::vector<RankWork> work = UnevenWork(data_ranks, kLongPrompt);
   DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = data_ranks});
   const auto got = ranks.Run(work);
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
@@ -184,7 +86,7 @@ TEST_CASE("data ranks give a request the bits of one rank", "[model][ranks]") {
 
 TEST_CASE("data ranks of two tensor ranks each are the model on one", "[model][ranks]") {
   const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
-  const std::vector<RankWork> work = Uneven(2);
+  const std::vector<RankWork> work = UnevenWork(2, kLongPrompt);
   DataRanks ranks(folder, {.ranks = 2, .expert_parallel = true, .data_ranks = 2});
   const auto got = ranks.Run(work);
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
@@ -194,13 +96,13 @@ TEST_CASE("data ranks of two tensor ranks each are the model on one", "[model][r
 
 TEST_CASE("data ranks repeat recorded steps, padded to the largest", "[model][ranks]") {
   const std::string& folder = Split(Architecture::kDeepseekV32, CheckpointType::kF32);
-  const std::vector<RankWork> work = Uneven(2);
+  const std::vector<RankWork> work = UnevenWork(2, kLongPrompt);
   DataRanks ranks(folder, {.expert_parallel = true, .data_ranks = 2});
   ranks.options.sequences_max = 3;
   ranks.options.row_buckets = RowBuckets(3, kTokensPerBlock);
   const auto got = ranks.Run(work);
-  CHECK(ranks.runner(0).steps_recorded() > 10);
-  CHECK(ranks.runner(1).steps_recorded() == ranks.runner(0).steps_recorded());
+  CHECK(ranks->runner(0).steps_recorded() > 10);
+  CHECK(ranks->runner(1).steps_recorded() == ranks->runner(0).steps_recorded());
   for (std::size_t rank = 0; rank < work.size(); ++rank) {
     CHECK(SameBits(got[rank], RunWhole(folder, work[rank].requests)));
   }
@@ -324,8 +226,8 @@ ExchangeRun RunFaulty(ExchangeRankFault fault) {
   constexpr std::int64_t kMoeLayers = 2;
   constexpr std::int64_t kPerToken = 2;
   run.pairs = pairs;
-  run.pairs_counted = ranks.pairs_counted();
-  run.pairs_due = ranks.rows_of_ranks() * kMoeLayers * kPerToken;
+  run.pairs_counted = ranks->pairs_counted();
+  run.pairs_due = ranks->rows_of_ranks() * kMoeLayers * kPerToken;
   return run;
 }
 
@@ -358,8 +260,8 @@ TEST_CASE("a data rank's own time is without waiting for another", "[model][rank
   const RankWork one = {.requests = {{.prompt = {1}, .max_tokens = 1}}};
   ranks.Run({one, one});
   REQUIRE(dispatches > 0);
-  CHECK(ranks.Own(0) + dispatches * LateRank::kLate <= ranks.elapsed());
-  CHECK(ranks.Own(1) >= dispatches * LateRank::kLate);
+  CHECK(ranks->Own(0) + dispatches * LateRank::kLate <= ranks->elapsed());
+  CHECK(ranks->Own(1) >= dispatches * LateRank::kLate);
 }
 
 }  // namespace dsa::testing

@@ -61,6 +61,14 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
   const std::int64_t logit_rows = options.step_tokens_max;
   const std::int64_t row_adjustments = RowAdjustments(vocabulary_, options.context_max, 0);
   const bool selects = scheduler_.config().attention == AttentionMode::kSparse;
+  std::vector<StepShape> recorded;
+  if (options.record_at_start) {
+    recorded = DecodeShapes(options.row_buckets, options.context_max,
+                            selects ? model.index_topk : options.context_max);
+  }
+  for (StepShape& shape : recorded) {
+    shape.exchange_rows = options.data_ranks > 1 ? shape.tokens : 0;
+  }
   executor_ = make(
       {.limits = {.tokens_max = options.step_tokens_max,
                   .sequences_max = options.sequences_max,
@@ -75,10 +83,7 @@ SequenceRunner::SequenceRunner(const MakeExecutor& make, const ModelConfig& mode
        .blocks = options.blocks,
        .kv_format = options.kv_format,
        .vocabulary_limit = static_cast<std::int32_t>(vocabulary_),
-       .recorded = options.record_at_start
-                       ? DecodeShapes(options.row_buckets, options.context_max,
-                                      selects ? model.index_topk : options.context_max)
-                       : std::vector<StepShape>(),
+       .recorded = std::move(recorded),
        .padding_blocks = PaddingBlocks(options.row_buckets, options.data_ranks, kTokensPerBlock)});
   builder_ = std::make_unique<BatchBuilder>(
       BatchBuilder::Config{.step_tokens_max = options.step_tokens_max,
