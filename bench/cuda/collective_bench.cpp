@@ -327,7 +327,7 @@ class ExchangeBench final {
 
 void BenchExchange(int count) {
   Ranks ranks(Through::kPeers, count, count);
-  for (const std::int64_t rows : {1, 2, 4, 8, 16, 32, 64, 65, 128, 512, 4096}) {
+  for (const std::int64_t rows : {1, 8, 16, 32, 64, 128, 256, 257, 1024, 4096}) {
     ExchangeBench bench(ranks, rows);
     const auto time = [&](bool there, bool back, bool parts) {
       return ranks.Time(kChain, [&](int rank) {

@@ -74,10 +74,10 @@ DispatchExtents Validate(const CombineParams& params) {
 }
 
 bool CanCombineParts(const DispatchExtents& extents) {
-  constexpr std::int64_t kTokens = 64;
+  constexpr std::int64_t kTokens = 256;
   constexpr std::int64_t kHidden = 7168;
   constexpr std::int64_t kChoices = 32;
-  constexpr std::int64_t kTogether = 8;  // columns that are moved at once
+  constexpr std::int64_t kTogether = 8;  // columns of 16 bytes
   return extents.tokens <= kTokens && extents.hidden <= kHidden &&
          extents.hidden % kTogether == 0 && extents.experts_per_token <= kChoices;
 }

@@ -65,7 +65,7 @@ __device__ inline void FinishRow(const CombineCall& p, std::int64_t t, std::int6
 
 // Block (c, t): line c * 224 + thread of the pairs of row t of every rank.
 template <typename T>
-__global__ __launch_bounds__(kExchangeThreads) void CombineLinesKernel(
+__global__ __launch_bounds__(kExchangeThreads, 2) void CombineLinesKernel(
     const __grid_constant__ CombineCall p, const __grid_constant__ ExchangeTable table) {
   constexpr int kWidth = kLineBytes / static_cast<int>(sizeof(T));
   using Values = cuda::Pack<T, kWidth>;
@@ -138,29 +138,32 @@ __global__ __launch_bounds__(kExchangeThreads) void CombineLinesKernel(
   float sum[kWidth] = {};
   for (int first = 0; first < choices; first += kAtOnce) {
     uint4 values[kAtOnce];
+    const auto owner_of = [&](int i) { return first + i < choices ? owners[first + i] : -1; };
+    const auto comes = [&](int i) { return owner_of(i) >= 0 && owner_of(i) != me; };
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int owner = first + i < choices ? owners[first + i] : -1;
-      if (owner >= 0) {
-        values[i] = owner == me ? *contribution(sender, first + i)
-                                : cuda::ptx::LoadLine(result_of(me, first + i));
-      }
+      values[i] = owner_of(i) == me ? *contribution(sender, first + i) : Empty();
     }
+    (void)cuda::WaitFor(table.peers, [&] {  // for all at once
+      bool all_came = true;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (comes(i) && !IsPresent(values[i])) {
+          values[i] = cuda::ptx::LoadLine(result_of(me, first + i));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        all_came = all_came && (!comes(i) || IsPresent(values[i]));
+      }
+      return all_came;
+    });
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int owner = first + i < choices ? owners[first + i] : -1;
-      if (owner >= 0) {
-        if (owner != me) {
-          uint4* const from = result_of(me, first + i);
-          (void)cuda::WaitFor(table.peers, [&] {
-            if (IsPresent(values[i])) {
-              return true;
-            }
-            values[i] = cuda::ptx::LoadLine(from);
-            return false;
-          });
-          *from = Empty();
-        }
+      if (comes(i)) {
+        *result_of(me, first + i) = Empty();
+      }
+      if (owner_of(i) >= 0) {
         AddScaled<T, kWidth>(weights[first + i], reinterpret_cast<const Values&>(values[i]), sum);
       }
     }
@@ -168,123 +171,121 @@ __global__ __launch_bounds__(kExchangeThreads) void CombineLinesKernel(
   FinishRow<T, kWidth>(p, t, line * kWidth, sum);
 }
 
-struct PartSums {
-  float values[4 * kPartLines];
-
-  __device__ void Add(const uint4 (&lines)[kPartLines], bool is_first) {
+__device__ inline void AddPart(const uint4& part, bool is_first, float (&sum)[4]) {
+  const float values[4] = {__uint_as_float(part.x), __uint_as_float(part.y),
+                           __uint_as_float(part.z), __uint_as_float(part.w)};
 #pragma unroll
-    for (int i = 0; i < kPartLines; ++i) {
-      const float part[4] = {__uint_as_float(lines[i].x), __uint_as_float(lines[i].y),
-                             __uint_as_float(lines[i].z), __uint_as_float(lines[i].w)};
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        values[4 * i + c] = is_first ? part[c] : values[4 * i + c] + part[c];
-      }
-    }
+  for (int c = 0; c < 4; ++c) {
+    sum[c] = is_first ? values[c] : sum[c] + values[c];
   }
-};
+}
 
-// Block (c, t): eight values of row t of every rank, from 8 (c * 224 + thread) on.
+// Block (c, t): lines 448 c + thread and 224 behind it of row t of every rank's part.
 template <typename T>
 __global__ __launch_bounds__(kExchangeThreads, 4) void CombinePartsKernel(
     const __grid_constant__ CombineCall p, const __grid_constant__ ExchangeTable table) {
-  __shared__ bool given[kPeersMax];  // whether row t of each sender has an expert here
-  __shared__ unsigned owners;        // ranks with an expert of the own row
   cuda::StartAfterPredecessors();
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarpSize;
-  const int warp = thread / kWarpSize;
   const int t = static_cast<int>(blockIdx.y);
   const int me = table.peers.rank;
   const int tokens = static_cast<int>(p.own.experts.rows);
   const int choices = static_cast<int>(p.own.experts.cols);
-  const std::int64_t column =
-      (std::int64_t{blockIdx.x} * kExchangeThreads + thread) * kPartLines * 4;
-  const std::int64_t hidden = p.own.row_bytes / static_cast<std::int64_t>(sizeof(T));
+  const int first_line = static_cast<int>(blockIdx.x) * kPartLines * kExchangeThreads + thread;
+  const int lines = static_cast<int>(p.own.row_bytes / static_cast<std::int64_t>(sizeof(T))) / 4;
   const ExchangeLayout layout(table.peers.ranks);
   const int sender = SenderOf(table, me);
-  for (int of = warp; of < Senders(table); of += kExchangeWarps) {
-    const bool is_here = lane < choices && p.row_experts.Row(of * tokens + t)[lane] >= 0;
-    const bool is_given = __any_sync(kAllLanes, is_here) != 0;
-    if (lane == 0) {
-      given[of] = is_given;
-    }
-  }
-  if (warp == kExchangeWarps - 1) {
-    const int owner = OwnerOf(table, lane < choices ? p.own.ExpertOf(t, lane) : -1);
-    const unsigned all = __reduce_or_sync(kAllLanes, owner < 0 ? 0U : 1U << owner);
-    if (lane == 0) {
-      owners = all;
-    }
-  }
-  __syncthreads();
-  if (column >= hidden) {
-    return;
-  }
-  const auto part_of = [&](int of) {
+  const auto line_of = [&](int i) { return first_line + i * kExchangeThreads; };
+  const auto part_of = [&](int of, int i) {
     const std::int64_t row = std::int64_t{of} * tokens + t;
-    return reinterpret_cast<const uint4*>(p.parts + row * p.part_stride + column);
+    return reinterpret_cast<const uint4*>(p.parts + row * p.part_stride) + line_of(i);
   };
-  const auto place_of = [&](int box, int from) {
-    auto* const parts = reinterpret_cast<float*>(table.boxes[box] + layout.Parts(from));
-    return reinterpret_cast<uint4*>(parts + t * hidden + column);
+  const auto place_of = [&](int box, int from, int i) {
+    return reinterpret_cast<uint4*>(table.boxes[box] + layout.Parts(from)) +
+           std::int64_t{t} * lines + line_of(i);
   };
 
-  // Send.
+  // Send; what goes to the next one is read before it is known whether it does.
+  const int next = (sender + 1) % Senders(table);
+  uint4 sent[kPartLines];
+  uint4 mine[kPartLines];
+#pragma unroll
+  for (int i = 0; i < kPartLines; ++i) {
+    sent[i] = line_of(i) < lines ? *part_of(next, i) : uint4{};
+    mine[i] = line_of(i) < lines ? *part_of(sender, i) : uint4{};
+  }
+  const std::int32_t own = lane < choices ? p.own.ExpertOf(t, lane) : -1;
+  const int owner = OwnerOf(table, own);
   for (int step = 1; step <= Senders(table); ++step) {
     const int of = (sender + step) % Senders(table);
-    if ((of == sender && table.copies == 1) || !given[of]) {
+    if (of == sender && table.copies == 1) {
       continue;
     }
-    uint4 sent[kPartLines];
+    const bool is_here = lane < choices && p.row_experts.Row(of * tokens + t)[lane] >= 0;
+    if (!__any_sync(kAllLanes, is_here)) {
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < kPartLines; ++i) {
-      sent[i] = Present(part_of(of)[i]);
+      if (step > 1 && line_of(i) < lines) {
+        sent[i] = *part_of(of, i);
+      }
     }
     for (int copy = 0; copy < table.copies; ++copy) {
       const int rank = of * table.copies + copy;
 #pragma unroll
       for (int i = 0; i < kPartLines; ++i) {
-        if (rank != me) {
-          cuda::ptx::StoreLine(place_of(rank, me) + i, sent[i]);
+        if (rank != me && line_of(i) < lines) {
+          cuda::ptx::StoreLine(place_of(rank, me, i), Present(sent[i]));
         }
       }
     }
   }
 
   // Receive and add.
-  PartSums sum{};
+  const unsigned owners = __reduce_or_sync(kAllLanes, owner < 0 ? 0U : 1U << owner);
+  float sum[kPartLines][4] = {};
   bool is_first = true;
   for (int rank = 0; rank < table.peers.ranks; ++rank) {
     if ((owners >> rank & 1U) == 0) {
       continue;
     }
-    uint4 lines[kPartLines];
-    if (rank == me) {
+    uint4 part[kPartLines];
 #pragma unroll
-      for (int i = 0; i < kPartLines; ++i) {
-        lines[i] = part_of(sender)[i];
-      }
-    } else {
-      uint4* const from = place_of(me, rank);
+    for (int i = 0; i < kPartLines; ++i) {
+      part[i] = rank == me ? mine[i] : Empty();
+    }
+    if (rank != me) {
       (void)cuda::WaitFor(table.peers, [&] {
         bool came = true;
 #pragma unroll
         for (int i = 0; i < kPartLines; ++i) {
-          lines[i] = cuda::ptx::LoadLine(from + i);
-          came = came && IsPresent(lines[i]);
+          if (line_of(i) < lines) {
+            part[i] = cuda::ptx::LoadLine(place_of(me, rank, i));
+            came = came && IsPresent(part[i]);
+          }
         }
         return came;
       });
 #pragma unroll
       for (int i = 0; i < kPartLines; ++i) {
-        from[i] = Empty();
+        if (line_of(i) < lines) {
+          *place_of(me, rank, i) = Empty();
+        }
       }
     }
-    sum.Add(lines, is_first);
+#pragma unroll
+    for (int i = 0; i < kPartLines; ++i) {
+      AddPart(part[i], is_first, sum[i]);
+    }
     is_first = false;
   }
-  FinishRow<T, 4 * kPartLines>(p, t, column, sum.values);
+#pragma unroll
+  for (int i = 0; i < kPartLines; ++i) {
+    if (line_of(i) < lines) {
+      FinishRow<T, 4>(p, t, std::int64_t{line_of(i)} * 4, sum[i]);
+    }
+  }
 }
 
 // A warp takes kWidth values per lane of a row.

@@ -23,114 +23,116 @@ struct DispatchCall {
   Matrix<float> row_weights;
 };
 
-// Block (c, t): line c * 224 + thread of row t of every rank.
-__global__ __launch_bounds__(kExchangeThreads) void DispatchLinesKernel(
+// Block (c, t): line c * 224 + thread of row t of every rank.  Each warp finds out by itself where
+// the row goes and what comes.
+__global__ __launch_bounds__(kExchangeThreads, 4) void DispatchLinesKernel(
     const __grid_constant__ DispatchCall p, const __grid_constant__ ExchangeTable table) {
-  __shared__ unsigned targets;  // ranks with an expert of the own row
-  __shared__ unsigned sources;  // ranks whose row has an expert here
   cuda::StartAfterPredecessors();
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarpSize;
-  const int warp = thread / kWarpSize;
   const int t = static_cast<int>(blockIdx.y);
-  const bool is_first = blockIdx.x == 0;
   const int me = table.peers.rank;
+  const int sender = SenderOf(table, me);
   const int tokens = static_cast<int>(p.own.experts.rows);
   const int choices = static_cast<int>(p.own.experts.cols);
-  const std::int64_t line = std::int64_t{blockIdx.x} * kExchangeThreads + thread;
   const std::int64_t lines = p.own.row_bytes / kLineBytes;
+  const std::int64_t line = std::int64_t{blockIdx.x} * kExchangeThreads + thread;
+  const bool has_line = line < lines;
+  const bool has_choice = lane < choices;
+  const bool is_first = blockIdx.x == 0 && thread < kWarpSize;  // writes what is of the row
   const ExchangeLayout layout(table.peers.ranks);
   auto* const meetings = reinterpret_cast<unsigned*>(table.boxes[me] + ExchangeLayout::Meetings());
   const unsigned block = blockIdx.y * gridDim.x + blockIdx.x;
   const unsigned number = meetings[block] + 1;
   const unsigned half = number % 2;
-
-  // Send.
-  uint4 value{};
-  if (line < lines) {
-    value = reinterpret_cast<const uint4*>(p.x + t * p.x_stride)[line];
-  }
   const auto routing_of = [&](int box, int rank) {
     return reinterpret_cast<uint4*>(table.boxes[box] + layout.Routing(half, rank)) +
            t * kChoicesMax + lane;
   };
-  if (warp == 0) {
-    const std::int32_t expert = lane < choices ? p.own.ExpertOf(t, lane) : -1;
-    const int owner = OwnerOf(table, expert);
-    const unsigned owners = __reduce_or_sync(kAllLanes, owner < 0 ? 0U : 1U << owner);
-    if (lane == 0) {
-      targets = owners;
-      sources = 0;
-    }
-    if (is_first && lane < choices) {
-      const float weight = p.weights.data != nullptr ? p.weights.Row(t)[lane] : 0.0F;
-      const uint4 sent = {static_cast<unsigned>(expert), number, __float_as_uint(weight), number};
-      for (int rank = 0; rank < table.peers.ranks; ++rank) {
-        if (rank != me) {
-          cuda::ptx::StoreLine(routing_of(rank, me), sent);
-        }
-      }
-      const int row = SenderOf(table, me) * tokens + t;
-      p.row_experts.Row(row)[lane] = owner == me ? expert : -1;
+  const auto place_of = [&](int box, int rank) {
+    return reinterpret_cast<uint4*>(table.boxes[box] + layout.Rows(half, rank)) + t * lines + line;
+  };
+  const auto row_of = [&](int of) {
+    const std::int64_t row = std::int64_t{of} * tokens + t;
+    return reinterpret_cast<uint4*>(p.rows + row * p.rows_stride) + line;
+  };
+  const auto tell = [&](int of, std::int32_t expert, float weight) {
+    if (is_first && has_choice) {
+      p.row_experts.Row(of * tokens + t)[lane] = expert;
       if (p.weights.data != nullptr) {
-        p.row_weights.Row(row)[lane] = weight;
+        p.row_weights.Row(of * tokens + t)[lane] = weight;
+      }
+    }
+  };
+
+  // Send.
+  uint4 value{};
+  if (has_line) {
+    value = reinterpret_cast<const uint4*>(p.x + t * p.x_stride)[line];
+  }
+  const std::int32_t own = has_choice ? p.own.ExpertOf(t, lane) : -1;
+  const float weight = has_choice && p.weights.data != nullptr ? p.weights.Row(t)[lane] : 0.0F;
+  const int owner = OwnerOf(table, own);
+  const unsigned targets = __reduce_or_sync(kAllLanes, owner < 0 ? 0U : 1U << owner);
+  if (is_first && has_choice) {
+    const uint4 sent = {static_cast<unsigned>(own), number, __float_as_uint(weight), number};
+    for (int rank = 0; rank < table.peers.ranks; ++rank) {
+      if (rank != me) {
+        cuda::ptx::StoreLine(routing_of(rank, me), sent);
       }
     }
   }
-  __syncthreads();
-  if (line < lines) {
-    if ((targets >> me & 1U) != 0) {
-      const std::int64_t row = std::int64_t{SenderOf(table, me)} * tokens + t;
-      reinterpret_cast<uint4*>(p.rows + row * p.rows_stride)[line] = value;
+  for (int rank = 0; rank < table.peers.ranks; ++rank) {
+    // Ranks with the same rows have this one.
+    const bool is_sent = me % table.copies == 0 && SenderOf(table, rank) != sender;
+    if (is_sent && has_line && (targets >> rank & 1U) != 0) {
+      cuda::ptx::StoreLine(place_of(rank, me), Present(value));
     }
-    const uint4 sent = Present(value);
-    for (int rank = 0; rank < table.peers.ranks; ++rank) {
-      // Ranks with the same rows have this one.
-      const bool is_other = SenderOf(table, rank) != SenderOf(table, me);
-      if (me % table.copies == 0 && is_other && (targets >> rank & 1U) != 0) {
-        auto* const box = reinterpret_cast<uint4*>(table.boxes[rank] + layout.Rows(half, me));
-        cuda::ptx::StoreLine(box + t * lines + line, sent);
-      }
-    }
+  }
+  tell(sender, owner == me ? own : -1, weight);
+  if (has_line && (targets >> me & 1U) != 0) {
+    *row_of(sender) = value;
   }
 
   // Receive.
-  for (int rank = warp; rank < table.peers.ranks; rank += kExchangeWarps) {
+  for (int rank = 0; rank < table.peers.ranks; ++rank) {
     if (rank == me) {
       continue;
     }
-    uint4 got = {cuda::kAbsent, 0, 0, 0};
-    if (lane < choices) {
-      (void)cuda::WaitFor(table.peers, [&] {
+    // Of the others that have a sender's rows it is enough that they have come.
+    const bool is_sender = rank % table.copies == 0 && SenderOf(table, rank) != sender;
+    const bool may_come = is_sender && has_line;
+    uint4 got = {cuda::kAbsent, number, 0, number};
+    uint4 came = Empty();
+    (void)WaitForWarp(table.peers, [&] {  // both at once
+      if (has_choice) {
         got = cuda::ptx::LoadLine(routing_of(me, rank));
-        return got.y == number && got.w == number;
-      });
-    }
-    if (rank % table.copies != 0 || SenderOf(table, rank) == SenderOf(table, me)) {
-      continue;  // it has come here, that is all
-    }
-    auto expert = static_cast<std::int32_t>(got.x);
-    expert = Has(table, me, expert) ? expert : -1;
-    if (is_first && lane < choices) {
-      const int row = SenderOf(table, rank) * tokens + t;
-      p.row_experts.Row(row)[lane] = expert;
-      if (p.weights.data != nullptr) {
-        p.row_weights.Row(row)[lane] = __uint_as_float(got.z);
       }
+      if (may_come) {
+        came = cuda::ptx::LoadLine(place_of(me, rank));
+      }
+      return got.y == number && got.w == number;
+    });
+    if (!is_sender) {
+      continue;
     }
-    if (__any_sync(kAllLanes, expert >= 0) && lane == 0) {
-      atomicOr(&sources, 1U << rank);
+    const auto sent = static_cast<std::int32_t>(got.x);
+    const std::int32_t expert = Has(table, me, sent) ? sent : -1;
+    tell(SenderOf(table, rank), expert, __uint_as_float(got.z));
+    if (__any_sync(kAllLanes, expert >= 0) && may_come) {
+      uint4* const place = place_of(me, rank);
+      (void)cuda::WaitFor(table.peers, [&] {
+        if (IsPresent(came)) {
+          return true;
+        }
+        came = cuda::ptx::LoadLine(place);
+        return false;
+      });
+      *place = Empty();
+      *row_of(SenderOf(table, rank)) = came;
     }
   }
-  __syncthreads();
-  for (int rank = 0; rank < table.peers.ranks; ++rank) {
-    if ((sources >> rank & 1U) != 0 && line < lines) {
-      auto* const box = reinterpret_cast<uint4*>(table.boxes[me] + layout.Rows(half, rank));
-      const std::int64_t row = std::int64_t{SenderOf(table, rank)} * tokens + t;
-      reinterpret_cast<uint4*>(p.rows + row * p.rows_stride)[line] =
-          TakeLine(table, box + t * lines + line);
-    }
-  }
+  __syncthreads();  // all have read the number
   // Those of blocks that this grid has not, as well: all count alike.
   const unsigned grid = gridDim.x * gridDim.y;
   for (unsigned i = block + threadIdx.x * grid; i < cuda::kExchangeBlocksMax;

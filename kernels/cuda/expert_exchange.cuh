@@ -76,15 +76,21 @@ __device__ inline bool IsPresent(const uint4& value) {
 __device__ inline uint4 Empty() {
   return make_uint4(kAbsent, kAbsent, kAbsent, kAbsent);
 }
-// Waits for a line of the own box and empties it.
-__device__ inline uint4 TakeLine(const ExchangeTable& table, uint4* from) {
-  uint4 value{};
-  (void)WaitFor(table.peers, [&] {
-    value = ptx::LoadLine(from);
-    return IsPresent(value);
-  });
-  *from = Empty();
-  return value;
+// By a whole warp, until done() is true of all its lanes, or the group has failed: then false.
+template <typename Done>
+__device__ inline bool WaitForWarp(const PeerTable& peers, const Done& done) {
+  constexpr int kLooksBetween = 4096;  // the word of a failure is across PCIe
+  while (true) {
+    for (int look = 0; look < kLooksBetween; ++look) {
+      const bool is_done = done();
+      if (__all_sync(kAllLanes, is_done)) {
+        return true;
+      }
+    }
+    if (__any_sync(kAllLanes, ptx::LoadRelaxed(peers.aborted) != 0)) {
+      return false;
+    }
+  }
 }
 
 inline void CheckLines(const char* op, const ConstAnyMatrix& matrix) {

@@ -25,10 +25,11 @@ namespace dsa::cuda {
 // No float32 and no two bfloat16 that an op computes, but a NaN, which is sent as another one.
 inline constexpr unsigned kAbsent = 0xFFFFFFFFU;
 
-inline constexpr std::int64_t kExchangeRowsMax = 64;      // of a rank, that go one way
+inline constexpr std::int64_t kExchangeRowsMax = 256;     // of a rank, that go one way
 inline constexpr std::int64_t kExchangeChoicesMax = 32;   // of a row: a lane each
 inline constexpr std::int64_t kExchangeBlocksMax = 1024;  // of a Dispatch
-inline constexpr std::int64_t kExchangeRowBytes = kExchangeRowsMax * 7168 * 4;  // of a rank
+inline constexpr std::int64_t kExchangeRowBytes = kExchangeRowsMax * 7168 * 2;   // of a rank
+inline constexpr std::int64_t kExchangePartBytes = kExchangeRowsMax * 7168 * 4;  // likewise
 inline constexpr std::int64_t kExchangeResultBytes = kExchangeRowsMax * 8 * 7168 * 2;
 
 // A rank's box: where its parts begin, in bytes.
@@ -48,10 +49,10 @@ class ExchangeLayout final {
     return Routing(2, 0) + (std::int64_t{half} * ranks_ + rank) * kExchangeRowBytes;
   }
   // Contributions by pair of a row and a choice of this rank, or parts: [ranks] of
-  // kExchangeRowBytes; kAbsent at first.
+  // kExchangePartBytes; kAbsent at first.
   __host__ __device__ std::int64_t Results() const { return Rows(2, 0); }
   __host__ __device__ std::int64_t Parts(int rank) const {
-    return Results() + rank * kExchangeRowBytes;
+    return Results() + rank * kExchangePartBytes;
   }
   __host__ __device__ std::int64_t bytes() const {
     const std::int64_t parts_end = Parts(ranks_);
