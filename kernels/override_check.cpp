@@ -13,6 +13,19 @@
 #include <array>
 
 namespace dsa {
+namespace {
+
+// All heads of a row behind one another.
+AnyMatrix RowsOfHeads(const AnyTensor3& x) {
+  return {.data = x.data,
+          .type = x.type,
+          .rows = x.rows,
+          .cols = x.heads * x.cols,
+          .row_stride = x.row_stride};
+}
+
+}  // namespace
+
 template <typename Params>
 void OverrideCheck::Compare(std::string_view op, void (Backend::*method)(const Params&),
                             const Params& params,
@@ -87,6 +100,10 @@ WrittenList OverrideCheck::Written(const SelectKeysParams& params) {
   AddExact(written, "mask", params.mask);
   AddExact(written, "counts", params.counts);
   AddExact(written, "faults", params.faults);
+  if (params.absorbed) {
+    AddMatrix(written, "q", RowsOfHeads(params.absorbed->q));
+    AddMatrix(written, "q_latent", RowsOfHeads(params.absorbed->q_latent));
+  }
   return written;
 }
 
@@ -96,13 +113,7 @@ WrittenList OverrideCheck::Written(const AttendLatentParams& params) {
 
 WrittenList OverrideCheck::Written(const AttendMaskedParams& params) {
   WrittenList written;
-  const AnyTensor3& q = params.attend.q;  // in and out: restored, and compared
-  AddMatrix(written, "q",
-            {.data = q.data,
-             .type = q.type,
-             .rows = q.rows,
-             .cols = q.heads * q.cols,
-             .row_stride = q.row_stride});
+  AddMatrix(written, "q", RowsOfHeads(params.attend.q));  // in and out: restored, and compared
   AddActivation(written, "o", params.attend.o);
   return written;
 }

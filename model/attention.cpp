@@ -88,15 +88,10 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
                          RowRange rows) {
   const ModelConfig& config = parts_.config;
   const AttentionWeights& weights = layer.weights.attention;
-  KeySelection selection{};
-  if (Selects(path)) {
-    DSA_CHECK(config.has_indexer(), "Attention: a selection without an indexer");
-    selection = SelectKeys(layer, step, rows, IsMasked(path));
-  }
   const auto heads_of = [&](const AnyMatrix& all) {
     return HeadsOf(RowsOfAny(all, rows.first, rows.count), rank_.heads.count);
   };
-  const AttendParams attend = {
+  AttendParams attend = {
       .q = heads_of(Values(Buffer::kQuery, step, rank_.heads.count * (config.nope + kRopeWidth))),
       .table = parts_.rope_table,
       .layout = RopeLayout::kInterleaved,
@@ -104,17 +99,26 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
       .w_uv = weights.w_uv,
       .cache = layer.latent,
       .rows = Paged(step, rows),
-      .selection = selection,
+      .selection = {},
       .softmax_scale = config.softmax_scale,
       .o = RowsOf(AttentionOutput(step), rows.first, rows.count)};
+  DSA_CHECK(!Selects(path) || config.has_indexer(), "Attention: a selection without an indexer");
   if (IsMasked(path)) {
+    if (Selects(path)) {
+      attend.selection = SelectKeys(layer, step, rows, true, std::nullopt);
+    }
     backend_.AttendMasked({.attend = attend});
-  } else {
-    const std::int64_t width = rank_.heads.count * kLatentWidth;
-    backend_.AttendLatent({.attend = attend,
-                           .q_latent = heads_of(Values(Buffer::kAbsorbedQuery, step, width)),
-                           .o_latent = heads_of(Values(Buffer::kLatentOutput, step, width))});
+    return;
   }
+  const std::int64_t width = rank_.heads.count * kLatentWidth;
+  AttendLatentParams latent = {.attend = attend,
+                               .q_latent = heads_of(Values(Buffer::kAbsorbedQuery, step, width)),
+                               .o_latent = heads_of(Values(Buffer::kLatentOutput, step, width))};
+  if (Selects(path)) {
+    latent.attend.selection = SelectKeys(layer, step, rows, false, QueriesOf(latent));
+    latent.is_absorbed = layer.has_indexer();
+  }
+  backend_.AttendLatent(latent);
 }
 
 AnyMatrix Transformer::KeyValue(const Step& step) const {

@@ -60,7 +60,7 @@ AnyMatrix Transformer::IndexHeadWeights(const Step& step) const {
 // A selection stands at the rows of the batch until a later layer selects anew, so that a layer
 // without an indexer of its own attends to what the last one before it has selected.
 KeySelection Transformer::SelectKeys(const LayerView& layer, const Step& step, RowRange rows,
-                                     bool as_mask) {
+                                     bool as_mask, const std::optional<QueriesToAbsorb>& absorbed) {
   const Activations& activations = parts_.activations;
   const std::int64_t k = parts_.config.index_topk;
   const auto counts =
@@ -98,7 +98,8 @@ KeySelection Transformer::SelectKeys(const LayerView& layer, const Step& step, R
        .faults = RowsOf(step.device.row_faults, rows.first, rows.count),
        .queries = PreparedQueries(activations, layer.indexer.format, rows.count, heads),
        .weights = activations.AsMatrix<float>(Buffer::kPreparedWeight, rows.count, heads),
-       .scores = activations.AsMatrix<float>(Buffer::kScores, score_rows, step.shape.visible_max)});
+       .scores = activations.AsMatrix<float>(Buffer::kScores, score_rows, step.shape.visible_max),
+       .absorbed = absorbed});
   return selection;
 }
 

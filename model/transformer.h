@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "kernels/batch_view.h"
 #include "kernels/fused/activation.h"
+#include "kernels/fused/attend.h"
 #include "kernels/fused/gated_mlp.h"
 #include "kernels/fused/project.h"
 #include "kernels/kv_layout.h"
@@ -27,6 +28,7 @@
 #include "model/weights.h"
 
 #include <cstdint>
+#include <optional>
 
 namespace dsa {
 
@@ -130,7 +132,9 @@ class Transformer final {
 
   // indexer.cpp
   IndexerRows RowsOfIndexer(const LayerView& layer, const Step& step) const;
-  KeySelection SelectKeys(const LayerView& layer, const Step& step, RowRange rows, bool as_mask);
+  // `absorbed` where the layer has an indexer of its own.
+  KeySelection SelectKeys(const LayerView& layer, const Step& step, RowRange rows, bool as_mask,
+                          const std::optional<QueriesToAbsorb>& absorbed);
   AnyMatrix IndexQuery(const Step& step) const;
   AnyMatrix IndexHeadWeights(const Step& step) const;
 

@@ -9,19 +9,20 @@
 
 namespace dsa {
 
+void CudaBackend::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb) {
+  if (!cuda::RotateAndAbsorb(rope, absorb, state_->stream)) {
+    Rope(rope);
+    AbsorbQuery(absorb);
+  }
+}
+
 void CudaBackend::AttendLatent(const AttendLatentParams& params) {
   const AttendParams& attend = params.attend;
   const std::int64_t nope = attend.q.cols - kLatentRopeValues;
   const AnyTensor3 q_rope = ColumnsOf(attend.q, nope, kLatentRopeValues);
-  const RopeParams rope{.x = q_rope,
-                        .positions = attend.rows.positions,
-                        .table = attend.table,
-                        .layout = attend.layout};
-  const AbsorbQueryParams absorb{
-      .q_nope = ColumnsOf(attend.q, 0, nope), .w_uk = attend.w_uk, .q_latent = params.q_latent};
-  if (!cuda::RotateAndAbsorb(rope, absorb, state_->stream)) {
-    Rope(rope);
-    AbsorbQuery(absorb);
+  if (!params.is_absorbed) {
+    const QueriesToAbsorb queries = QueriesOf(params);
+    RotateAndAbsorb(RopeOf(queries, attend.rows), AbsorbOf(queries));
   }
   LatentAttention({.q_latent = params.q_latent,
                    .q_rope = q_rope,

@@ -13,6 +13,8 @@
 
 namespace dsa::cuda {
 
+// Whether RotateAndAbsorb takes them.
+bool TakesRotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb);
 // Rope and AbsorbQuery: queries [T, H, N] and their RoPE columns [T, H, 64], rotated in place.
 bool RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb, cudaStream_t stream);
 // ExpandValue and QuantizeFp8 of its output [T, H * V]: a head's values are whole blocks of 128.

@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/expert_exchange.h"
+#include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_arena.h"
 
@@ -154,7 +155,8 @@ std::int64_t CudaBackend::AvailableBytes() const {
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
   return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
-         OpScratchBytes(limits, state_->exchange != nullptr) + cuda::kAttentionCounterBytes;
+         OpScratchBytes(limits, state_->exchange != nullptr) + cuda::kAttentionCounterBytes +
+         cuda::kFewHeadsPartBytes;
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
@@ -165,6 +167,9 @@ Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
                        Allocate(OpScratchBytes(limits, state_->exchange != nullptr)));
   DSA_ASSIGN_OR_RETURN(state_->attention_counters, Allocate(cuda::kAttentionCounterBytes));
   Zero(state_->attention_counters.data(), cuda::kAttentionCounterBytes);
+  DSA_ASSIGN_OR_RETURN(state_->attention_parts, Allocate(cuda::kFewHeadsPartBytes));
+  DSA_CUDA_CHECK(cudaMemsetAsync(state_->attention_parts.data(), 0xFF, cuda::kFewHeadsPartBytes,
+                                 state_->stream));
   return state_->gemm.Reserve(*this, limits.tokens_max, limits.linear_width_max);
 }
 

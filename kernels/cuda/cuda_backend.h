@@ -110,6 +110,8 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(std::unique_ptr<State> state);
   // CHECK-fails while a graph is being recorded.
   void CheckNotRecording(const char* call) const;
+  // Rope and AbsorbQuery, in one launch where they can.
+  void RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb);
   // Where the ranks of a collective meet on their devices; null once the group has failed.
   // CHECK-fails of a backend in no group.
   const cuda::PeerTable* Peers(const CollectiveCall& call, const cuda::PeerSeat& seat);

@@ -232,7 +232,19 @@ cuda::AttentionParts TakeParts(cuda::ScratchArena& arena, std::int64_t row_heads
           .maxima = arena.Take<float2>(parts),
           .splits = splits,
           .is_binary = is_binary,
-          .counters = nullptr};
+          .counters = nullptr,
+          .logs = nullptr};
+}
+
+cuda::AttentionParts FewHeadsParts(const DeviceBuffer& memory, int splits) {
+  static_assert(cuda::kFewHeadsPartValues ==
+                std::int64_t{cuda::kMultiprocessors} * cuda::kFewHeadsGroup * kLatentValues);
+  return {.outputs = memory.As<float>(),
+          .maxima = nullptr,
+          .splits = splits,
+          .is_binary = true,
+          .counters = nullptr,
+          .logs = memory.As<float>() + cuda::kFewHeadsPartValues};
 }
 
 enum class Kernel : std::uint8_t { kPlain, kTensor, kManyHeads, kFewHeads };
@@ -377,12 +389,13 @@ void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
     cuda::RunChunk(params, latents, state_->multiprocessors, state_->stream);
     return;
   }
-  const std::int64_t heads = kernel == Kernel::kManyHeads  ? groups * cuda::kManyHeadsGroup
-                             : kernel == Kernel::kFewHeads ? groups * cuda::kFewHeadsGroup
-                                                           : extents.heads;
+  const std::int64_t heads =
+      kernel == Kernel::kManyHeads ? groups * cuda::kManyHeadsGroup : extents.heads;
   cuda::ScratchArena arena(state_->scratch);
-  cuda::AttentionParts parts = TakeParts(arena, std::min(extents.tokens, plan.rows) * heads,
-                                         plan.splits, kernel != Kernel::kPlain);
+  cuda::AttentionParts parts = kernel == Kernel::kFewHeads
+                                   ? FewHeadsParts(state_->attention_parts, plan.splits)
+                                   : TakeParts(arena, std::min(extents.tokens, plan.rows) * heads,
+                                               plan.splits, kernel != Kernel::kPlain);
   parts.counters = state_->attention_counters.As<unsigned>();
   arena.CheckFits("LatentAttention");
   for (std::int64_t first = 0; first < extents.tokens; first += plan.rows) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/cuda/latent_rows.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/ops/latent_attention.h"
 
 #include <cstdint>
@@ -24,8 +25,15 @@ struct AttentionParts {
   int splits;      // 1: the kernels write the output themselves
   bool is_binary;  // maxima and powers are of base 2
   // Of the kernels that join their parts themselves, and lay them out as they like.
-  unsigned* counters;  // two words a row and group of heads, zero between launches
+  unsigned* counters;  // many heads: two words a row and group of heads, zero between launches
+  float* logs;         // few heads: [row and group of heads, splits, splits, 16]
 };
+
+// Of RunFewHeads: `outputs` and `logs` of as many blocks as run at once, memory of its own whose
+// bytes are 0xFF between launches.
+inline constexpr std::int64_t kFewHeadsPartValues = std::int64_t{kMultiprocessors} * 16 * 512;
+inline constexpr std::int64_t kFewHeadsPartBytes =
+    (kFewHeadsPartValues + std::int64_t{kMultiprocessors} * 16 * kSplitsMax) * 4;
 
 // bfloat16 activations over a cache of fp8 or bfloat16, on the tensor cores: 64 heads a block,
 // fewer for few heads.

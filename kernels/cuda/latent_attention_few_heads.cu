@@ -6,15 +6,15 @@
 //   warpgroups 1, 2 O^T += V^T P^T, 256 latent values each
 //   warpgroups 3, 4 records to tiles of half, latent_records.cuh
 //
-// References, ranges of keys and how parts are joined: as in latent_attention_many_heads.cu.  Bound
-// by the gather.
+// References and ranges of keys: as in latent_attention_many_heads.cu.  Parts announce themselves,
+// announced_parts.cuh, and every block joins its share of the columns.  Bound by the gather.
+#include "kernels/cuda/announced_parts.cuh"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_records.cuh"
 #include "kernels/cuda/latent_share.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/wgmma_half.cuh"
-#include "kernels/cuda/siblings.cuh"
 
 namespace dsa::cuda {
 namespace {
@@ -47,7 +47,7 @@ constexpr float kSlack = 8.0F;  // log2 by which scores may exceed their referen
 constexpr float kNoReference = -1e30F;
 constexpr float kLog2E = 1.44269504088896340736F;
 
-enum NamedBarrier { kQueriesLoaded = 1, kScored, kSumsKnown, kPartsWritten, kStaged };
+enum NamedBarrier { kQueriesLoaded = 1, kScored, kSumsKnown, kPartsWeighed, kStaged };
 
 // Addresses in shared memory.  P of a turn lies in its own keys' RoPE tile.
 struct Plan {
@@ -129,6 +129,13 @@ __device__ void LoadQueries(const LatentAttentionParams& p, const Plan& plan, co
   }
 }
 
+// log2 of the sum of powers of a part, of every head: from block `split` to its sibling `reader`,
+// itself too.
+__device__ float* MailOf(const AttentionParts& parts, const Share& share, int reader, int split) {
+  return parts.logs +
+         ((std::int64_t{share.item} * parts.splits + reader) * parts.splits + split) * kHeads;
+}
+
 // Score 4 j + 2 h + i of lane 4 g + q of warp w is of key 16 w + g + 8 h and head 8 j + 2 q + i.
 class Scorer final {
  public:
@@ -148,8 +155,9 @@ class Scorer final {
     }
   }
 
-  // Leaves 1 / sum in shared memory and, of a part, log2 of the sum of powers in `logs`.
-  __device__ void Finish(float* logs) {
+  // Leaves 1 / sum in shared memory and sends, of a part, log2 of the sum of powers to all
+  // siblings.
+  __device__ void Finish(const AttentionParts& parts, const Share& share) {
     ptx::NamedBarrierSync(kScored, kGroupThreads);  // maxima are read no more
 #pragma unroll
     for (int n = 0; n < kThreadHeads; ++n) {
@@ -160,17 +168,27 @@ class Scorer final {
     }
     Leave(sums_, plan_.maxima);
     ptx::NamedBarrierSync(kScored, kGroupThreads);
-    if (warp_ == 0 && lane_ < 4) {
+    if (warp_ == 0) {
+      float logs[kThreadHeads];
 #pragma unroll
       for (int n = 0; n < kThreadHeads; ++n) {
-        const int head = n / 2 * 8 + lane_ * 2 + n % 2;
+        const int head = n / 2 * 8 + lane_ % 4 * 2 + n % 2;
         float sum = 0.0F;
         for (int warp = 0; warp < kGroupWarps; ++warp) {
           sum += ptx::LoadShared(plan_.maxima + (warp * kHeads + head) * 4);
         }
-        ptx::StoreFloat(plan_.inverse + head * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
-        if (logs != nullptr) {
-          logs[head] = sum > 0.0F ? references_[n] + log2f(sum) : -INFINITY;
+        logs[n] = sum > 0.0F ? references_[n] + log2f(sum) : -INFINITY;
+        if (lane_ < 4) {
+          ptx::StoreFloat(plan_.inverse + head * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
+        }
+      }
+      if (parts.splits > 1) {
+        for (int reader = lane_ / 4; reader < parts.splits; reader += kWarpSize / 4) {
+#pragma unroll
+          for (int n = 0; n < kThreadHeads; ++n) {
+            SendLog(MailOf(parts, share, reader, share.split) + n / 2 * 8 + lane_ % 4 * 2 + n % 2,
+                    logs[n]);
+          }
         }
       }
     }
@@ -381,73 +399,85 @@ __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, c
 
 // The parts of an item: [splits, 8, 256 threads] vectors of sums 4 j .. 4 j + 3 of a tile.
 constexpr int kPartVectors = kGroupTiles * kScores / 4;
-constexpr std::int64_t kPartValues = std::int64_t{kPartVectors} * kValueThreads * 4;
+constexpr int kPartPlaces = kPartVectors * kValueThreads;
 
-__device__ void WritePart(const AttentionParts& parts, const Share& share, int thread,
+__device__ void SendParts(const AttentionParts& parts, const Share& share, int thread,
                           const Sums& sums, const HeadValues& inverse) {
-  auto* own = reinterpret_cast<float4*>(parts.outputs +
-                                        (share.item * parts.splits + share.split) * kPartValues) +
-              thread;
+  auto* own = reinterpret_cast<float4*>(parts.outputs) +
+              (std::int64_t{share.item} * parts.splits + share.split) * kPartPlaces + thread;
 #pragma unroll
   for (int v = 0; v < kPartVectors; ++v) {
     const float* vector = sums[v / 2] + v % 2 * 4;
     const float low = inverse.values[v % 2 * 2];
     const float high = inverse.values[v % 2 * 2 + 1];
-    __stcg(own + v * kValueThreads,
-           make_float4(vector[0] * low, vector[1] * high, vector[2] * low, vector[3] * high));
+    SendPart(own + v * kValueThreads,
+             make_float4(vector[0] * low, vector[1] * high, vector[2] * low, vector[3] * high));
   }
-  MeetParts<kValueThreads>(parts, share, thread, kPartsWritten);
 }
 
-// This block's share of the columns, if it has one: kVectors of the vectors of every thread.
+// This block's share of the places: every thread has eight vectors, of up to eight parts; of more,
+// lanes 8 apart have parts of the same place.
 template <int kSplits>
 __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& parts,
                           const Plan& plan, const Share& share, int thread) {
-  constexpr int kVectors = kSplits < kPartVectors ? kPartVectors / kSplits : 1;
-  const int first = share.split * kVectors;
-  if (first >= kPartVectors) {
-    return;
-  }
-  const auto* from =
-      reinterpret_cast<const float4*>(parts.outputs + share.item * kSplits * kPartValues) +
-      first * kValueThreads + thread;
-  float4 values[kVectors][kSplits];  // all on their way while weights are made
-#pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-    for (int split = 0; split < kSplits; ++split) {
-      values[v][split] = __ldcg(from + split * (kPartValues / 4) + v * kValueThreads);
-    }
-  }
-  const unsigned weights = plan.keys.buffers;
-  WeighParts<kValueThreads>(parts, share, weights, thread);
-  ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
-  const int group = thread / kGroupThreads;
-  const int warp = thread % kGroupThreads / kWarpSize;
+  constexpr int kEach = kSplits < 8 ? kSplits : 8;  // parts
+  constexpr int kSharers = kSplits / kEach;
+  constexpr int kPlaces = kPartPlaces / kSplits * kSharers / kValueThreads;
+  static_assert(kSharers <= 4 && kPlaces * kEach == kPartVectors);
+  constexpr int kWarpPlaces = kWarpSize / kSharers;
   const int lane = thread % kWarpSize;
+  const int first_split = lane / kWarpPlaces * kEach;
+  const int first_place =
+      share.split * (kPartPlaces / kSplits) + thread / kWarpSize * kWarpPlaces + lane % kWarpPlaces;
+  float4* const from = reinterpret_cast<float4*>(parts.outputs) +
+                       (std::int64_t{share.item} * kSplits + first_split) * kPartPlaces +
+                       first_place;
+  const unsigned weights = plan.keys.buffers;
+  float* const logs = MailOf(parts, share, share.split, 0);
+  WeighParts<kValueThreads, Share>(kSplits, weights, thread, [logs](int split, int head) {
+    return ReceiveLog(logs + split * kHeads + head);
+  });
+  float4 values[kPlaces * kEach];
+  ReceiveParts(values, [&](int i) {
+    return from + i % kEach * kPartPlaces + i / kEach * (kValueThreads / kSharers);
+  });
+  ptx::NamedBarrierSync(kPartsWeighed, kValueThreads);
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    const int head = (first + v) % 2 * 8 + lane % 4 * 2;
+  for (int i = 0; i < kPlaces; ++i) {
+    const int place = first_place + i * (kValueThreads / kSharers);
+    const int vector = place / kValueThreads;
+    const int group = place % kValueThreads / kGroupThreads;
+    const int warp = place % kGroupThreads / kWarpSize;
+    const int owner = place % kWarpSize;
+    const int head = vector % 2 * 8 + owner % 4 * 2;
     const unsigned own = weights + head * 4;
     float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
 #pragma unroll
-    for (int split = 0; split < kSplits; ++split) {
-      const float2 weight = ptx::LoadShared2(own + split * kHeads * 4);
-      sum.x = fmaf(weight.x, values[v][split].x, sum.x);
-      sum.y = fmaf(weight.y, values[v][split].y, sum.y);
-      sum.z = fmaf(weight.x, values[v][split].z, sum.z);
-      sum.w = fmaf(weight.y, values[v][split].w, sum.w);
+    for (int split = 0; split < kEach; ++split) {
+      const float2 weight = ptx::LoadShared2(own + (first_split + split) * kHeads * 4);
+      const float4& value = values[i * kEach + split];
+      sum.x = fmaf(weight.x, value.x, sum.x);
+      sum.y = fmaf(weight.y, value.y, sum.y);
+      sum.z = fmaf(weight.x, value.z, sum.z);
+      sum.w = fmaf(weight.y, value.w, sum.w);
+    }
+#pragma unroll
+    for (int offset = kWarpPlaces; offset < kWarpSize; offset *= 2) {
+      sum.x += __shfl_xor_sync(kAllLanes, sum.x, offset);
+      sum.y += __shfl_xor_sync(kAllLanes, sum.y, offset);
+      sum.z += __shfl_xor_sync(kAllLanes, sum.z, offset);
+      sum.w += __shfl_xor_sync(kAllLanes, sum.w, offset);
     }
     const float2 inverse = ptx::LoadShared2(own + kSplits * kHeads * 4);
     auto* target = static_cast<__nv_bfloat16*>(p.o_latent.data) +
                    share.row * p.o_latent.row_stride +
                    (share.first_head + head) * p.o_latent.head_stride + group * kGroupValues +
-                   (first + v) / 2 * 64 + warp * 16 + lane / 4;
-    if (head < share.heads) {
+                   vector / 2 * 64 + warp * 16 + owner / 4;
+    if (lane < kWarpPlaces && head < share.heads) {
       target[0] = __float2bfloat16_rn(sum.x * inverse.x);
       target[8] = __float2bfloat16_rn(sum.z * inverse.x);
     }
-    if (head + 1 < share.heads) {
+    if (lane < kWarpPlaces && head + 1 < share.heads) {
       target[p.o_latent.head_stride] = __float2bfloat16_rn(sum.y * inverse.y);
       target[p.o_latent.head_stride + 8] = __float2bfloat16_rn(sum.w * inverse.y);
     }
@@ -470,13 +500,10 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
     StoreOutputs(p, plan, share, group, sums, inverse);
     return;
   }
-  WritePart(parts, share, thread, sums, inverse);
+  SendParts(parts, share, thread, sums, inverse);
   WithSplits(parts.splits, [&](auto splits) {
     JoinParts<decltype(splits)::value>(p, parts, plan, share, thread);
   });
-  if (thread == 0) {
-    LeaveSiblings(parts.counters + share.item * 2, parts.splits);
-  }
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -495,16 +522,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   ptx::AllowSuccessor();
   __syncthreads();
   ptx::WaitForPredecessors();
+  FirstWords ahead;
+  if (group > kValueGroups) {
+    ahead = GuessFirst<1, Tiles, Share>(p, plan.keys, groups, parts.splits);
+  }
   const Share share(p, groups, parts.splits);
   if (group == 0) {
     Scorer scorer(p, plan);
     ptx::NamedBarrierSync(kQueriesLoaded, kGroupThreads + kValueThreads);
     scorer.Run(share.turns);
-    scorer.Finish(parts.splits > 1 ? LogsOf(parts, share, share.split) : nullptr);
+    scorer.Finish(parts, share);
   } else if (group > kValueGroups) {
     ptx::LowerRegisters<kGatherRegisters>();
     Gatherer<1, Tiles>(plan.keys, share.keys, p.cache.data, share.first, share.last)
-        .Run(share.turns);
+        .Run(share.turns, ahead);
   } else {
     ptx::RaiseRegisters<kValueRegisters>();
     RunValues(p, parts, plan, share, group - 1);

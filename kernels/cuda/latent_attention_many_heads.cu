@@ -402,7 +402,10 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
     }
   }
   const unsigned weights = plan.queries;
-  WeighParts<kValueThreads>(parts, share, weights, thread);
+  const float* logs = LogsOf(parts, share, 0);
+  WeighParts<kValueThreads, Share>(kSplits, weights, thread, [logs](int split, int head) {
+    return __ldcg(logs + split * kHeads + head);
+  });
   ptx::NamedBarrierSync(kPartsWritten, kValueThreads);
   if (!has_heads) {
     return;

@@ -102,6 +102,13 @@ struct BufferCursor {
   }
 };
 
+// The words of a warp's first keys, a lane each, asked for before it is known how many keys a row
+// has.
+struct FirstWords {
+  const std::int32_t* from = nullptr;
+  std::int32_t word = 0;
+};
+
 // Two bfloat16 as two halves.
 __device__ inline unsigned HalvesOfBf16(unsigned pair) {
   unsigned halves;
@@ -158,14 +165,22 @@ class Gatherer final {
         to_peer_(kPeers == 1 ? 0 : ptx::AddressInBlock(tiles.buffers, rank_ ^ 1U) - tiles.buffers) {
   }
 
+  __device__ FirstWords LoadFirst() const {
+    FirstWords words{.from = Word(lane_ / kWarpKeys)};
+    // Stays where it is, above what its place does not depend on.
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(words.word) : "l"(words.from));
+    return words;
+  }
+
   // The last of `buffers` buffers may have turns without keys.
-  __device__ void Run(int buffers) {
+  __device__ void Run(int buffers, const FirstWords& ahead = {}) {
     const int turns = buffers * kOwnTurns;
     if (turns == 0) {
       return;
     }
     // The first turns at once: lane kWarpKeys s + k has key k of turn s.
-    const int first_slot = SlotFrom(*Word(lane_ / kWarpKeys), lane_ / kWarpKeys);
+    const std::int32_t* const words = Word(lane_ / kWarpKeys);
+    const int first_slot = SlotFrom(words == ahead.from ? ahead.word : *words, lane_ / kWarpKeys);
     std::int32_t word = *Word(Tiles::kStages);  // nothing uses it before the next turn
 #pragma unroll 1
     for (int stage = 0; stage < Tiles::kStages; ++stage) {

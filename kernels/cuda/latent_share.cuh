@@ -28,19 +28,42 @@ struct AttentionShare {
   int turns;
 
   __device__ AttentionShare(const LatentAttentionParams& p, int groups, int splits)
-      : row(blockIdx.x / groups / splits),
+      : AttentionShare(p, groups, splits, KeysOf(p.rows, p.selection, RowOf(groups, splits))) {}
+  __device__ AttentionShare(const LatentAttentionParams& p, int groups, int splits,
+                            const RowKeys& of_row)
+      : row(RowOf(groups, splits)),
         item(static_cast<int>(row) * groups + static_cast<int>(blockIdx.x) % groups),
         split(static_cast<int>(blockIdx.x) / groups % splits),
         first_head(static_cast<int>(blockIdx.x) % groups * kHeads),
         heads(min(kHeads, static_cast<int>(p.q_latent.heads) - first_head)),
-        keys(KeysOf(p.rows, p.selection, row)) {
+        keys(of_row) {
     const int row_turns = (keys.count + kKeys - 1) / kKeys;
     const int share_keys = (row_turns + splits - 1) / splits * kKeys;
     first = min(split * share_keys, keys.count);
     last = min(first + share_keys, keys.count);
     turns = (last - first + kKeys - 1) / kKeys;
   }
+  __device__ static std::int64_t RowOf(int groups, int splits) {
+    return blockIdx.x / groups / splits;
+  }
 };
+
+// The first words of a gathering warp if the row has as many keys as a selection can: the number
+// comes at the same time and tells.
+template <int kPeers, typename Tiles, typename Share>
+__device__ __forceinline__ FirstWords GuessFirst(const LatentAttentionParams& p, const Tiles& tiles,
+                                                 int groups, int splits) {
+  const Matrix<const std::int32_t>& slots = p.selection.slots;
+  if (slots.data == nullptr) {
+    return {};
+  }
+  const Share guess(p, groups, splits,
+                    {.table = nullptr,
+                     .slots = slots.Row(Share::RowOf(groups, splits)),
+                     .count = static_cast<int>(slots.cols)});
+  return Gatherer<kPeers, Tiles>(tiles, guess.keys, p.cache.data, guess.first, guess.last)
+      .LoadFirst();
+}
 
 // log2 of the sum of powers, of every head of a part.
 template <typename Share>
@@ -75,20 +98,19 @@ __device__ void WithSplits(int splits, const Join& join) {
 
 // Weights of the parts, [splits, kHeads], and behind them 1 / their sum, [kHeads], to shared memory
 // at `weights`, by kThreads threads.  What they wrote is there after a barrier of theirs.
-template <int kThreads, typename Share>
-__device__ void WeighParts(const AttentionParts& parts, const Share& share, unsigned weights,
-                           int thread) {
+// log_of(split, head): log2 of the sum of powers of a part.
+template <int kThreads, typename Share, typename LogOf>
+__device__ void WeighParts(int splits, unsigned weights, int thread, const LogOf& log_of) {
   constexpr int kHeads = Share::kHeads;
   constexpr int kLanes = kThreads / kHeads;  // of a head
   const int head = thread / kLanes;
   const int lane = thread % kLanes;
   const unsigned own = weights + head * 4;
-  const float* logs = LogsOf(parts, share, 0) + head;
   constexpr float kNoSum = -1e30F;
   float largest = kNoSum;
 #pragma unroll 4
-  for (int split = lane; split < parts.splits; split += kLanes) {
-    const float log = __ldcg(logs + split * kHeads);
+  for (int split = lane; split < splits; split += kLanes) {
+    const float log = log_of(split, head);
     ptx::StoreFloat(own + split * kHeads * 4, log);
     largest = fmaxf(largest, log);
   }
@@ -98,7 +120,7 @@ __device__ void WeighParts(const AttentionParts& parts, const Share& share, unsi
   }
   float sum = 0.0F;
 #pragma unroll 1
-  for (int split = lane; split < parts.splits; split += kLanes) {
+  for (int split = lane; split < splits; split += kLanes) {
     const float weight = Exp2(ptx::LoadShared(own + split * kHeads * 4) - largest);
     ptx::StoreFloat(own + split * kHeads * 4, weight);
     sum += weight;
@@ -108,7 +130,7 @@ __device__ void WeighParts(const AttentionParts& parts, const Share& share, unsi
     sum += __shfl_xor_sync(kAllLanes, sum, offset);
   }
   if (lane == 0) {
-    ptx::StoreFloat(own + parts.splits * kHeads * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
+    ptx::StoreFloat(own + splits * kHeads * 4, sum > 0.0F ? 1.0F / sum : 0.0F);
   }
 }
 

@@ -2,11 +2,12 @@
 //
 //   PrepareIndexQueries   queries as the tensor cores read them, and cleared work memory
 //   IndexScores           scores and a histogram of each row's
-//   IndexSelection        the exact top k
+//   IndexSelection        the exact top k; of few rows beside RotateAndAbsorb, one launch of both
 //
 // Each starts while the one before runs, and waits for what it reads of it.  The same selection as
 // the default body's, whose scores have the same bits: exact products, and sums in one order.
 #include "common/view_parts.h"
+#include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/index_queries.h"
 #include "kernels/cuda/index_scores.h"
@@ -19,6 +20,7 @@
 #include "kernels/ops/select_top_k.h"
 
 #include <algorithm>
+#include <optional>
 
 namespace dsa {
 namespace {
@@ -74,8 +76,9 @@ SelectTopKParams SelectionOf(const SelectKeysParams& tile) {
           .faults = tile.faults};
 }
 
-void SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scratch,
-                cudaStream_t stream) {
+// Returns whether `beside` was done as well.
+bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scratch,
+                const cuda::absorb::BesideParams* beside, cudaStream_t stream) {
   const SelectTopKParams selection = SelectionOf(tile);
   (void)Validate(selection);
   const int padded_heads = cuda::PaddedIndexHeads(tile.q.heads);
@@ -101,8 +104,13 @@ void SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
                     stream);
   const std::int64_t visible_max =
       tile.rows.visible_max > 0 ? tile.rows.visible_max : tile.scores.cols;
-  cuda::IndexSelection(selection, scratch.work,
-                       cuda::IndexSelectionCluster(tile.q.rows, visible_max), stream);
+  const int cluster = cuda::IndexSelectionCluster(tile.q.rows, visible_max);
+  if (beside != nullptr &&
+      cuda::IndexSelectionAndAbsorb(selection, scratch.work, cluster, *beside, stream)) {
+    return true;
+  }
+  cuda::IndexSelection(selection, scratch.work, cluster, stream);
+  return false;
 }
 
 }  // namespace
@@ -140,9 +148,21 @@ void CudaBackend::SelectKeys(const SelectKeysParams& params) {
   const Scratch scratch = TakeScratch(arena, std::min(tile, tokens), params.q.heads);
   arena.CheckFits("SelectKeys");
   const int unit_rows = UnitRows(params.rows, tokens);
+  std::optional<cuda::absorb::BesideParams> beside;
+  if (params.absorbed) {
+    beside = {.rope = RopeOf(*params.absorbed, params.rows), .absorb = AbsorbOf(*params.absorbed)};
+    (void)Validate(beside->rope);
+    (void)Validate(beside->absorb);
+  }
+  const bool fits =
+      beside && tokens <= tile && cuda::TakesRotateAndAbsorb(beside->rope, beside->absorb);
+  bool is_absorbed = false;
   for (std::int64_t first = 0; first < tokens; first += tile) {
-    SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows, scratch,
-               state_->stream);
+    is_absorbed = SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows,
+                             scratch, fits ? &*beside : nullptr, state_->stream);
+  }
+  if (beside && !is_absorbed) {
+    RotateAndAbsorb(beside->rope, beside->absorb);
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include "common/view_parts.h"
 #include "kernels/backend.h"
-#include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
 #include "kernels/ops/masked_attention.h"
@@ -23,12 +22,34 @@ void RotateQueries(Backend& backend, const AttendParams& params) {
 
 }  // namespace
 
+QueriesToAbsorb QueriesOf(const AttendLatentParams& params) {
+  return {.q = params.attend.q,
+          .table = params.attend.table,
+          .layout = params.attend.layout,
+          .w_uk = params.attend.w_uk,
+          .q_latent = params.q_latent};
+}
+
+RopeParams RopeOf(const QueriesToAbsorb& queries, const PagedRows& rows) {
+  return {.x = ColumnsOf(queries.q, queries.q.cols - kLatentRopeValues, kLatentRopeValues),
+          .positions = rows.positions,
+          .table = queries.table,
+          .layout = queries.layout};
+}
+
+AbsorbQueryParams AbsorbOf(const QueriesToAbsorb& queries) {
+  return {.q_nope = ColumnsOf(queries.q, 0, queries.q.cols - kLatentRopeValues),
+          .w_uk = queries.w_uk,
+          .q_latent = queries.q_latent};
+}
+
 void Backend::AttendLatent(const AttendLatentParams& params) {
   const AttendParams& attend = params.attend;
-  RotateQueries(*this, attend);
-  AbsorbQuery({.q_nope = ColumnsOf(attend.q, 0, attend.q.cols - kLatentRopeValues),
-               .w_uk = attend.w_uk,
-               .q_latent = params.q_latent});
+  if (!params.is_absorbed) {
+    const QueriesToAbsorb queries = QueriesOf(params);
+    Rope(RopeOf(queries, attend.rows));
+    AbsorbQuery(AbsorbOf(queries));
+  }
   LatentAttention({.q_latent = params.q_latent,
                    .q_rope = RopeColumns(attend),
                    .cache = attend.cache,

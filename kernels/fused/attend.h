@@ -6,6 +6,7 @@
 #include "kernels/batch_view.h"
 #include "kernels/fused/activation.h"
 #include "kernels/kv_layout.h"
+#include "kernels/ops/absorb_query.h"
 #include "kernels/ops/key_selection.h"
 #include "kernels/ops/rope.h"
 
@@ -30,7 +31,22 @@ struct AttendLatentParams {
   AttendParams attend;
   AnyTensor3 q_latent;  // [T, H, 512]  work memory, as o_latent
   AnyTensor3 o_latent;  // [T, H, 512]
+  // SelectKeys was given the same as QueriesToAbsorb: q is rotated, and q_latent written.
+  bool is_absorbed = false;
 };
+
+// What AttendLatent begins with.  It does not depend on what is selected, so SelectKeys can do it.
+//   q[:, N:] = RoPE(q[:, N:]);  q_latent = W_UK^T q[:, :N]
+struct QueriesToAbsorb {
+  AnyTensor3 q;  // [T, H, N + 64]
+  RopeTable table;
+  RopeLayout layout;
+  ConstAnyTensor3 w_uk;  // [H, N, 512]
+  AnyTensor3 q_latent;   // [T, H, 512]
+};
+QueriesToAbsorb QueriesOf(const AttendLatentParams& params);
+RopeParams RopeOf(const QueriesToAbsorb& queries, const PagedRows& rows);
+AbsorbQueryParams AbsorbOf(const QueriesToAbsorb& queries);
 
 //   q[:, N:] = RoPE(q[:, N:]);  o = MaskedAttention(q)
 struct AttendMaskedParams {

@@ -42,6 +42,10 @@ void Backend::SelectKeys(const SelectKeysParams& params) {
                 .counts = RowsOf(params.counts, first, count),
                 .faults = RowsOf(params.faults, first, count)});
   }
+  if (params.absorbed) {
+    Rope(RopeOf(*params.absorbed, params.rows));
+    AbsorbQuery(AbsorbOf(*params.absorbed));
+  }
 }
 
 }  // namespace dsa

@@ -7,10 +7,12 @@
 
 #include "common/view.h"
 #include "kernels/batch_view.h"
+#include "kernels/fused/attend.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/rope.h"
 
 #include <cstdint>
+#include <optional>
 
 namespace dsa {
 
@@ -31,6 +33,8 @@ struct SelectKeysParams {
   AnyTensor3 queries;     // [T, H, 128]  kFp8E4m3 for an fp8 cache, else the type of q
   Matrix<float> weights;  // [T, H]
   Matrix<float> scores;   // [S, C]  S >= rows.group; every row sees at most C keys
+  // Of AttendLatent, for the same rows: done as well.
+  std::optional<QueriesToAbsorb> absorbed = std::nullopt;
 };
 
 }  // namespace dsa

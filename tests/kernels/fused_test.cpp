@@ -67,6 +67,16 @@ class FaultyOps final : public ForwardingBackend {
     if (fault_ == "SelectKeys counts") {
       Flip(params.counts.data, 1, 1);
     }
+    if (params.absorbed) {
+      if (fault_ == "SelectKeys q") {
+        const AnyTensor3& q = params.absorbed->q;
+        Flip(static_cast<std::uint8_t*>(q.data) + (q.cols - 1) * SizeOf(q.type), SizeOf(q.type), 1);
+      }
+      if (fault_ == "SelectKeys q_latent") {
+        const AnyTensor3& latent = params.absorbed->q_latent;
+        Flip(latent.data, SizeOf(latent.type), 512);
+      }
+    }
   }
   void AttendLatent(const AttendLatentParams& params) override {
     inner_.AttendLatent(params);
@@ -178,6 +188,8 @@ TEST_CASE("the override check reads every output of every op", "[kernels][fused]
                                             "SelectKeys counts",
                                             "SelectKeys faults",
                                             "SelectKeys mask",
+                                            "SelectKeys q",
+                                            "SelectKeys q_latent",
                                             "SelectKeys slots",
                                             "WriteKeys RoPE key",
                                             "WriteKeys fp8 copy",
@@ -195,8 +207,9 @@ TEST_CASE("a fault in an output of a fused op is named", "[kernels][fused]") {
       as<std::string>(), "AddNorm y", "AddNorm residual", "AddNorm fp8 copy", "AddNorm fp8 scales",
       "Project y[0]", "Project y[2]", "WriteKeys query latent", "WriteKeys fp8 copy",
       "WriteKeys latent", "WriteKeys RoPE key", "WriteKeys indexer key scale", "SelectKeys slots",
-      "SelectKeys mask", "SelectKeys counts", "AttendLatent o", "AttendLatent fp8 scales",
-      "AttendMasked o", "GatedMlp y", "ExpertMlp y", "ExpertMlp experts", "ExpertMlp pairs");
+      "SelectKeys mask", "SelectKeys counts", "SelectKeys q_latent", "AttendLatent o",
+      "AttendLatent fp8 scales", "AttendMasked o", "GatedMlp y", "ExpertMlp y", "ExpertMlp experts",
+      "ExpertMlp pairs");
   CAPTURE(fault);
   FaultyOps faulty(testing::TestBackend(), fault);
   OverrideCheck check(faulty);

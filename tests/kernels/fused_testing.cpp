@@ -153,6 +153,12 @@ SelectKeysParams FusedLayer::SelectKeys() {
               Filled(DataType::kF32, sizes_.score_rows, sizes_.context, kNeverAScore, 0.0F))};
 }
 
+SelectKeysParams FusedLayer::SelectKeysAndAbsorb() {
+  SelectKeysParams params = SelectKeys();
+  params.absorbed = QueriesOf(AttendLatent());
+  return params;
+}
+
 AttendParams FusedLayer::Attend() {
   const std::int64_t heads = sizes_.heads;
   return {.q = HeadsOf(Random(heads * (sizes_.nope + 64)), heads),
@@ -177,6 +183,13 @@ AttendLatentParams FusedLayer::AttendLatent() {
 AttendLatentParams FusedLayer::AttendLatentSelected() {
   AttendLatentParams params = AttendLatent();
   params.attend.selection = Selection();
+  return params;
+}
+
+AttendLatentParams FusedLayer::AttendAbsorbed() {
+  AttendLatentParams params = AttendLatentSelected();
+  params.q_latent = HeadsOf(Random(sizes_.heads * 512), sizes_.heads);
+  params.is_absorbed = true;
   return params;
 }
 
@@ -369,6 +382,8 @@ void RunFusedOps(Backend& backend, FusedLayer& layer) {
   backend.AttendLatent(layer.AttendLatentSelected());
   backend.GatedMlp(layer.GatedMlp());
   backend.ExpertMlp(layer.ExpertMlp());
+  backend.SelectKeys(layer.SelectKeysAndAbsorb());
+  backend.AttendLatent(layer.AttendAbsorbed());
 }
 
 void CheckDifferences(const OverrideCheck& check) {

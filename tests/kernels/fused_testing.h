@@ -83,8 +83,10 @@ class FusedLayer final {
   WriteKeysParams WriteKeys();
   WriteKeysParams WriteKeysWithoutIndexer();
   SelectKeysParams SelectKeys();
+  SelectKeysParams SelectKeysAndAbsorb();
   AttendLatentParams AttendLatent();          // of all visible keys
   AttendLatentParams AttendLatentSelected();  // of top_k of them
+  AttendLatentParams AttendAbsorbed();        // the same behind SelectKeysAndAbsorb
   AttendMaskedParams AttendMasked();
   GatedMlpParams GatedMlp();
   ExpertMlpParams ExpertMlp();

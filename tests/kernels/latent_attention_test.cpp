@@ -290,6 +290,33 @@ TEST_CASE("LatentAttention in a graph gives the same bits again and again",
   }
 }
 
+// Also where parts wait for each other: none may be taken for one that was not written yet.
+TEST_CASE("LatentAttention gives NaN to a head whose query holds one, and to no other",
+          "[kernels][latent_attention]") {
+  const auto heads = GENERATE(as<std::int64_t>(), 3, 70);
+  const auto bits = GENERATE(as<std::uint32_t>(), 0x7FC00000U, 0xFFFFFFFFU);
+  AttentionBatch batch = testing::MakeAttentionBatch({.type = DataType::kBf16,
+                                                      .format = KvFormat::kFp8,
+                                                      .selection = Selection::kSome,
+                                                      .heads = heads,
+                                                      .visible = {2100},
+                                                      .selected = 2048});
+  const std::vector<float> clean = Run(testing::TestBackend(), batch);
+  float& value = batch.q[static_cast<std::size_t>(batch.nope + 64 + batch.nope)];  // of head 1
+  const float before = value;
+  std::memcpy(&value, &bits, sizeof(value));
+  const std::vector<float> actual = Run(testing::TestBackend(), batch);
+  for (std::size_t i = 0; i < clean.size(); ++i) {
+    if (i / 512 == 1) {
+      CHECK(std::isnan(actual[i]));
+    } else {
+      CHECK(actual[i] == clean[i]);
+    }
+  }
+  value = before;
+  CHECK(Run(testing::TestBackend(), batch) == clean);
+}
+
 TEST_CASE("LatentAttention gives the bits of the dense path where all keys are selected",
           "[kernels][latent_attention]") {
   const auto type = GENERATE(DataType::kF32, DataType::kBf16);

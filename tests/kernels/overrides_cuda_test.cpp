@@ -55,6 +55,7 @@ std::vector<FusedOp> Overrides() {
          {"SmallProduct", "NarrowProduct", "LinearKernel", "of a library"}),
       Op("WriteKeys", &Backend::WriteKeys, &FusedLayer::WriteKeys, {}),
       Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeys, {}),
+      Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeysAndAbsorb, {}),
       Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentSelected,
          {"Attention", "JoinParts"}),
       Op("GatedMlp", &Backend::GatedMlp, &FusedLayer::GatedMlp, {"SmallProduct"}),

@@ -1,0 +1,168 @@
+// RotateAndAbsorb by blocks that another kernel's launch has to spare: queries do not depend on
+// what is selected, and a selection of few rows leaves most multiprocessors without work.
+//
+// A block of 512 threads is two teams of 256, each with a ring of stages of its own.  Tiles are
+// dealt out to all teams in turn, and a team goes through its stages without a stop between tiles.
+#pragma once
+
+#include "kernels/cuda/absorb_tile.cuh"
+#include "kernels/cuda/index_selection.h"
+#include "kernels/cuda/ptx/dependency.cuh"
+#include "kernels/cuda/ptx/shared_memory.cuh"
+
+#include <cstdint>
+
+namespace dsa::cuda::absorb {
+
+inline constexpr int kTeams = 2;
+
+template <int kTokens>
+class Beside final {
+  using T = Tile<kTokens>;
+  static constexpr int kRing = 4;
+  static constexpr int kTeamBytes = kRing * T::kStageBytes;
+  static constexpr int kRowBytes = kColumns * 2 + 16;  // of a result on its way
+  static_assert(kTokens * kRowBytes <= T::kStageBytes);
+
+ public:
+  static constexpr int kSharedBytes = kTeams * kTeamBytes;
+  static_assert(kSharedBytes <= 227 * 1024);
+
+  // `worker` of `workers` blocks.
+  __device__ Beside(const BesideParams& p, std::uint8_t* shared, int worker, int workers)
+      : p_(p),
+        team_(static_cast<int>(threadIdx.x) / kThreads),
+        thread_(static_cast<int>(threadIdx.x) % kThreads),
+        ring_(shared + team_ * kTeamBytes),
+        stages_((static_cast<int>(p.absorb.q_nope.cols) + kDepth - 1) / kDepth),
+        token_tiles_((static_cast<int>(p.absorb.q_nope.rows) + kTokens - 1) / kTokens),
+        tiles_(kColumnTiles * token_tiles_ * static_cast<int>(p.absorb.q_nope.heads)),
+        first_(worker * kTeams + team_),
+        step_(workers * kTeams) {}
+
+  __device__ void Run() {
+    Place load = At(first_);
+    Place ahead = load;  // of the weights that no kernel writes
+    for (int i = 0; i < kRing - 1; ++i) {
+      LoadWeights(i, ahead);
+      Next(ahead);
+    }
+    ptx::WaitForPredecessors();
+    ptx::AllowSuccessor();
+    for (int i = 0; i < kRing - 1; ++i) {
+      LoadQueries(i, load);
+      ptx::CommitCopies();
+      Next(load);
+    }
+    int slot = 0;
+    for (Place at = At(first_); at.tile < tiles_;) {
+      const Rotation<kTokens> rotation(p_.rope, at.column_tile, at.first_token, at.head, thread_);
+      typename T::Totals totals = {};
+      const Place tile = at;
+      for (int stage = 0; stage < stages_; ++stage) {
+        ptx::WaitForCopies<kRing - 2>();
+        Meet();  // everybody's copies are there, and the slot before is read no more
+        const int freed = slot == 0 ? kRing - 1 : slot - 1;
+        LoadWeights(freed, load);
+        LoadQueries(freed, load);
+        ptx::CommitCopies();
+        Next(load);
+        T::Multiply(Slot(slot), Column(), Token(), totals);
+        if (stage + 1 < stages_) {
+          slot = slot + 1 == kRing ? 0 : slot + 1;
+        }
+        Next(at);
+      }
+      Store(Slot(slot), tile, totals);
+      slot = slot + 1 == kRing ? 0 : slot + 1;
+      rotation.Store();
+    }
+    ptx::WaitForCopies<0>();
+  }
+
+ private:
+  struct Place {
+    int tile;
+    int stage;
+    int column_tile;
+    std::int64_t first_token;
+    std::int64_t head;
+  };
+  __device__ Place At(int tile) const {
+    return {.tile = tile,
+            .stage = 0,
+            .column_tile = tile % kColumnTiles,
+            .first_token = tile / kColumnTiles % token_tiles_ * std::int64_t{kTokens},
+            .head = tile / kColumnTiles / token_tiles_};
+  }
+  __device__ void Next(Place& place) const {
+    if (++place.stage == stages_) {
+      place = At(place.tile + step_);
+    }
+  }
+  __device__ std::uint8_t* Slot(int slot) const { return ring_ + slot * T::kStageBytes; }
+  __device__ void LoadWeights(int slot, const Place& place) const {
+    if (place.tile < tiles_) {
+      T::LoadWeights(Slot(slot), p_.absorb, place.stage * kDepth, place.column_tile * kColumns,
+                     place.head, thread_);
+    }
+  }
+  __device__ void LoadQueries(int slot, const Place& place) const {
+    if (place.tile < tiles_) {
+      T::LoadQueries(Slot(slot), p_.absorb, place.stage * kDepth, place.first_token, place.head,
+                     thread_);
+    }
+  }
+  __device__ void Meet() const { ptx::NamedBarrierSync(1 + team_, kThreads); }
+  // Where the warp's part of a tile begins.
+  __device__ int Column() const {
+    return thread_ / kWarpSize / T::kTokenWarps * T::kColumnTiles * 16;
+  }
+  __device__ int Token() const { return thread_ / kWarpSize % T::kTokenWarps * T::kTokenTiles * 8; }
+
+  // Through the slot that was multiplied last to whole rows.
+  __device__ void Store(std::uint8_t* slot, const Place& tile,
+                        const typename T::Totals& totals) const {
+    Meet();
+    const int lane = thread_ % kWarpSize;
+#pragma unroll
+    for (int m = 0; m < T::kColumnTiles; ++m) {
+#pragma unroll
+      for (int t = 0; t < T::kTokenTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = Token() + t * 8 + lane % 4 * 2 + i % 2;
+          const int column = Column() + m * 16 + lane / 4 + i / 2 * 8;
+          *reinterpret_cast<__nv_bfloat16*>(slot + token * kRowBytes + column * 2) =
+              __float2bfloat16_rn(totals[m][t][i]);
+        }
+      }
+    }
+    Meet();
+    constexpr int kLanes = kColumns / 8;  // of a row, 16 bytes each
+    const int chunk = thread_ % kLanes;
+    auto* const output = static_cast<__nv_bfloat16*>(p_.absorb.q_latent.data) +
+                         tile.head * p_.absorb.q_latent.head_stride + tile.column_tile * kColumns +
+                         chunk * 8;
+#pragma unroll
+    for (int first = 0; first < kTokens; first += kThreads / kLanes) {
+      const int t = first + thread_ / kLanes;
+      if (t < kTokens && tile.first_token + t < p_.absorb.q_latent.rows) {
+        *reinterpret_cast<uint4*>(output + (tile.first_token + t) * p_.absorb.q_latent.row_stride) =
+            *reinterpret_cast<const uint4*>(slot + t * kRowBytes + chunk * 16);
+      }
+    }
+  }
+
+  const BesideParams& p_;
+  int team_;
+  int thread_;
+  std::uint8_t* ring_;
+  int stages_;
+  int token_tiles_;
+  int tiles_;
+  int first_;
+  int step_;
+};
+
+}  // namespace dsa::cuda::absorb

@@ -1,0 +1,67 @@
+// IndexSelection of few rows in the first blocks of a launch, RotateAndAbsorb in the others.
+#include "kernels/cuda/absorb_beside.cuh"
+#include "kernels/cuda/index_selection.cuh"
+
+#include <algorithm>
+
+namespace dsa::cuda::index_selection {
+namespace {
+
+constexpr int kFew = 8;  // rows of a tile
+constexpr int kMany = 64;
+
+template <int kTokens>
+__global__ __launch_bounds__(Wide::kThreads, Wide::kBlocks) void IndexSelectionAndAbsorbKernel(
+    const __grid_constant__ KernelParams p, const __grid_constant__ absorb::BesideParams beside) {
+  static_assert(Wide::kThreads == absorb::kTeams * absorb::kThreads);
+  extern __shared__ __align__(16) std::uint8_t memory[];
+  const int selecting = static_cast<int>(p.call.scores.rows) * p.cluster;
+  const auto block = static_cast<int>(blockIdx.x);
+  if (block < selecting) {
+    Selection<Wide>(p, *reinterpret_cast<Shared<Wide>*>(memory)).Run(p);
+  } else {
+    absorb::Beside<kTokens>(beside, memory, block - selecting,
+                            static_cast<int>(gridDim.x) - selecting)
+        .Run();
+  }
+}
+
+template <int kTokens>
+void Launch(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
+            cudaStream_t stream) {
+  const auto kernel = IndexSelectionAndAbsorbKernel<kTokens>;
+  static PerDevice attribute;
+  attribute.Once([&] {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
+    return error != cudaSuccess
+               ? error
+               : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  });
+  const auto cluster = static_cast<unsigned>(p.cluster);
+  LaunchDependent(
+      kernel,
+      {.grid = static_cast<unsigned>(p.call.scores.rows) * cluster + static_cast<unsigned>(blocks),
+       .threads = Wide::kThreads,
+       .shared_bytes =
+           std::max<std::int64_t>(SharedBytes<Wide>(p), absorb::Beside<kTokens>::kSharedBytes),
+       .cluster = cluster},
+      stream, p, beside);
+}
+
+}  // namespace
+
+std::int64_t AbsorbBlocks(const absorb::BesideParams& beside) {
+  const ConstAnyTensor3& q = beside.absorb.q_nope;
+  const std::int64_t rows = q.rows <= kFew ? kFew : kMany;
+  const std::int64_t tiles = absorb::kColumnTiles * ((q.rows + rows - 1) / rows) * q.heads;
+  return (tiles + absorb::kTeams - 1) / absorb::kTeams;
+}
+
+void LaunchBeside(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
+                  cudaStream_t stream) {
+  beside.absorb.q_nope.rows <= kFew ? Launch<kFew>(p, beside, blocks, stream)
+                                    : Launch<kMany>(p, beside, blocks, stream);
+}
+
+}  // namespace dsa::cuda::index_selection
