@@ -119,10 +119,20 @@ GpuServer::GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t
     : GpuServer(backend, Sized(context_tokens, sequences)) {}
 
 GpuServer::GpuServer(Backend& backend, ServerConfig config) {
+  Start(std::move(config), [&](const ServerConfig& all) { return App::StartOn(backend, all); });
+}
+
+GpuServer::GpuServer(ServerConfig config) {
+  Start(std::move(config), [](const ServerConfig& all) { return App::Start(all); });
+}
+
+void GpuServer::Start(
+    ServerConfig config,
+    const std::function<Result<std::unique_ptr<App>>(const ServerConfig&)>& start) {
   config.model = kGpuModel;
   config.listen = "127.0.0.1:0";
   ConfigureLog(LogLevel::kWarning, LogFormat::kText);
-  auto started = App::StartOn(backend, config);
+  auto started = start(config);
   DSA_CHECK(started.ok(), "{}", std::string_view(started.error().message));
   app = std::move(started).value();
   channel = grpc::CreateChannel(fmt::format("127.0.0.1:{}", app->port()),

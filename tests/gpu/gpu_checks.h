@@ -6,6 +6,7 @@
 #include "tokenizer/tokenizer.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,8 +37,14 @@ struct GpuServer {
   GpuServer(Backend& backend, std::int64_t context_tokens, std::int64_t sequences);
   // Model and address are set; the device's kind is what it says, "cpu" for steps op by op.
   GpuServer(Backend& backend, ServerConfig config);
+  // On the devices and in the layout of `config`, which says all but model and address.
+  explicit GpuServer(ServerConfig config);
   std::unique_ptr<App> app;
   std::shared_ptr<grpc::Channel> channel;
+
+ private:
+  void Start(ServerConfig config,
+             const std::function<Result<std::unique_ptr<App>>(const ServerConfig&)>& start);
 };
 
 double Now();  // seconds
