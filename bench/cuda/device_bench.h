@@ -115,6 +115,7 @@ void BenchSelectKeys(DeviceBench& bench);
 void BenchAttentionOps(DeviceBench& bench);
 void BenchMaskedOps(DeviceBench& bench);
 void BenchExpertOps(DeviceBench& bench);
+void BenchExpertMlps(DeviceBench& bench);
 
 // A block-scaled product with random operands, ready to be called.
 struct ScaledProduct {

@@ -290,6 +290,12 @@ void BenchSample(const DeviceBench& bench, std::int64_t rows, const std::string&
 
 }  // namespace
 
+void BenchExpertMlps(DeviceBench& bench) {
+  for (const std::int64_t tokens : {1, 8, 16, 17, 32, 64}) {
+    BenchExpertMlp(bench, 8, tokens);
+  }
+}
+
 void BenchExpertOps(DeviceBench& bench) {
   bench.Heading("experts, fp8");
   for (const std::int64_t tokens : {1, 64, 2048}) {
@@ -311,9 +317,6 @@ void BenchExpertOps(DeviceBench& bench) {
                 {"uneven", UnevenIds(72, 32)},
                 {"uneven", UnevenIds(285, 32)},
                 {"even", EvenIds(2048, 32)}});
-  for (const std::int64_t tokens : {1, 8, 64}) {
-    BenchExpertMlp(bench, 8, tokens);
-  }
   bench.Heading("sampling");
   constexpr SamplingRow kGreedy{.temperature = 0.0F,
                                 .min_p = 0.0F,

@@ -83,8 +83,9 @@ ScaledProduct MakeScaledProduct(const DeviceBench& bench, std::int64_t tokens, s
 }
 
 void BenchLinearChains(DeviceBench& bench) {
-  for (const std::int64_t tokens : {1, 16, 64}) {
+  for (const std::int64_t tokens : {1, 16, 32, 64}) {
     for (const Projection& projection : {Projection{24576, 1536, "q_b"},
+                                         {32768, 1536, "q_b and wq_b"},
                                          {7168, 16384, "o"},
                                          {4096, 7168, "gate and up"},
                                          {2240, 7168, "q_a, wk and kv_a"},

@@ -26,6 +26,7 @@ constexpr Group kGroups[] = {
     {"attention", BenchAttentionOps},
     {"masked", BenchMaskedOps},
     {"experts", BenchExpertOps},
+    {"expert_mlp", BenchExpertMlps},
 };
 
 int Main(std::span<char* const> names) {

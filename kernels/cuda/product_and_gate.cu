@@ -69,7 +69,7 @@ bool ProductsAndGateTake(std::span<const BlockScaledLinearParams> products,
       !std::all_of(products.begin(), products.end(), SmallProductTakes)) {
     return false;
   }
-  const small_product::Grid grid(products);
+  const small_product::Grid grid(products, true);
   return grid.blocks() >= FewGateBlocks(gate) &&
          grid.blocks() <= small_product::MultiprocessorsFor(grid.split);
 }

@@ -46,6 +46,10 @@ inline constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
 inline constexpr int kThreads = kWarps * kWarpSize;
 inline constexpr int kTokensMax = 64;
 inline constexpr int kOutputsPerWarp = 16;
+// From so many rows on one warpgroup of a multiprocessor takes longer for short tiles than the
+// memory does; long ones would leave the last wave uneven.
+inline constexpr int kTwoBlocksTokens = 33;
+inline constexpr int kShortColumns = 2048;
 
 // One weight and what it gives.
 struct Part {
@@ -426,12 +430,16 @@ struct Grid {
   int tiles = 0;
   int split;
   int clusters;
-  explicit Grid(std::span<const BlockScaledLinearParams> products) {
+  // `is_alone`: one block a multiprocessor at most.
+  Grid(std::span<const BlockScaledLinearParams> products, bool is_alone) {
     for (const BlockScaledLinearParams& product : products) {
       tiles += TilesOf(product);
     }
     split = SplitOf(tiles, products.front().x.cols);
-    clusters = split > 1 ? tiles : std::min(tiles, kMultiprocessors);
+    const Matrix<const Fp8E4m3>& x = products.front().x;
+    const int per_multiprocessor =
+        !is_alone && x.rows >= kTwoBlocksTokens && x.cols <= kShortColumns ? 2 : 1;
+    clusters = split > 1 ? tiles : std::min(tiles, per_multiprocessor * kMultiprocessors);
   }
   int blocks() const { return clusters * split; }
 };
@@ -482,7 +490,7 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
                        .first_tile = params.tiles};
     params.tiles += TilesOf(product);
   }
-  const auto [tiles, split, clusters] = Grid(products);
+  const auto [tiles, split, clusters] = Grid(products, beside.is_alone);
   const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
                               narrow_product::kOutputs * (kTokens / P::kNarrowTokens);
   const int all_blocks = (clusters + narrow_clusters) * split;
