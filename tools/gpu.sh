@@ -15,6 +15,7 @@
 #     logits                       CUDA against the CPU: random models in float32, the small model
 #     needles                      40 facts each in texts of 1K to 16K tokens, through the server;
 #                                  few of them with a fault planted in the indexer
+#     needles_ranks                the facts alone, on two GPUs as tensor ranks and as data ranks
 #     selections                   keys that the indexer selects, CUDA's beside the CPU's
 #     schedules                    random requests over 64 streams, each as if it were alone
 #     serving                      what a steady step is; NaN; a step that never ends
@@ -29,7 +30,7 @@
 #     position                     what a token costs at each position: the slice, and 8 layers of it
 #                                  with 64 sequences, to be scaled to all layers; into position/
 #     slice                        serve the slice: start-up, 64 sequences of 8K and 5 of 128K
-#   Without a stage: all but loading, sanitize, bench, step, position and slice.
+#   Without a stage: all but needles_ranks, loading, sanitize, bench, step, position and slice.
 #
 # The slice is what one of 32 GPUs holds of DeepSeek-V3.2 with its experts spread over all:
 # configs/models/deepseek-v32-ep32, random weights, 41 GB.
@@ -213,6 +214,7 @@ stage() {
       ./dsa_gpu_checks "[$1]"
       ;;
     faults) ./dsa_gpu_checks "[faults]" ;;
+    needles_ranks) ./dsa_gpu_checks "[.needles_ranks]" ;;
     sanitize) sanitize ;;
     racecheck | synccheck | initcheck | memcheck) sanitize "$1" ;;
     bench) ./dsa_cuda_bench ;;
