@@ -18,7 +18,7 @@ endfunction()
 function(dsa_unsanitized target)
   get_target_property(options ${target} COMPILE_OPTIONS)
   list(FILTER options EXCLUDE REGEX "sanitize")
-  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}")
+  set_target_properties(${target} PROPERTIES COMPILE_OPTIONS "${options}" DSA_UNSANITIZED ON)
 endfunction()
 
 # dsa_compile_tests(<target>): how the sources of tests are compiled.

@@ -19,7 +19,7 @@ check() {
   local stamp=$stamps/$key-$context
   [[ -e $stamp ]] && return 0
   local report
-  if report=$(clang-tidy-14 --quiet --extra-arg=-Wno-unknown-warning-option -p "$preset" "$source" 2>/dev/null); then
+  if report=$(clang-tidy-14 --quiet -p "$preset" "$source" 2>/dev/null); then
     touch "$stamp"
   else
     echo "$report"

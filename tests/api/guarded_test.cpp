@@ -50,7 +50,7 @@ class MovedClock final : public Clock {
   }
 
  private:
-  const SteadyClock steady_;
+  const SteadyClock steady_{};
   std::atomic<std::int64_t> moved_us_{0};
 };
 

@@ -79,44 +79,6 @@ std::int64_t MibThatSuffice(const std::string& message) {
   return std::stol(message.substr(begin + 1, end - begin - 1));
 }
 
-// Page faults of each of this process's threads.
-std::map<int, std::int64_t> FaultsOfThreads() {
-  std::map<int, std::int64_t> faults;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream file(task.path() / "stat");
-    std::string stat(std::istreambuf_iterator<char>(file), {});
-    stat.erase(0, stat.rfind(')') + 1);
-    std::istringstream fields(stat);
-    std::string word;
-    for (int field = 3; field <= 10 && fields >> word; ++field) {
-    }
-    faults[std::stoi(task.path().filename())] = std::stol(word);
-  }
-  return faults;
-}
-
-std::int64_t ResidentBytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::int64_t pages = 0;
-  statm >> pages >> pages;
-  return pages * sysconf(_SC_PAGESIZE);
-}
-
-// Ids of a process's threads that are not named by gRPC, which names its own.
-std::set<std::string> ThreadsOf(pid_t process) {
-  std::set<std::string> threads;
-  std::error_code ignored;
-  for (const auto& task :
-       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", process), ignored)) {
-    std::string name;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    if (name == "dsa") {
-      threads.insert(task.path().filename());
-    }
-  }
-  return threads;
-}
-
 }  // namespace
 
 TEST_CASE("the automatic cache takes what the rest leaves, and no server more than there is",
@@ -229,6 +191,48 @@ TEST_CASE("memory that is missing at the start, wherever, is one line and 3", "[
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose memory is another
+namespace {
+
+// Page faults of each of this process's threads.
+std::map<int, std::int64_t> FaultsOfThreads() {
+  std::map<int, std::int64_t> faults;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "stat");
+    std::string stat(std::istreambuf_iterator<char>(file), {});
+    stat.erase(0, stat.rfind(')') + 1);
+    std::istringstream fields(stat);
+    std::string word;
+    for (int field = 3; field <= 10 && fields >> word; ++field) {
+    }
+    faults[std::stoi(task.path().filename())] = std::stol(word);
+  }
+  return faults;
+}
+
+std::int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::int64_t pages = 0;
+  statm >> pages >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+// Ids of a process's threads that are not named by gRPC, which names its own.
+std::set<std::string> ThreadsOf(pid_t process) {
+  std::set<std::string> threads;
+  std::error_code ignored;
+  for (const auto& task :
+       std::filesystem::directory_iterator(fmt::format("/proc/{}/task", process), ignored)) {
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    if (name == "dsa") {
+      threads.insert(task.path().filename());
+    }
+  }
+  return threads;
+}
+
+}  // namespace
+
 TEST_CASE("a cache's pages are there when it is, by the work of all threads", "[e2e][memory]") {
   constexpr std::int64_t kBytes = 512 * kMiB;
   CpuBackend backend(2);

@@ -335,8 +335,12 @@ class Frames final {
     }
   }
   std::string Any() {
-    return Frame(static_cast<RawFrameType>(Below(12)), static_cast<std::uint8_t>(random_()),
-                 static_cast<std::uint32_t>(Below(50)), Text(Below(300)));
+    // One by one: in which order a call's arguments are drawn is the compiler's choice.
+    const std::string text = Text(Below(300));
+    const auto stream = static_cast<std::uint32_t>(Below(50));
+    const auto flags = static_cast<std::uint8_t>(random_());
+    const auto type = static_cast<RawFrameType>(Below(12));
+    return Frame(type, flags, stream, text);
   }
 
   std::mt19937_64 random_;
