@@ -49,6 +49,8 @@ arithmetic_cases+='|masked attention agrees|of wide heads matches its equation|o
 arithmetic_cases+='|the self-test (passes|sees|names a plain)|limits of a header hold exactly'
 arithmetic_cases+='|a narrow model on rank threads|faults of rank threads|faults of the exchange|agrees with the absorbed form'
 arithmetic_cases+='|penalties and biases give the tokens of a reference|merging follows its definition'
+# Each split of a reply in two, and each layout of each number of GPUs: 5 minutes of two cores.
+arithmetic_cases+='|inspect predicts steps of GPUs|a call in a reply, a sentence before it|a stop string that may begin a block'
 repeated_cases="$arithmetic_cases| no bit"  # on several threads: the thread sanitizer runs these
 # What runs on more than one thread, gRPC aside, whose own library is not instrumented.  Caches, the
 # scheduler and its simulator belong to one thread.
