@@ -235,7 +235,7 @@ Status CheckOverrides(const LoadedModel& model, const SelfTestOptions& options,
 
   DSA_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> device, options.make_device());
   LayerChecks checks(*device, layers.size(), config.index_topk);
-  const Status run = Run(checks, {.config = config, .weights = weights}, options);
+  Status run = Run(checks, {.config = config, .weights = weights}, options);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     for (const bool few_rows : {false, true}) {
       for (const OverrideDifference& found : checks.Of(i, few_rows).Differences()) {
