@@ -11,9 +11,10 @@
 #include "server/engine/rank_group.h"
 #include "server/sizing.h"
 #include "tests/e2e/tiny_model.h"
+#include "tests/end_sink.h"
 #include "tests/temporary_folder.h"
+#include "tests/this_program.h"
 
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -25,7 +26,6 @@
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 namespace dsa {
@@ -97,22 +97,6 @@ enum class Ends {
   kSilentInDispatch,
   kSilentInCombine,
   kLate,  // in every exchange, and answers
-};
-
-// Says at once how a request ended.
-class EndSink final : public TokenSink {
- public:
-  void OnDelta(TokenDelta&& delta) override {
-    if (delta.finish) {
-      const bool unavailable = delta.error && delta.error->code == ErrorCode::kUnavailable;
-      std::fprintf(stderr, unavailable ? "unavailable\n" : "answered\n");
-      ended_.set_value();
-    }
-  }
-  void Wait() { ended_.get_future().wait(); }
-
- private:
-  std::promise<void> ended_;
 };
 
 // After the warm-up, in the middle of a step.
@@ -196,33 +180,9 @@ class EndingRank final : public ForwardingBackend {
   int calls_ = 0;
 };
 
-struct EndedServer {
-  int exit_code;
-  std::string err;
-};
-
 // This program again, as the server whose rank ends so.
-EndedServer RunEndingServer(Ends ends) {
-  std::array<int, 2> pipe_ends{};
-  REQUIRE(pipe(pipe_ends.data()) == 0);
-  const std::string tag = fmt::format("[.ending_rank_{}]", static_cast<int>(ends));
-  const pid_t child = fork();  // nothing but exec follows in the child
-  if (child == 0) {
-    dup2(pipe_ends[1], STDERR_FILENO);
-    execl("/proc/self/exe", "ending_rank", tag.c_str(), nullptr);
-    _exit(127);
-  }
-  close(pipe_ends[1]);
-  EndedServer ended{.exit_code = -1, .err = {}};
-  std::array<char, 4096> bytes{};
-  for (ssize_t count = 0; (count = read(pipe_ends[0], bytes.data(), bytes.size())) > 0;) {
-    ended.err.append(bytes.data(), static_cast<std::size_t>(count));
-  }
-  close(pipe_ends[0]);
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  ended.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
-  return ended;
+testing::EndedProgram RunEndingServer(Ends ends) {
+  return testing::RunThisProgram(fmt::format("[.ending_rank_{}]", static_cast<int>(ends)));
 }
 
 void ServeUntilARankEnds(Ends ends) {
@@ -263,13 +223,13 @@ void ServeUntilADataRankEnds(Ends ends) {
   config.stall_timeout_s = is_silent ? 1 : 600;
   const auto app = App::StartOn({.group = &group, .backends = {&first_ends, &second_ends}}, config);
   REQUIRE(app.ok());
-  std::vector<std::shared_ptr<EndSink>> sinks;
+  std::vector<std::shared_ptr<testing::EndSink>> sinks;
   for (int i = 0; i < 3; ++i) {
     Request request;
     request.prompt = {TokenId{1}, TokenId{2 + i}};
     request.stop.max_tokens = ends == Ends::kLate ? 4 : 400;
     request.stop.ignore_end = true;
-    sinks.push_back(std::make_shared<EndSink>());
+    sinks.push_back(std::make_shared<testing::EndSink>());
     REQUIRE(app.value()->engine().Submit(std::move(request), sinks.back()).ok());
   }
   for (const auto& sink : sinks) {
@@ -361,7 +321,7 @@ TEST_CASE("ranks of which one does not start", "[.ending_rank_4]") {
 }
 
 TEST_CASE("a rank that does not start ends the process with 4", "[e2e][ranks][faults]") {
-  const EndedServer ended = RunEndingServer(Ends::kSilentAtStart);
+  const testing::EndedProgram ended = RunEndingServer(Ends::kSilentAtStart);
   CAPTURE(ended.err);
   CHECK(ended.exit_code == kDeviceFailedExitCode);
   CHECK(ended.err.find("answered") == std::string::npos);
@@ -370,7 +330,7 @@ TEST_CASE("a rank that does not start ends the process with 4", "[e2e][ranks][fa
 
 TEST_CASE("a rank that fails ends the process with 4 and answers nobody", "[e2e][ranks][faults]") {
   const Ends ends = GENERATE(Ends::kFailsInNorm, Ends::kThrows, Ends::kFailsInSample);
-  const EndedServer ended = RunEndingServer(ends);
+  const testing::EndedProgram ended = RunEndingServer(ends);
   CAPTURE(static_cast<int>(ends), ended.err);
   CHECK(ended.exit_code == kDeviceFailedExitCode);
   CHECK(ended.err.find("answered") == std::string::npos);
@@ -381,7 +341,7 @@ TEST_CASE("a rank that fails ends the process with 4 and answers nobody", "[e2e]
 
 TEST_CASE("a rank that says nothing ends the process with 5", "[e2e][ranks][faults]") {
   constexpr int kStalled = 5;
-  const EndedServer ended = RunEndingServer(Ends::kSilentInReduce);
+  const testing::EndedProgram ended = RunEndingServer(Ends::kSilentInReduce);
   CAPTURE(ended.err);
   CHECK(ended.exit_code == kStalled);
   CHECK(ended.err.find("answered") == std::string::npos);
@@ -411,7 +371,7 @@ TEST_CASE("a data rank that fails in the exchange ends the process with 4 and ev
           "[e2e][ranks][faults]") {
   const Ends ends =
       GENERATE(Ends::kFailsInDispatch, Ends::kThrowsInCombine, Ends::kFailsBeforeExperts);
-  const EndedServer ended = RunEndingServer(ends);
+  const testing::EndedProgram ended = RunEndingServer(ends);
   CAPTURE(static_cast<int>(ends), ended.err);
   CHECK(ended.exit_code == kDeviceFailedExitCode);
   CHECK(ended.err.find("answered") == std::string::npos);
@@ -424,7 +384,7 @@ TEST_CASE("a data rank that says nothing in the exchange ends the process with 5
           "[e2e][ranks][faults]") {
   constexpr int kStalled = 5;
   const Ends ends = GENERATE(Ends::kSilentInDispatch, Ends::kSilentInCombine);
-  const EndedServer ended = RunEndingServer(ends);
+  const testing::EndedProgram ended = RunEndingServer(ends);
   CAPTURE(static_cast<int>(ends), ended.err);
   CHECK(ended.exit_code == kStalled);
   CHECK(ended.err.find("answered") == std::string::npos);
@@ -432,7 +392,7 @@ TEST_CASE("a data rank that says nothing in the exchange ends the process with 5
 }
 
 TEST_CASE("a data rank that is late is waited for", "[e2e][ranks][faults]") {
-  const EndedServer ended = RunEndingServer(Ends::kLate);
+  const testing::EndedProgram ended = RunEndingServer(Ends::kLate);
   CAPTURE(ended.err);
   CHECK(ended.exit_code == 0);
   CHECK(CountOf(ended.err, "answered\n") == 3);

@@ -6,10 +6,9 @@
 #include "kernels/device_failure.h"
 #include "kernels/forwarding_backend.h"
 #include "server/app.h"
+#include "tests/end_sink.h"
 
 #include <atomic>
-#include <cstdio>
-#include <future>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -80,22 +79,6 @@ class EndingGpu final : public ForwardingBackend {
   int replays_ = 0;
 };
 
-// Says at once how a request ended.
-class SaysEnd final : public TokenSink {
- public:
-  void OnDelta(TokenDelta&& delta) override {
-    if (delta.finish) {
-      const bool unavailable = delta.error && delta.error->code == ErrorCode::kUnavailable;
-      std::fprintf(stderr, unavailable ? "unavailable\n" : "answered\n");
-      ended_.set_value();
-    }
-  }
-  void Wait() { ended_.get_future().wait(); }
-
- private:
-  std::promise<void> ended_;
-};
-
 void ServeOnTwoGpus(GpuEnds ends) {
   ThreadGroup group(2, 2);
   std::vector<std::unique_ptr<CudaBackend>> gpus;
@@ -121,7 +104,7 @@ void ServeOnTwoGpus(GpuEnds ends) {
   const auto app = App::StartOn({.group = &group, .backends = {&first, &second}}, config);
   REQUIRE(app.ok());
   is_serving = true;
-  std::vector<std::shared_ptr<SaysEnd>> sinks;
+  std::vector<std::shared_ptr<testing::EndSink>> sinks;
   for (int i = 0; i < 4; ++i) {
     Request request;
     for (int t = 0; t < 200; ++t) {
@@ -129,7 +112,7 @@ void ServeOnTwoGpus(GpuEnds ends) {
     }
     request.stop.max_tokens = ends == GpuEnds::kNever ? 50 : 1500;
     request.stop.ignore_end = true;
-    sinks.push_back(std::make_shared<SaysEnd>());
+    sinks.push_back(std::make_shared<testing::EndSink>());
     REQUIRE(app.value()->engine().Submit(std::move(request), sinks.back()).ok());
   }
   for (const auto& sink : sinks) {

@@ -13,11 +13,13 @@
 namespace dsa::abuse_test {
 namespace {
 
+using testing::Completion;
 using testing::Eventually;
 using testing::Exchange;
 using testing::FreePort;
 using testing::Get;
 using testing::HttpServing;
+using testing::LetThreadsRead;
 using testing::Post;
 using testing::RawClient;
 using testing::Reply;
@@ -25,18 +27,6 @@ using testing::SteppedEngine;
 
 constexpr std::string_view kChat = "/v1/chat/completions";
 constexpr std::string_view kCompletions = "/v1/completions";
-
-std::string Completion(int max_tokens, bool stream) {
-  return Post(kCompletions, fmt::format(R"({{"prompt": [1, 2], "max_tokens": {}, "stream": {}}})",
-                                        max_tokens, stream));
-}
-
-// By which both threads have read what came before.
-void LetThreadsRead(std::int64_t port) {
-  for (int i = 0; i < 40; ++i) {
-    CHECK(Exchange(port, Get("/health")).status == 200);
-  }
-}
 
 TEST_CASE("a request may come a byte at a time, and none for ever", "[http][abuse]") {
   SteppedEngine engine;

@@ -14,28 +14,17 @@
 namespace dsa::leaving_test {
 namespace {
 
+using testing::Completion;
 using testing::Eventually;
 using testing::Exchange;
 using testing::FreePort;
 using testing::Get;
 using testing::HttpServing;
+using testing::LetThreadsRead;
 using testing::Post;
 using testing::RawClient;
 using testing::Reply;
 using testing::SteppedEngine;
-
-std::string Completion(int max_tokens, bool stream) {
-  return Post(
-      "/v1/completions",
-      fmt::format(R"({{"prompt": [1, 2], "max_tokens": {}, "stream": {}}})", max_tokens, stream));
-}
-
-// By which both threads have read what came before.
-void LetThreadsRead(std::int64_t port) {
-  for (int i = 0; i < 40; ++i) {
-    CHECK(Exchange(port, Get("/health")).status == 200);
-  }
-}
 
 TEST_CASE("a client that sends its whole body first reads why it was refused", "[http][abuse]") {
   constexpr std::size_t kMiB = std::size_t{1} << 20;

@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include <arpa/inet.h>
+#include <catch2/catch.hpp>
 #include <fmt/core.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -165,10 +166,22 @@ std::string Get(std::string_view path) {
   return fmt::format("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", path);
 }
 
+std::string Completion(int max_tokens, bool stream) {
+  return Post(
+      "/v1/completions",
+      fmt::format(R"({{"prompt": [1, 2], "max_tokens": {}, "stream": {}}})", max_tokens, stream));
+}
+
 Reply Exchange(std::int64_t port, std::string_view request) {
   RawClient client(port);
   client.Send(request);
   return client.Read().value_or(Reply{});
+}
+
+void LetThreadsRead(std::int64_t port) {
+  for (int i = 0; i < 40; ++i) {
+    CHECK(Exchange(port, Get("/health")).status == 200);
+  }
 }
 
 }  // namespace dsa::testing

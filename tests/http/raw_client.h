@@ -49,8 +49,13 @@ class RawClient final {
 // "POST <path>" with a JSON body.
 std::string Post(std::string_view path, std::string_view body, std::string_view headers = "");
 std::string Get(std::string_view path);
+// Of two prompt tokens.
+std::string Completion(int max_tokens, bool stream);
 
 // One request on a connection of its own.
 Reply Exchange(std::int64_t port, std::string_view request);
+
+// By which both threads of the server have read what came before.
+void LetThreadsRead(std::int64_t port);
 
 }  // namespace dsa::testing

@@ -5,6 +5,7 @@
 #include "kernels/comm/thread_group.h"
 #include "kernels/device_failure.h"
 #include "tests/kernels/fake_nccl.h"
+#include "tests/this_program.h"
 
 #include <array>
 #include <atomic>
@@ -19,8 +20,6 @@
 #include <catch2/catch.hpp>
 #include <dlfcn.h>
 #include <fmt/core.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace dsa::testing {
 namespace {
@@ -97,34 +96,6 @@ void OnAll(int ranks, const Body& body) {
   for (std::thread& thread : threads) {
     thread.join();
   }
-}
-
-struct Ended {
-  int exit_code;
-  std::string err;
-};
-
-// This program again, for the hidden case of that tag, which ends the process.
-Ended RunEnding(const char* tag) {
-  std::array<int, 2> pipe_ends{};
-  REQUIRE(pipe(pipe_ends.data()) == 0);
-  const pid_t child = fork();  // nothing but exec follows in the child
-  if (child == 0) {
-    dup2(pipe_ends[1], STDERR_FILENO);
-    execl("/proc/self/exe", "nccl_tests", tag, nullptr);
-    _exit(127);
-  }
-  close(pipe_ends[1]);
-  Ended ended{.exit_code = -1, .err = {}};
-  std::array<char, 4096> bytes{};
-  for (ssize_t count = 0; (count = read(pipe_ends[0], bytes.data(), bytes.size())) > 0;) {
-    ended.err.append(bytes.data(), static_cast<std::size_t>(count));
-  }
-  close(pipe_ends[0]);
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  ended.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
-  return ended;
 }
 
 }  // namespace
@@ -238,11 +209,11 @@ TEST_CASE("a sum that NCCL refuses ends the process", "[.refused_sum]") {
 }
 
 TEST_CASE("ranks that do not come are named with code 4, as is what NCCL refuses", "[nccl]") {
-  const Ended silent = RunEnding("[.silent_rank]");
+  const testing::EndedProgram silent = testing::RunThisProgram("[.silent_rank]");
   CHECK(silent.exit_code == kDeviceFailedExitCode);
   // The thread sanitizer has more to say, of the threads that are left.
   CHECK(silent.err.starts_with("error: device failed: NCCL: ranks did not come within 0.1 s: 1\n"));
-  const Ended refused = RunEnding("[.refused_sum]");
+  const testing::EndedProgram refused = testing::RunThisProgram("[.refused_sum]");
   CHECK(refused.exit_code == kDeviceFailedExitCode);
   CHECK(refused.err == "error: device failed: NCCL on rank 1: AllReduce: invalid usage: planted\n");
 }
