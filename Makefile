@@ -10,7 +10,7 @@ help:
 	@echo 'make test    everything that continuous integration runs'
 	@echo 'make clients what test does with openai, xai-sdk, the router SMG and our Python client, and aiperf and lm-eval'
 	@echo 'make soak    two hours of mixed traffic at a server; its memory must not grow'
-	@echo 'make abuse   what abuses of HTTP/2 cost the server, five minutes'
+	@echo 'make abuse   what abuses of HTTP/2 and HTTP/1.1 cost the server, seven minutes'
 	@echo 'make limits  how soon the server starts, refuses, frees and says that it is well, five minutes'
 	@echo 'make fairness  what a long prompt beside running streams costs them and takes itself, ten minutes'
 	@echo 'make build   the optimised binary, build/dsa'
@@ -57,6 +57,7 @@ abuse: setup-test
 	@tools/build.sh cpu dsa_abuse
 	@build/cpu/tests/abuse/dsa_abuse full 2>build/abuse.log
 	@build/cpu/tests/abuse/dsa_abuse latency
+	@python3 tests/abuse/http1.py build/cpu/tests/abuse/dsa_abuse
 
 .PHONY: limits
 limits: setup-test

@@ -1,12 +1,14 @@
 """What abuse over HTTP/1.1 costs a server, and what it does to streams that others read.
 
-    http1.py DSA [SECONDS [ATTACK]]     from the root of the repository
+    http1.py PROGRAM [SECONDS [ATTACK]]     from the root of the repository
 
-`dsa serve` with the small model; a process reads four streams and notes the time between their events;
-another attacks, first something that takes connections and drops what comes (so that the machine's own
-part is seen), then the server.
+PROGRAM is `dsa`, which serves the small model, or `dsa_abuse`, whose engine takes 20 ms for a step whatever it
+does, so that what honest requests cost a model is left out.  A process reads four streams and notes the time
+between their events; another attacks, first something that takes connections and drops what comes (so that the
+machine's own part is seen), then the server.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import pathlib
@@ -20,7 +22,7 @@ import tempfile
 import time
 import urllib.request
 
-STREAM = b'{"prompt": "Once upon a time", "stream": true, "max_tokens": 3500, "ignore_eos": true}'
+STREAM = b'{"prompt": [52, 108, 97, 12], "stream": true, "max_tokens": 3500, "ignore_eos": true}'
 
 
 def request(path: str, body: bytes) -> bytes:
@@ -204,6 +206,29 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@contextlib.contextmanager
+def start(program: str, log):
+    """The server and its port; it ends with the context."""
+    if pathlib.Path(program).name == "dsa_abuse":
+        with subprocess.Popen([program, "http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as server:
+            yield server, int(server.stdout.readline().split()[1])
+            server.stdin.close()
+            server.wait(timeout=60)
+        return
+    port = free_port()
+    command = [program, "serve", "--config", "configs/tiny_cpu.json", "--listen", f"127.0.0.1:{free_port()}"]
+    with subprocess.Popen([*command, "--http-listen", f"127.0.0.1:{port}"], stderr=log) as server:
+        for _ in range(1200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield server, port
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+
+
 def main() -> None:
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
     attacks = [one for one in ATTACKS if len(sys.argv) < 4 or one.__name__ == sys.argv[3]]
@@ -212,17 +237,7 @@ def main() -> None:
     ours, its = multiprocessing.Pipe()
     multiprocessing.Process(target=sink, args=(its,), daemon=True).start()
     sink_port = ours.recv()
-    port = free_port()
-    command = [sys.argv[1], "serve", "--config", "configs/tiny_cpu.json", "--listen", f"127.0.0.1:{free_port()}"]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(
-        [*command, "--http-listen", f"127.0.0.1:{port}"], stderr=log
-    ) as server:
-        for _ in range(1200):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
-                break
-            except OSError:
-                time.sleep(0.05)
+    with tempfile.TemporaryFile() as log, start(sys.argv[1], log) as (server, port):
         print("time between events of four streams, ms: p50 / p99 / longest; resident memory at most, MB more than before")
         for attack in attacks:
             other = measure(attack, sink_port, port, server.pid, seconds)
@@ -233,8 +248,7 @@ def main() -> None:
                 flush=True,
             )
             time.sleep(1)
-        server.send_signal(signal.SIGTERM)
-        print("the server ended with", server.wait(timeout=60))
+    print("the server ended with", server.returncode)
 
 
 if __name__ == "__main__":

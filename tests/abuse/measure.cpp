@@ -8,7 +8,10 @@
 //   dsa_abuse burst               how soon each of 10,000 calls is refused, and the memory a minute
 //   later dsa_abuse health              health beside eight processes that send texts of 16 MB
 //   dsa_abuse silent SECONDS      a stream that says nothing for so long still ends well
+//   dsa_abuse http                serves HTTP/1.1 over steps of 20 ms, for http1.py
+#include "common/check.h"
 #include "common/descriptor.h"
+#include "server/http/http_server.h"
 #include "tests/abuse/attacks.h"
 #include "tests/abuse/child_process.h"
 #include "tests/abuse/latency.h"
@@ -42,6 +45,19 @@ int Serve(bool guarded) {
   TestServer server(options);
   server.steps().SetDuration(kStep);
   SayPort(server.port());
+  WaitForEndOfInput();
+  return EXIT_SUCCESS;
+}
+
+// The real HTTP server over such an engine.
+int ServeHttp() {
+  TestServer server;
+  server.steps().SetDuration(kStep);
+  HttpServerConfig config;
+  config.port = 0;
+  Result<std::unique_ptr<HttpServer>> http = HttpServer::Start(config, server.context());
+  DSA_CHECK(http.ok(), "HTTP: {}", http.error().message);
+  SayPort(http.value()->port());
   WaitForEndOfInput();
   return EXIT_SUCCESS;
 }
@@ -206,6 +222,9 @@ int Main(const std::vector<std::string>& words) {
   const bool off = words.size() > 1 && words[1] == "off";
   if (words[0] == "serve") {
     return Serve(!off);
+  }
+  if (words[0] == "http") {
+    return ServeHttp();
   }
   if (words[0] == "sink") {
     return Sink();
