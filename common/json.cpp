@@ -47,7 +47,7 @@ class StrictBuilder final : public json_sax<Json> {
   bool parse_error(std::size_t position, const std::string& token,
                    const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
-      problem = JsonFault(text_, position, token, error);
+      problem = JsonFault(text_, position, token, error, PlaceForm::kColumn);
     }
     return false;
   }
@@ -116,21 +116,6 @@ std::string CharacterName(char letter) {
   return code < 0x80 ? fmt::format("'{}'", letter) : std::string("a character beyond ASCII");
 }
 
-// "line 3, column 7", or "column 7" of a text that is one line.
-std::string TextPlace(std::string_view text, std::size_t offset) {
-  const std::string_view before = text.substr(0, offset);
-  const std::size_t line_start = before.rfind('\n') + 1;  // 0 where there is none
-  const auto column =
-      1 + std::count_if(before.begin() + static_cast<std::ptrdiff_t>(line_start), before.end(),
-                        [](char letter) { return (letter & 0xC0) != 0x80; });
-  const std::size_t first_break = text.find('\n');
-  if (first_break == std::string_view::npos || first_break + 1 == text.size()) {
-    return fmt::format("column {}", column);
-  }
-  return fmt::format("line {}, column {}", 1 + std::count(before.begin(), before.end(), '\n'),
-                     column);
-}
-
 std::string Join(const std::string& path, std::string_view key) {
   return path.empty() ? std::string(key) : fmt::format("{}.{}", path, key);
 }
@@ -149,35 +134,51 @@ Result<Json> ParseJson(std::string_view text, std::string_view source, const Jso
   return std::move(builder.document);
 }
 
+std::string TextPlace(std::string_view text, std::size_t offset, PlaceForm form) {
+  const std::string_view before = text.substr(0, offset);
+  const std::size_t line_start = before.rfind('\n') + 1;  // 0 where there is none
+  const auto column =
+      1 + std::count_if(before.begin() + static_cast<std::ptrdiff_t>(line_start), before.end(),
+                        [](char letter) { return (letter & 0xC0) != 0x80; });
+  const std::size_t first_break = text.find('\n');
+  const bool is_one_line = first_break == std::string_view::npos || first_break + 1 == text.size();
+  if (is_one_line && form == PlaceForm::kColumn) {
+    return fmt::format("column {}", column);
+  }
+  return fmt::format("line {}, column {}", 1 + std::count(before.begin(), before.end(), '\n'),
+                     column);
+}
+
 std::string JsonFault(std::string_view text, std::size_t position, std::string_view token,
-                      const nlohmann::detail::exception& error) {
+                      const nlohmann::detail::exception& error, PlaceForm form) {
   constexpr int kNumberOverflow = 406;  // the library's
+  const auto place_of = [&](std::size_t offset) { return TextPlace(text, offset, form); };
   // `position` counts the characters read, the end of the text among them.
   if (position > text.size() || position == 0) {
-    return fmt::format("{}: the text ends too early", TextPlace(text, text.size()));
+    return fmt::format("{}: the text ends too early", place_of(text.size()));
   }
   const std::size_t last = position - 1;
   const std::string_view what = error.what();
   if (what.find("ill-formed UTF-8") != std::string_view::npos) {
-    return fmt::format("{}: not UTF-8", TextPlace(text, last));
+    return fmt::format("{}: not UTF-8", place_of(last));
   }
   const bool overflow = error.id == kNumberOverflow;
   if (!overflow && what.find(" - unexpected ") == std::string_view::npos) {
     // No token: its last character is the one that fits none.
     const bool in_string = what.find("invalid string: ") != std::string_view::npos;
-    return fmt::format("{}: unexpected {}{}", TextPlace(text, last), CharacterName(text[last]),
+    return fmt::format("{}: unexpected {}{}", place_of(last), CharacterName(text[last]),
                        in_string ? " in a string" : "");
   }
   for (const std::string_view word : {"true", "false", "null"}) {
     if (text.substr(0, position).ends_with(word)) {
-      return fmt::format("{}: unexpected {}", TextPlace(text, position - word.size()), word);
+      return fmt::format("{}: unexpected {}", place_of(position - word.size()), word);
     }
   }
   if (std::string_view("{}[]:,").find(text[last]) != std::string_view::npos) {
-    return fmt::format("{}: unexpected {}", TextPlace(text, last), CharacterName(text[last]));
+    return fmt::format("{}: unexpected {}", place_of(last), CharacterName(text[last]));
   }
   // The library's token begins where the last string or number does.
-  const std::string place = TextPlace(text, position - std::min(token.size(), position));
+  const std::string place = place_of(position - std::min(token.size(), position));
   if (overflow) {
     return fmt::format("{}: number too large", place);
   }

@@ -36,11 +36,18 @@ struct JsonLimits {
 Result<Json> ParseJson(std::string_view text, std::string_view source,
                        const JsonLimits& limits = {});
 
+// Whether a place in a text of one line says so.
+enum class PlaceForm : std::uint8_t { kColumn, kLineAndColumn };
+
+// "line 3, column 7" of the character at `offset`; columns count characters.  kColumn: no line
+// where `text` has but one.
+std::string TextPlace(std::string_view text, std::size_t offset, PlaceForm form);
+
 // Where JSON goes wrong and what stands there, from what the library tells a json_sax's
-// parse_error: "line 3, column 7: unexpected '}'".  No line where `text` has but one; columns count
-// characters. Quotes one character at most, since a text may be a client's.
+// parse_error: "line 3, column 7: unexpected '}'".  Quotes one character at most, since a text may
+// be a client's.
 std::string JsonFault(std::string_view text, std::size_t position, std::string_view token,
-                      const nlohmann::detail::exception& error);
+                      const nlohmann::detail::exception& error, PlaceForm form);
 
 // One object of a document.  Read* take a key once; CheckAllRead refuses what nobody asked for.
 // Must not outlive the document.

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstddef>
+#include <iterator>
 #include <unordered_set>
 #include <utility>
 
@@ -17,10 +19,11 @@ using Kind = PythonValue::Kind;
 
 class PythonBuilder final : public nlohmann::json_sax<Json> {
  public:
-  explicit PythonBuilder(std::string_view text) : text_(text) {}
+  PythonBuilder(std::string_view text, PlaceForm form) : text_(text), form_(form) {}
 
   PythonValue document;
   std::string problem;  // empty: none
+  bool problem_has_place = false;
 
   bool null() override { return Add(Kind::kNull, "null"); }
   bool boolean(bool value) override { return Add(Kind::kBool, value ? "true" : "false"); }
@@ -53,7 +56,8 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
   bool parse_error(std::size_t position, const std::string& token,
                    const nlohmann::detail::exception& error) override {
     if (problem.empty()) {
-      problem = JsonFault(text_, position, token, error);
+      problem = JsonFault(text_, position, token, error, form_);
+      problem_has_place = true;
     }
     return false;
   }
@@ -102,10 +106,64 @@ class PythonBuilder final : public nlohmann::json_sax<Json> {
   }
 
   std::string_view text_;
+  const PlaceForm form_;
   std::size_t values_ = 0;
   std::vector<PythonValue*> stack_;  // a parent does not grow while a child is open
   std::vector<std::unordered_set<std::string>> keys_;
 };
+
+// Counts what the library has read of a text.
+struct CountedText {
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  const char* at;
+  const char** last;
+
+  reference operator*() const { return *at; }
+  CountedText& operator++() {
+    ++at;
+    *last = at;
+    return *this;
+  }
+  bool operator==(const CountedText& other) const { return at == other.at; }
+  bool operator!=(const CountedText& other) const { return at != other.at; }
+};
+
+// Where a builder refused what the library takes: it is read again, which happens for no honest
+// client.
+std::size_t RefusedAt(std::string_view json) {
+  PythonBuilder builder(json, PlaceForm::kColumn);
+  const char* last = json.data();
+  Json::sax_parse(CountedText{json.data(), &last}, CountedText{json.data() + json.size(), &last},
+                  &builder);
+  return static_cast<std::size_t>(last - json.data()) - 1;
+}
+
+Result<PythonValue> Parse(std::string_view json, std::string_view source, PlaceForm form) {
+  const auto refuse = [&](std::string_view what) {
+    return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, what));
+  };
+  // The library takes a NUL as the end and skips a byte-order mark; neither is JSON.
+  const std::size_t nul = json.find('\0');
+  if (nul != std::string_view::npos) {
+    return refuse(TextPlace(json, nul, form) + ": NUL");
+  }
+  if (json.starts_with("\xEF\xBB\xBF")) {
+    return refuse(TextPlace(json, 0, form) + ": byte-order mark");
+  }
+  PythonBuilder builder(json, form);
+  if (Json::sax_parse(json.begin(), json.end(), &builder)) {
+    return std::move(builder.document);
+  }
+  return builder.problem_has_place || form == PlaceForm::kColumn
+             ? refuse(builder.problem)
+             : refuse(
+                   fmt::format("{}: {}", TextPlace(json, RefusedAt(json), form), builder.problem));
+}
 
 void AppendDump(const PythonValue& value, std::string& out) {
   switch (value.kind) {
@@ -136,16 +194,17 @@ const PythonValue* PythonValue::Find(std::string_view key) const {
   return found == keys.end() ? nullptr : &items[static_cast<std::size_t>(found - keys.begin())];
 }
 
+PythonValue* PythonValue::Find(std::string_view key) {
+  const auto found = std::find(keys.begin(), keys.end(), key);
+  return found == keys.end() ? nullptr : &items[static_cast<std::size_t>(found - keys.begin())];
+}
+
 Result<PythonValue> ParsePython(std::string_view json, std::string_view source) {
-  // The library takes a NUL as the end and skips a byte-order mark; neither is JSON.
-  if (json.find('\0') != std::string_view::npos || json.starts_with("\xEF\xBB\xBF")) {
-    return InvalidArgument(fmt::format("{}: not valid JSON: NUL or byte-order mark", source));
-  }
-  PythonBuilder builder(json);
-  if (!Json::sax_parse(json.begin(), json.end(), &builder) || !builder.problem.empty()) {
-    return InvalidArgument(fmt::format("{}: not valid JSON: {}", source, builder.problem));
-  }
-  return std::move(builder.document);
+  return Parse(json, source, PlaceForm::kColumn);
+}
+
+Result<PythonValue> ParsePythonDocument(std::string_view json, std::string_view source) {
+  return Parse(json, source, PlaceForm::kLineAndColumn);
 }
 
 std::string DumpPython(const PythonValue& value) {

@@ -22,12 +22,16 @@ struct PythonValue {
 
   // The value of `key`; nullptr where it is absent or this is no object.
   const PythonValue* Find(std::string_view key) const;
+  PythonValue* Find(std::string_view key);
 };
 
 // INVALID_ARGUMENT "<source>: not valid JSON: ..." for what is not strict JSON in UTF-8: duplicate
 // keys, NaN, numbers beyond double's range, nesting beyond 64 and more than kClientJsonValuesMax
 // values (common/json.h) too.
 Result<PythonValue> ParsePython(std::string_view json, std::string_view source);
+
+// The same of a whole document: the message has line and column wherever the text goes wrong.
+Result<PythonValue> ParsePythonDocument(std::string_view json, std::string_view source);
 
 // json.dumps(value, ensure_ascii=False): separators ", " and ": ".
 std::string DumpPython(const PythonValue& value);

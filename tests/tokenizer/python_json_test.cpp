@@ -85,4 +85,25 @@ TEST_CASE("what is not strict JSON is refused without quoting it", "[tokenizer][
   CHECK(ParsePython(std::string(64, '[') + std::string(64, ']'), "f").ok());
 }
 
+TEST_CASE("a document says line and column wherever it goes wrong", "[tokenizer][json]") {
+  const std::string deep(65, '[');
+  const std::pair<std::string, std::string> cases[] = {
+      {"", "line 1, column 1: the text ends too early"},
+      {"{\"a\": 1,}", "line 1, column 9: unexpected '}'"},
+      {"{\n\"a\": 1,\n}", "line 3, column 1: unexpected '}'"},
+      {"{\"a\": 1, \"b\": 2, \"a\": 3}", "line 1, column 20: duplicate key"},
+      {"{\n \"a\": {\"x\": 1, \"\\\"\": 2,\n  \"x\": 3}}", "line 3, column 5: duplicate key"},
+      {deep, "line 1, column 65: nested deeper than 64"},
+      {"[1]\n" + std::string(1, '\0'), "line 2, column 1: NUL"},
+      {"\xEF\xBB\xBF[1]", "line 1, column 1: byte-order mark"},
+      {"[\"\xff\"]", "line 1, column 3: not UTF-8"},
+      {"{} x", "line 1, column 4: unexpected 'x'"},
+  };
+  for (const auto& [json, expected] : cases) {
+    CAPTURE(json);
+    CHECK(ParsePythonDocument(json, "f").error().message == "f: not valid JSON: " + expected);
+  }
+  CHECK(ParsePythonDocument("{\"a\": [1]}", "f").ok());
+}
+
 }  // namespace dsa
