@@ -50,13 +50,14 @@ class Fields final {
     return value == nullptr ? &none : &value->items;
   }
 
-  // Refuses a key outside of `known` that says anything: clients send null and [] for what they
+  // Refuses a key outside of `known` that says anything: clients send null, "" and [] for what they
   // do not use.
   Status CheckKeys(const std::vector<std::string_view>& known) const {
     for (std::size_t i = 0; i < value_->keys.size(); ++i) {
       const PythonValue& value = value_->items[i];
-      const bool silent =
-          value.kind == Kind::kNull || (value.kind == Kind::kArray && value.items.empty());
+      const bool silent = value.kind == Kind::kNull ||
+                          (value.kind == Kind::kArray && value.items.empty()) ||
+                          (value.kind == Kind::kString && value.text.empty());
       bool expected = silent;
       for (const std::string_view key : known) {
         expected = expected || key == value_->keys[i];
@@ -94,7 +95,9 @@ Result<ChatRole> ReadRole(const Fields& fields) {
       return role;
     }
   }
-  return fields.MakeError("role", "not one of system, developer, user, assistant, tool");
+  return fields.MakeError(
+      "role",
+      fmt::format("\"{}\" is not one of system, developer, user, assistant, tool", OneLine(name)));
 }
 
 // What Python takes for true: the model's own encoder leaves out a response_format that is not.
@@ -128,7 +131,8 @@ Result<std::optional<std::string>> ReadContent(const Fields& fields) {
     DSA_ASSIGN_OR_RETURN(const Fields part, Fields::From(content->items[i], path));
     DSA_ASSIGN_OR_RETURN(const std::string type, part.Text("type"));
     if (type != "text") {
-      return part.MakeError("type", "only text parts are supported");
+      return part.MakeError(
+          "type", fmt::format("only text parts are supported, not \"{}\"", OneLine(type)));
     }
     DSA_ASSIGN_OR_RETURN(const std::string piece, part.Text("text"));
     DSA_RETURN_IF_ERROR(part.CheckKeys({"type", "text"}));

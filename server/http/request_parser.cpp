@@ -99,6 +99,7 @@ HttpRequest RequestParser::Take() {
   return {.method = std::string(message.method_string()),
           .target = std::string(message.target()),
           .content_type = std::string(message[http::field::content_type]),
+          .content_encoding = std::string(message[http::field::content_encoding]),
           .request_id = std::string(message["X-Request-Id"]),
           .body = std::move(message.body())};
 }

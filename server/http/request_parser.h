@@ -13,7 +13,8 @@ struct HttpRequest {
   std::string method;  // "POST"
   std::string target;  // "/v1/models?x=y", as it came
   std::string content_type;
-  std::string request_id;  // X-Request-Id as it came, of any form
+  std::string content_encoding;  // empty: none
+  std::string request_id;        // X-Request-Id as it came, of any form
   std::string body;
   // The client had closed its side when this was read: who would work long for it need not begin.
   bool client_left = false;

@@ -1,9 +1,11 @@
 #include "server/http/openai/generation_request.h"
 
+#include "common/json.h"
 #include "tokenizer/chat_json.h"
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <optional>
 #include <utility>
 
@@ -39,36 +41,62 @@ Result<bool> BoolOf(const PythonValue& value, std::string_view field) {
   return value.text == "true";
 }
 
-// DeepSeek's switch, the template's, and OpenAI's scale, of which this model knows the two ends.
+bool IsNull(const PythonValue& value) {
+  return value.kind == Kind::kNull;
+}
+
+// DeepSeek's switch.
+Result<bool> ThinkingOf(const PythonValue& value) {
+  const PythonValue* type = value.Find("type");
+  const auto said = std::count_if(value.items.begin(), value.items.end(),
+                                  [](const PythonValue& item) { return !IsNull(item); });
+  const bool known = type != nullptr && type->kind == Kind::kString && said == 1 &&
+                     (type->text == "enabled" || type->text == "disabled");
+  if (!known) {
+    return NotA("thinking", value, "{\"type\": \"enabled\"} or {\"type\": \"disabled\"}");
+  }
+  return type->text == "enabled";
+}
+
+// The template's.
+Status TakeTemplateFields(RequestFields& fields, OneChoice& thinking) {
+  const PythonValue* value = fields.Take("chat_template_kwargs");
+  if (value == nullptr) {
+    return {};
+  }
+  if (value->kind != Kind::kObject) {
+    return NotA("chat_template_kwargs", *value, "an object");
+  }
+  for (std::size_t i = 0; i < value->keys.size(); ++i) {
+    const std::string path = "chat_template_kwargs." + OneLine(value->keys[i]);
+    if (IsNull(value->items[i])) {
+      continue;
+    }
+    if (value->keys[i] != "thinking" && value->keys[i] != "enable_thinking") {
+      return InvalidArgument(path + ": no such field: thinking and enable_thinking are known");
+    }
+    DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(value->items[i], path));
+    DSA_RETURN_IF_ERROR(thinking.Set(on, "chat_template_kwargs"));
+  }
+  return {};
+}
+
+// DeepSeek's switch, the template's, and OpenAI's scale with DeepSeek's end of it, of which this
+// model knows the two ends.
 Result<bool> TakeThinking(RequestFields& fields) {
   OneChoice thinking;
   if (const PythonValue* value = fields.Take("thinking"); value != nullptr) {
-    const PythonValue* type = value->Find("type");
-    const bool known = type != nullptr && type->kind == Kind::kString && value->keys.size() == 1 &&
-                       (type->text == "enabled" || type->text == "disabled");
-    if (!known) {
-      return NotA("thinking", *value, "{\"type\": \"enabled\"} or {\"type\": \"disabled\"}");
-    }
-    DSA_RETURN_IF_ERROR(thinking.Set(type->text == "enabled", "thinking"));
+    DSA_ASSIGN_OR_RETURN(const bool on, ThinkingOf(*value));
+    DSA_RETURN_IF_ERROR(thinking.Set(on, "thinking"));
   }
-  if (const PythonValue* value = fields.Take("chat_template_kwargs"); value != nullptr) {
-    if (value->kind != Kind::kObject) {
-      return NotA("chat_template_kwargs", *value, "an object");
-    }
-    for (std::size_t i = 0; i < value->keys.size(); ++i) {
-      if (value->keys[i] != "thinking" && value->keys[i] != "enable_thinking") {
-        return InvalidArgument("chat_template_kwargs: only thinking and enable_thinking are known");
-      }
-      DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(value->items[i], "chat_template_kwargs.thinking"));
-      DSA_RETURN_IF_ERROR(thinking.Set(on, "chat_template_kwargs"));
-    }
-  }
+  DSA_RETURN_IF_ERROR(TakeTemplateFields(fields, thinking));
   if (const PythonValue* value = fields.Take("reasoning_effort"); value != nullptr) {
-    constexpr std::array<std::string_view, 6> kEfforts = {"none",   "minimal", "low",
-                                                          "medium", "high",    "xhigh"};
+    constexpr std::array<std::string_view, 7> kEfforts = {"none", "minimal", "low", "medium",
+                                                          "high", "xhigh",   "max"};
     const auto* known = std::find(kEfforts.begin(), kEfforts.end(), value->text);
     if (value->kind != Kind::kString || known == kEfforts.end()) {
-      return NotA("reasoning_effort", *value, "one of none, minimal, low, medium, high, xhigh");
+      return NotA("reasoning_effort", *value,
+                  "one of none, minimal, low, medium, high, xhigh, max");
     }
     DSA_RETURN_IF_ERROR(thinking.Set(value->text != "none", "reasoning_effort"));
   }
@@ -144,11 +172,22 @@ Status TakeStream(RequestFields& fields, Ask& ask, AnswerForm& form) {
     return InvalidArgument("stream_options: only with stream");
   }
   for (std::size_t i = 0; i < options->keys.size(); ++i) {
-    DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(options->items[i], "stream_options"));
-    if (options->keys[i] == "include_usage") {
+    const std::string& key = options->keys[i];
+    const PythonValue& value = options->items[i];
+    const std::string path = "stream_options." + OneLine(key);
+    const bool is_usage = key == "include_usage";
+    if (IsNull(value)) {
+      continue;
+    }
+    if (!is_usage && key != "continuous_usage_stats" && key != "include_obfuscation") {
+      fields.AddUnknown(path);
+      continue;
+    }
+    DSA_ASSIGN_OR_RETURN(const bool on, BoolOf(value, path));
+    if (is_usage) {
       form.include_usage = on;
     } else if (on) {
-      return Error{ErrorCode::kUnimplemented, "stream_options: only include_usage is supported"};
+      return NotDone(path, value, "false");
     }
   }
   return {};
@@ -205,6 +244,9 @@ Status TakeLogprobs(Endpoint endpoint, RequestFields& fields, Ask& ask, AnswerFo
     DSA_ASSIGN_OR_RETURN(const std::optional<bool> logprobs, fields.TakeBool("logprobs"));
     ask.logprobs = logprobs.value_or(false);
     DSA_ASSIGN_OR_RETURN(ask.top_logprobs, fields.TakeInt("top_logprobs"));
+    if (!ask.logprobs && ask.top_logprobs == 0) {
+      ask.top_logprobs = std::nullopt;  // none of none, as vLLM's default says it
+    }
     return {};
   }
   DSA_ASSIGN_OR_RETURN(ask.top_logprobs, fields.TakeInt("logprobs"));
@@ -283,20 +325,31 @@ Status TakeContinuation(RequestFields& fields, Chat& chat) {
   return {};
 }
 
-Status TakeMessages(RequestFields& fields, Ask& ask) {
-  DSA_ASSIGN_OR_RETURN(Chat chat, TakeConversation(fields));
-  DSA_ASSIGN_OR_RETURN(chat.thinking, TakeThinking(fields));
-  DSA_RETURN_IF_ERROR(TakeToolChoice(fields, chat));
-  DSA_RETURN_IF_ERROR(TakeContinuation(fields, chat));
-  ask.prompt = std::move(chat);
+// A promise that the arguments of a call fit their schema, which nothing here keeps.
+Status TakeStrictness(PythonValue& document) {
+  PythonValue* tools = document.Find("tools");
+  const std::size_t count = tools == nullptr ? 0 : tools->items.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    PythonValue* function = tools->items[i].Find("function");
+    const PythonValue* strict = function == nullptr ? nullptr : function->Find("strict");
+    if (strict == nullptr) {
+      continue;
+    }
+    if (!IsNull(*strict) && !(strict->kind == Kind::kBool && strict->text == "false")) {
+      return NotDone(fmt::format("tools[{}].function.strict", i), *strict, "false");
+    }
+    // The model is told the rest of the function.
+    const std::ptrdiff_t index = strict - function->items.data();
+    function->items.erase(function->items.begin() + index);
+    function->keys.erase(function->keys.begin() + index);
+  }
   return {};
 }
-
-}  // namespace
 
 Result<Chat> TakeConversation(RequestFields& fields) {
   fields.Take("messages");
   fields.Take("tools");
+  DSA_RETURN_IF_ERROR(TakeStrictness(fields.document()));
   DSA_ASSIGN_OR_RETURN(Chat chat, ReadConversation(fields.document()));
   bool is_asked_later = false;
   for (std::size_t index = chat.messages.size(); index-- > 0;) {
@@ -306,6 +359,16 @@ Result<Chat> TakeConversation(RequestFields& fields) {
     }
     is_asked_later = is_asked_later || role == ChatRole::kUser || role == ChatRole::kDeveloper;
   }
+  return chat;
+}
+
+}  // namespace
+
+Result<Chat> TakeChat(RequestFields& fields) {
+  DSA_ASSIGN_OR_RETURN(Chat chat, TakeConversation(fields));
+  DSA_ASSIGN_OR_RETURN(chat.thinking, TakeThinking(fields));
+  DSA_RETURN_IF_ERROR(TakeToolChoice(fields, chat));
+  DSA_RETURN_IF_ERROR(TakeContinuation(fields, chat));
   return chat;
 }
 
@@ -345,8 +408,11 @@ Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unkn
   DSA_ASSIGN_OR_RETURN(const std::optional<std::string> model, fields.TakeText("model"));
   ask.model = model.value_or("");
   DSA_RETURN_IF_ERROR(TakeStream(fields, ask, form));
-  DSA_RETURN_IF_ERROR(endpoint == Endpoint::kChat ? TakeMessages(fields, ask)
-                                                  : TakePrompt(fields, ask));
+  if (endpoint == Endpoint::kChat) {
+    DSA_ASSIGN_OR_RETURN(ask.prompt, TakeChat(fields));
+  } else {
+    DSA_RETURN_IF_ERROR(TakePrompt(fields, ask));
+  }
   DSA_RETURN_IF_ERROR(TakeSampling(fields, ask));
   DSA_RETURN_IF_ERROR(TakeMaxTokens(fields, ask, names));
   DSA_ASSIGN_OR_RETURN(ask.min_tokens, fields.TakeInt("min_tokens"));

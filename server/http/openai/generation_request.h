@@ -19,9 +19,10 @@ struct AnswerForm {
   bool prompt_logprobs = false;  // of a completion that comes whole, beside its text
 };
 
-// `messages` and `tools`.  OpenAI's developer instructs as a system message does; one that nobody
-// asks behind is the chat format's own.
-Result<Chat> TakeConversation(RequestFields& fields);
+// What becomes of a chat's prompt: `messages`, `tools` and their choice, thinking, what is
+// continued. OpenAI's developer instructs as a system message does; one that nobody asks behind is
+// the chat format's own.
+Result<Chat> TakeChat(RequestFields& fields);
 
 // What the endpoint calls the fields of an Ask.
 FieldNames FieldNamesOf(Endpoint endpoint);

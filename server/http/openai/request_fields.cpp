@@ -23,103 +23,127 @@ double NumberOf(const PythonValue& value) {
   return number;
 }
 
-// Which values of a documented field are what happens anyway.
-enum class Neutral : std::uint8_t { kAny, kNone, kFalse, kTrue, kOne, kEmpty, kText, kTextList };
-
+// What a documented field that nobody took may say, as Python writes it: what happens anyway.
 struct Documented {
   std::string_view key;
-  Neutral neutral;
+  std::string_view allowed;  // several with " or " between
 };
+
+constexpr std::string_view kAnything = "anything";
+constexpr std::string_view kNothing = "null";
+constexpr std::string_view kFalse = "false";
+constexpr std::string_view kTrue = "true";
+constexpr std::string_view kEmpty = R"("" or [] or {})";
 
 constexpr std::array kDocumented = {
     // Of OpenAI.
-    Documented{"audio", Neutral::kNone},
-    Documented{"echo", Neutral::kFalse},
-    Documented{"function_call", Neutral::kNone},
-    Documented{"functions", Neutral::kEmpty},
-    Documented{"metadata", Neutral::kAny},
-    Documented{"modalities", Neutral::kTextList},
-    Documented{"moderation", Neutral::kNone},
-    Documented{"parallel_tool_calls", Neutral::kTrue},
-    Documented{"prediction", Neutral::kNone},
-    Documented{"prompt_cache_key", Neutral::kAny},
-    Documented{"prompt_cache_options", Neutral::kAny},
-    Documented{"prompt_cache_retention", Neutral::kAny},
-    Documented{"response_format", Neutral::kText},
-    Documented{"safety_identifier", Neutral::kAny},
-    Documented{"service_tier", Neutral::kAny},
-    Documented{"store", Neutral::kFalse},
-    Documented{"suffix", Neutral::kEmpty},
-    Documented{"user", Neutral::kAny},
-    Documented{"verbosity", Neutral::kNone},
-    Documented{"web_search_options", Neutral::kNone},
+    Documented{"audio", kNothing},
+    Documented{"echo", kFalse},
+    Documented{"function_call", R"("none" or "auto")"},
+    Documented{"functions", kEmpty},
+    Documented{"metadata", kAnything},
+    Documented{"modalities", R"(["text"])"},
+    Documented{"moderation", kNothing},
+    Documented{"parallel_tool_calls", kTrue},
+    Documented{"prediction", kNothing},
+    Documented{"prompt_cache_key", kAnything},
+    Documented{"prompt_cache_options", kAnything},
+    Documented{"prompt_cache_retention", kAnything},
+    Documented{"response_format", R"({"type": "text"})"},
+    Documented{"safety_identifier", kAnything},
+    Documented{"service_tier", kAnything},
+    Documented{"store", kFalse},
+    Documented{"suffix", kEmpty},
+    Documented{"user", kAnything},
+    Documented{"verbosity", R"("medium")"},
+    Documented{"web_search_options", kNothing},
     // Of vLLM.
-    Documented{"add_special_tokens", Neutral::kFalse},  // of a chat
-    Documented{"allowed_token_ids", Neutral::kEmpty},
-    Documented{"bad_words", Neutral::kEmpty},
-    Documented{"chat_template", Neutral::kNone},
-    Documented{"documents", Neutral::kEmpty},
-    Documented{"early_stopping", Neutral::kFalse},
-    Documented{"guided_choice", Neutral::kNone},
-    Documented{"guided_decoding_backend", Neutral::kAny},
-    Documented{"guided_grammar", Neutral::kNone},
-    Documented{"guided_json", Neutral::kNone},
-    Documented{"guided_regex", Neutral::kNone},
-    Documented{"guided_whitespace_pattern", Neutral::kAny},
-    Documented{"include_reasoning", Neutral::kTrue},
-    Documented{"include_stop_str_in_output", Neutral::kFalse},
-    Documented{"kv_transfer_params", Neutral::kNone},
-    Documented{"length_penalty", Neutral::kOne},
-    Documented{"logits_processors", Neutral::kEmpty},
-    Documented{"media_io_kwargs", Neutral::kEmpty},
-    Documented{"mm_processor_kwargs", Neutral::kEmpty},
-    Documented{"prompt_embeds", Neutral::kNone},
-    Documented{"prompt_logprobs", Neutral::kNone},
-    Documented{"return_token_ids", Neutral::kFalse},
-    Documented{"return_tokens_as_token_ids", Neutral::kFalse},
-    Documented{"skip_special_tokens", Neutral::kTrue},
-    Documented{"spaces_between_special_tokens", Neutral::kAny},
-    Documented{"structural_tag", Neutral::kNone},
-    Documented{"structured_outputs", Neutral::kNone},
-    Documented{"thinking_token_budget", Neutral::kNone},
-    Documented{"truncate_prompt_tokens", Neutral::kNone},
-    Documented{"use_beam_search", Neutral::kFalse},
-    Documented{"vllm_xargs", Neutral::kEmpty},
+    Documented{"add_special_tokens", kFalse},  // of a chat
+    Documented{"allowed_token_ids", kEmpty},
+    Documented{"bad_words", kEmpty},
+    Documented{"chat_template", kNothing},
+    Documented{"documents", kEmpty},
+    Documented{"early_stopping", kFalse},
+    Documented{"ec_transfer_params", kNothing},
+    Documented{"guided_choice", kNothing},
+    Documented{"guided_decoding_backend", kAnything},
+    Documented{"guided_grammar", kNothing},
+    Documented{"guided_json", kNothing},
+    Documented{"guided_regex", kNothing},
+    Documented{"guided_whitespace_pattern", kAnything},
+    Documented{"include_reasoning", kTrue},
+    Documented{"include_stop_str_in_output", kFalse},
+    Documented{"kv_transfer_params", kNothing},
+    Documented{"length_penalty", "1 or 1.0"},
+    Documented{"logits_processors", kEmpty},
+    Documented{"logprob_token_ids", kEmpty},
+    Documented{"media_io_kwargs", kEmpty},
+    Documented{"mm_processor_kwargs", kEmpty},
+    Documented{"prompt_embeds", kNothing},
+    Documented{"prompt_logprobs", kNothing},
+    Documented{"repetition_detection", kNothing},
+    Documented{"return_mm_kwargs", kAnything},  // of another endpoint's answer
+    Documented{"return_prompt_text", kFalse},
+    Documented{"return_token_ids", kFalse},
+    Documented{"return_token_offsets", kAnything},  // of another endpoint's answer
+    Documented{"return_token_strs", kFalse},        // but of /tokenize
+    Documented{"return_tokens_as_token_ids", kFalse},
+    Documented{"routed_experts_prompt_start", kAnything},  // of what no answer has
+    Documented{"session_id", kAnything},
+    Documented{"skip_special_tokens", kTrue},
+    Documented{"spaces_between_special_tokens", kAnything},
+    Documented{"stream_interval", "1"},
+    Documented{"structural_tag", kNothing},
+    Documented{"structured_outputs", kNothing},
+    Documented{"thinking_token_budget", "-1"},
+    Documented{"truncate_prompt_tokens", kNothing},
+    Documented{"truncation_side", kAnything},  // of what is not truncated
+    Documented{"use_beam_search", kFalse},
+    Documented{"vllm_xargs", kEmpty},
+    Documented{"watermarking", kFalse},
+    // Of a chat, where there is none, and of a completion, where there is one.
+    Documented{"add_generation_prompt", kTrue},
+    Documented{"chat_template_kwargs", kEmpty},
+    Documented{"continue_final_message", kFalse},
+    Documented{"messages", kEmpty},
+    Documented{"prompt", kEmpty},
+    Documented{"reasoning_effort", R"("none")"},
+    Documented{"thinking", R"({"type": "disabled"})"},
+    Documented{"tool_choice", R"("none" or "auto")"},
+    Documented{"tools", kEmpty},
+    Documented{"top_logprobs", "0"},
 };
 
-bool IsNeutral(const PythonValue& value, Neutral neutral) {
-  const bool number = value.kind == Kind::kNumber;
-  switch (neutral) {
-    case Neutral::kAny: return true;
-    case Neutral::kNone: return false;
-    case Neutral::kFalse: return value.kind == Kind::kBool && value.text == "false";
-    case Neutral::kTrue: return value.kind == Kind::kBool && value.text == "true";
-    case Neutral::kOne: return number && NumberOf(value) == 1.0;
-    case Neutral::kEmpty:
-      return value.kind == Kind::kString
-                 ? value.text.empty()
-                 : (value.kind == Kind::kArray || value.kind == Kind::kObject) &&
-                       value.items.empty();
-    case Neutral::kTextList:
-      return value.kind == Kind::kArray && value.items.size() == 1 &&
-             value.items[0].kind == Kind::kString && value.items[0].text == "text";
-    case Neutral::kText: {
-      const PythonValue* type = value.Find("type");
-      return type != nullptr && type->kind == Kind::kString && type->text == "text" &&
-             value.keys.size() == 1;
+bool IsAllowed(std::string_view value, std::string_view allowed) {
+  constexpr std::string_view kOr = " or ";
+  while (true) {
+    const std::size_t end = allowed.find(kOr);
+    if (value == allowed.substr(0, end)) {
+      return true;
     }
+    if (end == std::string_view::npos) {
+      return false;
+    }
+    allowed.remove_prefix(end + kOr.size());
   }
-  return false;
+}
+
+// A value for a message, unless it is long.
+std::string Shown(const PythonValue& value) {
+  std::string shown = DumpPython(value);
+  return shown.size() > kShownValueBytesMax ? fmt::format("a value of {} bytes", shown.size())
+                                            : OneLine(shown);
 }
 
 }  // namespace
 
 Error NotA(std::string_view field, const PythonValue& value, std::string_view expected) {
-  std::string shown = DumpPython(value);
-  if (shown.size() > kShownValueBytesMax) {
-    shown = fmt::format("a value of {} bytes", shown.size());
-  }
-  return InvalidArgument(fmt::format("{}: {} is not {}", field, OneLine(shown), expected));
+  return InvalidArgument(fmt::format("{}: {} is not {}", field, Shown(value), expected));
+}
+
+Error NotDone(std::string_view field, const PythonValue& value, std::string_view allowed) {
+  return {ErrorCode::kUnimplemented,
+          fmt::format("{}: not supported yet: {} is not {}", field, Shown(value), allowed)};
 }
 
 Result<std::int64_t> IntOf(const PythonValue& value, std::string_view field) {
@@ -140,7 +164,7 @@ Result<float> FloatOf(const PythonValue& value, std::string_view field) {
 }
 
 Result<RequestFields> RequestFields::Parse(std::string_view body) {
-  DSA_ASSIGN_OR_RETURN(PythonValue document, ParsePython(body, "body"));
+  DSA_ASSIGN_OR_RETURN(PythonValue document, ParsePythonDocument(body, "body"));
   if (document.kind != Kind::kObject) {
     return InvalidArgument("body: not a JSON object");
   }
@@ -212,7 +236,7 @@ Result<std::vector<std::int64_t>> RequestFields::TakeInts(std::string_view key) 
 }
 
 Result<std::int64_t> RequestFields::CheckRest(UnknownKeys unknown) const {
-  std::int64_t ignored = 0;
+  std::vector<std::string> unknown_paths = unknown_inside_;
   for (std::size_t i = 0; i < document_.keys.size(); ++i) {
     const std::string& key = document_.keys[i];
     const PythonValue& value = document_.items[i];
@@ -222,17 +246,18 @@ Result<std::int64_t> RequestFields::CheckRest(UnknownKeys unknown) const {
     const auto* documented = std::find_if(kDocumented.begin(), kDocumented.end(),
                                           [&](const Documented& one) { return one.key == key; });
     if (documented != kDocumented.end()) {
-      if (!IsNeutral(value, documented->neutral)) {
-        return NotSupportedError(key);
+      const std::string_view allowed = documented->allowed;
+      if (allowed != kAnything && !IsAllowed(DumpPython(value), allowed)) {
+        return NotDone(key, value, allowed);
       }
       continue;
     }
-    if (unknown == UnknownKeys::kRefused) {
-      return InvalidArgument(fmt::format("{}: no such field", OneLine(key)));
-    }
-    ++ignored;
+    unknown_paths.push_back(OneLine(key));
   }
-  return ignored;
+  if (unknown == UnknownKeys::kRefused && !unknown_paths.empty()) {
+    return InvalidArgument(fmt::format("{}: no such field", unknown_paths.front()));
+  }
+  return static_cast<std::int64_t>(unknown_paths.size());
 }
 
 }  // namespace dsa

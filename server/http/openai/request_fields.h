@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace dsa {
@@ -23,7 +24,7 @@ class RequestFields final {
   // INVALID_ARGUMENT, with line and column, for what is no JSON object.
   static Result<RequestFields> Parse(std::string_view body);
 
-  const PythonValue& document() const { return document_; }
+  PythonValue& document() { return document_; }
 
   // Nullptr where nothing is said.
   const PythonValue* Take(std::string_view key);
@@ -32,6 +33,9 @@ class RequestFields final {
   Result<std::optional<float>> TakeFloat(std::string_view key);
   Result<std::optional<std::string>> TakeText(std::string_view key);
   Result<std::vector<std::int64_t>> TakeInts(std::string_view key);  // an array; empty where absent
+
+  // A key inside of a field that nobody documents, with its path: CheckRest's.
+  void AddUnknown(std::string path) { unknown_inside_.push_back(std::move(path)); }
 
   // Of what was not taken: UNIMPLEMENTED for a documented field whose value would change the
   // answer; the rest is ignored, and the number of ignored keys returned, or refused.
@@ -42,6 +46,7 @@ class RequestFields final {
 
   PythonValue document_;
   std::set<std::string, std::less<>> taken_;
+  std::vector<std::string> unknown_inside_;
 };
 
 // The value of an element that must be an integer of 64 bits.
@@ -51,5 +56,8 @@ Result<std::int64_t> IntOf(const PythonValue& value, std::string_view field);
 Result<float> FloatOf(const PythonValue& value, std::string_view field);
 
 Error NotA(std::string_view field, const PythonValue& value, std::string_view expected);
+
+// UNIMPLEMENTED: a documented field's value that is none of the `allowed` ones.
+Error NotDone(std::string_view field, const PythonValue& value, std::string_view allowed);
 
 }  // namespace dsa

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <new>
 #include <utility>
 
@@ -46,11 +47,32 @@ Json ModelCard(const ServiceContext& context) {
           {"max_model_len", context.model.context_length}};
 }
 
+// Of a path, where clients write a model's slash as %2F; what is no such number stands as it is.
+std::string PercentDecoded(std::string_view text) {
+  constexpr std::size_t kEscapeBytes = 3;
+  constexpr int kHexadecimal = 16;
+  std::string decoded;
+  while (!text.empty()) {
+    unsigned value = 0;
+    const char* const digits = text.data() + 1;
+    if (text.front() == '%' && text.size() >= kEscapeBytes &&
+        std::from_chars(digits, digits + 2, value, kHexadecimal).ptr == digits + 2) {
+      decoded += static_cast<char>(value);
+      text.remove_prefix(kEscapeBytes);
+    } else {
+      decoded += text.front();
+      text.remove_prefix(1);
+    }
+  }
+  return decoded;
+}
+
 Result<Json> Models(std::string_view path, const ServiceContext& context) {
-  if (path == kModelsPath) {
+  const std::string id = PercentDecoded(path.substr(std::min(path.size(), kModelsPath.size() + 1)));
+  if (id.empty()) {
     return Json{{"object", "list"}, {"data", Json::array({ModelCard(context)})}};
   }
-  DSA_RETURN_IF_ERROR(CheckModel(path.substr(kModelsPath.size() + 1), "model", context));
+  DSA_RETURN_IF_ERROR(CheckModel(id, "model", context));
   return ModelCard(context);
 }
 
@@ -79,7 +101,7 @@ Result<std::vector<TokenId>> TokenizeText(RequestFields& fields, const ServiceCo
 }
 
 Result<std::vector<TokenId>> TokenizeChat(RequestFields& fields, const ServiceContext& context) {
-  DSA_ASSIGN_OR_RETURN(const Chat chat, TakeConversation(fields));
+  DSA_ASSIGN_OR_RETURN(const Chat chat, TakeChat(fields));
   const ChatFieldNames names = FieldNamesOf(Endpoint::kChat).chat;
   DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(chat, names, context));
   return EncodeWithin(rendered.text, rendered.template_ranges, "messages", context);
@@ -91,20 +113,33 @@ Result<Json> Tokenize(const std::string& body, UnknownKeys unknown, const Servic
   const bool chat = fields.Take("messages") != nullptr;
   DSA_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
                        chat ? TokenizeChat(fields, context) : TokenizeText(fields, context));
+  DSA_ASSIGN_OR_RETURN(const std::optional<bool> return_texts,
+                       fields.TakeBool("return_token_strs"));
   DSA_RETURN_IF_ERROR(fields.CheckRest(unknown));
   Json tokens = Json::array();
   for (const TokenId id : ids) {
     tokens.push_back(Value(id));
   }
-  return Json{{"count", ids.size()},
-              {"max_model_len", context.model.context_length},
-              {"tokens", std::move(tokens)}};
+  Json answer = {{"count", ids.size()},
+                 {"max_model_len", context.model.context_length},
+                 {"tokens", std::move(tokens)}};
+  if (return_texts.value_or(false)) {
+    Json texts = Json::array();
+    for (const TokenId id : ids) {
+      texts.push_back(context.tokenizer->Bytes(id));
+    }
+    answer["token_strs"] = std::move(texts);
+  }
+  return answer;
 }
 
 Result<Json> Detokenize(const std::string& body, UnknownKeys unknown,
                         const ServiceContext& context) {
   DSA_ASSIGN_OR_RETURN(RequestFields fields, RequestFields::Parse(body));
   DSA_RETURN_IF_ERROR(TakeModel(fields, context));
+  if (fields.Take("tokens") == nullptr) {
+    return InvalidArgument("tokens: missing: an array of token ids");
+  }
   DSA_ASSIGN_OR_RETURN(const std::vector<std::int64_t> ids, fields.TakeInts("tokens"));
   DSA_RETURN_IF_ERROR(fields.CheckRest(unknown));
   DSA_ASSIGN_OR_RETURN(std::string text, DecodeWithin(ids, "tokens", context));
@@ -161,6 +196,11 @@ std::optional<HttpFault> Check(const HttpRequest& request, const Route* route) {
     return HttpFault{kUnsupportedMediaType,
                      fmt::format("Content-Type: \"{}\" is not application/json",
                                  Escape(request.content_type, kShownBytesMax))};
+  }
+  if (!request.content_encoding.empty() && request.content_encoding != "identity") {
+    return HttpFault{kUnsupportedMediaType,
+                     fmt::format("Content-Encoding: \"{}\" is not identity",
+                                 Escape(request.content_encoding, kShownBytesMax))};
   }
   return std::nullopt;
 }
