@@ -2,6 +2,7 @@
 
 #include "common/json.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -12,6 +13,9 @@ namespace {
 
 constexpr std::size_t kToolsMax = 128;
 constexpr std::size_t kShownBytesMax = 128;
+// Of a text that is too long, to say by how much.
+constexpr std::size_t kCountedBytesMin = std::size_t{256} << 10;
+constexpr std::size_t kCountedBytesPerToken = 8;
 
 Status CheckMessage(const ChatMessage& message, const std::string& path) {
   const bool is_assistant = message.role == ChatRole::kAssistant;
@@ -117,8 +121,14 @@ Result<std::vector<TokenId>> EncodePrompt(std::string_view text, std::span<const
   if (ids) {
     return *std::move(ids);
   }
-  return InvalidArgument(fmt::format("{}: more than {} tokens, at most {}: the context has {}{}",
-                                     field, tokens_max, tokens_max, context_length,
+  // How many it would need, where finding out costs about what a prompt that fits may cost.
+  const auto counted_bytes_max =
+      std::max(kCountedBytesMin, kCountedBytesPerToken * static_cast<std::size_t>(tokens_max));
+  const std::string need = text.size() <= counted_bytes_max
+                               ? std::to_string(tokenizer->EncodeWithAdded(text, ranges).size())
+                               : fmt::format("more than {}", tokens_max);
+  return InvalidArgument(fmt::format("{}: {} tokens, at most {}: the context has {}{}", field, need,
+                                     tokens_max, context_length,
                                      answer_tokens_min > 0 ? " and an answer needs 1" : ""));
 }
 

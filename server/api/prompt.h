@@ -35,7 +35,8 @@ Result<RenderedPrompt> RenderPrompt(const Chat& chat, const ChatFieldNames& name
                                     const ServiceContext& context);
 
 // Added tokens match inside `ranges` only.  INVALID_ARGUMENT naming `field` where an answer of so
-// many tokens would have no room; costs what the context costs, whatever the text.
+// many tokens would have no room, with how many there are unless there are far too many: costs
+// about what the context costs, whatever the text.
 Result<std::vector<TokenId>> EncodePrompt(std::string_view text, std::span<const TextRange> ranges,
                                           std::int64_t answer_tokens_min, std::string_view field,
                                           const ServiceContext& context);
