@@ -44,8 +44,8 @@ class HttpServer final {
   std::int64_t connections() const;
   HttpAnswers AskThreads();  // the watchdog's thread
 
-  // /ready says 503, no connection is taken any more, idle ones are closed, and new requests are
-  // refused; running ones go on.
+  // /ready says 503, no connection is taken any more, and new requests are refused, behind which
+  // their connections are closed; running ones go on.
   void BeginDrain();
 
   // Any thread.  /ready says 503 meanwhile; requests are taken all the same.

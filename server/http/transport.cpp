@@ -104,9 +104,6 @@ LoopAnswers Transport::AskLoops() {
 void Transport::BeginDrain() {
   state_->context.draining.store(true, std::memory_order_relaxed);
   state_->acceptor->Close();
-  for (ConnectionLoop& loop : state_->loops) {
-    loop.CloseIdle();
-  }
 }
 
 void Transport::Stop(std::int64_t limit_us) {
@@ -114,6 +111,9 @@ void Transport::Stop(std::int64_t limit_us) {
     return;
   }
   BeginDrain();
+  for (ConnectionLoop& loop : state_->loops) {
+    loop.CloseIdle();
+  }
   ConnectionContext& context = state_->context;
   std::unique_lock lock(context.mutex);
   const auto none = [&] { return context.open == 0; };

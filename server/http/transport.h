@@ -117,7 +117,7 @@ class Transport final {
   // to. One thread at a time.
   LoopAnswers AskLoops();
 
-  // Takes no connection any more, closes idle ones and the others behind their answer.
+  // Takes no connection any more, and closes each behind its next answer.
   void BeginDrain();
 
   // Waits up to `limit_us` for open requests, then closes their connections.  Whoever answers must

@@ -463,30 +463,5 @@ TEST_CASE("text and tokens go both ways", "[http]") {
   CHECK(many["count"].get<int>() > 20'000);
 }
 
-TEST_CASE("a drain lets what runs finish and refuses the rest", "[http]") {
-  SteppedEngine engine;
-  HttpServing serving(engine.loop(), nullptr, FreePort());
-  engine.steps().Hold();
-  RawClient running(serving.port());
-  running.Send(Post(kCompletions, R"({"prompt": [1, 2], "max_tokens": 3})"));
-  CHECK(testing::Eventually([&] { return engine.loop().Load().running == 1; }));
-  RawClient idle(serving.port());
-  CHECK(testing::Eventually([&] { return serving.server().connections() == 2; }));
-  RawClient waiting(serving.port());
-  waiting.Send(Post(kCompletions, R"({"prompt": [1, 2], "max_tokens": 3})"));
-  CHECK(testing::Eventually([&] { return engine.loop().Load().waiting == 1; }));
-  serving.server().BeginDrain();
-  CHECK(idle.IsClosed());
-  running.Send(Post(kCompletions, R"({"prompt": [3]})"));  // behind the one that runs
-  engine.steps().Resume();
-  const std::optional<Reply> answer = running.Read();
-  REQUIRE(answer);
-  CHECK(answer->status == 200);
-  CHECK(answer->headers.at("connection") == "close");
-  CHECK(running.IsClosed());
-  serving.server().Stop(10'000'000);
-  CHECK(serving.server().connections() == 0);
-}
-
 }  // namespace
 }  // namespace dsa::openai_test
