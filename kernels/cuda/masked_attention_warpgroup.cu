@@ -29,7 +29,8 @@ namespace {
 // Named barriers: the turns of the two consumer groups, and all consumers.
 constexpr int kFirstTurn = 1;
 constexpr int kGatherBarrier = 3;
-constexpr int kSwapped = 32;  // columns that are swapped among themselves
+constexpr int kSwapped = 32;    // columns that are swapped among themselves
+constexpr float kSlack = 8.0F;  // log2 by which scores may exceed their reference
 
 __device__ float Exp2(float value) {
   float power;
@@ -320,33 +321,39 @@ struct Consumer {
     return mask;
   }
 
-  __device__ static void ApplyMask(const StepMask& mask, const Rows& rows, float (&scores)[64]) {
+  __device__ static void ApplyMask(StepMask& mask, const Rows& rows, float (&scores)[64]) {
     if (mask.first_key < 0) {
       return;
+    }
+    if (mask.first_key + kTile > min(rows.visible[0], rows.visible[1])) {  // the last steps
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        mask.words[i / 2][i % 2] &=
+            SeenBits(rows.visible[i / 2], mask.first_key + i % 2 * kMaskBits);
+      }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int word = 0; word < 2; ++word) {
+      for (int word = 0; word < 4; ++word) {  // of 32 bits
         // Bit 8 j + i is column 8 j + 2 q + i of the word.
-        const std::uint64_t bits =
-            (mask.words[half][word] &
-             SeenBits(rows.visible[half], mask.first_key + word * kMaskBits)) >>
-            (Lane() % 4 * 2);
+        const auto bits = static_cast<unsigned>(mask.words[half][word / 2] >> (word % 2 * 32)) >>
+                          (Lane() % 4 * 2);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const auto own = static_cast<unsigned>(j < 4 ? bits : bits >> 32);
+        for (int j = 0; j < 4; ++j) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            float& score = scores[(word * 8 + j) * 4 + half * 2 + i];
-            score = (own & (1U << (j % 4 * 8 + i))) != 0 ? score : -INFINITY;
+            float& score = scores[(word * 4 + j) * 4 + half * 2 + i];
+            score = (bits & (1U << (j * 8 + i))) != 0 ? score : -INFINITY;
           }
         }
       }
     }
   }
 
-  // Scores to powers of two below the running maximum.  `factors`: for what was summed so far.
+  // Scores to powers of two about a running maximum, which moves only when a score exceeds it by
+  // 2^kSlack: sums are rescaled in the first steps and then hardly ever.  `factors`: for what was
+  // summed so far.
   __device__ static void Softmax(float scale, float (&scores)[64], Rows& rows,
                                  float (&factors)[2]) {
 #pragma unroll
@@ -360,6 +367,7 @@ struct Consumer {
       float row = fmaxf(largest[0], largest[1]);
       row = fmaxf(row, __shfl_xor_sync(kAllLanes, row, 1));
       row = fmaxf(row, __shfl_xor_sync(kAllLanes, row, 2));
+      row = (row - rows.maxima[half]) * scale > kSlack ? row : rows.maxima[half];
       // No key yet: nothing to rescale, and every power below is 0.
       factors[half] = row == -INFINITY ? 1.0F : Exp2((rows.maxima[half] - row) * scale);
       const float shift = row == -INFINITY ? 0.0F : row * scale;
