@@ -28,7 +28,8 @@ Status CheckMessage(const ChatMessage& message, const std::string& path) {
   if (message.role != ChatRole::kTool && !message.tool_call_id.empty()) {
     return InvalidArgument(path + ".tool_call_id: only a tool has it");
   }
-  if (!message.content && message.tool_calls.empty()) {
+  // One that is continued may be so within its reasoning, which the chat format knows about.
+  if (!message.content && message.tool_calls.empty() && !message.prefix) {
     return InvalidArgument(path + ".content: missing");
   }
   return {};

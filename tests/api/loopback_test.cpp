@@ -449,6 +449,9 @@ TEST_CASE("what a conversation cannot be is refused by name", "[api][chat]") {
   message.set_prefix(true);
   CHECK(error(request).error_message() ==
         "messages[0].prefix: only the last message, an assistant's, can be continued");
+  message.clear_content();
+  CHECK(error(request).error_message() == "messages[0].content: a user message needs text");
+  message.set_content("x");
   message.set_prefix(false);
   request.add_tools()->set_function_json("[]");
   CHECK(error(request).error_message().rfind("tools[0].function_json", 0) == 0);

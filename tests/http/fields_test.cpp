@@ -199,6 +199,29 @@ TEST_CASE("a chat is tokenized as it is answered", "[http][fields]") {
   CHECK(Ids(serving, tool(R"(, "strict": null)")) == Ids(serving, tool("")));
 }
 
+TEST_CASE("an answer goes on within the reasoning that it is given", "[http][fields]") {
+  FakeEngine engine;
+  HttpServing serving(engine, &testing::ChatTokenizer(), FreePort());
+  const auto body = [](const char* thinking) {
+    return fmt::format(R"({{"messages": [{{"role": "user", "content": "x"}},
+                           {{"role": "assistant", "reasoning_content": "why", "prefix": true}}],
+                          "thinking": {{"type": "{}"}}}})",
+                       thinking);
+  };
+  RawClient client(serving.port());
+  client.Send(Post(kChat, body("enabled")));
+  const auto submitted = engine.Wait(0);
+  REQUIRE(submitted);
+  submitted->sink->OnDelta(testing::Delta(" because</think>Hello", {10, 11, 12}));
+  submitted->sink->OnDelta(testing::LastDelta(FinishReason::kStop));
+  const Json answer = ParseJson(client.Read().value_or(Reply{}).body, "answer").value();
+  CHECK(answer["choices"][0]["message"]["reasoning_content"] == " because");
+  CHECK(answer["choices"][0]["message"]["content"] == "Hello");
+  client.Send(Post(kChat, body("disabled")));
+  CHECK(client.Read().value_or(Reply{}).body.find("messages[1].content: a message that is") !=
+        std::string::npos);
+}
+
 TEST_CASE("tokens come with their texts where they are asked for", "[http][fields]") {
   FakeEngine engine;
   HttpServing serving(engine, &testing::ChatTokenizer(), FreePort());
