@@ -64,8 +64,19 @@ std::size_t RequestParser::Feed(std::string_view bytes) {
     } else if (used == 0) {
       break;
     }
+    if (!fault_ && header_done() && HasOtherCoding()) {
+      constexpr int kNotImplemented = 501;
+      fault_ = {.status = kNotImplemented, .message = "Transfer-Encoding: only chunked"};
+    }
   }
   return taken;
+}
+
+// Of which the parser takes off the chunks and leaves the rest.
+bool RequestParser::HasOtherCoding() const {
+  const auto& message = state_->parser.get();
+  return message.count(http::field::transfer_encoding) > 0 &&
+         !boost::beast::iequals(message[http::field::transfer_encoding], "chunked");
 }
 
 bool RequestParser::header_done() const {

@@ -58,6 +58,8 @@ class RequestParser final {
   HttpRequest Take();
 
  private:
+  bool HasOtherCoding() const;
+
   struct State;
   std::unique_ptr<State> state_;
   std::optional<HttpFault> fault_;

@@ -36,6 +36,11 @@ class RawStream final {
     while (events_.Next(&tag, &ok)) {
     }
   }
+  // Once finished.
+  bool HasTrailer(const char* key) const {
+    return rpc_.GetServerTrailingMetadata().count(key) == 1;
+  }
+
   RawStream(const RawStream&) = delete;
   RawStream& operator=(const RawStream&) = delete;
 

@@ -423,6 +423,7 @@ TEST_CASE("a router learns the model, the server and its load", "[api][vllm]") {
     const grpc::Status status = stream.Finish();
     CHECK(status.error_code() == grpc::StatusCode::UNIMPLEMENTED);
     CHECK_FALSE(status.error_details().empty());
+    CHECK(stream.HasTrailer("x-dsa-instance"));
   }
 }
 

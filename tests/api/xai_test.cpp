@@ -106,6 +106,11 @@ TEST_CASE("xAI's messages become turns", "[api][xai]") {
         " t=" + plain + " [2 hi  ]");
 }
 
+TEST_CASE("no candidates of xAI's are none, whether or not they could be", "[api][xai]") {
+  CHECK(XaiAsked(Hello("top_logprobs: 0")) == XaiAsked(Hello("")));
+  CHECK(XaiAsked(Hello("logprobs: true top_logprobs: 0")) != XaiAsked(Hello("logprobs: true")));
+}
+
 TEST_CASE("every field of xAI's request is used, refused, or changes nothing", "[api][xai]") {
   const std::map<std::string, std::string> values = {
       {"messages", "messages { role: ROLE_USER }"},

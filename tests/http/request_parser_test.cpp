@@ -66,6 +66,8 @@ TEST_CASE("what is too large or no HTTP is a fault", "[http][parser]") {
       {head + "Content-Length: x\r\n\r\n", 400},
       {head + "Content-Length: 3\r\nContent-Length: 4\r\n\r\n", 400},
       {head + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+      {head + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
+      {head + "Transfer-Encoding: gzip\r\n\r\n", 501},
       {"\x16\x03\x01\x02", 400},  // TLS
       {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
       {"GET /a\r\n\r\n", 400},

@@ -1,6 +1,7 @@
 #include "proto/vllm/engine.grpc.pb.h"
 #include "server/api/errors.h"
 #include "server/api/uptime.h"
+#include "server/grpc/call_info.h"
 #include "server/grpc/reactors.h"
 #include "server/grpc/unary_call.h"
 #include "server/grpc/vllm/generate.h"
@@ -242,7 +243,8 @@ class VllmService final : public RawEngine {
     return call;
   }
   grpc::ServerWriteReactor<grpc::ByteBuffer>* SubscribeKvEvents(
-      grpc::CallbackServerContext* /*rpc*/, const grpc::ByteBuffer* /*request*/) override {
+      grpc::CallbackServerContext* rpc, const grpc::ByteBuffer* /*request*/) override {
+    AddMetadata(*rpc, Place::kBehind, {.request_id = "", .instance = context_.server.instance});
     return RefuseStream({ErrorCode::kUnimplemented, "events of the cache are not told yet"});
   }
 

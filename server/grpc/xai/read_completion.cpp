@@ -144,7 +144,7 @@ Status ToAsk(const xai_api::GetCompletionsRequest& message, Ask& ask) {
   ask.model = message.model();
   DSA_ASSIGN_OR_RETURN(ask.prompt, ReadXaiChat(message));
   ask.logprobs = message.logprobs();
-  if (message.has_top_logprobs()) {
+  if (message.has_top_logprobs() && (message.logprobs() || message.top_logprobs() != 0)) {
     ask.top_logprobs = message.top_logprobs();
   }
   if (message.has_max_tokens()) {
