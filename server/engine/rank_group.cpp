@@ -128,6 +128,10 @@ void RankGroup::RunSteps(std::size_t rank, ModelExecutor& executor) {
     const auto start = std::chrono::steady_clock::now();
     const auto waited = group_.Waited(static_cast<int>(rank));
     executor.Launch(*batch);
+    {
+      const std::lock_guard lock(mutex_);
+      ++progress_[rank].queued;
+    }
     const StepResult& result = executor.Collect();
     const auto took = std::chrono::steady_clock::now() - start;
     const auto own = took - (group_.Waited(static_cast<int>(rank)) - waited);
@@ -191,12 +195,19 @@ std::int64_t RankGroup::OwnUsOf(std::size_t data_rank) const {
   return std::chrono::duration_cast<std::chrono::microseconds>(own).count();
 }
 
+// Recorded steps meet on the devices, where nobody is absent: a rank that has queued its step waits
+// for one that has not.  Where all have, any of those that have not finished may be the one.
 std::vector<int> RankGroup::Late() const {
   std::vector<int> late = group_.Absent();
   const std::lock_guard lock(mutex_);
-  for (std::size_t rank = 0; late.empty() && rank < progress_.size(); ++rank) {
-    if (progress_[rank].steps < steps_[DataRankOf(rank)].launched) {
-      late.push_back(static_cast<int>(rank));
+  for (const auto done : {&Progress::queued, &Progress::steps}) {
+    if (!late.empty()) {
+      break;
+    }
+    for (std::size_t rank = 0; rank < progress_.size(); ++rank) {
+      if (progress_[rank].*done < steps_[DataRankOf(rank)].launched) {
+        late.push_back(static_cast<int>(rank));
+      }
     }
   }
   return late;

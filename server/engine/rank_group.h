@@ -88,6 +88,7 @@ class RankGroup final : public StepExecutor {
   struct Progress {
     bool made = false;               // its executor, or not: then `status` says why
     Status status;                   // of that
+    std::int64_t queued = 0;         // steps whose work its backend has
     std::int64_t steps = 0;          // finished
     std::chrono::nanoseconds own{};  // of the last of them, without waiting for other data ranks
   };

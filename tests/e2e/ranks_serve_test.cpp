@@ -15,6 +15,7 @@
 #include "tests/temporary_folder.h"
 #include "tests/this_program.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -96,7 +97,8 @@ enum class Ends {
   kFailsBeforeExperts,
   kSilentInDispatch,
   kSilentInCombine,
-  kLate,  // in every exchange, and answers
+  kLate,           // in every exchange, and answers
+  kSilentInReply,  // before it queues a step, while the other waits for its device
 };
 
 // After the warm-up, in the middle of a step.
@@ -133,6 +135,9 @@ class EndingRank final : public ForwardingBackend {
     inner_.AllReduce(params);
   }
   void Dispatch(const DispatchParams& params) override {
+    if (has_queued_) {
+      return;
+    }
     if (rank_ == 1 && ends_ == Ends::kFailsInDispatch && ++calls_ > kExchanges) {
       DeviceFailed("planted");
     }
@@ -151,6 +156,9 @@ class EndingRank final : public ForwardingBackend {
     inner_.RoutedExperts(params);
   }
   void Combine(const CombineParams& params) override {
+    if (has_queued_) {
+      return;
+    }
     if (rank_ == 0 && ends_ == Ends::kThrowsInCombine && ++calls_ > kExchanges) {
       std::vector<char>().reserve(std::vector<char>().max_size() + 1);
     }
@@ -162,6 +170,24 @@ class EndingRank final : public ForwardingBackend {
     }
     inner_.Combine(params);
   }
+  // As of GPUs, which meet on the devices: what a rank queues returns, and its end never comes.
+  void Upload(void* target, const HostBuffer& source, std::size_t offset,
+              std::size_t bytes) override {
+    if (ends_ == Ends::kSilentInReply && is_serving_ && ++calls_ > kSteps) {
+      while (rank_ == 1) {
+        pause();
+      }
+      has_queued_ = true;
+    }
+    inner_.Upload(target, source, offset, bytes);
+  }
+  void WaitFor(int event) override {
+    while (has_queued_) {
+      pause();
+    }
+    inner_.WaitFor(event);
+  }
+  void BeginServing() { is_serving_ = true; }
 
  private:
   // The other rank is there and waits for this one.
@@ -174,10 +200,13 @@ class EndingRank final : public ForwardingBackend {
   static constexpr int kCalls = 200;
   static constexpr int kSamples = 10;
   static constexpr int kExchanges = 60;
+  static constexpr int kSteps = 5;
   const int rank_;
   const Ends ends_;
   const ThreadGroup& group_;
   int calls_ = 0;
+  bool has_queued_ = false;
+  std::atomic<bool> is_serving_ = false;
 };
 
 // This program again, as the server whose rank ends so.
@@ -219,10 +248,13 @@ void ServeUntilADataRankEnds(Ends ends) {
   config.data_parallel_size = 2;
   config.expert_parallel = true;
   config.max_num_seqs = 1;
-  const bool is_silent = ends == Ends::kSilentInDispatch || ends == Ends::kSilentInCombine;
+  const bool is_silent = ends == Ends::kSilentInDispatch || ends == Ends::kSilentInCombine ||
+                         ends == Ends::kSilentInReply;
   config.stall_timeout_s = is_silent ? 1 : 600;
   const auto app = App::StartOn({.group = &group, .backends = {&first_ends, &second_ends}}, config);
   REQUIRE(app.ok());
+  first_ends.BeginServing();
+  second_ends.BeginServing();
   std::vector<std::shared_ptr<testing::EndSink>> sinks;
   for (int i = 0; i < 3; ++i) {
     Request request;
@@ -246,6 +278,18 @@ int CountOf(const std::string& text, const std::string& word) {
     ++count;
   }
   return count;
+}
+
+// What the log says of a group that stalled: the ranks that the others wait for.
+std::string LateRanks(const testing::EndedProgram& ended) {
+  const auto line = ended.err.find("ranks that the others wait for");
+  const std::string name = "ranks=\"";
+  const auto begin = ended.err.find(name, line);
+  if (line == std::string::npos || begin == std::string::npos) {
+    return "nobody";
+  }
+  const auto first = begin + name.size();
+  return ended.err.substr(first, ended.err.find('"', first) - first);
 }
 
 void StartWithoutARank() {
@@ -345,7 +389,7 @@ TEST_CASE("a rank that says nothing ends the process with 5", "[e2e][ranks][faul
   CAPTURE(ended.err);
   CHECK(ended.exit_code == kStalled);
   CHECK(ended.err.find("answered") == std::string::npos);
-  CHECK(ended.err.find("ranks that the others wait for") != std::string::npos);
+  CHECK(LateRanks(ended) == "1");
 }
 
 TEST_CASE("the server whose data rank fails in Dispatch", "[.ending_rank_5]") {
@@ -367,6 +411,10 @@ TEST_CASE("the server whose data rank is late in every exchange", "[.ending_rank
   ServeUntilADataRankEnds(Ends::kLate);
 }
 
+TEST_CASE("the server whose data rank says nothing in a reply", "[.ending_rank_11]") {
+  ServeUntilADataRankEnds(Ends::kSilentInReply);
+}
+
 TEST_CASE("a data rank that fails in the exchange ends the process with 4 and every call",
           "[e2e][ranks][faults]") {
   const Ends ends =
@@ -380,15 +428,15 @@ TEST_CASE("a data rank that fails in the exchange ends the process with 4 and ev
                                                       : "rank 1: planted") != std::string::npos);
 }
 
-TEST_CASE("a data rank that says nothing in the exchange ends the process with 5",
+TEST_CASE("a data rank that says nothing ends the process with 5, and is named",
           "[e2e][ranks][faults]") {
   constexpr int kStalled = 5;
-  const Ends ends = GENERATE(Ends::kSilentInDispatch, Ends::kSilentInCombine);
+  const Ends ends = GENERATE(Ends::kSilentInDispatch, Ends::kSilentInCombine, Ends::kSilentInReply);
   const testing::EndedProgram ended = RunEndingServer(ends);
   CAPTURE(static_cast<int>(ends), ended.err);
   CHECK(ended.exit_code == kStalled);
   CHECK(ended.err.find("answered") == std::string::npos);
-  CHECK(ended.err.find("ranks that the others wait for") != std::string::npos);
+  CHECK(LateRanks(ended) == (ends == Ends::kSilentInCombine ? "0" : "1"));
 }
 
 TEST_CASE("a data rank that is late is waited for", "[e2e][ranks][faults]") {
