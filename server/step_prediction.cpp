@@ -428,16 +428,19 @@ double AllGatherUs(std::int64_t ranks, std::int64_t rows, std::int64_t cols) {
 // A row goes to the ranks that own an expert of it, of groups of experts as far as those are kept,
 // and every pair comes back; both but for what stays.
 double ExchangeUs(std::int64_t data_ranks, std::int64_t rows, const ModelConfig& model) {
-  constexpr double kReducedBytesPerRow = 7168.0 * (kFloatBytes + kActivationBytes) / 2.0;
-  const double here = 1.0 / At(data_ranks);
-  const double receivers =
-      std::min(At(data_ranks) * (1.0 - std::pow(1.0 - here, At(model.experts_per_token))),
-               model.expert_groups > 1 ? At(std::min(model.expert_groups_kept, data_ranks))
-                                       : At(data_ranks));
-  const double bytes = (1.0 - here) * At(rows) * At(model.hidden) * kActivationBytes *
-                       (receivers + At(model.experts_per_token));
-  const std::span<const MeasuredCollective> measured = MeasuredAllReduces();
-  return measured.front().us + OfTwoUs(measured, bytes / kReducedBytesPerRow);
+  constexpr double kMeasuredHidden = 7168.0;
+  constexpr double kMeasuredChoices = 8.0;
+  const auto sent = [](double ranks, double choices, double receivers_max) {
+    const double here = 1.0 / ranks;
+    const double receivers = std::min(ranks * (1.0 - std::pow(1.0 - here, choices)), receivers_max);
+    return (1.0 - here) * (receivers + choices);
+  };
+  const double receivers_max =
+      At(model.expert_groups > 1 ? std::min(model.expert_groups_kept, data_ranks) : data_ranks);
+  const double of_two = sent(2.0, kMeasuredChoices, 2.0);
+  const double here = sent(At(data_ranks), At(model.experts_per_token), receivers_max);
+  return OfTwoUs(MeasuredExchanges(),
+                 At(rows) * At(model.hidden) / kMeasuredHidden * here / of_two);
 }
 
 }  // namespace dsa

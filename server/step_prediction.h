@@ -45,7 +45,7 @@ StepPrediction PredictStep(const GpuTimes& gpu, const ModelConfig& model, const 
 // One collective among so many ranks, 1 or more; 0 of one.
 double AllReduceUs(std::int64_t ranks, std::int64_t rows, std::int64_t hidden);
 double AllGatherUs(std::int64_t ranks, std::int64_t rows, std::int64_t cols);
-// Dispatch and Combine of a layer together.  Never measured on GPUs: bytes at AllReduce's rate.
+// Dispatch and Combine of a layer together, of so many rows per data rank.
 double ExchangeUs(std::int64_t data_ranks, std::int64_t rows, const ModelConfig& model);
 
 }  // namespace dsa

@@ -138,6 +138,18 @@ constexpr std::array<MeasuredCollective, 13> kAllReduces = {{{1, 2.39},
                                                              {4096, 295.84}}};
 constexpr std::array<MeasuredCollective, 3> kAllGathers = {{{1, 12.35}, {8, 17.06}, {64, 83.52}}};
 
+// bench/results/2026-11-28-h200-ranks-data.md: each row to 8 of 256 experts.
+constexpr std::array<MeasuredCollective, 10> kExchanges = {{{1, 9.83},
+                                                            {8, 10.89},
+                                                            {16, 12.45},
+                                                            {32, 15.15},
+                                                            {64, 22.10},
+                                                            {128, 35.09},
+                                                            {256, 62.81},
+                                                            {257, 79.08},
+                                                            {1024, 266.16},
+                                                            {4096, 1001.64}}};
+
 constexpr GpuTimes kH200 = {.name = "H200",
                             .copy_bytes_per_us = 4.259e6,
                             .fp8_flops_per_us = 1228.0e6,
@@ -166,6 +178,10 @@ std::span<const MeasuredCollective> MeasuredAllReduces() {
 
 std::span<const MeasuredCollective> MeasuredAllGathers() {
   return kAllGathers;
+}
+
+std::span<const MeasuredCollective> MeasuredExchanges() {
+  return kExchanges;
 }
 
 }  // namespace dsa

@@ -41,7 +41,7 @@ struct MeasuredStep {
   std::array<double, kStepSections> call_us;  // of one call of each section
 };
 
-// AllReduce of rows of 7168 float32 on two GPUs, one of a recorded chain.
+// A collective of two GPUs, one of a recorded chain.
 struct MeasuredCollective {
   std::int64_t rows;
   double us;
@@ -65,5 +65,7 @@ std::span<const GpuTimes> MeasuredGpus();
 // Of H100s and H200s, whose links are the same.
 std::span<const MeasuredCollective> MeasuredAllReduces();  // [rows, 7168] float32 to bfloat16
 std::span<const MeasuredCollective> MeasuredAllGathers();  // [rows, 129280] float32, half from each
+// Dispatch and Combine together, of so many rows of 7168 bfloat16 on each GPU, each to 8 experts.
+std::span<const MeasuredCollective> MeasuredExchanges();
 
 }  // namespace dsa

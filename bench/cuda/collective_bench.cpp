@@ -1,6 +1,7 @@
-// dsa_collective_bench [RANKS]: AllReduce and AllGather of ranks on a GPU each, through their
-// memory and over NCCL, beside the bare calls of NCCL with the same communicators, where its
-// library is found; Dispatch and Combine of as many ranks with rows of their own.
+// dsa_collective_bench [RANKS [exchange]]: AllReduce and AllGather of ranks on a GPU each, through
+// their memory and over NCCL, beside the bare calls of NCCL with the same communicators, where its
+// library is found; Dispatch and Combine of as many ranks with rows of their own, or those
+// alone.
 //
 // A chain of 16 is recorded on each rank and replayed; the time of one is the chain's by the events
 // of the slowest rank.  Sums of float32 are what NCCL leaves; those of bfloat16 are what a model
@@ -22,6 +23,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -352,9 +354,14 @@ void BenchExchange(int count) {
   }
 }
 
-int Run(int count) {
-  BenchPeers(count);
+int Run(int count, bool exchange_alone) {
+  if (!exchange_alone) {
+    BenchPeers(count);
+  }
   BenchExchange(count);
+  if (exchange_alone) {
+    return 0;
+  }
   const Result<cuda::Nccl>& nccl = cuda::LoadNccl();
   if (nccl.ok()) {
     BenchNccl(count, nccl.value());
@@ -368,5 +375,6 @@ int Run(int count) {
 }  // namespace dsa::bench
 
 int main(int argc, char** argv) {
-  return dsa::bench::Run(argc > 1 ? std::atoi(argv[1]) : 2);
+  const bool exchange_alone = argc > 2 && std::string_view(argv[2]) == "exchange";
+  return dsa::bench::Run(argc > 1 ? std::atoi(argv[1]) : 2, exchange_alone);
 }

@@ -139,33 +139,32 @@ __global__ __launch_bounds__(kExchangeThreads, 2) void CombineLinesKernel(
   for (int first = 0; first < choices; first += kAtOnce) {
     uint4 values[kAtOnce];
     const auto owner_of = [&](int i) { return first + i < choices ? owners[first + i] : -1; };
-    const auto comes = [&](int i) { return owner_of(i) >= 0 && owner_of(i) != me; };
+    // Once all, then each until it has come: looks at all of them again and again would be in the
+    // way of those that come.
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      values[i] = owner_of(i) == me ? *contribution(sender, first + i) : Empty();
-    }
-    (void)cuda::WaitFor(table.peers, [&] {  // for all at once
-      bool all_came = true;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (comes(i) && !IsPresent(values[i])) {
-          values[i] = cuda::ptx::LoadLine(result_of(me, first + i));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        all_came = all_came && (!comes(i) || IsPresent(values[i]));
-      }
-      return all_came;
-    });
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (comes(i)) {
-        *result_of(me, first + i) = Empty();
-      }
       if (owner_of(i) >= 0) {
-        AddScaled<T, kWidth>(weights[first + i], reinterpret_cast<const Values&>(values[i]), sum);
+        values[i] = owner_of(i) == me ? *contribution(sender, first + i)
+                                      : cuda::ptx::LoadLine(result_of(me, first + i));
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (owner_of(i) < 0) {
+        continue;
+      }
+      if (owner_of(i) != me) {
+        uint4* const from = result_of(me, first + i);
+        (void)cuda::WaitFor(table.peers, [&] {
+          if (IsPresent(values[i])) {
+            return true;
+          }
+          values[i] = cuda::ptx::LoadLine(from);
+          return false;
+        });
+        *from = Empty();
+      }
+      AddScaled<T, kWidth>(weights[first + i], reinterpret_cast<const Values&>(values[i]), sum);
     }
   }
   FinishRow<T, kWidth>(p, t, line * kWidth, sum);

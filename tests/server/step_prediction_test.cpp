@@ -130,6 +130,20 @@ TEST_CASE("predicted decode steps of two tensor ranks are within a tenth of meas
   CHECK(ms(2, Decode(1, 8192)) == Approx(1.72).epsilon(0.1));
 }
 
+// 2026-11-28-h200-ranks-data.md: experts of a layer that both ranks read together.
+TEST_CASE("predicted decode steps of two data ranks are within a tenth of measured ones",
+          "[prediction]") {
+  const RankLayout two = {.expert_parallel = true, .data_ranks = 2};
+  const auto ms = [&](std::int64_t rows, double hit) {
+    return PredictStep(Gpu("H200"), Slice("layers=8"), two, Hits(Decode(rows, 2048), hit))
+               .total_us /
+           1e3;
+  };
+  CHECK(ms(64, 154.4) == Approx(6.865).epsilon(0.1));
+  CHECK(ms(8, 76.8) == Approx(4.222).epsilon(0.1));
+  CHECK(ms(1, 15.4) == Approx(2.359).epsilon(0.1));
+}
+
 TEST_CASE("predictions follow what a rank has to do", "[prediction]") {
   const auto us = [](const RankLayout& layout, const StepToPredict& step,
                      std::string_view gpu = "H200") {
@@ -175,7 +189,16 @@ TEST_CASE("collectives of two GPUs are the measured ones, of more they take long
   CHECK(AllReduceUs(1, 64, 7168) == 0.0);
   CHECK(AllGatherUs(2, 8, 129280) == Approx(17.06));
   CHECK(AllGatherUs(8, 8, 129280) > 17.06);
+  for (const MeasuredCollective& measured : MeasuredExchanges()) {
+    CHECK(ExchangeUs(2, measured.rows, Whole()) == Approx(measured.us));
+    CHECK(ExchangeUs(4, measured.rows, Whole()) >= measured.us);
+    CHECK(ExchangeUs(8, measured.rows, Whole()) >= ExchangeUs(4, measured.rows, Whole()));
+  }
   CHECK(ExchangeUs(8, 64, Whole()) > ExchangeUs(8, 8, Whole()));
+  // Two GPUs send 2 * 1/2 * (1 - 1/2^8) rows and 4 contributions of a row; eight 7/8 of 4 and of 8.
+  const double traffic = 7.0 / 8.0 * (4.0 + 8.0) / (0.5 * (2.0 * (1.0 - 1.0 / 256.0) + 8.0));
+  CHECK(ExchangeUs(8, 1024, Whole()) ==
+        Approx(266.16 + (1001.64 - 266.16) / 3072.0 * 1024.0 * (traffic - 1.0)));
 }
 
 TEST_CASE("models of other kernels are not predicted", "[prediction]") {
