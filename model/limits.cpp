@@ -38,27 +38,27 @@ std::int64_t MlpWidth(const RankShape& rank) {
 
 ScratchLimits PlanScratch(const ModelConfig& config, const RankShape& rank,
                           const StepLimits& limits) {
+  const bool leaves_sums = rank.data_ranks == 1 ? rank.ranks > 1 : limits.combines_parts;
   const std::int64_t widest_projection =
       std::max({config.hidden, config.q_latent, rank.heads.count * config.value,
                 rank.heads.count * (config.nope + kRopeWidth), kLatentWidth + kRopeWidth,
                 config.index_heads * kIndexHeadWidth, MlpWidth(rank), rank.expert_width.count});
-  return {
-      .tokens_max = limits.tokens_max * rank.data_ranks,  // all rows, on one rank's experts
-      .context_max = limits.context_max,
-      .masked_context_max = std::min(limits.masked_until, limits.context_max),
-      .hidden = config.hidden,
-      .heads = rank.heads.count,
-      .nope = config.nope,
-      .value = config.value,
-      .index_heads = config.index_heads,
-      .index_topk = config.index_topk,
-      .experts = config.experts,  // the gate is for all of them
-      .experts_per_token = config.experts_per_token,
-      .expert_width = rank.expert_width.count,
-      .linear_width_max = widest_projection,
-      .logit_rows_max = limits.logit_rows_max,
-      .vocabulary = config.vocabulary,
-      .expert_sum_type = rank.ranks > 1 && rank.data_ranks == 1 ? DataType::kF64 : DataType::kF32};
+  return {.tokens_max = limits.tokens_max * rank.data_ranks,  // all rows, on one rank's experts
+          .context_max = limits.context_max,
+          .masked_context_max = std::min(limits.masked_until, limits.context_max),
+          .hidden = config.hidden,
+          .heads = rank.heads.count,
+          .nope = config.nope,
+          .value = config.value,
+          .index_heads = config.index_heads,
+          .index_topk = config.index_topk,
+          .experts = config.experts,  // the gate is for all of them
+          .experts_per_token = config.experts_per_token,
+          .expert_width = rank.expert_width.count,
+          .linear_width_max = widest_projection,
+          .logit_rows_max = limits.logit_rows_max,
+          .vocabulary = config.vocabulary,
+          .expert_sum_type = leaves_sums ? DataType::kF64 : DataType::kF32};
 }
 
 // Fills the plan's bytes, buffer by buffer.
@@ -135,7 +135,9 @@ class Planner final {
     const std::int64_t pairs = rows * config_.experts_per_token;
     Set(Buffer::kExchangeRows, rows * config_.hidden * activation_bytes_);
     Set(Buffer::kExchangeExperts, pairs * kI32Bytes);
-    Set(Buffer::kExchangeWeights, pairs * kF32Bytes);
+    if (limits_.combines_parts) {
+      Set(Buffer::kExchangeWeights, pairs * kF32Bytes);
+    }
     Set(Buffer::kExpertResults, pairs * config_.hidden * activation_bytes_);
   }
 

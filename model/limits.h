@@ -27,6 +27,9 @@ struct StepLimits {
   std::int64_t masked_until;      // positions below may take the masked path; 0: none does
   std::int64_t score_bytes_max;   // of the indexer's scores; at least one row is always held
   std::int64_t logits_rows_host;  // rows of logits that are copied to the host; 0 in a server
+  // Of data ranks: what experts give comes back as parts (kernels/comm/collectives.h), where it
+  // can.
+  bool combines_parts = false;
 };
 
 // Columns of the block tables: a sequence of context_max tokens and the block that it grows into.
@@ -75,7 +78,7 @@ enum class Buffer : std::uint8_t {
   // The exchange of experts, where there are S data ranks.
   kExchangeRows,     // A [S * T, D]  rows of all that came here
   kExchangeExperts,  // i32 [S * T, experts per token]
-  kExchangeWeights,  // f32, likewise
+  kExchangeWeights,  // f32, likewise; for parts
   kExpertResults,    // A [S * T * experts per token, D]  what experts here give
   // Copies that fp8 weights read: fp8 in the shape of the values, f32 [T, their blocks of 128].
   kNormedFp8,

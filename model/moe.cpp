@@ -125,7 +125,9 @@ void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
   const auto received_experts =
       activations.AsMatrix<std::int32_t>(Buffer::kExchangeExperts, all_rows, per_token);
   const auto received_weights =
-      activations.AsMatrix<float>(Buffer::kExchangeWeights, all_rows, per_token);
+      as_parts ? activations.AsMatrix<float>(Buffer::kExchangeWeights, all_rows, per_token)
+               : Matrix<float>{
+                     .data = nullptr, .rows = all_rows, .cols = per_token, .row_stride = per_token};
   const auto experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, rows, per_token);
   const auto expert_weights = activations.AsMatrix<float>(Buffer::kExpertWeights, rows, per_token);
   const ExpertRange here = {.first = rank_.experts.first, .count = rank_.experts.count};
@@ -151,7 +153,7 @@ void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
                             .down = weights.expert_down,
                             .first_expert = here.first,
                             .experts = AsConst(received_experts),
-                            .weights = AsConst(received_weights),  // read for parts
+                            .weights = AsConst(received_weights),
                             .shared = NullMatrix(as_parts ? parts.type : branch.type),
                             .scale_format = parts_.config.scale_format,
                             .y = as_parts ? parts : received,  // not written beside contributions

@@ -61,10 +61,13 @@ class OnDevice final {
 };
 
 // What the ops share: the most that one of them takes.
-std::int64_t OpScratchBytes(const ScratchLimits& limits, bool combines_parts) {
-  ScratchLimits of_parts = limits;  // of the rows of all ranks
-  of_parts.tokens_max = std::min(limits.tokens_max, cuda::kPeersMax * cuda::kExchangeRowsMax);
-  of_parts.expert_sum_type = combines_parts ? DataType::kF64 : limits.expert_sum_type;
+std::int64_t OpScratchBytes(const ScratchLimits& all, bool exchanges) {
+  ScratchLimits limits = all;
+  ScratchLimits of_parts = all;
+  if (exchanges) {  // where parts, if any, are of few rows of all ranks
+    limits.expert_sum_type = DataType::kF32;
+    of_parts.tokens_max = std::min(all.tokens_max, cuda::kPeersMax * cuda::kExchangeRowsMax);
+  }
   return std::max(
       {cuda::RoutedExpertsScratchBytes(of_parts), cuda::GateScratchBytes(limits),
        cuda::RoutedExpertsScratchBytes(limits), cuda::LatentAttentionScratchBytes(limits),

@@ -38,7 +38,7 @@ struct RoutedExpertsParams {
   StackedWeight down;                  // [E, D, I]
   std::int64_t first_expert = 0;       // the id of the first of the E experts
   Matrix<const std::int32_t> experts;  // [T, K]  of a token those that are here all differ
-  Matrix<const float> weights;         // [T, K]
+  Matrix<const float> weights;         // [T, K]  data may be null beside contributions
   ConstAnyMatrix shared;               // [T, D]  type of y; data may be null
   ScaleFormat scale_format;
   AnyMatrix y;                // [T, D]  type of x, f64 (CPU) or f32 (CUDA); may alias shared

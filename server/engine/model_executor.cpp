@@ -107,7 +107,7 @@ ModelExecutor::ModelExecutor(Backend& backend, const LoadedModel& model,
                     .activations = memory_.activations,
                     .rank = ShapeOf(model.config, config_.place),
                     .batch_invariant = config_.batch_invariant,
-                    .combines_parts = config_.combines_parts}),
+                    .combines_parts = config_.limits.combines_parts}),
       output_half_bytes_(memory_.outputs.bytes() / 2) {
   ClearBlockTables();
   recorded_.reserve(std::max(config_.recorded.size(), kRecordedUsual));

@@ -36,7 +36,6 @@ struct ModelExecutorConfig {
   std::int32_t vocabulary_limit;  // ids from here on are never sampled; in [1, vocabulary]
   bool runs_ahead = false;        // the backend's ops return before they have run
   bool batch_invariant = false;   // of attention's sums; Backend::PlanAttention
-  bool combines_parts = false;    // TransformerParts
   // Of this executor among the ranks; the first tensor rank of each data rank samples.
   RankPlace place{};
   // Recorded by Create, so that no step waits for it; others when they are first met.

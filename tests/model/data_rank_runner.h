@@ -5,6 +5,7 @@
 #include "tests/model/rank_requests.h"
 #include "tests/model/sequence_runner.h"
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -14,20 +15,23 @@
 
 namespace dsa::testing {
 
-// What a rank of the group runs, for a SequenceRunner, which owns its executor.
+// An executor that stays its owner's, for a SequenceRunner, which owns its own; adds up how many
+// rows chose each expert of each layer.
 class OfGroup final : public StepExecutor {
  public:
-  OfGroup(StepExecutor& inner, std::int64_t& pairs) : inner_(inner), pairs_(pairs) {}
+  OfGroup(StepExecutor& inner, std::vector<std::int64_t>& pairs) : inner_(inner), pairs_(pairs) {}
   void Launch(const ForwardBatch& batch) override { inner_.Launch(batch); }
   const StepResult& Collect() override {
     const StepResult& result = inner_.Collect();
-    pairs_ = std::accumulate(result.expert_pairs.begin(), result.expert_pairs.end(), pairs_);
+    pairs_.resize(std::max(pairs_.size(), result.expert_pairs.size()));
+    std::transform(result.expert_pairs.begin(), result.expert_pairs.end(), pairs_.begin(),
+                   pairs_.begin(), std::plus<std::int64_t>());
     return result;
   }
 
  private:
   StepExecutor& inner_;
-  std::int64_t& pairs_;
+  std::vector<std::int64_t>& pairs_;
 };
 
 // What a data rank is asked for, and in which step the requests come.
@@ -87,6 +91,8 @@ class DataRankRunner final {
 
   std::int64_t rows_of_ranks() const { return rows_of_ranks_; }
   std::int64_t pairs_counted() const { return pairs_counted_; }  // by the results of all steps
+  // Of the last step, all ranks' rows: how many chose each expert of each layer.
+  const std::vector<std::int64_t>& step_pairs() const { return step_pairs_; }
   const SequenceRunner& runner(std::size_t rank) const { return *runners_[rank]; }
   // Of the last step.
   std::chrono::microseconds elapsed() const { return elapsed_; }
@@ -105,7 +111,7 @@ class DataRankRunner final {
         if (group_ == nullptr) {
           group_ = make_(config);
         }
-        return std::make_unique<OfGroup>(group_->OfDataRank(rank), pairs_counted_);
+        return std::make_unique<OfGroup>(group_->OfDataRank(rank), step_pairs_);
       };
       runners_.push_back(std::make_unique<SequenceRunner>(make, model_, options));
     }
@@ -118,6 +124,7 @@ class DataRankRunner final {
       rows_of_ranks_ += shapes.back().shape.tokens;
     }
     AgreeOnStep(shapes);
+    step_pairs_.clear();
     const auto start = std::chrono::steady_clock::now();
     for (std::size_t rank = 0; rank < runners_.size(); ++rank) {
       runners_[rank]->Launch(shapes[rank]);
@@ -127,6 +134,7 @@ class DataRankRunner final {
     }
     elapsed_ = std::chrono::duration_cast<std::chrono::microseconds>(
         std::chrono::steady_clock::now() - start);
+    pairs_counted_ = std::accumulate(step_pairs_.begin(), step_pairs_.end(), pairs_counted_);
     if (after_step) {
       after_step(shapes);
     }
@@ -139,6 +147,7 @@ class DataRankRunner final {
   std::vector<std::unique_ptr<SequenceRunner>> runners_;
   std::int64_t rows_of_ranks_ = 0;  // without padding, of all steps
   std::int64_t pairs_counted_ = 0;
+  std::vector<std::int64_t> step_pairs_;
   std::chrono::microseconds elapsed_{};
 };
 

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -78,7 +79,7 @@ TwoRuns RunRanks(const Checkpoint& checkpoint, const std::vector<RankWork>& work
     ModelExecutorConfig config = base;
     config.place.layout = kTwo;
     config.batch_invariant = back == Back::kPairs;
-    config.combines_parts = back == Back::kParts;
+    config.limits.combines_parts = back == Back::kParts;
     return gpus.MakeRanks(checkpoint.config(), weights, config);
   });
   Adjust(checkpoint.config(), runner.options);
@@ -184,7 +185,7 @@ ModelExecutorConfig SpeedConfig(const ModelExecutorConfig& base, const RankLayou
   config.place.layout = layout;
   config.limits.logit_rows_max = 64;
   config.limits.logits_rows_host = 0;
-  config.combines_parts = combines_parts;
+  config.limits.combines_parts = combines_parts;
   return config;
 }
 
@@ -200,40 +201,70 @@ void RequireNoFaults(const std::vector<SequenceOutput>& outputs) {
   }
 }
 
-// Median ms from one decode step of so many rows to the next.
-double TimeOne(const ModelConfig& model, std::int64_t rows) {
+// Steps of so many rows: ms from the end of one to that of the next, so with all that the host
+// does, of which a test's planning of two ranks one after the other is a part; from its launch to
+// its results; and experts of a layer that a GPU reads, in the mean and at most.
+struct StepTimes {
+  std::vector<double> whole;
+  std::vector<double> launched;
+  double experts = 0;
+  std::int64_t experts_max = 0;
+
+  // Of [layers, all experts]; each GPU has so many of them.
+  void SetExperts(const std::vector<std::int64_t>& pairs, std::int64_t per_gpu) {
+    std::int64_t all = 0;
+    experts_max = 0;
+    for (auto begin = pairs.begin(); begin != pairs.end(); begin += per_gpu) {
+      const std::int64_t hit = per_gpu - std::count(begin, begin + per_gpu, 0);
+      experts_max = std::max(experts_max, hit);
+      all += hit;
+    }
+    experts = static_cast<double>(all * per_gpu) / static_cast<double>(pairs.size());
+  }
+};
+
+StepTimes TimeOne(const ModelConfig& model, std::int64_t rows) {
   const std::unique_ptr<CudaBackend> backend = CudaBackend::Make(0).value();
   const DeviceWeights weights = RandomWeights(model, {}, *backend);
   RunOptions options;
   SetSpeedOptions(model, options);
+  std::unique_ptr<ModelExecutor> executor;
+  std::vector<std::int64_t> pairs;
   SequenceRunner runner(
       [&](const ModelExecutorConfig& base) {
-        return ModelExecutor::Create(*backend, {.config = model, .weights = weights.weights},
-                                     SpeedConfig(base, {}, false))
-            .value();
+        executor = ModelExecutor::Create(*backend, {.config = model, .weights = weights.weights},
+                                         SpeedConfig(base, {}, false))
+                       .value();
+        return std::make_unique<OfGroup>(*executor, pairs);
       },
       model, options);
-  std::vector<double> steps;
-  std::chrono::steady_clock::time_point before;
-  std::int64_t rows_before = 0;
-  runner.before_step = [&](const ForwardBatch& batch) {
-    const auto now = std::chrono::steady_clock::now();
-    if (rows_before == rows) {
-      steps.push_back(std::chrono::duration<double, std::milli>(now - before).count());
+  StepTimes times;
+  for (const bool is_timed : {false, true}) {
+    runner.Submit(LongRequests(rows, 0));
+    auto before = std::chrono::steady_clock::now();
+    while (runner.is_busy()) {
+      const BatchShape shape = runner.Plan();
+      pairs.clear();
+      const auto start = std::chrono::steady_clock::now();
+      runner.Launch(shape);
+      runner.Finish();
+      const auto now = std::chrono::steady_clock::now();
+      if (is_timed && shape.shape.tokens == rows) {
+        times.whole.push_back(std::chrono::duration<double, std::milli>(now - before).count());
+        times.launched.push_back(std::chrono::duration<double, std::milli>(now - start).count());
+        times.SetExperts(pairs, model.experts);
+      }
+      before = now;
     }
-    before = now;
-    rows_before = batch.tokens;
-  };
-  runner.Run(LongRequests(rows, 0));
-  steps.clear();
-  RequireNoFaults(runner.Run(LongRequests(rows, 0)));
-  return Median(steps);
+  }
+  RequireNoFaults(runner.outputs());
+  return times;
 }
 
-// The same of two data ranks, of the steps in which both have so many rows.
-std::vector<double> TimeRanks(const ModelConfig& model,
-                              const std::vector<std::pair<std::int64_t, std::int64_t>>& rows,
-                              bool combines_parts) {
+// The same of two data ranks, of the steps in which one has so many rows and no other more.
+std::vector<StepTimes> TimeRanks(const ModelConfig& model,
+                                 const std::vector<std::pair<std::int64_t, std::int64_t>>& rows,
+                                 bool combines_parts) {
   GpuGroup gpus(2, 2);
   std::vector<DeviceWeights> weights;
   for (std::int64_t rank = 0; rank < 2; ++rank) {
@@ -244,28 +275,38 @@ std::vector<double> TimeRanks(const ModelConfig& model,
     return gpus.MakeRanks(model, weights, SpeedConfig(base, kTwo, combines_parts));
   });
   SetSpeedOptions(model, runner.options);
-  std::vector<double> medians;
+  std::vector<StepTimes> times;
   for (const auto& [first, second] : rows) {
     const std::vector<RankWork> work = {{.requests = LongRequests(first, 0)},
                                         {.requests = LongRequests(second, 1)}};
-    // From the end of one step to that of the next, as TimeOne has it: with all that the host does.
-    std::vector<double> steps;
+    StepTimes of_rows;
     auto before = std::chrono::steady_clock::now();
     runner.after_step = [&](const std::vector<BatchShape>& shapes) {
       const auto now = std::chrono::steady_clock::now();
       if (shapes[0].bucket == std::max(first, second)) {
-        steps.push_back(std::chrono::duration<double, std::milli>(now - before).count());
+        of_rows.whole.push_back(std::chrono::duration<double, std::milli>(now - before).count());
+        of_rows.launched.push_back(
+            std::chrono::duration<double, std::milli>(runner.elapsed()).count());
+        of_rows.SetExperts(runner.step_pairs(), model.experts / 2);
       }
       before = now;
     };
     runner.Run(work);
-    steps.clear();
+    of_rows = {};
     for (const std::vector<SequenceOutput>& of_rank : runner.Run(work)) {
       RequireNoFaults(of_rank);
     }
-    medians.push_back(Median(steps));
+    times.push_back(of_rows);
   }
-  return medians;
+  return times;
+}
+
+void Print(const std::string& what, const StepTimes& times) {
+  fmt::print(
+      "{}: {:.3f} ms from step to step, {:.3f} from launch to results; experts of a layer on a "
+      "GPU: {:.1f}, at most {}\n",
+      what, Median(times.whole), Median(times.launched), times.experts, times.experts_max);
+  (void)std::fflush(stdout);
 }
 
 }  // namespace
@@ -280,20 +321,31 @@ TEST_CASE("steps of a slice on one GPU and on two data ranks", "[.speed-data]") 
   half.expert_groups = 4;
   half.expert_groups_kept = 4;
   REQUIRE(Devices() >= 2);
-  for (const auto& [ranks_have, combines_parts] :
-       {std::pair(half, true), std::pair(model, true), std::pair(model, false)}) {
-    const std::vector<double> ms =
-        TimeRanks(ranks_have, {{64, 64}, {8, 8}, {64, 0}, {1, 1}, {8, 0}}, combines_parts);
-    fmt::print(
-        "two data ranks of {} experts, {}: 64 rows each {:.3f} ms, 8 {:.3f}, 1 {:.3f}; one of "
-        "them idle: 64 rows {:.3f}, 8 {:.3f}\n",
-        ranks_have.experts, combines_parts ? "parts" : "pairs", ms[0], ms[1], ms[3], ms[2], ms[4]);
-    (void)std::fflush(stdout);
+  const std::vector<std::pair<std::int64_t, std::int64_t>> rows = {
+      {64, 64}, {8, 8}, {1, 1}, {64, 0}, {8, 0}};
+  const std::vector<StepTimes> two = TimeRanks(model, rows, false);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Print(fmt::format("two data ranks of {} and {} rows", rows[i].first, rows[i].second), two[i]);
   }
-  for (const std::int64_t rows : {64, 8, 1}) {
-    fmt::print("one GPU of 128 experts: {} rows {:.3f} ms\n", rows, TimeOne(half, rows));
-    (void)std::fflush(stdout);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto compare = [&, i](const ModelConfig& of_one) {
+      const StepTimes one = TimeOne(of_one, rows[i].first);
+      Print(fmt::format("one GPU of {} experts, {} rows", of_one.experts, rows[i].first), one);
+      fmt::print("  tokens of two against one: {:.3f} from step to step, {:.3f} from launch\n",
+                 2 * Median(one.whole) / Median(two[i].whole),
+                 2 * Median(one.launched) / Median(two[i].launched));
+      return one.experts;
+    };
+    // Random weights prefer some experts, of 256 more than of 128; so also with as many fewer as
+    // make one GPU read about what each of two reads.
+    const double read = compare(half);
+    ModelConfig fewer = half;
+    fewer.experts = std::lround(32.0 * two[i].experts / read) * 4;
+    compare(fewer);
   }
+  fmt::print("one of them idle, against both at work: {:.3f} at 64 rows, {:.3f} at 8\n",
+             Median(two[3].whole) / Median(two[0].whole),
+             Median(two[4].whole) / Median(two[1].whole));
 }
 
 }  // namespace dsa::testing

@@ -78,6 +78,39 @@ TEST_CASE("scores are bounded in memory and hold at least one row", "[model][lim
   CHECK(bytes(Buffer::kResidual) == 100 * model.config.hidden * 4);
 }
 
+TEST_CASE("weights of pairs that came here are held where parts are made of them",
+          "[model][limits]") {
+  CpuBackend backend(1);
+  const TestModel model(CheckpointFolder("v32_f32", FindGoldenCase("v32_f32").options), backend);
+  StepLimits limits{.tokens_max = 100,
+                    .sequences_max = 4,
+                    .table_rows_max = 6,
+                    .context_max = 1000,
+                    .logit_rows_max = 4,
+                    .given_rows_max = 0,
+                    .row_adjustments = 0,
+                    .masked_until = 0,
+                    .score_bytes_max = 1,
+                    .logits_rows_host = 0};
+  const auto plan = [&](std::int64_t data_ranks) {
+    const RankLayout layout = {.expert_parallel = true, .data_ranks = data_ranks};
+    return PlanWorkspace(model.config, ShapeOf(model.config, {.rank = 0, .layout = layout}),
+                         limits);
+  };
+  const auto bytes = [&](std::int64_t data_ranks, Buffer buffer) {
+    return plan(data_ranks).bytes.at(static_cast<std::size_t>(buffer));
+  };
+  const std::int64_t pair_bytes = 2 * 100 * model.config.experts_per_token * 4;
+  CHECK(bytes(2, Buffer::kExchangeExperts) == pair_bytes);
+  CHECK(bytes(2, Buffer::kExchangeWeights) == 0);
+  CHECK(plan(2).scratch.expert_sum_type == DataType::kF32);
+  limits.combines_parts = true;
+  CHECK(bytes(2, Buffer::kExchangeWeights) == pair_bytes);
+  CHECK(plan(2).scratch.expert_sum_type == DataType::kF64);
+  CHECK(bytes(1, Buffer::kExchangeWeights) == 0);
+  CHECK(plan(1).scratch.expert_sum_type == DataType::kF32);
+}
+
 namespace {
 
 // Adds up what is asked of a backend.
