@@ -150,7 +150,7 @@ void CpuBackend::Compute(const IndexerLogitsParams& params) {
     pairs += tile.blocks;
     row = tile.last;
   }
-  pool_.ParallelFor(pairs, [&](std::int64_t first, std::int64_t last, int thread) {
+  pool_.ParallelFor(pairs, Shares::kMany, [&](std::int64_t first, std::int64_t last, int thread) {
     const AttentionScratch& scratch =
         ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];
     std::int64_t pair = 0;  // the tile's first

@@ -147,7 +147,7 @@ void CpuBackend::Compute(const LatentAttentionParams& params) {
   const std::int64_t heads =
       std::clamp<std::int64_t>(extents.tokens * extents.heads / threads, 1, kAttentionHeads);
   const std::int64_t groups = (extents.heads + heads - 1) / heads;
-  pool_.ParallelFor(extents.tokens * groups,
+  pool_.ParallelFor(extents.tokens * groups, Shares::kMany,
                     [&](std::int64_t first, std::int64_t last, int thread) {
                       const AttentionScratch& scratch =
                           ScratchFor(extents.tokens).attention[static_cast<std::size_t>(thread)];

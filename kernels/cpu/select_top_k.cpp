@@ -200,14 +200,15 @@ void CpuBackend::Compute(const SelectTopKParams& params) {
   const CpuScratch& scratch = ScratchFor(extents.tokens);
   DSA_CHECK(extents.k <= scratch.limits.index_topk, "SelectTopK: K={}, scratch is for {}",
             extents.k, scratch.limits.index_topk);
-  pool_.ParallelFor(extents.tokens, [&](std::int64_t first, std::int64_t last, int thread) {
-    std::int32_t* const selected =
-        scratch.attention[static_cast<std::size_t>(thread)].selected.data();
-    for (std::int64_t row = first; row < last; ++row) {
-      const std::int64_t count = SelectRow(params, row, selected);
-      StoreSelection(params, row, selected, count);
-    }
-  });
+  pool_.ParallelFor(extents.tokens, Shares::kMany,
+                    [&](std::int64_t first, std::int64_t last, int thread) {
+                      std::int32_t* const selected =
+                          scratch.attention[static_cast<std::size_t>(thread)].selected.data();
+                      for (std::int64_t row = first; row < last; ++row) {
+                        const std::int64_t count = SelectRow(params, row, selected);
+                        StoreSelection(params, row, selected, count);
+                      }
+                    });
 }
 
 }  // namespace dsa

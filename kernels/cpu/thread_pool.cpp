@@ -13,7 +13,9 @@ constexpr int kPolls = 500;  // of some 40 ns
 
 // Shares per thread of a work.  Some CPUs are slower than others at times, since other processes or
 // a sibling use them too: whoever is done first takes more.
-constexpr std::int64_t kSharesPerThread = 2;
+constexpr std::int64_t PerThread(Shares shares) {
+  return shares == Shares::kFew ? 2 : 8;
+}
 
 // Returns once `value` is seen to differ from `old` (acquire).
 template <typename T>
@@ -46,7 +48,7 @@ ThreadPool::~ThreadPool() {
   }
 }
 
-void ThreadPool::Run(std::int64_t count, Function function, const void* context) {
+void ThreadPool::Run(std::int64_t count, Shares shares, Function function, const void* context) {
   if (workers_.empty() || count <= 1) {
     if (count > 0) {
       function(context, 0, count, 0);
@@ -56,7 +58,7 @@ void ThreadPool::Run(std::int64_t count, Function function, const void* context)
   count_ = count;
   function_ = function;
   context_ = context;
-  shares_ = static_cast<std::int32_t>(std::min(count, kSharesPerThread * threads()));
+  shares_ = static_cast<std::int32_t>(std::min(count, PerThread(shares) * threads()));
   pending_.store(shares_, std::memory_order_relaxed);
   offered_.store(shares_, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);

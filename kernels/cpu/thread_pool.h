@@ -1,7 +1,7 @@
 // Workers that split an index range.  One caller at a time; the caller works too.
 //
 // Ops of a few microseconds follow one another, so both sides poll for some 20 us before they
-// sleep: waking a sleeping thread costs as much as a small op.  A work is cut into two shares per
+// sleep: waking a sleeping thread costs as much as a small op.  A work is cut into a few shares per
 // thread, and whoever is free takes the next: a slow CPU does less, and where other processes hold
 // the CPUs, the caller waits only for work that has begun.
 #pragma once
@@ -12,6 +12,12 @@
 #include <vector>
 
 namespace dsa {
+
+// How finely a work is cut.  While the last share is computed all other threads wait.
+enum class Shares : std::uint8_t {
+  kFew,   // a share begins with work of its own, such as reading inputs that all its indices need
+  kMany,  // it does not: rows by themselves, the longest works of a step
+};
 
 class ThreadPool final {
  public:
@@ -27,8 +33,12 @@ class ThreadPool final {
   // ParallelFor.
   template <typename Body>
   void ParallelFor(std::int64_t count, const Body& body) {
+    ParallelFor(count, Shares::kFew, body);
+  }
+  template <typename Body>
+  void ParallelFor(std::int64_t count, Shares shares, const Body& body) {
     Run(
-        count,
+        count, shares,
         [](const void* context, std::int64_t first, std::int64_t last, int thread) {
           (*static_cast<const Body*>(context))(first, last, thread);
         },
@@ -38,7 +48,7 @@ class ThreadPool final {
  private:
   using Function = void (*)(const void* context, std::int64_t first, std::int64_t last, int thread);
 
-  void Run(std::int64_t count, Function function, const void* context);
+  void Run(std::int64_t count, Shares shares, Function function, const void* context);
   void WorkerLoop(int thread);
   void RunShares(int thread);
 

@@ -2,6 +2,7 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <atomic>
+#include <cstdint>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -10,6 +11,7 @@ namespace dsa::thread_pool_test {
 
 TEST_CASE("ParallelFor visits every index once", "[kernels][thread_pool]") {
   const auto threads = GENERATE(1, 2, 5);
+  const auto shares = GENERATE(Shares::kFew, Shares::kMany);
   ThreadPool pool(threads);
   CHECK(pool.threads() == threads);
   std::vector<int> visits(1000);
@@ -17,7 +19,7 @@ TEST_CASE("ParallelFor visits every index once", "[kernels][thread_pool]") {
   for (int round = 0; round < 300; ++round) {  // counts around the number of threads come often
     const std::int64_t count = round % 3 == 0 ? round % 8 : round;
     visits.assign(visits.size(), 0);
-    pool.ParallelFor(count, [&](std::int64_t first, std::int64_t last, int thread) {
+    pool.ParallelFor(count, shares, [&](std::int64_t first, std::int64_t last, int thread) {
       if (thread < 0 || thread >= threads || first >= last) {
         wrong_threads.fetch_add(1, std::memory_order_relaxed);
       }
@@ -32,6 +34,29 @@ TEST_CASE("ParallelFor visits every index once", "[kernels][thread_pool]") {
     }
   }
   CHECK(wrong_threads.load() == 0);
+}
+
+// A thread that others keep from its CPU delays the work by what it has begun, no more.
+TEST_CASE("A thread that is held up leaves the rest to others", "[kernels][thread_pool]") {
+  struct Case {
+    Shares shares;
+    std::int64_t begun_max;
+  };
+  const auto [shares, begun_max] = GENERATE(Case{Shares::kFew, 250}, Case{Shares::kMany, 63});
+  constexpr std::int64_t kCount = 1000;
+  ThreadPool pool(2);
+  std::atomic<std::int64_t> done{0};
+  std::atomic<std::int64_t> begun{0};  // by the thread that is held up
+  pool.ParallelFor(kCount, shares, [&](std::int64_t first, std::int64_t last, int thread) {
+    if (thread == 0) {
+      begun.fetch_add(last - first);
+      while (done.load() + begun.load() < kCount) {
+      }
+    }
+    done.fetch_add(last - first);
+  });
+  CHECK(done.load() == kCount);
+  CHECK(begun.load() <= begun_max);
 }
 
 TEST_CASE("A pool that slept works on, and one that never worked ends", "[kernels][thread_pool]") {
@@ -51,7 +76,7 @@ TEST_CASE("A pool that slept works on, and one that never worked ends", "[kernel
       }
     });
   }
-  CHECK(sum.load() == 20 * 4950);
+  CHECK(sum.load() == std::int64_t{20} * 4950);
 }
 
 }  // namespace dsa::thread_pool_test
