@@ -25,7 +25,7 @@ constexpr double kResidentMibPerHourMax = 1;
 constexpr double kSlopeSecondsMin = 3600;  // below it the slope is noise
 constexpr double kShortGrowthMibMax = 16;
 constexpr double kWarmUpSecondsMax = 900;
-constexpr double kUnreadSecondsMin = 120;
+constexpr double kUnreadSecondsMin = 240;
 constexpr std::int64_t kDescriptorsMore = 8;  // what gRPC keeps once it has had connections
 constexpr std::int64_t kThreadsMore = 2;      // of some thirty that come and go with load
 
@@ -70,7 +70,7 @@ std::vector<std::thread> StartClients(const Soak& soak, Tally& tally) {
   }
   if (soak.seconds >= kUnreadSecondsMin) {
     clients.emplace_back([=, &soak, &tally] {
-      const auto last = end - std::chrono::seconds(60);
+      const auto last = end - std::chrono::seconds(120);
       RunClient({soak.address, kClients, std::chrono::seconds(60), last, {CallKind::kUnread}},
                 tally);
     });

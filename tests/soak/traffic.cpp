@@ -317,7 +317,9 @@ std::string Client::Unread() {
   const auto reader = v1::CompletionService::NewStub(channel)->CompleteStream(&rpc, request);
   v1::CompletionStreamResponse part;
   (void)reader->Read(&part);
-  Pause(std::chrono::seconds(45));
+  // Three times as long as a write may be pending: a server that others keep from its CPU takes
+  // some time to say as much as the library reads ahead.
+  Pause(std::chrono::seconds(90));
   return Outcome(ReadAll(*reader, part, milliseconds(0)), {StatusCode::CANCELLED});
 }
 
