@@ -15,10 +15,10 @@ struct Word {
   std::string_view text;
   DsmlTag::Kind kind;
 };
-constexpr Word kWords[] = {{"function_calls", DsmlTag::Kind::kCalls},
-                           {"tool_calls", DsmlTag::Kind::kCalls},
-                           {"invoke", DsmlTag::Kind::kInvoke},
-                           {"parameter", DsmlTag::Kind::kParameter}};
+constexpr Word kWords[] = {
+    {"function_calls", DsmlTag::Kind::kCalls}, {"tool_calls", DsmlTag::Kind::kCalls},
+    {"function_call", DsmlTag::Kind::kCalls},  {"tool_call", DsmlTag::Kind::kCalls},
+    {"invoke", DsmlTag::Kind::kInvoke},        {"parameter", DsmlTag::Kind::kParameter}};
 
 bool IsWordLetter(char letter) {
   return (letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z') || letter == '_';
@@ -130,7 +130,7 @@ DsmlRead ReadAttributes(Reader& reader, DsmlTag& tag) {
     if (key == "name") {
       tag.name = std::move(value);
     } else if (key == "string") {
-      tag.is_string = value == "true";
+      tag.is_string = value == "true" || value == "True" || value == "TRUE";
     }
   }
 }

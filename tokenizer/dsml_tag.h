@@ -11,7 +11,7 @@ namespace dsa {
 
 struct DsmlTag {
   enum class Kind : std::uint8_t {
-    kCalls,      // <｜DSML｜function_calls>, or tool_calls
+    kCalls,      // <｜DSML｜function_calls>, or tool_calls, or one of either
     kInvoke,     // <｜DSML｜invoke name="...">
     kParameter,  // <｜DSML｜parameter name="..." string="true">
     kOther,      // a closing tag of any other name

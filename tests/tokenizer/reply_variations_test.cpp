@@ -54,6 +54,39 @@ TEST_CASE("an attribute may stand without quotes", "[tokenizer][reply]") {
   }
 }
 
+TEST_CASE("a string is one however its attribute is spelled", "[tokenizer][reply]") {
+  for (const std::string value : {"true", "True", "TRUE"}) {
+    CheckSeen("<｜DSML｜invoke name=\"get\"><｜DSML｜parameter name=\"zip\" string=\"" + value +
+                  "\">00501</｜DSML｜parameter></｜DSML｜invoke>",
+              R"(|get {"zip": "00501"})");
+    CheckSeen("<｜DSML｜invoke name=\"get\"><｜DSML｜parameter name=\"n\" string=" + value +
+                  ">7</｜DSML｜parameter></｜DSML｜invoke>",
+              R"(|get {"n": "7"})");
+  }
+  for (const std::string value : {"false", "False", "no"}) {
+    CheckSeen("<｜DSML｜invoke name=\"get\"><｜DSML｜parameter name=\"n\" string=\"" + value +
+                  "\">7</｜DSML｜parameter></｜DSML｜invoke>",
+              R"(|get {"n": 7})");
+  }
+}
+
+TEST_CASE("a block of one call may be named so", "[tokenizer][reply]") {
+  for (const std::string word : {"function_calls", "function_call", "tool_calls", "tool_call"}) {
+    const std::string open = "<｜DSML｜" + word + ">\n";
+    const std::string close = "</｜DSML｜" + word + ">";
+    std::string reply = "x\n\n";
+    reply += open;
+    reply += "<｜DSML｜invoke name=\"get\">\n</｜DSML｜invoke>\n";
+    reply += close;
+    CheckSeen(reply, "x|get {}");
+    const std::string none = "<｜DSML｜" + word + "> is a tag";
+    CheckSeen(none, none);
+  }
+  // Another word is text, and the call behind it is one.
+  CheckSeen("<｜DSML｜function_callers>\n<｜DSML｜invoke name=\"get\"></｜DSML｜invoke>",
+            "<｜DSML｜function_callers>|get {}");
+}
+
 TEST_CASE("a block that is opened twice may be closed twice", "[tokenizer][reply]") {
   const std::string open = "<｜DSML｜function_calls>\n";
   const std::string call = "<｜DSML｜invoke name=\"get\">\n</｜DSML｜invoke>\n";
