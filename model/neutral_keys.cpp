@@ -70,9 +70,16 @@ constexpr NeutralKey kGraphKeys[] = {
 
 // Words in a key that nobody has heard of yet, and what such a key may be.
 constexpr NeutralKey kGraphWords[] = {
-    {"bias", Neutral::kNotTrue}, {"sink", Neutral::kFalse},      {"softcap", Neutral::kNothing},
-    {"index", Neutral::kZero},   {"rope_", Neutral::kNothing},   {"clamp", Neutral::kNothing},
-    {"mup_", Neutral::kFalse},   {"sliding", Neutral::kNothing}, {"bidirectional", Neutral::kFalse},
+    {"bias", Neutral::kNotTrue},        {"sink", Neutral::kFalse},
+    {"softcap", Neutral::kNothing},     {"index", Neutral::kZero},
+    {"rope_", Neutral::kNothing},       {"clamp", Neutral::kNothing},
+    {"mup_", Neutral::kFalse},          {"sliding", Neutral::kNothing},
+    {"bidirectional", Neutral::kFalse}, {"alibi", Neutral::kFalse},
+    {"attn_scale", Neutral::kOne},      {"chunk_attention", Neutral::kNothing},
+    {"interleave_moe", Neutral::kOne},  {"k_norm", Neutral::kFalse},
+    {"output_gate", Neutral::kFalse},   {"parallel_residual", Neutral::kFalse},
+    {"post_norm", Neutral::kFalse},     {"q_norm", Neutral::kFalse},
+    {"sandwich", Neutral::kFalse},
 };
 
 // In generation_config.json, and in the config.json of older versions.

@@ -72,6 +72,22 @@ void ApplyYarn(const Yarn& yarn, double theta, ModelConfig& config) {
   }
 }
 
+// The parameters as "rope_parameters" has them: "type" is the older name of "rope_type", and the
+// base stood outside.
+Json Newest(Json parameters) {
+  if (parameters.is_object()) {
+    if (parameters.contains("type")) {
+      const Json older = parameters["type"];
+      if (parameters.value("rope_type", older) == older) {
+        parameters.erase("type");
+        parameters["rope_type"] = older;
+      }
+    }
+    parameters.erase("rope_theta");
+  }
+  return parameters;
+}
+
 // The object with the parameters, or nullptr: plain RoPE.
 Result<const Json*> FindParameters(JsonObject& json) {
   const bool newer = json.Has("rope_parameters");
@@ -79,7 +95,7 @@ Result<const Json*> FindParameters(JsonObject& json) {
   if (newer && older) {
     DSA_ASSIGN_OR_RETURN(const Json* parameters, json.ReadAny("rope_parameters"));
     DSA_ASSIGN_OR_RETURN(const Json* scaling, json.ReadAny("rope_scaling"));
-    if (*parameters != *scaling) {
+    if (Newest(*parameters) != Newest(*scaling)) {
       return json.MakeError("rope_scaling",
                             fmt::format("{} contradicts rope_parameters", Brief(*scaling)));
     }
