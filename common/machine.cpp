@@ -244,6 +244,20 @@ void GiveFreePagesBack() {
   malloc_trim(0);
 }
 
+Status CheckStackLimit() {
+  constexpr rlim_t kLeastKib = 256;
+  rlimit limit{};
+  getrlimit(RLIMIT_STACK, &limit);
+  if (limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur / 1024 < kLeastKib) {
+    return Error{
+        .code = ErrorCode::kFailedPrecondition,
+        .message = fmt::format("the limit of stacks is {} KiB, at least {} are needed: see "
+                               "ulimit -s",
+                               limit.rlim_cur / 1024, kLeastKib)};
+  }
+  return {};
+}
+
 Status ProbeThreads(std::int64_t threads) {
   std::mutex mutex;
   std::condition_variable changed;

@@ -76,6 +76,10 @@ void GiveLargeBlocksBack();
 // milliseconds: call it every few seconds at most.
 void GiveFreePagesBack();
 
+// FAILED_PRECONDITION where the limit of stacks (ulimit -s), of which each thread gets as much, is
+// less than any of them was tried with.
+Status CheckStackLimit();
+
 // Starts so many threads at once and ends them again.  FAILED_PRECONDITION with how many there
 // could be: limits of processes, of a container's tasks or of address space are no surprise later.
 Status ProbeThreads(std::int64_t threads);

@@ -125,6 +125,7 @@ Result<std::unique_ptr<App>> App::StartOn(const RankDevices& devices, const Serv
 
 Result<std::unique_ptr<App>> App::StartWith(RankDevices devices, const ServerConfig& config) {
   DSA_RETURN_IF_ERROR(Validate(config));
+  DSA_RETURN_IF_ERROR(CheckStackLimit());
   DSA_RETURN_IF_ERROR(ProbeThreads(ThreadsAtMost(config)));
   const std::int64_t descriptors = RaiseDescriptorLimit();
   const std::int64_t servers = config.http_listen.empty() ? 1 : 2;

@@ -242,6 +242,8 @@ TEST_CASE("with too little memory or too few threads serve says so in one line",
     }
   }
   CHECK(by_memory);
+  CHECK(refuses(Process("ulimit -s 128", serve).Wait()) ==
+        "error: the limit of stacks is 128 KiB, at least 256 are needed: see ulimit -s\n");
   // The limit of processes does not bind root.
   const std::string limit =
       geteuid() == 0 ? R"(set -- setpriv --reuid 64321 --clear-groups prlimit --nproc=3 "$@")"
