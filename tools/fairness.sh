@@ -24,15 +24,15 @@ for at_ms in (12000, 17000, 22000):
 E2
 
 run() {
-  "$dsa" serve "$model" --device cpu --listen 127.0.0.1:50526 --kv-cache-memory-bytes 200000000 \
+  "$dsa" serve "$model" --device cpu --listen 127.0.0.1:15926 --kv-cache-memory-bytes 200000000 \
     --step-time-target-ms "$1" 2>"$folder/server.log" &
   server=$!
-  until [[ $("$dsa" healthcheck --address 127.0.0.1:50526 2>/dev/null) == SERVING ]]; do
+  until [[ $("$dsa" healthcheck --address 127.0.0.1:15926 2>/dev/null) == SERVING ]]; do
     kill -0 "$server"
     sleep 0.1
   done
   rm -rf "$folder/out"
-  "$dsa" bench serve --address 127.0.0.1:50526 --dataset mooncake \
+  "$dsa" bench serve --address 127.0.0.1:15926 --dataset mooncake \
     --dataset-path "$folder/trace.jsonl" --trace-speed 1 --warmup-requests 0 \
     --output "$folder/out" >"$folder/bench.log" 2>&1
   ticks=$(awk '{ print $14 + $15 }' "/proc/$server/stat")
