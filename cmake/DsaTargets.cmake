@@ -30,11 +30,15 @@ function(dsa_compile_tests target)
   endif()
 endfunction()
 
-# dsa_test(<name> SOURCES ... DEPS ...)   -> executable <name>, one CTest test per test case.
+# dsa_test(<name> SOURCES ... DEPS ... [COST <n>])   -> executable <name>, one CTest test per test case.
+# CTest begins with what costs most: a long case that comes last leaves the other cores idle.
 function(dsa_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "COST" "SOURCES;DEPS" ${ARGN})
+  if(NOT ARG_COST)
+    set(ARG_COST 0)
+  endif()
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_test_paths dsa_warnings)
   dsa_compile_tests(${name})
-  catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600)
+  catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600 COST ${ARG_COST})
 endfunction()
