@@ -256,7 +256,8 @@ std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
   return Dump(answer);
 }
 
-std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
+std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head,
+                                 const AnswerForm& form) {
   Progress& progress = ProgressOf(part);
   Json choice = {{"index", part.index}};
   if (endpoint_ == Endpoint::kChat) {
@@ -287,8 +288,12 @@ std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head) {
     prompt_ = part.prompt;
   }
   choice["finish_reason"] = FinishOf(part);
-  return AsEvent(Dump(
-      Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head)));
+  Json event =
+      Wrap({endpoint_, created_, context_}, kChatChunk, Json::array({std::move(choice)}), head);
+  if (form.include_usage) {
+    event["usage"] = nullptr;
+  }
+  return AsEvent(Dump(event));
 }
 
 std::string AnswerEncoder::UsageEvent(const ReplyPart& last, const ReplyHead& head) const {

@@ -19,8 +19,9 @@ class AnswerEncoder final {
   // The one message of an answer that comes whole.
   std::string Whole(const ReplyPart& reply, const ReplyHead& head, const AnswerForm& form);
 
-  // An event of a stream, "data: {...}\n\n"; with the finish where `part` has one.
-  std::string Event(const ReplyPart& part, const ReplyHead& head);
+  // An event of a stream, "data: {...}\n\n"; with the finish where `part` has one.  Its usage is
+  // null where there will be one, as OpenAI has it.
+  std::string Event(const ReplyPart& part, const ReplyHead& head, const AnswerForm& form);
   // Behind the last: the usage, with no choice.
   std::string UsageEvent(const ReplyPart& last, const ReplyHead& head) const;
 

@@ -57,7 +57,7 @@ void CompletionCall::OnDone() {
 }
 
 void CompletionCall::Write(const ReplyPart& part, const ReplyHead& head) {
-  Say(encoder_.Event(part, head), head);
+  Say(encoder_.Event(part, head, form_), head);
 }
 
 // A comment, which clients pass over: what lies between takes a connection that is silent for dead.
@@ -82,10 +82,10 @@ std::string CompletionCall::Rest(const ReplyPart& last, const ReplyHead& head,
   if (!status.ok()) {
     ReplyPart unfinished = last;
     unfinished.finish = std::nullopt;
-    return (last.empty() ? "" : encoder_.Event(unfinished, head)) +
+    return (last.empty() ? "" : encoder_.Event(unfinished, head, form_)) +
            AsEvent(ErrorBody(status.error()));
   }
-  std::string rest = encoder_.Event(last, head);
+  std::string rest = encoder_.Event(last, head, form_);
   if (form_.include_usage) {
     rest += encoder_.UsageEvent(last, head);
   }

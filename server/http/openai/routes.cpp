@@ -4,12 +4,14 @@
 #include "common/log.h"
 #include "server/api/errors.h"
 #include "server/api/prompt.h"
+#include "server/api/uptime.h"
 #include "server/http/openai/completion_call.h"
 #include "server/http/openai/errors.h"
 
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <ctime>
 #include <new>
 #include <utility>
 
@@ -40,9 +42,10 @@ std::string_view PathOf(const HttpRequest& request) {
 }
 
 Json ModelCard(const ServiceContext& context) {
+  constexpr std::int64_t kUsPerSecond = 1'000'000;
   return {{"id", context.model.id},
           {"object", "model"},
-          {"created", 0},
+          {"created", std::time(nullptr) - UptimeUs(context) / kUsPerSecond},
           {"owned_by", "dsa"},
           {"max_model_len", context.model.context_length}};
 }
