@@ -34,6 +34,9 @@ int RunProgram(int argc, char** argv) {
   // writes.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
+  // With which other servers are told to open their logs again: by itself either ends a process.
+  std::signal(SIGUSR1, SIG_IGN);
+  std::signal(SIGUSR2, SIG_IGN);
   TakeStandardStreams();
   CLI::App app("A server for DeepSeek-V3.2 models: chat and completion over gRPC.", "dsa");
   app.require_subcommand(1);

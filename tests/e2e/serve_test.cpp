@@ -313,6 +313,21 @@ TEST_CASE("a log that cannot be written turns health until it can, and ends noth
   CHECK(served.process.Wait().exit_code == 0);
 }
 
+TEST_CASE("signals that mean something to other servers end no stream", "[e2e]") {
+  constexpr int kTokens = testing::kSanitized ? 50 : 100;
+  Served served("127.0.0.1:0");
+  Stream stream(served, kTokens);
+  for (const int signal :
+       {SIGUSR1, SIGUSR2, SIGPIPE, SIGXFSZ, SIGWINCH, SIGCHLD, SIGURG, SIGCONT}) {
+    served.process.Signal(signal);
+    CHECK(CountAnswered(served, 1) == 1);
+  }
+  CHECK(stream.Finish().ok());
+  CHECK(stream.tokens == kTokens);
+  served.process.Signal(SIGTERM);
+  CHECK(served.process.Wait().exit_code == 0);
+}
+
 TEST_CASE("SIGHUP drains, more than one too, unless it was ignored at the start", "[e2e]") {
   constexpr int kTokens = testing::kSanitized ? 100 : 300;
   const bool ignored = GENERATE(false, true);
