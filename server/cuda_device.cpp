@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/nccl.h"
+#include "kernels/cuda/scratch_bytes.h"
 
 #include <utility>
 
@@ -12,6 +13,10 @@ namespace dsa {
 Result<std::unique_ptr<Backend>> MakeCudaBackend(int index) {
   DSA_ASSIGN_OR_RETURN(std::unique_ptr<CudaBackend> backend, CudaBackend::Make(index));
   return std::unique_ptr<Backend>(std::move(backend));
+}
+
+std::optional<std::int64_t> CudaScratch(const ScratchLimits& limits, bool has_data_ranks) {
+  return CudaScratchBytes(limits, has_data_ranks);
 }
 
 namespace {

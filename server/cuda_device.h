@@ -6,7 +6,9 @@
 #include "kernels/backend.h"
 #include "kernels/comm/thread_group.h"
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +19,10 @@ namespace dsa {
 // CUDA device `index`.  FAILED_PRECONDITION with one line that says what is missing, found and
 // needed: the backend itself, a driver, a device, a Hopper GPU, cuBLASLt.
 Result<std::unique_ptr<Backend>> MakeCudaBackend(int index);
+
+// Scratch of kernels on a GPU, one of several data ranks' or not; needs no GPU.  Absent where this
+// binary has no CUDA.
+std::optional<std::int64_t> CudaScratch(const ScratchLimits& limits, bool has_data_ranks);
 
 struct CudaRanks {
   std::vector<std::unique_ptr<Backend>> backends;

@@ -15,6 +15,10 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend(int /*index*/) {
   return Absent();
 }
 
+std::optional<std::int64_t> CudaScratch(const ScratchLimits& /*limits*/, bool /*has_data_ranks*/) {
+  return std::nullopt;
+}
+
 Result<CudaRanks> MakeCudaRanks(std::span<const int> /*indices*/, std::string_view /*collectives*/,
                                 ThreadGroup& /*group*/) {
   return Absent();

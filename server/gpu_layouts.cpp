@@ -4,12 +4,15 @@
 #include "model/inspect.h"
 #include "model/limits.h"
 #include "model/rope_table.h"
+#include "server/cuda_device.h"
 #include "server/engine/batch_builder.h"
 #include "server/sizing.h"
 #include "server/step_prediction.h"
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <fmt/format.h>
@@ -20,7 +23,10 @@ namespace {
 // Of the rank that holds most.
 struct GpuBytes {
   std::int64_t weights = 0;
-  std::int64_t workspace = 0;  // with the RoPE tables; kernels have scratch of their own
+  std::int64_t workspace = 0;           // with the RoPE tables
+  std::optional<std::int64_t> scratch;  // of kernels, where this binary has them
+
+  std::int64_t all() const { return weights + workspace + scratch.value_or(0); }
 };
 
 GpuBytes LargestOf(const ModelSource& source, const RankLayout& layout, const StepLimits& limits) {
@@ -29,9 +35,11 @@ GpuBytes LargestOf(const ModelSource& source, const RankLayout& layout, const St
   for (std::int64_t rank = 0; rank < layout.all_ranks(); ++rank) {
     const RankPlace place = {.rank = rank, .layout = layout};
     largest.weights = std::max(largest.weights, source.weight_bytes(place));
+    const WorkspacePlan plan = PlanWorkspace(model, ShapeOf(model, place), limits);
     largest.workspace = std::max(
-        largest.workspace, PlanWorkspace(model, ShapeOf(model, place), limits).total_bytes() +
-                               DeviceRopeTable::Bytes(model.rope_frequencies, limits.context_max));
+        largest.workspace,
+        plan.total_bytes() + DeviceRopeTable::Bytes(model.rope_frequencies, limits.context_max));
+    largest.scratch = std::max(largest.scratch, CudaScratch(plan.scratch, layout.data_ranks > 1));
   }
   return largest;
 }
@@ -118,26 +126,32 @@ Result<std::string> DescribeGpuLayouts(const ServerConfig& config, const ModelSo
   if (layouts.empty()) {
     return CheckRanks("gpus", gpus.count, model).error();
   }
-  DSA_ASSIGN_OR_RETURN(const ModelExecutorConfig executor, PlanExecutor(config, model));
+  ServerConfig on_gpus = config;
+  on_gpus.device = "cuda";  // whatever this machine has
+  DSA_ASSIGN_OR_RETURN(const ModelExecutorConfig executor, PlanExecutor(on_gpus, model));
   const std::int64_t reserve = config.device_memory_reserve_bytes;
   const std::int64_t block = BytesPerBlock(
       static_cast<int>(model.layers), static_cast<int>(model.indexer_layers()), executor.kv_format);
   std::string text = fmt::format(
-      "{:<16}{} of {}, {} of it reserved; predicted from sizes, without scratch of kernels{}\n",
-      "GPUs", gpus.count, Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"),
+      "{:<16}{} of {}, {} of it reserved; predicted from sizes{}{}\n", "GPUs", gpus.count,
+      Amount(gpus.memory_bytes, "B"), Amount(reserve, "B"),
+      CudaScratch(PlanWorkspace(model, WholeModel(model), executor.limits).scratch, false)
+          ? ""
+          : ", without scratch of kernels, which this build has not",
       CanPredict(model)
           ? ""
           : "; steps are predicted of large models with an indexer and fp8 weights alone");
   for (const RankLayout& layout : layouts) {
     const GpuBytes bytes = LargestOf(source, layout, executor.limits);
-    const std::int64_t left = gpus.memory_bytes - reserve - bytes.weights - bytes.workspace;
+    const std::int64_t left = gpus.memory_bytes - reserve - bytes.all();
     const std::int64_t padding =
         PaddingBlocks(RowBuckets(executor.limits.sequences_max, kTokensPerBlock), layout.data_ranks,
                       kTokensPerBlock);
     const std::int64_t least = (padding + 1) * block;
     text +=
-        fmt::format("  {}: weights {}, workspace {}; {}\n", NameOf(layout),
+        fmt::format("  {}: weights {}, workspace {}{}; {}\n", NameOf(layout),
                     Amount(bytes.weights, "B"), Amount(bytes.workspace, "B"),
+                    bytes.scratch ? ", scratch " + Amount(*bytes.scratch, "B") : "",
                     left < least ? fmt::format("does not fit: {} bytes are missing", least - left)
                                  : RoomOf(left / block - padding, layout.data_ranks));
     text += CanPredict(model) ? SpeedOf(model, layout, executor.limits) : "";

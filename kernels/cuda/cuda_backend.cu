@@ -5,6 +5,7 @@
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_arena.h"
+#include "kernels/cuda/scratch_bytes.h"
 
 #include <algorithm>
 #include <string>
@@ -156,10 +157,14 @@ std::int64_t CudaBackend::AvailableBytes() const {
   return static_cast<std::int64_t>(free_bytes);
 }
 
-std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
+std::int64_t CudaScratchBytes(const ScratchLimits& limits, bool has_data_ranks) {
   return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
-         OpScratchBytes(limits, state_->exchange != nullptr) + cuda::kAttentionCounterBytes +
+         OpScratchBytes(limits, has_data_ranks) + cuda::kAttentionCounterBytes +
          cuda::kFewHeadsPartBytes;
+}
+
+std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
+  return CudaScratchBytes(limits, state_->exchange != nullptr);
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
