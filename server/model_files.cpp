@@ -98,7 +98,11 @@ Result<bool> ReadAddBos(const Tokenizer& tokenizer, const TokenizerConfig& confi
                     path, Value(*prefix), config.bos));
   }
   if (config.add_bos.has_value()) {
-    return *config.add_bos && bos.has_value();
+    if (*config.add_bos && !bos.has_value()) {
+      return InvalidArgument(fmt::format(
+          "tokenizer_config.json: add_bos_token: true, but {} has no token {}", path, config.bos));
+    }
+    return *config.add_bos;
   }
   if (tokenizer.has_template()) {
     return prefix.has_value();

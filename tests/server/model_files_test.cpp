@@ -82,6 +82,10 @@ TEST_CASE("a text begins with begin-of-sentence as the files say", "[config][fil
   plain.Write("tokenizer_config.json", R"({"add_eos_token": true})");
   CHECK(plain.Load().error().message.find("add_eos_token: true is not supported") !=
         std::string::npos);
+  plain.Write("tokenizer_config.json", R"({"add_bos_token": true, "bos_token": "<s>"})");
+  CHECK(plain.Load().error().message.find("add_bos_token: true, but ") != std::string::npos);
+  plain.Write("tokenizer_config.json", R"({"add_bos_token": false, "bos_token": "<s>"})");
+  CHECK_FALSE(plain.AddsBos());
 
   const Folder adds([](Json& json) { PutTemplate(json, kBos); });
   CHECK(adds.AddsBos());
