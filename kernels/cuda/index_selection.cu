@@ -17,14 +17,7 @@ __global__ __launch_bounds__(Size::kThreads, Size::kBlocks) void IndexSelectionK
 template <typename Size>
 void Launch(const KernelParams& p, cudaStream_t stream) {
   const auto kernel = IndexSelectionKernel<Size>;
-  static PerDevice attribute;
-  attribute.Once([&] {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
-    return error != cudaSuccess
-               ? error
-               : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  });
+  AllowClusters<IndexSelectionKernel<Size>>();
   const auto cluster = static_cast<unsigned>(p.cluster);
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(p.call.scores.rows) * cluster,

@@ -642,6 +642,19 @@ bool Fits(const KernelParams& p) {
   return (SharedBytes<Size>(p) + kReservedBytes) * Size::kBlocks <= 228 * 1024;
 }
 
+// Lets a kernel have clusters of kClusterMax and all of shared memory.
+template <auto kKernel>
+void AllowClusters() {
+  static PerDevice attribute;
+  attribute.Once([] {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
+    return error != cudaSuccess
+               ? error
+               : cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  });
+}
+
 // Blocks in which no thread has a second tile to rotate and absorb.
 std::int64_t AbsorbBlocks(const absorb::BesideParams& beside);
 // Blocks of clusters of a launch that selects, and so many more that rotate and absorb.

@@ -30,14 +30,7 @@ template <int kTokens>
 void Launch(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
             cudaStream_t stream) {
   const auto kernel = IndexSelectionAndAbsorbKernel<kTokens>;
-  static PerDevice attribute;
-  attribute.Once([&] {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax);
-    return error != cudaSuccess
-               ? error
-               : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  });
+  AllowClusters<IndexSelectionAndAbsorbKernel<kTokens>>();
   const auto cluster = static_cast<unsigned>(p.cluster);
   LaunchDependent(
       kernel,

@@ -4,8 +4,10 @@
 #include "kernels/fused/select_keys.h"
 #include "tests/kernels/paged_cache.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 namespace dsa {
@@ -291,6 +293,70 @@ TEST_CASE("SelectKeys of equal scores selects the first keys", "[kernels][select
     weight = 0.0F;
   }
   problem.Check();
+}
+
+// Keys that score the same as the one that is `rank`-th of a row's.
+void RepeatKey(Problem& problem, std::int64_t rank, const std::vector<std::int64_t>& positions) {
+  PlainBodies plain(testing::TestBackend());
+  const std::vector<float> scores = problem.Run(plain).scores;
+  std::vector<std::int64_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  });
+  const auto at = [&](std::int64_t position, std::int64_t scale) {
+    const std::int64_t slot = problem.layout().Slot(0, position);
+    return problem.cache().begin() + slot / 64 * 8448 +
+           (scale != 0 ? 8192 + slot % 64 * 4 : slot % 64 * 128);
+  };
+  const std::int64_t from = order[static_cast<std::size_t>(rank)];
+  for (const std::int64_t position : positions) {
+    std::copy_n(at(from, 0), 128, at(position, 0));
+    std::copy_n(at(from, 1), 4, at(position, 1));
+  }
+}
+
+TEST_CASE("SelectKeys of equal scores about the threshold", "[kernels][select_keys]") {
+  constexpr std::int64_t kSelected = 2048;
+  Problem problem({.rows = OneEach({70016}),
+                   .sequences = 1,
+                   .context = 70016,
+                   .heads = 64,
+                   .k = kSelected,
+                   .score_rows = 1});
+  std::vector<std::int64_t> positions;
+  SECTION("far apart") {
+    for (std::int64_t position = 17; position < 70000; position += 1000) {
+      positions.push_back(position);
+    }
+  }
+  SECTION("in one place, for a while") {
+    for (std::int64_t position = 30000; position < 30028; ++position) {
+      positions.push_back(position);
+    }
+  }
+  SECTION("in one place, more than a line has") {
+    for (std::int64_t position = 30000; position < 30600; ++position) {
+      positions.push_back(position);
+    }
+  }
+  RepeatKey(problem, kSelected - static_cast<std::int64_t>(positions.size()) / 2, positions);
+  problem.Check();
+}
+
+TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernels][select_keys]") {
+  const auto step = GENERATE(as<std::int32_t>(), 1, 37, 130);
+  std::vector<std::int32_t> lengths;
+  for (std::int32_t row = 0; row < 64; ++row) {
+    lengths.push_back(1 + (row * 29 % 64) * step);
+  }
+  Problem({.rows = OneEach(lengths),
+           .sequences = 64,
+           .context = 8256,
+           .heads = 64,
+           .k = 512,
+           .score_rows = 64})
+      .Check();
 }
 
 TEST_CASE("SelectKeys replayed gives the same each time", "[kernels][select_keys]") {
