@@ -316,7 +316,8 @@ void RepeatKey(Problem& problem, std::int64_t rank, const std::vector<std::int64
   }
 }
 
-TEST_CASE("SelectKeys of equal scores about the threshold", "[kernels][select_keys]") {
+TEST_CASE("SelectKeys of equal scores about the threshold",
+          "[kernels][select_keys][sixteen_blocks]") {
   constexpr std::int64_t kSelected = 2048;
   Problem problem({.rows = OneEach({70016}),
                    .sequences = 1,
