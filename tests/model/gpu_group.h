@@ -4,9 +4,9 @@
 #include "kernels/comm/collectives.h"
 #include "kernels/comm/thread_group.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/forwarding_backend.h"
 #include "model/weight_loader.h"
 #include "server/engine/rank_group.h"
+#include "tests/model/route_watch.h"
 
 #include <cstdint>
 #include <cstdlib>
@@ -41,9 +41,9 @@ inline int Devices() {
 enum class Through { kPeers, kNccl, kNothing };
 
 // A rank that meets nobody.
-class LoneRank final : public ForwardingBackend {
+class LoneRank final : public FusedForwardingBackend {
  public:
-  explicit LoneRank(CudaBackend& inner) : ForwardingBackend(inner), group_(1) {
+  explicit LoneRank(CudaBackend& inner) : FusedForwardingBackend(inner), group_(1) {
     CudaBackend* const only = &inner;
     REQUIRE(CudaBackend::JoinPeers({&only, 1}, group_).ok());
   }
@@ -55,15 +55,6 @@ class LoneRank final : public ForwardingBackend {
     own.whole.cols = params.part.cols;
     inner_.AllGather(own);
   }
-
-  void AddNorm(const AddNormParams& params) override { inner_.AddNorm(params); }
-  void Project(const ProjectParams& params) override { inner_.Project(params); }
-  void WriteKeys(const WriteKeysParams& params) override { inner_.WriteKeys(params); }
-  void SelectKeys(const SelectKeysParams& params) override { inner_.SelectKeys(params); }
-  void AttendLatent(const AttendLatentParams& params) override { inner_.AttendLatent(params); }
-  void AttendMasked(const AttendMaskedParams& params) override { inner_.AttendMasked(params); }
-  void GatedMlp(const GatedMlpParams& params) override { inner_.GatedMlp(params); }
-  void ExpertMlp(const ExpertMlpParams& params) override { inner_.ExpertMlp(params); }
 
  private:
   ThreadGroup group_;

@@ -151,6 +151,9 @@ void SequenceRunner::Finish() {
   for (std::size_t row = 0; row < slot_of_row.size(); ++row) {
     SequenceOutput& target = OutputOf(slot_of_row[row]);
     target.faulty = target.faulty || result.row_faults[row] != 0;
+    if (route_of_row) {
+      target.routes[positions_[row]] = route_of_row(static_cast<std::int64_t>(row));
+    }
   }
   ++steps_;
   if (plan_->tokens > 0) {

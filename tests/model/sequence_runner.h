@@ -38,8 +38,9 @@ struct RunOptions {
 };
 
 struct SequenceOutput {
-  std::vector<std::int32_t> ids;                      // generated
-  std::map<std::int64_t, std::vector<float>> logits;  // by position; computed positions only
+  std::vector<std::int32_t> ids;                             // generated
+  std::map<std::int64_t, std::vector<float>> logits;         // by position; computed positions only
+  std::map<std::int64_t, std::vector<std::int32_t>> routes;  // likewise, where they are asked for
   std::int64_t cache_hit_tokens = 0;
   std::int32_t preemptions = 0;
   bool faulty = false;  // a row or sample fault was reported
@@ -83,6 +84,8 @@ class SequenceRunner final {
 
   // Called with each batch before it is run.
   std::function<void(const ForwardBatch&)> before_step;
+  // Where a row of the step that has just been run was sent (route_watch.h).
+  std::function<std::vector<std::int32_t>(std::int64_t row)> route_of_row;
 
   BlockPool& pool() { return pool_; }
   const KvArena& arena() const { return dynamic_cast<ModelExecutor&>(*executor_).arena(); }
