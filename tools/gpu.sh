@@ -15,7 +15,7 @@
 #     logits                       CUDA against the CPU: random models in float32, the small model
 #     needles                      40 facts each in texts of 1K to 16K tokens, through the server;
 #                                  few of them with a fault planted in the indexer
-#     needles_ranks                the facts alone, on two GPUs as tensor ranks and as data ranks
+#     needles_ranks                the facts alone, on two GPUs as tensor or data ranks, on four as these or both
 #     selections                   keys that the indexer selects, CUDA's beside the CPU's
 #     schedules                    random requests over 64 streams, each as if it were alone
 #     serving                      what a steady step is; NaN; a step that never ends

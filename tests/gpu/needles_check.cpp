@@ -2,6 +2,7 @@
 // works there.
 #include "common/check.h"
 #include "common/prng.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/kv_layout.h"
 #include "proto/chat.grpc.pb.h"
 #include "tests/gpu/gpu_checks.h"
@@ -117,6 +118,11 @@ int Recall(const testing::GpuServer& server, std::size_t length, const Before& b
   return right;
 }
 
+struct Layout {
+  std::int64_t ranks;
+  std::int64_t data_ranks;
+};
+
 void DoNothing(const std::string& /*text*/, const std::vector<Fact>& /*facts*/) {}
 
 // Positions of all blocks that hold a part of one of the facts.
@@ -148,22 +154,29 @@ TEST_CASE("facts in texts of 1K to 16K tokens are found through the server on CU
   }
 }
 
-// On two GPUs, by name alone.
-TEST_CASE("facts are found where two GPUs share the model", "[.needles_ranks]") {
-  const bool has_data_ranks = GENERATE(false, true);
+// On two GPUs, and on four where there are so many; by name alone.
+TEST_CASE("facts are found where GPUs share the model", "[.needles_ranks]") {
+  const auto [ranks, data_ranks] =
+      GENERATE(Layout{2, 1}, Layout{1, 2}, Layout{4, 1}, Layout{1, 4}, Layout{2, 2});
+  if (!CudaBackend::Make(static_cast<int>(ranks * data_ranks) - 1).ok()) {
+    fmt::print("needles, {} x {} ranks: not so many devices\n", ranks, data_ranks);
+    return;
+  }
   ServerConfig config;
   config.device = "cuda";
   config.max_model_len = 18'000;
   config.max_num_seqs = 8;
-  config.expert_parallel = has_data_ranks;
-  (has_data_ranks ? config.data_parallel_size : config.tensor_parallel_size) = 2;
+  config.expert_parallel = data_ranks > 1;
+  config.tensor_parallel_size = ranks;
+  config.data_parallel_size = data_ranks;
   const testing::GpuServer server(config);
   for (const std::size_t length : {1000U, 4000U, 8000U, 15'900U}) {
-    fmt::print("needles, {} ranks  ", has_data_ranks ? "data" : "tensor");
+    fmt::print("needles, {} data ranks of {} tensor ranks  ", data_ranks, ranks);
     CHECK(Recall(server, length, DoNothing) >= kRightAtLeast);
   }
-  if (has_data_ranks) {
+  if (data_ranks > 1) {
     const EngineLoad load = server.app->engine().Load();
+    CHECK(load.ranks.size() == static_cast<std::size_t>(data_ranks));
     for (const RankLoad& rank : load.ranks) {
       CHECK(rank.rows > 1000);
     }

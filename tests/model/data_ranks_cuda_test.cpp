@@ -70,14 +70,14 @@ struct TwoRuns {
 enum class Back { kPairs, kParts };
 
 TwoRuns RunRanks(const Checkpoint& checkpoint, const std::vector<RankWork>& work,
-                 Back back = Back::kPairs) {
-  GpuGroup gpus(kTwo.data_ranks, kTwo.data_ranks);
+                 Back back = Back::kPairs, const RankLayout& layout = kTwo) {
+  GpuGroup gpus(layout.all_ranks(), layout.data_ranks);
   NoProgress progress;
   const std::vector<DeviceWeights> weights =
-      LoadRankWeights(checkpoint, kTwo, gpus.used, progress).value();
-  DataRankRunner runner(checkpoint.config(), kTwo, [&](const ModelExecutorConfig& base) {
+      LoadRankWeights(checkpoint, layout, gpus.used, progress).value();
+  DataRankRunner runner(checkpoint.config(), layout, [&](const ModelExecutorConfig& base) {
     ModelExecutorConfig config = base;
-    config.place.layout = kTwo;
+    config.place.layout = layout;
     config.batch_invariant = back == Back::kPairs;
     config.limits.combines_parts = back == Back::kParts;
     return gpus.MakeRanks(checkpoint.config(), weights, config);
@@ -121,6 +121,45 @@ TEST_CASE("data ranks on two GPUs give a request what one GPU gives it", "[ranks
         ToString(architecture), static_cast<int>(type), back == Back::kPairs ? "pairs" : "parts",
         rank, difference.logits, difference.equal_values, difference.rows_apart);
     CHECK(difference.logits < (type == CheckpointType::kF32 ? 1e-5 : 3e-2));
+    CHECK(difference.clear_tokens);
+    CHECK_FALSE(difference.faulty);
+  }
+}
+
+TEST_CASE("data ranks on four GPUs give a request what one GPU gives it", "[ranks][four]") {
+  if (Devices() < 4) {
+    fmt::print("four ranks: not so many devices\n");
+    return;
+  }
+  const auto architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa, Architecture::kDeepseekV3);
+  const auto type = GENERATE(CheckpointType::kF32, CheckpointType::kBf16, CheckpointType::kFp8);
+  const auto tensor_ranks = GENERATE(1, 2);
+  const RankLayout layout = {
+      .ranks = tensor_ranks, .expert_parallel = true, .data_ranks = 4 / tensor_ranks};
+  const TemporaryFolder folder;
+  MustWrite(OptionsFor(architecture, type), folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  const std::vector<RankWork> work = UnevenWork(layout.data_ranks, kLongPrompt);
+  const TwoRuns runs = RunRanks(checkpoint, work, Back::kPairs, layout);
+  CHECK(runs.steps_recorded > 10);
+  CHECK(SameOfAll(runs));
+  const bool is_float32 = type == CheckpointType::kF32;
+  for (std::size_t rank = 0; rank < work.size(); ++rank) {
+    if (work[rank].requests.empty()) {
+      continue;  // the last of four data ranks has nothing to do
+    }
+    const ReplyDifference difference = CompareReplies(
+        runs.first[rank], RunOne(checkpoint, work[rank].requests), is_float32 ? 1e-3F : 0.1F);
+    fmt::print(
+        "{} type {}, data rank {} of {}: from one GPU {:.2e}, equal bits {:.4f}, rows apart "
+        "{}\n",
+        ToString(architecture), static_cast<int>(type), rank, layout.data_ranks, difference.logits,
+        difference.equal_values, difference.rows_apart);
+    CHECK(difference.logits < (is_float32 ? 1e-5 : 3e-2));
+    if (tensor_ranks == 1 && !is_float32) {
+      CHECK(difference.equal_values == 1.0);
+    }
     CHECK(difference.clear_tokens);
     CHECK_FALSE(difference.faulty);
   }

@@ -130,4 +130,38 @@ TEST_CASE("equal runs on two GPUs give equal bits", "[ranks]") {
       SameBits(RunRanks(checkpoint, layout, Through::kNccl), first));  // two are in no other order
 }
 
+TEST_CASE("a model on four GPUs is the model on one", "[ranks][four]") {
+  if (Devices() < 4) {
+    fmt::print("four ranks: not so many devices\n");
+    return;
+  }
+  const auto architecture =
+      GENERATE(Architecture::kDeepseekV32, Architecture::kGlmMoeDsa, Architecture::kDeepseekV3);
+  const auto type = GENERATE(CheckpointType::kF32, CheckpointType::kBf16, CheckpointType::kFp8);
+  const auto expert_parallel = GENERATE(false, true);
+  const RankLayout layout = {.ranks = 4, .expert_parallel = expert_parallel};
+  const TemporaryFolder folder;
+  RandomCheckpointOptions options = OptionsFor(architecture, type);
+  options.heads = type == CheckpointType::kFp8 ? 8 : 4;  // a rank begins at a block of 128
+  MustWrite(options, folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  const std::unique_ptr<CudaBackend> cuda = CudaBackend::Make(Devices() - 1).value();
+  const std::vector<SequenceOutput> on_one = RunOne(checkpoint, *cuda);
+  const std::vector<SequenceOutput> on_four = RunRanks(checkpoint, layout, Through::kPeers);
+  const bool is_float32 = type == CheckpointType::kF32;
+  const ReplyDifference difference = CompareReplies(on_four, on_one, is_float32 ? 1e-3F : 0.1F);
+  fmt::print(
+      "{} type {}, whole experts {}: four GPUs from one {:.2e}, the farthest row {:.2e}, "
+      "rows of other inputs {}, margin of another token {:.3f}\n",
+      ToString(architecture), static_cast<int>(type), expert_parallel, difference.logits,
+      difference.row_logits, difference.rows_apart, difference.margin_lost);
+  CHECK(difference.logits < (is_float32 ? 1e-5 : 3e-2));
+  CHECK(difference.clear_tokens);
+  CHECK_FALSE(difference.faulty);
+  CHECK(on_four[0].logits.size() == 256 + 10 - 1);
+  if (!expert_parallel) {
+    CHECK(SameBits(RunRanks(checkpoint, layout, Through::kPeers), on_four));
+  }
+}
+
 }  // namespace dsa::testing

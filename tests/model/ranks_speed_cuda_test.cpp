@@ -4,6 +4,7 @@
 #include "model/model_slice.h"
 #include "model/random_weights.h"
 #include "model/weight_loader.h"
+#include "tests/model/data_rank_runner.h"
 #include "tests/model/gpu_group.h"
 #include "tests/model/sequence_runner.h"
 
@@ -23,10 +24,12 @@ constexpr std::int64_t kContext = 8192;
 constexpr std::int64_t kChunk = 4096;
 constexpr std::int64_t kSequences = 64;
 
-// The steps of a run, in ms: from one batch to the next, so with all that the host does.
+// The steps of a run, in ms: from one batch to the next, so with all that the host does; and the
+// experts that a step chose, of all layers together.
 class StepTimes final {
  public:
-  explicit StepTimes(SequenceRunner& runner) {
+  // `pairs` is of the step in front, by layer and expert, and set to zero.
+  StepTimes(SequenceRunner& runner, std::vector<std::int64_t>& pairs) : pairs_(pairs) {
     runner.before_step = [this](const ForwardBatch& batch) { Next(batch); };
   }
 
@@ -42,24 +45,42 @@ class StepTimes final {
     return chosen.empty() ? 0.0 : chosen[chosen.size() / 2];
   }
 
+  // Experts that steps of so many rows chose in a layer, in the mean of `layers`.
+  double Experts(std::int64_t rows, std::int64_t keys, std::int64_t layers) const {
+    double hit = 0;
+    double steps = 0;
+    for (const Step& step : steps_) {
+      if (step.rows == rows && step.keys >= keys && step.ms > 0) {
+        hit += static_cast<double>(step.experts);
+        ++steps;
+      }
+    }
+    return steps == 0 ? 0.0 : hit / steps / static_cast<double>(layers);
+  }
+
  private:
   using Clock = std::chrono::steady_clock;
   struct Step {
     std::int64_t rows;
     std::int64_t keys;
-    double ms;  // 0 of the last one
+    double ms;             // 0 of the last one
+    std::int64_t experts;  // of all layers
   };
 
   void Next(const ForwardBatch& batch) {
     const Clock::time_point now = Clock::now();
     if (!steps_.empty()) {
       steps_.back().ms = std::chrono::duration<double, std::milli>(now - begin_).count();
+      steps_.back().experts =
+          static_cast<std::int64_t>(pairs_.size()) - std::count(pairs_.begin(), pairs_.end(), 0);
     }
+    std::fill(pairs_.begin(), pairs_.end(), 0);
     const std::int64_t keys = *std::max_element(batch.positions.begin(), batch.positions.end()) + 1;
-    steps_.push_back({.rows = batch.tokens, .keys = keys, .ms = 0});
-    begin_ = now;
+    steps_.push_back({.rows = batch.tokens, .keys = keys, .ms = 0, .experts = 0});
+    begin_ = Clock::now();
   }
 
+  std::vector<std::int64_t>& pairs_;
   Clock::time_point begin_;
   std::vector<Step> steps_;
 };
@@ -90,16 +111,15 @@ const char* NameOf(Through through) {
 
 // What a step of the model says to others: two sums a layer, of which the last is of the rows that
 // need logits, and those; in us, by a recording that is replayed.
-double TimeCollectives(const ModelConfig& model, Through through, std::int64_t rows,
+double TimeCollectives(const ModelConfig& model, int ranks, Through through, std::int64_t rows,
                        std::int64_t logit_rows) {
-  constexpr int kRanks = 2;
   constexpr int kReplays = 20;
   constexpr int kRuns = 9;
-  GpuGroup gpus(kRanks, 1, through);
-  std::barrier<> together(kRanks);
+  GpuGroup gpus(ranks, 1, through);
+  std::barrier<> together(ranks);
   std::vector<double> times;  // of rank 0
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < kRanks; ++rank) {
+  for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
       Backend& backend = *gpus.used[static_cast<std::size_t>(rank)];
       backend.BindThread();
@@ -109,7 +129,7 @@ double TimeCollectives(const ModelConfig& model, Through through, std::int64_t r
         backend.Zero(made.data(), bytes);
         return made;
       };
-      const std::int64_t part = model.vocabulary / kRanks;
+      const std::int64_t part = model.vocabulary / ranks;
       const DeviceBuffer partial = allocate(rows * model.hidden);
       const DeviceBuffer sum = allocate(rows * model.hidden);
       const DeviceBuffer logits = allocate(logit_rows * part);
@@ -171,16 +191,19 @@ void TimeSlice(const ModelConfig& model, std::int64_t ranks, Through through) {
   options.score_bytes_max = std::int64_t{64} << 20;
   options.row_buckets = RowBuckets(kSequences, kTokensPerBlock);
   options.logits = false;
+  std::unique_ptr<StepExecutor> executor;
+  std::vector<std::int64_t> pairs;
   SequenceRunner runner(
       [&](const ModelExecutorConfig& base) {
         ModelExecutorConfig config = base;
         config.place.layout = layout;
         config.limits.logit_rows_max = kSequences;
         config.limits.logits_rows_host = 0;
-        return gpus.Make(model, weights, config);
+        executor = gpus.Make(model, weights, config);
+        return std::make_unique<OfGroup>(*executor, pairs);
       },
       model, options);
-  const StepTimes times(runner);
+  const StepTimes times(runner, pairs);
   runner.Run(LongRequests(8, kTokens));
   const std::vector<SequenceOutput> many = runner.Run(LongRequests(kSequences, kTokens));
   const std::vector<SequenceOutput> one = runner.Run(LongRequests(1, kTokens));
@@ -196,10 +219,13 @@ void TimeSlice(const ModelConfig& model, std::int64_t ranks, Through through) {
   };
   fmt::print(
       "{} of {}{}: 64 rows at 8K {:.3f} ms, 1 row {:.3f} ms, chunk of 4096 at 8K {:.3f} ms; "
-      "tokens {} {}\n",
+      "experts of a layer {:.1f}, {:.1f}, {:.1f}; tokens {} {}\n",
       ranks, gpus.backends.front()->Name(), NameOf(through),
       times.Median(kSequences, kContext - kTokens), times.Median(1, kContext - kTokens),
-      times.Median(kChunk, kChunk + 1), hash(many), hash(one));
+      times.Median(kChunk, kChunk + 1),
+      times.Experts(kSequences, kContext - kTokens, model.layers - model.dense_layers),
+      times.Experts(1, kContext - kTokens, model.layers - model.dense_layers),
+      times.Experts(kChunk, kChunk + 1, model.layers - model.dense_layers), hash(many), hash(one));
 }
 
 }  // namespace
@@ -211,14 +237,17 @@ TEST_CASE("steps of a slice on one GPU and on several", "[.speed]") {
   for (std::int64_t ranks = 1; ranks <= Devices(); ranks *= 2) {
     TimeSlice(model, ranks, Through::kPeers);
   }
-  for (const Through through : {Through::kNothing, Through::kNccl}) {
-    TimeSlice(model, 2, through);
-  }
-  for (const Through through : {Through::kPeers, Through::kNothing, Through::kNccl}) {
-    fmt::print(
-        "collectives of a step of two{}: 64 rows {:.1f} us, 1 row {:.1f} us, chunk {:.1f} us\n",
-        NameOf(through), TimeCollectives(model, through, kSequences, kSequences),
-        TimeCollectives(model, through, 1, 1), TimeCollectives(model, through, kChunk, 1));
+  for (int ranks = 2; ranks <= Devices(); ranks *= 2) {
+    for (const Through through : {Through::kNothing, Through::kNccl}) {
+      TimeSlice(model, ranks, through);
+    }
+    for (const Through through : {Through::kPeers, Through::kNothing, Through::kNccl}) {
+      fmt::print(
+          "collectives of a step of {}{}: 64 rows {:.1f} us, 1 row {:.1f} us, chunk {:.1f} us\n",
+          ranks, NameOf(through), TimeCollectives(model, ranks, through, kSequences, kSequences),
+          TimeCollectives(model, ranks, through, 1, 1),
+          TimeCollectives(model, ranks, through, kChunk, 1));
+    }
   }
 }
 

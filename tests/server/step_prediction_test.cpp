@@ -130,6 +130,16 @@ TEST_CASE("predicted decode steps of two tensor ranks are within a tenth of meas
   CHECK(ms(2, Decode(1, 8192)) == Approx(1.72).epsilon(0.1));
 }
 
+// 2026-11-28-h200-four.md, the second run.
+TEST_CASE("predicted decode steps of four tensor ranks are within a tenth of measured ones",
+          "[prediction]") {
+  const auto ms = [&](const StepToPredict& step) {
+    return PredictStep(Gpu("H200"), Slice("layers=8"), {.ranks = 4}, step).total_us / 1e3;
+  };
+  CHECK(ms(Hits(Decode(64, 8192), 133.2)) == Approx(4.115).epsilon(0.1));
+  CHECK(ms(Decode(1, 8192)) == Approx(1.316).epsilon(0.1));
+}
+
 // 2026-11-28-h200-ranks-data.md: experts of a layer that both ranks read together.
 TEST_CASE("predicted decode steps of two data ranks are within a tenth of measured ones",
           "[prediction]") {
