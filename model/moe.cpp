@@ -9,6 +9,18 @@
 #include "model/transformer.h"
 
 namespace dsa {
+namespace {
+
+// Of rows that came here, for parts; else there are none.
+Matrix<float> ReceivedWeights(const Activations& activations, bool as_parts, std::int64_t rows,
+                              std::int64_t per_token) {
+  if (as_parts) {
+    return activations.AsMatrix<float>(Buffer::kExchangeWeights, rows, per_token);
+  }
+  return {.data = nullptr, .rows = rows, .cols = per_token, .row_stride = per_token};
+}
+
+}  // namespace
 
 void Transformer::FeedForward(const LayerView& layer, const Step& step) {
   const BranchKind kind = FeedForwardBranch(layer.weights);
@@ -124,10 +136,8 @@ void Transformer::ExchangedMoe(const LayerView& layer, const Step& step) {
                            .row_stride = hidden};
   const auto received_experts =
       activations.AsMatrix<std::int32_t>(Buffer::kExchangeExperts, all_rows, per_token);
-  const auto received_weights =
-      as_parts ? activations.AsMatrix<float>(Buffer::kExchangeWeights, all_rows, per_token)
-               : Matrix<float>{
-                     .data = nullptr, .rows = all_rows, .cols = per_token, .row_stride = per_token};
+  const Matrix<float> received_weights =
+      ReceivedWeights(activations, as_parts, all_rows, per_token);
   const auto experts = activations.AsMatrix<std::int32_t>(Buffer::kExperts, rows, per_token);
   const auto expert_weights = activations.AsMatrix<float>(Buffer::kExpertWeights, rows, per_token);
   const ExpertRange here = {.first = rank_.experts.first, .count = rank_.experts.count};
