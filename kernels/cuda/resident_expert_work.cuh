@@ -27,12 +27,21 @@ inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in
 inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
 inline constexpr int kTileRows = 2 * kBoxRows;
 inline constexpr int kTileBytes = 2 * kBoxBytes;
-inline constexpr int kInputBytes = kTilePairs * kValuesPerScale;
-inline constexpr int kScaleBytes = (kTilePairs + 2) * 4;  // of the pairs and of both boxes
-inline constexpr int kStages = 5;
-inline constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
-inline constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
-inline constexpr int kQueue = 4;       // tiles announced ahead
+// Of a block's shared memory.  kPaired: two blocks have the same tiles, half of the pairs each.
+template <bool kPaired>
+struct Layout {
+  static constexpr int kPairs = kPaired ? kTilePairs / 2 : kTilePairs;  // of a tile, in this block
+  static constexpr int kInputBytes = kPairs * kValuesPerScale;
+  static constexpr int kScaleBytes = (kPairs + 2) * 4;  // of the pairs and of both boxes
+  static constexpr int kStages = kPaired ? 6 : 5;
+  static constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
+  static constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
+};
+inline constexpr int kQueue = 4;  // tiles announced ahead
+inline constexpr int kMail = 8;   // more than the second block of a pair can be behind: its stages
+// Of the first tile, asked for before rows of x are: behind whole rings of all blocks they would
+// come when the memory has nothing more to do.
+inline constexpr int kFirstWeights = 2;
 inline constexpr int kParts = 8;       // of K of the shared expert's inner tiles
 inline constexpr int kPartPairs = 16;  // at most: more take longer to add up than they save
 inline constexpr int kPartPacks = kConsumers * kPartPairs / 4;  // float4 of a part's sums, at most
@@ -94,7 +103,7 @@ struct alignas(16) Task {
   TaskKind kind;
   int column;  // of inner or outer tiles
   int part;    // of K, where kind is kPart
-  int group;   // tile of pairs
+  int group;   // tile of pairs; -1: a rehearsal
   int expert;
   int first;        // of the sorted pairs
   int count;        // of pairs
@@ -103,12 +112,16 @@ struct alignas(16) Task {
   int end_block;
 };
 
+template <bool kPaired>
 struct BlockShared {
-  std::uint8_t packed[kTilePairs][kPackedStride];
-  float maxima[kConsumerWarps][kTilePairs];
+  std::uint8_t packed[Layout<kPaired>::kPairs][kPackedStride];
+  float maxima[kConsumerWarps][Layout<kPaired>::kPairs];
   Task queue[kQueue];
   std::uint64_t announced[kQueue];
   std::uint64_t taken[kQueue];
+  std::uint64_t inputs_asked;  // of the first tile, by the input warps
+  uint4 mail[kMail];  // what the first block of a pair has taken: item, expert, first, count
+  std::uint64_t mail_there[kMail];
 };
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
@@ -125,7 +138,9 @@ struct Work {
   int first_whole;   // items
   int first_merge;
   int first_outer;
-  int first_waiting;  // outer tiles that wait for inner ones
+  int first_waiting;      // outer tiles that wait for inner ones
+  int early_groups = 0;   // whose inner tiles are none of the last wave
+  int early_columns = 0;  // columns whose outer tiles of those groups come first
   __device__ Work(const ExpertsParams& p, int used)
       : groups(used),
         inner_tiles(p.width / kBoxRows),
@@ -168,15 +183,36 @@ struct Work {
   __device__ bool IsOuter(int item) const { return item >= first_outer; }
   // Tiles of pairs among which columns of waiting outer tiles go round.
   __device__ int WaitingGroups() const { return groups - (first_waiting > first_outer ? 1 : 0); }
+  // Puts first what does not wait for the last `at_once` inner tiles, so that who has done one of
+  // those finds an outer tile to go on with.
+  __device__ void OrderOuter(int at_once) {
+    early_groups = max(0, first_merge - first_whole - at_once) / inner_tiles;
+    const int wanted = max(0, at_once - (first_waiting - first_outer));
+    early_columns =
+        early_groups > 0 ? min(outer_tiles, (wanted + early_groups - 1) / early_groups) : 0;
+  }
+  // Of a waiting outer tile.
+  __device__ int2 GroupAndColumn(int item) const {
+    int i = item - first_waiting;
+    const int late = WaitingGroups() - early_groups;
+    if (i < early_columns * early_groups) {
+      return make_int2(i % early_groups, i / early_groups);
+    }
+    if (i < early_columns * WaitingGroups()) {
+      i -= early_columns * early_groups;
+      return make_int2(early_groups + i % late, i / late);
+    }
+    return make_int2(i % WaitingGroups(), i / WaitingGroups());
+  }
   __device__ int Group(int item) const {
     if (item >= first_waiting) {
-      return (item - first_waiting) % WaitingGroups();
+      return GroupAndColumn(item).x;
     }
     return IsWhole(item) ? (item - first_whole) / inner_tiles : groups - 1;
   }
   __device__ int Column(int item) const {
     if (item >= first_waiting) {
-      return (item - first_waiting) / WaitingGroups();
+      return GroupAndColumn(item).y;
     }
     if (IsOuter(item)) {
       return item - first_outer;
@@ -202,7 +238,9 @@ struct Work {
 };
 
 // Shared addresses of stage 0 of each part.
-struct Ring {
+template <bool kPaired>
+struct Ring : Layout<kPaired> {
+  using L = Layout<kPaired>;
   unsigned tiles;
   unsigned inputs;
   unsigned scales;
@@ -210,10 +248,10 @@ struct Ring {
   unsigned empty;  // 8 bytes a stage: the consumer warps
   __device__ explicit Ring(const void* shared)
       : tiles((ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment),
-        inputs(tiles + kStages * kTileBytes),
-        scales(inputs + kStages * kInputBytes),
-        full((scales + kStages * kScaleBytes + 7) & ~7U),
-        empty(full + 8 * kStages) {}
+        inputs(tiles + L::kStages * kTileBytes),
+        scales(inputs + L::kStages * L::kInputBytes),
+        full((scales + L::kStages * L::kScaleBytes + 7) & ~7U),
+        empty(full + 8 * L::kStages) {}
 };
 
 __device__ inline int LoadAcquire(const int* from) {

@@ -15,12 +15,19 @@
 //                tiles are done, its weights do not.  Launches before this one may have computed
 //                gate and up of the shared expert: then its activation is all that is waited for
 //
+//   pairs of blocks   where gate and up of the shared expert are given, so from 17 rows on: two
+//                blocks take the same tiles and compute half of the pairs each.  Either brings a
+//                half of a stage's weights to both, which costs the L2 cache no more than before.
+//                Inner tiles of eight experts are two waves of tiles of half the time then, and
+//                while one wave ends, weights of the next stream; outer tiles begin with those of
+//                experts whose inner tiles were in the first
+//
 //   warps 0-7    two warpgroups, 2 x 64 weight rows each, 8 to 64 pairs on the N side
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
 //   warps 9, 10  rows of x and scales, stage by stage in turns, by cp.async
 //   warp 11      activates what was given of the shared expert, if it was; then adds a token's
-//   contributions, 256 columns at a time, as soon as all experts have
-//                given theirs, while the others stream on; at the end warps 8 to 10 help
+//                contributions, 256 columns at a time, as soon as all experts have given theirs,
+//                while the others stream on; at the end all warps help
 //
 // A pair's bits depend on its row, its expert and the order of K alone.
 #pragma once
@@ -28,26 +35,22 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/per_device.h"
+#include "kernels/cuda/ptx/copy_box.cuh"
+#include "kernels/cuda/ptx/peer_block.cuh"
+#include "kernels/cuda/resident_expert_input.cuh"
+#include "kernels/cuda/resident_expert_sums.cuh"
 #include "kernels/cuda/resident_expert_work.cuh"
 #include "kernels/cuda/swiglu.cuh"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <limits>
+#include <utility>
 
 #include <cuda.h>
 
 namespace dsa::cuda::resident_experts {
-
-// The next tile, for the input warp and the consumers.
-__device__ inline Task NextTask(BlockShared& shared, Cursor& turn, int lane) {
-  ptx::BarrierWait(ptx::SharedAddress(shared.announced + turn.stage), turn.phase);
-  const Task task = shared.queue[turn.stage];
-  __syncwarp();
-  if (lane == 0) {
-    ptx::BarrierArrive(ptx::SharedAddress(shared.taken + turn.stage));
-  }
-  turn.Next(kQueue);
-  return task;
-}
 
 // The two boxes of a tile: maps and their first rows.
 struct Boxes {
@@ -66,45 +69,73 @@ struct Boxes {
 };
 
 // Blocks [first, end) of K.
-__device__ inline void StreamTile(const Boxes& boxes, const Ring& ring, Cursor& at, int first,
-                                  int end, std::uint64_t policy) {
+template <bool kPaired>
+__device__ inline void StreamTile(const Boxes& boxes, const Ring<kPaired>& ring, Cursor& at,
+                                  int first, int end, std::uint64_t policy) {
+  const int rank = kPaired ? static_cast<int>(ptx::ClusterRank()) : 0;
   for (int k = first; k < end; ++k) {
-    if (at.turn >= kStages) {
+    if (at.turn >= ring.kStages) {
       ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
     }
     const unsigned full = ring.full + 8 * at.stage;
     const unsigned target = ring.tiles + at.stage * kTileBytes;
     ptx::BarrierExpect(full, kTileBytes);
-    ptx::CopyBox(target, boxes.maps[0], full, k * kValuesPerScale, boxes.rows[0], policy);
-    ptx::CopyBox(target + kBoxBytes, boxes.maps[1], full, k * kValuesPerScale, boxes.rows[1],
-                 policy);
-    at.Next(kStages);
+    if constexpr (kPaired) {
+      ptx::CopyBoxToBlocks(target + rank * kBoxBytes, boxes.maps[rank], full, k * kValuesPerScale,
+                           boxes.rows[rank], 3, policy);
+    } else {
+      ptx::CopyBox(target, boxes.maps[0], full, k * kValuesPerScale, boxes.rows[0], policy);
+      ptx::CopyBox(target + kBoxBytes, boxes.maps[1], full, k * kValuesPerScale, boxes.rows[1],
+                   policy);
+    }
+    at.Next(ring.kStages);
   }
 }
 
 // The first weights of a block that begins with a part, which do not depend on the pairs.  One
 // thread, before the kernels ahead have ended.
 __device__ inline void LoadFirstPart(const ExpertMaps& maps, const ExpertsParams& p,
-                                     const Ring& ring, Cursor& at) {
+                                     const Ring<false>& ring, Cursor& at) {
   const Work work(p, 1);
   const int item = static_cast<int>(blockIdx.x);
   if (work.IsPart(item)) {
     const int first = work.FirstBlock(item);
-    StreamTile(Boxes(maps, p, true, p.choice.expert_count, work.Column(item)), ring, at, first,
-               min(first + kStages, work.EndBlock(item)), ptx::EvictFirst());
+    StreamTile<false>(Boxes(maps, p, true, p.choice.expert_count, work.Column(item)), ring, at,
+                      first, min(first + Ring<false>::kStages, work.EndBlock(item)),
+                      ptx::EvictFirst());
   }
 }
 
+// What this block computes of a tile: half of the pairs, where two blocks share its weights.
+template <bool kPaired>
+__device__ inline Task Share(Task task) {
+  if constexpr (kPaired) {
+    const int half = (task.count + 1) / 2;
+    const bool is_second = ptx::ClusterRank() > 0;
+    task.first += is_second ? half : 0;
+    task.count = is_second ? task.count - half : half;
+    task.stored = task.count;
+  }
+  return task;
+}
+
 // One thread, behind LoadFirstPart.
+template <bool kPaired>
 __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& p,
-                                   BlockShared& shared, const Ring& ring, const Work& work,
-                                   PairTile group, Cursor at) {
+                                   BlockShared<kPaired>& shared, const Ring<kPaired>& ring,
+                                   const Work& work, PairTile group, Cursor at) {
+  constexpr int kBlocks = kPaired ? 2 : 1;
+  constexpr int kSending = kPaired ? 4 : 0;  // stages while which the other block is told
+  const bool takes = !kPaired || ptx::ClusterRank() == 0;
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor turn;
+  Cursor mail;
   int loaded = at.turn;
-  for (int item = static_cast<int>(blockIdx.x);;) {
+  bool is_first = true;
+  int item = static_cast<int>(blockIdx.x) / kBlocks;
+  while (true) {
     ptx::BarrierWait(ptx::SharedAddress(shared.taken + turn.stage), turn.phase ^ 1U);
-    const Task task = work.TaskOf(item, group);
+    const Task task = Share<kPaired>(work.TaskOf(item, group));
     shared.queue[turn.stage] = task;
     ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
     turn.Next(kQueue);
@@ -116,127 +147,45 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     const int end = task.end_block;
     // The next one is taken no earlier than it can come while the last stages stream: a block with
     // a long tile would else take one more before those with short ones have any.
-    const int last = max(first, end - kStages);
-    StreamTile(boxes, ring, at, first, last, policy);
-    const int next = static_cast<int>(gridDim.x) + atomicAdd(p.counters.tiles_taken, 1);
-    StreamTile(boxes, ring, at, last, end, policy);
+    const int last = max(first, end - ring.kStages - kSending);
+    int begun = first;
+    if (kPaired && is_first && task.kind == TaskKind::kInner && last - first > kFirstWeights) {
+      begun = first + kFirstWeights;
+      StreamTile<kPaired>(boxes, ring, at, first, begun, policy);
+      ptx::BarrierWait(ptx::SharedAddress(&shared.inputs_asked), 0);
+    }
+    is_first = false;
+    StreamTile<kPaired>(boxes, ring, at, begun, last, policy);
+    int next = 0;
+    if (takes) {
+      next = static_cast<int>(gridDim.x) / kBlocks + atomicAdd(p.counters.tiles_taken, 1);
+    }
+    const int sent = kPaired ? max(last, end - ring.kStages) : end;
+    StreamTile<kPaired>(boxes, ring, at, last, sent, policy);
+    if (takes) {
+      group = next < work.items() ? p.sorted.tiles[work.Group(next)] : PairTile{};
+      if constexpr (kPaired) {
+        ptx::StoreWords4InBlock(
+            ptx::AddressInBlock(ptx::SharedAddress(shared.mail + mail.stage), 1),
+            make_uint4(next, group.expert, group.first, group.count),
+            ptx::AddressInBlock(ptx::SharedAddress(shared.mail_there + mail.stage), 1));
+        mail.Next(kMail);
+      }
+    }
+    StreamTile<kPaired>(boxes, ring, at, sent, end, policy);
+    if (!takes) {
+      const unsigned there = ptx::SharedAddress(shared.mail_there + mail.stage);
+      ptx::BarrierExpect(there, sizeof(uint4));
+      ptx::BarrierWait(there, mail.phase);
+      const uint4 sent_item = ptx::LoadWords4(ptx::SharedAddress(shared.mail + mail.stage));
+      next = static_cast<int>(sent_item.x);
+      group = {.expert = static_cast<int>(sent_item.y),
+               .first = static_cast<int>(sent_item.z),
+               .count = static_cast<int>(sent_item.w)};
+      mail.Next(kMail);
+    }
     loaded = 0;
     item = next;
-    group = item < work.items() ? p.sorted.tiles[work.Group(item)] : PairTile{};
-  }
-}
-
-// Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
-template <bool kGiven>
-struct InputSource {
-  static constexpr int kChunks = kValuesPerScale / 16;
-  static constexpr int kRowsAtOnce = kWarpSize / kChunks;
-  static constexpr int kRows = kTilePairs / kRowsAtOnce;  // of a lane
-  static constexpr int kScaleRows = kTilePairs / kWarpSize;
-  // Of a lane's first column in each of its rows; of the first scale.  Offsets, since pointers of
-  // 16 rows would not stay in registers.
-  const Fp8E4m3* values;
-  const float* scales;
-  unsigned rows[kRows];
-  unsigned row_scales[kScaleRows];
-  int count;                   // of pairs
-  const float* weight_scales;  // of lanes 0 and 1
-
-  __device__ static int PairOf(int i, int lane) { return lane / kChunks + kRowsAtOnce * i; }
-
-  __device__ InputSource(const ExpertsParams& p, const Task& task, int lane) : count(task.count) {
-    const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
-    const bool is_inner = task.kind != TaskKind::kOuter;
-    const bool is_given = kGiven && !is_inner && kind == kShared;
-    const int inner_blocks = static_cast<int>(p.x.cols) / kValuesPerScale;  // of K
-    const int outer_blocks = p.width / kValuesPerScale;
-    // Rows of x and what was given are those of tokens, the others those of sorted pairs.
-    const auto row_of = [&](int pair) {
-      return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
-    };
-    Matrix<const Fp8E4m3> values_of = {.data = p.inner, .row_stride = p.width};
-    Matrix<const float> scales_of = {.data = p.inner_scales, .row_stride = outer_blocks};
-    if (is_inner) {
-      values_of = p.x;
-      scales_of = p.x_scales;
-    } else if (is_given) {
-      values_of = {.data = p.given.y.values.data, .row_stride = p.given.y.values.row_stride};
-      scales_of = {.data = p.given.y.scales.data, .row_stride = p.given.y.scales.row_stride};
-    }
-    values = values_of.data + lane % kChunks * 16;
-    scales = scales_of.data;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int pair = PairOf(i, lane);
-      rows[i] = pair < count ? row_of(pair) * static_cast<unsigned>(values_of.row_stride) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kScaleRows; ++i) {
-      const int pair = lane + kWarpSize * i;
-      row_scales[i] = pair < count ? row_of(pair) * static_cast<unsigned>(scales_of.row_stride) : 0;
-    }
-    const int own = kind == kShared ? 0 : task.expert;
-    if (is_inner) {
-      const Matrix<const float>& scales = lane == 0 ? p.scales[kind].gate : p.scales[kind].up;
-      weight_scales = scales.Row(own * outer_blocks + task.column);
-    } else {
-      // The last tile may have one box only.
-      const int box = min(2 * task.column + lane % 2, inner_blocks - 1);
-      weight_scales = p.scales[kind].down.Row(own * inner_blocks + box);
-    }
-  }
-};
-
-template <bool kGiven>
-__device__ void LoadInput(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                          int input_warp, int lane) {
-  Cursor at;
-  Cursor turn;
-  while (true) {
-    const Task task = NextTask(shared, turn, lane);
-    if (task.kind == TaskKind::kNone) {
-      return;
-    }
-    using Source = InputSource<kGiven>;
-    const Source source(p, task, lane);
-    if (task.kind == TaskKind::kOuter) {
-      const bool is_given = kGiven && task.expert == p.choice.expert_count;
-      const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
-                                 : p.width / kBoxRows * kConsumerWarps;
-      WaitUntil(p.counters.inner_done + task.group, warps, 64, lane);
-    }
-    for (int k = task.first_block; k < task.end_block; ++k) {
-      if (at.turn % kInputWarps != input_warp) {
-        at.Next(kStages);
-        continue;
-      }
-      if (at.turn >= kStages) {
-        ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
-      }
-      const unsigned inputs = ring.inputs + at.stage * kInputBytes;
-      const unsigned scales = ring.scales + at.stage * kScaleBytes;
-#pragma unroll
-      for (int i = 0; i < Source::kRows; ++i) {
-        const int pair = Source::PairOf(i, lane);
-        if (pair < source.count) {
-          const int place = lane % Source::kChunks ^ (pair % 8);  // the 128-byte swizzle
-          ptx::CopyAsync16(inputs + pair * kValuesPerScale + place * 16,
-                           source.values + source.rows[i] + k * kValuesPerScale);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < Source::kScaleRows; ++i) {
-        const int pair = lane + kWarpSize * i;
-        if (pair < source.count) {
-          ptx::CopyAsync4(scales + pair * 4, source.scales + source.row_scales[i] + k);
-        }
-      }
-      if (lane < 2) {
-        ptx::CopyAsync4(scales + (kTilePairs + lane) * 4, source.weight_scales + k);
-      }
-      ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
-      at.Next(kStages);
-    }
   }
 }
 
@@ -250,38 +199,69 @@ __device__ inline void ActivateGiven(const ExpertsParams& p, const Work& work, i
   Signal(p.counters.inner_done + work.groups - 1, lane);
 }
 
-// One warpgroup's 64 rows of both boxes over `blocks` stages.
-template <int kTokens>
-__device__ void Accumulate(const Ring& ring, Cursor& at, int blocks, int warpgroup, int lane,
-                           float (&sum)[2][kTokens / 2]) {
+// A consumer warp is done with a stage.
+template <bool kPaired>
+__device__ inline void Release(const Ring<kPaired>& ring, int stage, int lane) {
+  __syncwarp();
+  if constexpr (kPaired) {  // either block brings a half of the weights to both
+    if (lane < 2) {
+      ptx::BarrierArriveInBlock(ptx::AddressInBlock(ring.empty + 8 * stage, lane));
+    }
+  } else if (lane == 0) {
+    ptx::BarrierArrive(ring.empty + 8 * stage);
+  }
+}
+
+// One warpgroup's 64 rows of both boxes over `blocks` stages.  In pairs of blocks a stage lasts
+// half as long, and its products begin before the sums of the one ahead are added: all that a turn
+// begins end in it, as the compiler serialises products whose registers live across a loop's end.
+template <int kTokens, bool kPaired>
+__device__ void Accumulate(const Ring<kPaired>& ring, Cursor& at, int blocks, int warpgroup,
+                           int lane, float (&sum)[2][kTokens / 2]) {
+  constexpr int kAtOnce = kPaired ? 2 : 1;
+  const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    constexpr int kCount = sizeof...(kIndex);
+    float partial[2 * kCount][kTokens / 2];
+    float scales[kTokens / 4];
+    int stage[kCount];
+    (
+        [&] {
+          stage[kIndex] = at.stage;
+          ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
+          ptx::AsyncProxyFence();  // rows of x were written by threads
+          at.Next(ring.kStages);
+          const unsigned slab = ring.tiles + stage[kIndex] * kTileBytes + warpgroup * kSlabBytes;
+          const unsigned inputs = ring.inputs + stage[kIndex] * ring.kInputBytes;
+          BeginStage<kTokens>(slab, inputs, partial[2 * kIndex]);
+          BeginStage<kTokens>(slab + kBoxBytes, inputs, partial[2 * kIndex + 1]);
+        }(),
+        ...);
+    (
+        [&] {
+          const unsigned scales_at = ring.scales + stage[kIndex] * ring.kScaleBytes;
+          const unsigned weight_scales_at = scales_at + ring.kPairs * 4;
+          LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
+          ptx::WgmmaWait<2 * (kCount - kIndex) - 1>();
+          AddStage<kTokens>(partial[2 * kIndex], scales, sum[0]);
+          LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
+          ptx::WgmmaWait<2 * (kCount - kIndex) - 2>();
+          AddStage<kTokens>(partial[2 * kIndex + 1], scales, sum[1]);
+          Release(ring, stage[kIndex], lane);
+        }(),
+        ...);
+  };
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     sum[0][i] = 0.0F;
     sum[1][i] = 0.0F;
   }
-  for (int k = 0; k < blocks; ++k) {
-    const int stage = at.stage;
-    ptx::BarrierWait(ring.full + 8 * stage, at.phase);
-    ptx::AsyncProxyFence();  // rows of x were written by threads
-    at.Next(kStages);
-    const unsigned slab = ring.tiles + stage * kTileBytes + warpgroup * kSlabBytes;
-    const unsigned inputs = ring.inputs + stage * kInputBytes;
-    const unsigned scales_at = ring.scales + stage * kScaleBytes;
-    const unsigned weight_scales_at = scales_at + kTilePairs * 4;
-    float scales[kTokens / 4];
-    float partial[kTokens / 2];
-    BeginStage<kTokens>(slab, inputs, partial);
-    float second[kTokens / 2];
-    BeginStage<kTokens>(slab + kBoxBytes, inputs, second);
-    LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
-    ptx::WgmmaWait<1>();
-    AddStage<kTokens>(partial, scales, sum[0]);
-    LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
-    ptx::WgmmaWait<0>();
-    AddStage<kTokens>(second, scales, sum[1]);
-    __syncwarp();
-    if (lane == 0) {
-      ptx::BarrierArrive(ring.empty + 8 * stage);
+  int block = 0;
+  for (; block + kAtOnce <= blocks; block += kAtOnce) {
+    turn(std::make_integer_sequence<int, kAtOnce>{});
+  }
+  if constexpr (kAtOnce > 1) {
+    for (; block < blocks; ++block) {
+      turn(std::make_integer_sequence<int, 1>{});
     }
   }
 }
@@ -340,9 +320,9 @@ __device__ void AddParts(const ExpertsParams& p, const Task& task, int warp, int
 }
 
 // SwiGLU of gate (sum[0]) and up (sum[1]), quantized over the tile's 128 outputs.
-template <int kTokens>
-__device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Task& task, int warp,
-                           int lane, float (&sum)[2][kTokens / 2]) {
+template <int kTokens, bool kPaired>
+__device__ void StoreInner(const ExpertsParams& p, BlockShared<kPaired>& shared, const Task& task,
+                           int warp, int lane, float (&sum)[2][kTokens / 2]) {
   const auto index = [](int c) { return c / 2 * 4 + c % 2; };  // two outputs of pair c of a lane
   const auto pair_of = [&](int c) { return c / 2 * 8 + 2 * (lane % 4) + c % 2; };
   ptx::NamedBarrierSync(kConsumersMeet, kConsumers);  // maxima and packed are free again
@@ -393,7 +373,7 @@ __device__ void StoreInner(const ExpertsParams& p, BlockShared& shared, const Ta
                               task.column * kBoxRows + c % kChunks * 16) =
         *reinterpret_cast<const uint4*>(&shared.packed[c / kChunks][c % kChunks * 16]);
   }
-  if (task.stored > 0) {
+  if (task.group >= 0) {
     Signal(p.counters.inner_done + task.group, lane);
   }
 }
@@ -417,14 +397,15 @@ __device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, i
           Y{});
     }
   }
-  if (!kLeaves && task.stored > 0) {
+  if (!kLeaves && task.group >= 0) {
     Signal(p.counters.outer_done + task.column, lane);
   }
 }
 
-template <int kTokens, typename Y, bool kLeaves>
-__device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                        const Task& task, Cursor& at, int warp, int lane) {
+template <int kTokens, typename Y, bool kLeaves, bool kPaired>
+__device__ void RunTask(const ExpertsParams& p, BlockShared<kPaired>& shared,
+                        const Ring<kPaired>& ring, const Task& task, Cursor& at, int warp,
+                        int lane) {
   float sum[2][kTokens / 2];
   if (task.kind == TaskKind::kMerge) {
     AddParts<kTokens>(p, task, warp, lane, sum);
@@ -443,17 +424,19 @@ __device__ void RunTask(const ExpertsParams& p, BlockShared& shared, const Ring&
 // What runs first, while the gate still chooses: the ends of an inner and of an outer tile, of
 // which nothing is stored, so that their instructions are in the caches, as they run once per tile,
 // and all wait for them, while the memory system is busy with weights.
+template <bool kPaired>
 __device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
   const int tokens = static_cast<int>(p.x.rows);
   const int mean = tokens * static_cast<int>(p.choice.experts.cols) / p.choice.expert_count;
   return {.kind = index == 0 ? TaskKind::kInner : TaskKind::kOuter,
-          .count = min(min(max(mean, 1), tokens), kTilePairs)};
+          .group = -1,
+          .count = min(min(max(mean, 1), tokens), kTilePairs) / (kPaired ? 2 : 1)};
 }
 
 // Waits for the kernels ahead, behind the rehearsals.
-template <typename Y, bool kLeaves>
-__device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, const Ring& ring,
-                               int warp, int lane) {
+template <typename Y, bool kLeaves, bool kPaired>
+__device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& shared,
+                               const Ring<kPaired>& ring, int warp, int lane) {
   constexpr int kRehearsals = 2;
   Cursor at;
   Cursor turn;
@@ -461,121 +444,20 @@ __device__ inline void Consume(const ExpertsParams& p, BlockShared& shared, cons
     if (index == kRehearsals) {
       ptx::WaitForPredecessors();
     }
-    const Task task = index < kRehearsals ? RehearsalOf(p, index) : NextTask(shared, turn, lane);
+    const Task task =
+        index < kRehearsals ? RehearsalOf<kPaired>(p, index) : NextTask(shared, turn, lane);
     if (task.kind == TaskKind::kNone) {
       return;
     }
     if (task.count <= 8) {
-      RunTask<8, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
+      RunTask<8, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
-    } else if (task.count <= 32) {
-      RunTask<32, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
-    } else {
-      RunTask<64, Y, kLeaves>(p, shared, ring, task, at, warp, lane);
+      RunTask<16, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+    } else if (kPaired || task.count <= 32) {
+      RunTask<32, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+    } else if constexpr (!kPaired) {
+      RunTask<64, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     }
-  }
-}
-
-// 16-byte aligned values that other blocks have written meanwhile.
-template <typename Columns, typename Y>
-__device__ inline void LoadFresh(const Y* from, Columns& to) {
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(Columns) / sizeof(uint4)); ++i) {
-    reinterpret_cast<uint4*>(&to)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
-  }
-}
-
-// A token's slots, one a lane.
-struct TokenSlots {
-  int place;
-  float weight;
-  __device__ TokenSlots(const ExpertsParams& p, int token, int lane)
-      : place(lane < p.choice.slots() ? p.sorted.places[token * p.choice.slots() + lane] : -1),
-        weight(lane < static_cast<int>(p.choice.experts.cols) ? p.weights.Row(token)[lane] : 1.0F) {
-  }
-};
-
-// 256 columns of a token by one warp: its contributions in order, the shared expert's last.
-template <typename Y>
-__device__ inline void SumColumns(const ExpertsParams& p, int token, const TokenSlots& own,
-                                  std::int64_t column, int lane) {
-  constexpr int kWidth = 8;
-  constexpr int kAtOnce = 9;  // of DeepSeek-V3: eight experts and the shared one
-  using Columns = Pack<Y, kWidth>;
-  constexpr int kLineLanes = 128 / static_cast<int>(sizeof(Columns));
-  const int slots = p.choice.slots();
-  const bool has_columns = column < p.x.cols;
-  Y* const contributions = static_cast<Y*>(p.contributions) + column;
-  float sum[kWidth] = {};
-  for (int first = 0; first < slots; first += kAtOnce) {
-    Columns values[kAtOnce];
-    int places[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      places[i] = __shfl_sync(kAllLanes, own.place, min(first + i, kWarpSize - 1));
-      if (places[i] >= 0 && has_columns) {
-        LoadFresh(contributions + places[i] * p.x.cols, values[i]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float weight = __shfl_sync(kAllLanes, own.weight, min(first + i, kWarpSize - 1));
-      if (places[i] >= 0) {
-#pragma unroll
-        for (int c = 0; c < kWidth; ++c) {
-          sum[c] = __fadd_rn(sum[c], __fmul_rn(weight, ToFloat(values[i].values[c])));
-        }
-      }
-    }
-  }
-  if (has_columns) {
-    Columns rounded;
-    if (p.shared != nullptr) {
-      const auto shared =
-          LoadPack<kWidth>(static_cast<const Y*>(p.shared) + token * p.shared_stride + column);
-#pragma unroll
-      for (int c = 0; c < kWidth; ++c) {
-        sum[c] += ToFloat(shared.values[c]);
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) {
-      rounded.values[c] = FromFloat<Y>(sum[c]);
-    }
-    StorePack(static_cast<Y*>(p.y) + token * p.y_stride + column, rounded);
-  }
-  // Otherwise L2 would write them to memory: 2 % of an expert's bytes at 16 rows.
-  __syncwarp();
-  for (int slot = 0; slot < slots; ++slot) {
-    const int place = __shfl_sync(kAllLanes, own.place, slot);
-    if (place >= 0 && has_columns && lane % kLineLanes == 0) {
-      ptx::DiscardLine(contributions + place * p.x.cols);
-    }
-  }
-}
-
-// A warp takes 256 columns of a token as soon as all experts have given theirs.
-template <typename Y>
-__device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
-  const int tokens = static_cast<int>(p.x.rows);
-  int ready = -1;
-  while (true) {
-    int item = 0;
-    if (lane == 0) {
-      item = atomicAdd(p.counters.sums_taken, 1);
-    }
-    item = __shfl_sync(kAllLanes, item, 0);
-    const int tile = item / tokens;
-    if (tile >= work.outer_tiles) {
-      return;
-    }
-    const TokenSlots slots(p, item % tokens, lane);
-    if (tile != ready) {
-      WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps, 200, lane);
-      ready = tile;
-    }
-    SumColumns<Y>(p, item % tokens, slots, tile * std::int64_t{kSumColumns} + lane * 8, lane);
   }
 }
 
@@ -586,42 +468,57 @@ __global__ static void __launch_bounds__(kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
   extern __shared__ std::uint8_t dynamic[];
-  __shared__ __align__(16) BlockShared shared;
-  const Ring ring(dynamic);
+  constexpr bool kPaired = kGiven;
+  constexpr int kBlocks = kPaired ? 2 : 1;
+  __shared__ __align__(16) BlockShared<kPaired> shared;
+  const Ring<kPaired> ring(dynamic);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < ring.kStages; ++stage) {
       ptx::BarrierInit(ring.full + 8 * stage, 1 + kWarpSize);
-      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
+      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps * kBlocks);
     }
     for (int i = 0; i < kQueue; ++i) {
       ptx::BarrierInit(ptx::SharedAddress(shared.announced + i), 1);
       ptx::BarrierInit(ptx::SharedAddress(shared.taken + i), kInputWarps + kConsumerWarps);
+    }
+    ptx::BarrierInit(ptx::SharedAddress(&shared.inputs_asked), kInputWarps);
+    for (int i = 0; i < kMail; ++i) {
+      ptx::BarrierInit(ptx::SharedAddress(shared.mail_there + i), 1);
     }
     ptx::BarrierInitFence();
     ptx::AsyncProxyFence();
   }
   __syncthreads();
   ptx::AllowSuccessor();
+  if constexpr (kPaired) {  // the other block's barriers are used
+    ptx::ClusterArrive();
+    ptx::ClusterWait();
+  }
   if (warp >= kConsumerWarps) {
     ptx::LowerRegisters<kOtherRegisters>();
     Cursor loaded;
-    if (warp == kWeightWarp && lane == 0) {
-      LoadFirstPart(maps, p, ring, loaded);
+    if constexpr (!kPaired) {
+      if (warp == kWeightWarp && lane == 0) {
+        LoadFirstPart(maps, p, ring, loaded);
+      }
     }
     ptx::WaitForPredecessors();
     // Both at once: the first tile's pairs, if there are so many.
-    const int item = static_cast<int>(blockIdx.x);
+    const int item = static_cast<int>(blockIdx.x) / kBlocks;
     const Work least(p, 1);
     const PairTile group =
         p.sorted.tiles[min(max(item - least.first_whole, 0) / least.inner_tiles, p.tiles_max - 1)];
-    const Work work(p, *p.sorted.tiles_used);
+    Work work(p, *p.sorted.tiles_used);
+    if constexpr (kPaired) {
+      work.OrderOuter(static_cast<int>(gridDim.x) / kBlocks);
+    }
     if (warp == kWeightWarp) {
       if (lane == 0) {
         const bool is_first_group = item >= work.items() || work.IsWhole(item);
-        LoadWeights(maps, p, shared, ring, work,
-                    is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
+        LoadWeights<kPaired>(maps, p, shared, ring, work,
+                             is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
       }
     } else if (warp < kSumWarp) {
       LoadInput<kGiven>(p, shared, ring, warp - kWeightWarp - 1, lane);
@@ -630,11 +527,20 @@ __global__ static void __launch_bounds__(kThreads, 1)
     }
     __syncwarp();
     if constexpr (!kLeaves) {
-      Sum<Y>(p, work, lane);
+      Sum<Y, kPaired>(p, work, lane);
     }
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
-    Consume<Y, kLeaves>(p, shared, ring, warp, lane);
+    Consume<Y, kLeaves, kPaired>(p, shared, ring, warp, lane);
+    if constexpr (!kLeaves) {
+      __syncwarp();
+      Sum<Y, kPaired>(p, Work(p, *p.sorted.tiles_used), lane);
+    }
+  }
+  if constexpr (kPaired) {  // until nobody arrives here or copies to here any more
+    __syncwarp();
+    ptx::ClusterArriveRelease();
+    ptx::ClusterWait();
   }
 }
 
@@ -650,15 +556,36 @@ inline int Multiprocessors() {
 // All blocks must be there at once: a block waits for tiles that others have taken.
 template <typename Y, bool kGiven, bool kLeaves = false>
 void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
+  constexpr bool kPaired = kGiven;
+  constexpr unsigned kCluster = kPaired ? 2 : 1;
+  constexpr int kBytes = Layout<kPaired>::kSharedBytes;
+  const auto kernel = ResidentExpertsKernel<Y, kGiven, kLeaves>;
   static PerDevice attribute;
-  attribute.Once([] {
-    return cudaFuncSetAttribute(ResidentExpertsKernel<Y, kGiven, kLeaves>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  static std::atomic<int> clusters = std::numeric_limits<int>::max();  // of any device, at least
+  attribute.Once([&] {
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    int here = Multiprocessors();
+    if (kPaired && error == cudaSuccess) {
+      cudaLaunchAttribute attribute{};
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {kCluster, 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(kCluster);
+      config.blockDim = dim3(kThreads);
+      config.dynamicSmemBytes = kBytes;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      error = cudaOccupancyMaxActiveClusters(&here, kernel, &config);
+    }
+    clusters = std::min(clusters.load(), here);
+    return error;
   });
-  LaunchDependent(ResidentExpertsKernel<Y, kGiven, kLeaves>,
-                  {.grid = static_cast<unsigned>(Multiprocessors()),
+  LaunchDependent(kernel,
+                  {.grid = kCluster * static_cast<unsigned>(clusters),
                    .threads = kThreads,
-                   .shared_bytes = kSharedBytes},
+                   .shared_bytes = kBytes,
+                   .cluster = kCluster},
                   stream, maps, params);
 }
 

@@ -48,7 +48,7 @@ inline constexpr int kTokensMax = 64;
 inline constexpr int kOutputsPerWarp = 16;
 // From so many rows on one warpgroup of a multiprocessor takes longer for short tiles than the
 // memory does; long ones would leave the last wave uneven.
-inline constexpr int kTwoBlocksTokens = 33;
+inline constexpr int kTwoBlocksTokens = 17;
 inline constexpr int kShortColumns = 2048;
 
 // One weight and what it gives.

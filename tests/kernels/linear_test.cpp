@@ -199,6 +199,7 @@ TEST_CASE("A decode step's products match their equation, each row alone as amon
                                                  {3200, 128},
                                                  {6400, 256},
                                                  {8512, 128},
+                                                 {17024, 128},
                                                  {6464, 8192},
                                                  {1040, 192},
                                                  {80, 112}}));

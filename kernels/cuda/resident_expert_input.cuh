@@ -1,0 +1,143 @@
+// Rows of x and scales in the resident launch of experts (resident_experts.cuh): what the two input
+// warps of a block bring to its ring, stage by stage in turns.
+#pragma once
+
+#include "kernels/cuda/fp8_stage.cuh"
+#include "kernels/cuda/resident_expert_work.cuh"
+
+#include <cstdint>
+
+namespace dsa::cuda::resident_experts {
+
+// The next tile, for the input warp and the consumers.
+template <bool kPaired>
+__device__ inline Task NextTask(BlockShared<kPaired>& shared, Cursor& turn, int lane) {
+  ptx::BarrierWait(ptx::SharedAddress(shared.announced + turn.stage), turn.phase);
+  const Task task = shared.queue[turn.stage];
+  __syncwarp();
+  if (lane == 0) {
+    ptx::BarrierArrive(ptx::SharedAddress(shared.taken + turn.stage));
+  }
+  turn.Next(kQueue);
+  return task;
+}
+
+// Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
+template <bool kGiven, bool kPaired>
+struct InputSource {
+  static constexpr int kPairs = Layout<kPaired>::kPairs;
+  static constexpr int kChunks = kValuesPerScale / 16;
+  static constexpr int kRowsAtOnce = kWarpSize / kChunks;
+  static constexpr int kRows = kPairs / kRowsAtOnce;  // of a lane
+  static constexpr int kScaleRows = kPairs / kWarpSize;
+  // Of a lane's first column in each of its rows; of the first scale.  Offsets, since pointers of
+  // 16 rows would not stay in registers.
+  const Fp8E4m3* values;
+  const float* scales;
+  unsigned rows[kRows];
+  unsigned row_scales[kScaleRows];
+  int count;                   // of pairs
+  const float* weight_scales;  // of lanes 0 and 1
+
+  __device__ static int PairOf(int i, int lane) { return lane / kChunks + kRowsAtOnce * i; }
+
+  __device__ InputSource(const ExpertsParams& p, const Task& task, int lane) : count(task.count) {
+    const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
+    const bool is_inner = task.kind != TaskKind::kOuter;
+    const bool is_given = kGiven && !is_inner && kind == kShared;
+    const int inner_blocks = static_cast<int>(p.x.cols) / kValuesPerScale;  // of K
+    const int outer_blocks = p.width / kValuesPerScale;
+    // Rows of x and what was given are those of tokens, the others those of sorted pairs.
+    const auto row_of = [&](int pair) {
+      return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
+    };
+    Matrix<const Fp8E4m3> values_of = {.data = p.inner, .row_stride = p.width};
+    Matrix<const float> scales_of = {.data = p.inner_scales, .row_stride = outer_blocks};
+    if (is_inner) {
+      values_of = p.x;
+      scales_of = p.x_scales;
+    } else if (is_given) {
+      values_of = {.data = p.given.y.values.data, .row_stride = p.given.y.values.row_stride};
+      scales_of = {.data = p.given.y.scales.data, .row_stride = p.given.y.scales.row_stride};
+    }
+    values = values_of.data + lane % kChunks * 16;
+    scales = scales_of.data;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int pair = PairOf(i, lane);
+      rows[i] = pair < count ? row_of(pair) * static_cast<unsigned>(values_of.row_stride) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kScaleRows; ++i) {
+      const int pair = lane + kWarpSize * i;
+      row_scales[i] = pair < count ? row_of(pair) * static_cast<unsigned>(scales_of.row_stride) : 0;
+    }
+    const int own = kind == kShared ? 0 : task.expert;
+    if (is_inner) {
+      const Matrix<const float>& scales = lane == 0 ? p.scales[kind].gate : p.scales[kind].up;
+      weight_scales = scales.Row(own * outer_blocks + task.column);
+    } else {
+      // The last tile may have one box only.
+      const int box = min(2 * task.column + lane % 2, inner_blocks - 1);
+      weight_scales = p.scales[kind].down.Row(own * inner_blocks + box);
+    }
+  }
+};
+
+template <bool kGiven, bool kPaired>
+__device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
+                          const Ring<kPaired>& ring, int input_warp, int lane) {
+  Cursor at;
+  Cursor turn;
+  while (true) {
+    const Task task = NextTask(shared, turn, lane);
+    if (task.kind == TaskKind::kNone) {
+      return;
+    }
+    using Source = InputSource<kGiven, kPaired>;
+    const Source source(p, task, lane);
+    if (task.kind == TaskKind::kOuter) {
+      const bool is_given = kGiven && task.expert == p.choice.expert_count;
+      const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
+                                 : p.width / kBoxRows * kConsumerWarps * (kPaired ? 2 : 1);
+      WaitUntil(p.counters.inner_done + task.group, warps, 64, lane);
+    }
+    for (int k = task.first_block; k < task.end_block; ++k) {
+      if (at.turn % kInputWarps != input_warp) {
+        at.Next(ring.kStages);
+        continue;
+      }
+      if (at.turn >= ring.kStages) {
+        ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
+      }
+      const unsigned inputs = ring.inputs + at.stage * ring.kInputBytes;
+      const unsigned scales = ring.scales + at.stage * ring.kScaleBytes;
+#pragma unroll
+      for (int i = 0; i < Source::kRows; ++i) {
+        const int pair = Source::PairOf(i, lane);
+        if (pair < source.count) {
+          const int place = lane % Source::kChunks ^ (pair % 8);  // the 128-byte swizzle
+          ptx::CopyAsync16(inputs + pair * kValuesPerScale + place * 16,
+                           source.values + source.rows[i] + k * kValuesPerScale);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < Source::kScaleRows; ++i) {
+        const int pair = lane + kWarpSize * i;
+        if (pair < source.count) {
+          ptx::CopyAsync4(scales + pair * 4, source.scales + source.row_scales[i] + k);
+        }
+      }
+      if (lane < 2) {
+        ptx::CopyAsync4(scales + (Source::kPairs + lane) * 4, source.weight_scales + k);
+      }
+      ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
+      if (at.turn == input_warp && lane == 0) {
+        ptx::BarrierArrive(ptx::SharedAddress(&shared.inputs_asked));
+      }
+      at.Next(ring.kStages);
+    }
+  }
+}
+
+}  // namespace dsa::cuda::resident_experts
