@@ -160,7 +160,7 @@ std::int64_t CudaBackend::AvailableBytes() const {
 std::int64_t CudaScratchBytes(const ScratchLimits& limits, bool has_data_ranks) {
   return cuda::Gemm::ScratchBytes(limits.tokens_max, limits.linear_width_max) +
          OpScratchBytes(limits, has_data_ranks) + cuda::kAttentionCounterBytes +
-         cuda::kFewHeadsPartBytes;
+         cuda::kFewHeadsPartBytes + static_cast<std::int64_t>(sizeof(unsigned));  // rows_ready
 }
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
@@ -175,6 +175,8 @@ Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
                        Allocate(OpScratchBytes(limits, state_->exchange != nullptr)));
   DSA_ASSIGN_OR_RETURN(state_->attention_counters, Allocate(cuda::kAttentionCounterBytes));
   Zero(state_->attention_counters.data(), cuda::kAttentionCounterBytes);
+  DSA_ASSIGN_OR_RETURN(state_->rows_ready, Allocate(sizeof(unsigned)));
+  Zero(state_->rows_ready.data(), sizeof(unsigned));
   DSA_ASSIGN_OR_RETURN(state_->attention_parts, Allocate(cuda::kFewHeadsPartBytes));
   DSA_CUDA_CHECK(cudaMemsetAsync(state_->attention_parts.data(), 0xFF, cuda::kFewHeadsPartBytes,
                                  state_->stream));

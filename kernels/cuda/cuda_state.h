@@ -32,6 +32,7 @@ struct CudaBackend::State {
   DeviceBuffer scratch;  // of all ops but the products of `gemm`: ScratchArena
   bool scratch_reserved = false;
   DeviceBuffer attention_counters;  // zero between ops
+  DeviceBuffer rows_ready;          // a word, zero between ops: ExpertMlp
   DeviceBuffer attention_parts;     // 0xFF in every byte between ops: announced_parts.cuh
   bool batch_invariant = false;     // PlanAttention
   DeviceBuffer mailbox;             // of a rank: cuda::Mailbox

@@ -11,6 +11,8 @@
 //   2. Before that call it touches nothing that any kernel of a step reads or writes.  Its
 //      parameters, weights with their scales, tensor maps of weights and RoPE tables are written by
 //      no kernel: those it may read, which is what the time before the call is for.
+//      One kernel reads more: rows of which the kernel ahead of it says, by a word with release
+//      semantics, that those ahead of that one have ended (AnnounceRows in pair_sort.cuh).
 //   3. AllowSuccessor may be called anywhere, at best first: it promises nothing about memory.
 //
 // Why it is enough: a kernel ends after its own wait, so after everything before it.  Whoever waits

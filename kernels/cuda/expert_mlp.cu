@@ -49,6 +49,12 @@ void ProjectBesideGate(CudaBackend& backend, const GatedMlpParams& mlp,
   cuda::FewGate(gate, stream);
 }
 
+// Every row goes to every expert: those of a slice with as many experts as a row has.  Where some
+// may not be hit, stages asked for in vain would have to go through the ring.
+bool GuessesHit(const ExpertMlpParams& params) {
+  return params.routed.experts.cols == params.gate.weight.rows;
+}
+
 }  // namespace
 
 void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
@@ -74,7 +80,9 @@ void CudaBackend::ExpertMlp(const ExpertMlpParams& params) {
   const cuda::ResidentExpertsParams experts{.routed = params.routed,
                                             .shared_expert = &shared,
                                             .quantized_input = &input,
-                                            .is_prepared = true};
+                                            .is_prepared = true,
+                                            .rows_ready = state_->rows_ready.As<unsigned>(),
+                                            .guesses_hit = GuessesHit(params)};
   cuda::ScratchArena arena(state_->scratch);
   const cuda::PairPreparation preparation = cuda::PreparationOf(experts, arena);
   const cuda::FewGateCall gate{.gate = params.gate,

@@ -25,7 +25,7 @@ bool FewGateTakes(const GateParams& params) {
 }
 
 int FewGateBlocks(const GateParams& params) {
-  return std::max(few_gate::Parts(params), static_cast<int>(params.x.rows));
+  return std::max(few_gate::Parts(params), few_gate::Choosers(params));
 }
 
 float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params) {

@@ -4,7 +4,7 @@
 //   logits   block (tile of 16 experts, slice of 1024 columns): a warp per 128 columns, which asks
 //            for its weights before the kernels ahead have ended, and then for all of x at once.
 //            Sums of 64 columns meet in shared memory and are added in order
-//   choose   token t by a warp of block t, once all parts are there
+//   choose   a warp per token in the first blocks, once all parts are there
 //   sort     the block that has chosen last
 //
 // 3.7 MB of weights at V3.2's extents: 1.2 us at the memory's rate.  What counts is one way through
@@ -56,7 +56,7 @@ struct FewGateParams {
 
 union BlockShared {
   float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
-  ChoiceShared<kPerLane> choice;
+  ChoiceShared<kPerLane> choices[kWarps];
 };
 
 __host__ __device__ inline int ExpertTiles(std::int64_t experts) {
@@ -65,6 +65,10 @@ __host__ __device__ inline int ExpertTiles(std::int64_t experts) {
 // Blocks that compute a part of the logits.
 __host__ __device__ inline int Parts(const GateParams& p) {
   return ExpertTiles(p.weight.rows) * static_cast<int>(GateSlices(p.x.cols));
+}
+// Blocks that choose, few: a launch behind this one may want the others' multiprocessors.
+__host__ __device__ inline int Choosers(const GateParams& p) {
+  return (static_cast<int>(p.x.rows) + kWarps - 1) / kWarps;
 }
 
 // A lane's packs of one row, zeros beyond its end.  Lane 4 g + q of a warp reads 16 bytes of row g:
@@ -124,6 +128,9 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
   LoadRow(gate.weight.data, gate.weight.row_stride, first_expert + lane / 4 + 8, experts, column,
           columns, high);
   ptx::WaitForPredecessors();
+  if (p.sorts && blockIdx.x == 0 && warp == 0) {
+    AnnounceRows(p.preparation);
+  }
   uint4 x[kLoaded][kPacks];
 #pragma unroll
   for (int group = 0; group < kTiles; group += kAtOnce) {
@@ -204,16 +211,17 @@ __device__ inline void WaitForParts(const unsigned* counter, unsigned parts) {
   SyncGate();
 }
 
-// The gate by the block's first kThreads threads: a part of the logits, then the choice for token
-// `block` or none of both.  Blocks of the grid: as many as Parts or tokens, at least, and all there
-// at once.
+// The gate by the block's first kThreads threads: a part of the logits, then the choice for a token
+// a warp or none of both.  Blocks of the grid: as many as Parts or Choosers, at least, and all
+// there at once.
 template <int kTiles, int kLoaded = kTiles>  // of eight tokens
 __device__ void Run(const FewGateParams& p, BlockShared& shared) {
   const int block = static_cast<int>(blockIdx.x);
   const int parts = Parts(p.gate);
   const int tokens = static_cast<int>(p.gate.x.rows);
-  const bool is_alone = parts == 1 && tokens == 1;  // nobody to wait for
-  if (block < tokens && static_cast<int>(threadIdx.x) < kPerLane) {
+  const int choosers = Choosers(p.gate);
+  const bool is_alone = parts == 1 && choosers == 1;  // nobody to wait for
+  if (block < choosers && static_cast<int>(threadIdx.x) < kPerLane) {
     // The bias comes to the L2 cache before the logits are there.
     asm volatile("prefetch.global.L2 [%0];" ::"l"(
         p.gate.bias.data +
@@ -227,18 +235,22 @@ __device__ void Run(const FewGateParams& p, BlockShared& shared) {
   } else {
     ptx::WaitForPredecessors();
   }
-  if (block >= tokens) {
+  if (block >= choosers) {
     return;
   }
   if (!is_alone) {
     WaitForParts(p.counters, static_cast<unsigned>(parts));
   }
-  if (threadIdx.x < kWarpSize) {
-    ChooseExperts<kPerLane>(p.gate, p.logits, block, static_cast<int>(threadIdx.x), shared.choice);
-  } else if (!p.sorts && threadIdx.x == kWarpSize) {
-    CountChooser(p.counters, tokens);  // beside the choice: nobody waits for it
+  if (!p.sorts && threadIdx.x == 0) {
+    CountChooser(p.counters, choosers);  // beside the choice: nobody waits for it
   }
-  if (p.sorts && IsLast(p.counters, tokens)) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int token = block * kWarps + warp;
+  if (token < tokens) {
+    ChooseExperts<kPerLane>(p.gate, p.logits, token, static_cast<int>(threadIdx.x) % kWarpSize,
+                            shared.choices[warp]);
+  }
+  if (p.sorts && IsLast(p.counters, choosers)) {
     PreparePairs<kThreads>(p.preparation);
   }
 }

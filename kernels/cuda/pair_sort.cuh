@@ -143,7 +143,28 @@ struct PairPreparation {
   SortedPairs sorted;
   int* counters;
   int counter_count;
+  // Where the launch of experts begins with what needs no choice: zeroed once the kernels ahead
+  // have ended, and then its readers are told.  Null: nobody reads rows before the pairs are
+  // sorted.
+  int* early_counters;
+  int early_counter_count;
+  unsigned* rows_ready;
+  unsigned rows_readers;
 };
+// By the first warp of one block, behind its WaitForPredecessors.
+__device__ inline void AnnounceRows(const PairPreparation& p) {
+  if (p.rows_ready == nullptr) {
+    return;
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < p.early_counter_count; i += kWarpSize) {
+    p.early_counters[i] = 0;
+  }
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p.rows_ready), "r"(p.rows_readers)
+                 : "memory");
+  }
+}
 template <int kThreads>
 __device__ void PreparePairs(const PairPreparation& p) {
   for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kThreads) {

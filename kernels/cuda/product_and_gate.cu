@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
     ptx::ClusterArrive();  // as the product's threads do
   }
   if (static_cast<int>(blockIdx.x) <
-      max(few_gate::Parts(gate.gate), static_cast<int>(gate.gate.x.rows))) {
+      max(few_gate::Parts(gate.gate), few_gate::Choosers(gate.gate))) {
     few_gate::Run<kTokens / few_gate::kTileTokens, few_gate::kGroupTiles>(gate, shared);
   }
 }

@@ -6,8 +6,8 @@ namespace dsa::cuda::resident_experts {
 
 void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
                         cudaStream_t stream) {
-  y == DataType::kF32 ? LaunchExperts<float, true>(maps, params, stream)
-                      : LaunchExperts<__nv_bfloat16, true>(maps, params, stream);
+  y == DataType::kF32 ? LaunchExperts<float, Inner::kGiven>(maps, params, stream)
+                      : LaunchExperts<__nv_bfloat16, Inner::kGiven>(maps, params, stream);
 }
 
 }  // namespace dsa::cuda::resident_experts

@@ -23,7 +23,7 @@ __device__ inline Task NextTask(BlockShared<kPaired>& shared, Cursor& turn, int 
 }
 
 // Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
-template <bool kGiven, bool kPaired>
+template <Inner kInner, bool kPaired>
 struct InputSource {
   static constexpr int kPairs = Layout<kPaired>::kPairs;
   static constexpr int kChunks = kValuesPerScale / 16;
@@ -44,11 +44,15 @@ struct InputSource {
   __device__ InputSource(const ExpertsParams& p, const Task& task, int lane) : count(task.count) {
     const int kind = task.expert == p.choice.expert_count ? kShared : kRouted;
     const bool is_inner = task.kind != TaskKind::kOuter;
-    const bool is_given = kGiven && !is_inner && kind == kShared;
+    const bool is_given = kInner != Inner::kWhole && !is_inner && kind == kShared;
+    const bool is_part = kInner == Inner::kParts && task.kind == TaskKind::kPart;
     const int inner_blocks = static_cast<int>(p.x.cols) / kValuesPerScale;  // of K
     const int outer_blocks = p.width / kValuesPerScale;
     // Rows of x and what was given are those of tokens, the others those of sorted pairs.
     const auto row_of = [&](int pair) {
+      if (is_part) {  // whose pairs are not sorted yet
+        return pair;
+      }
       return is_inner || is_given ? p.sorted.tokens[task.first + pair] : task.first + pair;
     };
     Matrix<const Fp8E4m3> values_of = {.data = p.inner, .row_stride = p.width};
@@ -84,7 +88,25 @@ struct InputSource {
   }
 };
 
-template <bool kGiven, bool kPaired>
+// Until rows of x may be read, though the kernels ahead have not all ended (AnnounceRows).  The
+// block says that it knows: when all have, the next launch of experts may use the word again.
+template <bool kPaired>
+__device__ inline void WaitForRows(const ExpertsParams& p, BlockShared<kPaired>& shared,
+                                   int input_warp, int lane) {
+  const unsigned there = ptx::SharedAddress(&shared.rows_there);
+  if (input_warp == 0 && lane == 0) {
+    const auto* const ready = reinterpret_cast<const int*>(p.counters.rows_ready);
+    while (LoadAcquire(ready) == 0) {
+      __nanosleep(64);
+    }
+    atomicSub(p.counters.rows_ready, 1U);
+    ptx::BarrierArrive(there);
+  }
+  __syncwarp();
+  ptx::BarrierWait(there, 0);
+}
+
+template <Inner kInner, bool kPaired>
 __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
                           const Ring<kPaired>& ring, int input_warp, int lane) {
   Cursor at;
@@ -94,10 +116,17 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
     if (task.kind == TaskKind::kNone) {
       return;
     }
-    using Source = InputSource<kGiven, kPaired>;
+    if constexpr (kInner == Inner::kParts) {
+      if (task.kind != TaskKind::kPart) {
+        ptx::WaitForPredecessors();
+      } else if (at.turn == 0) {
+        WaitForRows(p, shared, input_warp, lane);
+      }
+    }
+    using Source = InputSource<kInner, kPaired>;
     const Source source(p, task, lane);
     if (task.kind == TaskKind::kOuter) {
-      const bool is_given = kGiven && task.expert == p.choice.expert_count;
+      const bool is_given = kInner != Inner::kWhole && task.expert == p.choice.expert_count;
       const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
                                  : p.width / kBoxRows * kConsumerWarps * (kPaired ? 2 : 1);
       WaitUntil(p.counters.inner_done + task.group, warps, 64, lane);

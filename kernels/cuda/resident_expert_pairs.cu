@@ -4,7 +4,7 @@
 namespace dsa::cuda::resident_experts {
 
 void LaunchExpertPairs(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
-  LaunchExperts<__nv_bfloat16, false, true>(maps, params, stream);
+  LaunchExperts<__nv_bfloat16, Inner::kWhole, true>(maps, params, stream);
 }
 
 }  // namespace dsa::cuda::resident_experts

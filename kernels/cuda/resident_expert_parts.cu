@@ -5,7 +5,7 @@
 namespace dsa::cuda::resident_experts {
 
 void LaunchExpertParts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
-  LaunchExperts<float, false>(maps, params, stream);
+  LaunchExperts<float, Inner::kWhole>(maps, params, stream);
 }
 
 }  // namespace dsa::cuda::resident_experts

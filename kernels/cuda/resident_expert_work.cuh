@@ -43,13 +43,22 @@ inline constexpr int kMail = 8;   // more than the second block of a pair can be
 // come when the memory has nothing more to do.
 inline constexpr int kFirstWeights = 2;
 inline constexpr int kParts = 8;       // of K of the shared expert's inner tiles
-inline constexpr int kPartPairs = 16;  // at most: more take longer to add up than they save
+inline constexpr int kPartPairs = 16;  // at most: more rows gain nothing
 inline constexpr int kPartPacks = kConsumers * kPartPairs / 4;  // float4 of a part's sums, at most
+// Of the tile behind a block's part, by the guess that all experts are hit.
+inline constexpr int kGuessedStages = 5;
 inline constexpr int kSumColumns = kTileRows;
+inline constexpr int kManySums = 17;  // rows from which on consumers add sums when no tile is left
 inline constexpr int kPackedStride = kBoxRows + 16;
 
 enum NamedBarrier { kConsumersMeet = 1 };
 enum Which { kRouted, kShared, kKinds };
+// How gate and up of the shared expert are computed.
+enum class Inner {
+  kWhole,  // as those of the others, or there is none
+  kParts,  // in parts of K, before the gate has chosen
+  kGiven,  // by launches before
+};
 
 // Zeroed by every Prepare.
 struct Counters {
@@ -57,7 +66,11 @@ struct Counters {
   int* sums_taken;
   int* inner_done;  // [tiles of pairs]  warps that have stored their part
   int* outer_done;  // [outer tiles]
-  int* parts_done;  // [inner tiles of an expert]  warps that have stored a part's sums
+  // Zeroed before rows_ready is set: [inner tiles of an expert]  warps that have stored a part's
+  // sums.
+  int* parts_done;
+  // Blocks that may read rows of x and have not said yet that they know; null without parts.
+  unsigned* rows_ready;
 };
 struct ExpertMaps {
   CUtensorMap gate[kKinds];
@@ -83,8 +96,9 @@ struct ExpertsParams {
   float* inner_scales;
   ScaleFormat scale_format;
   float4* part_sums;  // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
-  // Gate and up of the shared expert, where launches before have computed them, and what down
-  // multiplies, by token; data null: they have not.
+  bool guesses_hit;   // all experts are, most likely
+  // Gate and up of the shared expert, where launches before have computed them; data null: they
+  // have not.  y: what down multiplies, by token, there and where they are computed in parts.
   ActivateParams given;
   void* contributions;  // [P, D]  of the sorted pairs; as shared and y of the kernel's type
   bool leaves_pairs;    // contributions are left, by pair, and y is not written
@@ -96,7 +110,8 @@ struct ExpertsParams {
   int width;
 };
 
-enum class TaskKind : int { kPart, kInner, kMerge, kOuter, kNone };  // kNone: no tile is left
+// kSkipped: stages that a guess has asked for and nobody wants; kNone: no tile is left.
+enum class TaskKind : int { kPart, kInner, kOuter, kSkipped, kNone };
 
 // A tile as it is announced: all that who works on it must know.
 struct alignas(16) Task {
@@ -119,15 +134,16 @@ struct BlockShared {
   Task queue[kQueue];
   std::uint64_t announced[kQueue];
   std::uint64_t taken[kQueue];
+  std::uint64_t rows_there;    // rows of x may be read
   std::uint64_t inputs_asked;  // of the first tile, by the input warps
   uint4 mail[kMail];  // what the first block of a pair has taken: item, expert, first, count
   std::uint64_t mail_there[kMail];
 };
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
-// each other tile of pairs; the sums over those parts; outer tiles column by column.  The shared
-// expert's pairs are one tile, the last.  Where its gate and up are given, it has no inner tiles,
-// and its outer tiles come before those of the others, which wait for inner tiles.
+// each other tile of pairs; outer tiles column by column.  The shared expert's pairs are one tile,
+// the last.  Where its gate and up are given or computed in parts, it has no other inner tiles, and
+// its outer tiles come before those of the others, which wait for inner tiles.
 struct Work {
   int groups;  // tiles of pairs
   int inner_tiles;
@@ -136,7 +152,6 @@ struct Work {
   int outer_blocks;
   int inner_groups;  // tiles of pairs whose inner tiles are computed whole
   int first_whole;   // items
-  int first_merge;
   int first_outer;
   int first_waiting;      // outer tiles that wait for inner ones
   int early_groups = 0;   // whose inner tiles are none of the last wave
@@ -149,9 +164,8 @@ struct Work {
         outer_blocks(p.width / kValuesPerScale),
         inner_groups(groups - (p.part_sums != nullptr || p.given.gate.data != nullptr ? 1 : 0)),
         first_whole(p.part_sums != nullptr ? inner_tiles * kParts : 0),
-        first_merge(first_whole + inner_groups * inner_tiles),
-        first_outer(first_merge + (first_whole > 0 ? inner_tiles : 0)),
-        first_waiting(first_outer + (p.given.gate.data != nullptr ? outer_tiles : 0)) {}
+        first_outer(first_whole + inner_groups * inner_tiles),
+        first_waiting(first_outer + (inner_groups < groups ? outer_tiles : 0)) {}
   __device__ int items() const { return first_outer + groups * outer_tiles; }
   __device__ TaskKind Kind(int item) const {
     if (item >= items()) {
@@ -160,10 +174,12 @@ struct Work {
     if (IsOuter(item)) {
       return TaskKind::kOuter;
     }
-    if (IsMerge(item)) {
-      return TaskKind::kMerge;
-    }
     return IsPart(item) ? TaskKind::kPart : TaskKind::kInner;
+  }
+  // A part computes all rows of x, in their order.
+  __device__ Task PartOf(int item, const ExpertsParams& p) const {
+    const auto tokens = static_cast<int>(p.x.rows);
+    return TaskOf(item, {.expert = p.choice.expert_count, .first = 0, .count = tokens});
   }
   __device__ Task TaskOf(int item, const PairTile& pairs) const {
     return {.kind = Kind(item),
@@ -178,15 +194,14 @@ struct Work {
             .end_block = EndBlock(item)};
   }
   __device__ bool IsPart(int item) const { return item < first_whole; }
-  __device__ bool IsWhole(int item) const { return item >= first_whole && item < first_merge; }
-  __device__ bool IsMerge(int item) const { return item >= first_merge && item < first_outer; }
+  __device__ bool IsWhole(int item) const { return item >= first_whole && item < first_outer; }
   __device__ bool IsOuter(int item) const { return item >= first_outer; }
   // Tiles of pairs among which columns of waiting outer tiles go round.
   __device__ int WaitingGroups() const { return groups - (first_waiting > first_outer ? 1 : 0); }
   // Puts first what does not wait for the last `at_once` inner tiles, so that who has done one of
   // those finds an outer tile to go on with.
   __device__ void OrderOuter(int at_once) {
-    early_groups = max(0, first_merge - first_whole - at_once) / inner_tiles;
+    early_groups = max(0, first_outer - first_whole - at_once) / inner_tiles;
     const int wanted = max(0, at_once - (first_waiting - first_outer));
     early_columns =
         early_groups > 0 ? min(outer_tiles, (wanted + early_groups - 1) / early_groups) : 0;
@@ -217,9 +232,6 @@ struct Work {
     if (IsOuter(item)) {
       return item - first_outer;
     }
-    if (IsMerge(item)) {
-      return item - first_merge;
-    }
     return IsPart(item) ? item / kParts : (item - first_whole) % inner_tiles;
   }
   // Blocks [FirstBlock, EndBlock) of K.
@@ -229,9 +241,6 @@ struct Work {
   __device__ int EndBlock(int item) const {
     if (IsPart(item)) {
       return inner_blocks * (item % kParts + 1) / kParts;
-    }
-    if (IsMerge(item)) {
-      return 0;
     }
     return IsOuter(item) ? outer_blocks : inner_blocks;
   }

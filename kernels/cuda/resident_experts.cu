@@ -24,6 +24,8 @@ struct Regions {
   Fp8E4m3* inner;               // [P, I]  of the sorted pairs
   float* inner_scales;          // [P, I / 128]
   float4* part_sums;            // [I / kBoxRows, kParts, kPartPacks]
+  Fp8E4m3* shared_inner;        // [T, I]  of the shared expert, where it is computed in parts
+  float* shared_scales;         // [T, I / 128]
   std::uint8_t* contributions;  // [P, D]  of the sorted pairs, of the type of y
   int* counters;
 };
@@ -34,18 +36,21 @@ struct PassShape {
   std::int64_t pairs() const { return tokens * slots; }
   std::int64_t Tiles() const { return std::min(pairs(), pairs() / kTilePairs + experts); }
   std::int64_t InnerTiles() const { return width / kBoxRows; }  // of a tile of pairs
+  std::int64_t PartRows() const { return std::min<std::int64_t>(tokens, kPartPairs); }
   std::int64_t OuterTiles() const { return (hidden + kTileRows - 1) / kTileRows; }
 };
 
+// Those that are zeroed where the pairs are sorted; parts_done behind them.
 std::int64_t CounterCount(const PassShape& shape) {
-  return 2 + shape.Tiles() + shape.OuterTiles() + shape.InnerTiles();
+  return 2 + shape.Tiles() + shape.OuterTiles();
 }
-Counters CountersAt(int* first, const PassShape& shape) {
+Counters CountersAt(int* first, const PassShape& shape, unsigned* rows_ready) {
   return {.tiles_taken = first,
           .sums_taken = first + 1,
           .inner_done = first + 2,
           .outer_done = first + 2 + shape.Tiles(),
-          .parts_done = first + 2 + shape.Tiles() + shape.OuterTiles()};
+          .parts_done = first + CounterCount(shape),
+          .rows_ready = rows_ready};
 }
 
 Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
@@ -58,8 +63,13 @@ Regions TakeRegions(ScratchArena& arena, const PassShape& shape) {
           .part_sums = shape.splits_shared
                            ? arena.Take<float4>(shape.InnerTiles() * kParts * kPartPacks)
                            : nullptr,
+          .shared_inner =
+              shape.splits_shared ? arena.Take<Fp8E4m3>(shape.PartRows() * shape.width) : nullptr,
+          .shared_scales = shape.splits_shared
+                               ? arena.Take<float>(shape.PartRows() * Fp8Blocks(shape.width))
+                               : nullptr,
           .contributions = arena.Take<std::uint8_t>(pairs * shape.hidden * shape.output_bytes),
-          .counters = arena.Take<int>(CounterCount(shape))};
+          .counters = arena.Take<int>(CounterCount(shape) + shape.InnerTiles())};
 }
 
 struct PrepareParams {
@@ -177,13 +187,18 @@ bool TakesTiles(const ResidentExpertsParams& params, const PassShape& shape) {
   return params.shared_expert == nullptr && shape.pairs() >= kManyTilePairs * shape.experts;
 }
 PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
-                              const Regions& regions, int tile_pairs = kTilePairs) {
+                              const Regions& regions, int tile_pairs, unsigned* rows_ready) {
   return {.choice = choice,
           .tile_tokens = tile_pairs,
           .tiles_max = static_cast<int>(shape.Tiles()),
           .sorted = regions.sorted,
           .counters = regions.counters,
-          .counter_count = static_cast<int>(CounterCount(shape))};
+          .counter_count = static_cast<int>(CounterCount(shape)),
+          .early_counters = regions.counters + CounterCount(shape),
+          .early_counter_count = static_cast<int>(shape.InnerTiles()),
+          .rows_ready = shape.splits_shared ? rows_ready : nullptr,
+          .rows_readers = static_cast<unsigned>(
+              std::min<std::int64_t>(shape.InnerTiles() * kParts, Multiprocessors()))};
 }
 
 void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
@@ -208,17 +223,19 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
   const bool takes_tiles = TakesTiles(params, shape);
   const bool leaves_pairs = routed.contributions.data != nullptr;
   if (!params.is_prepared) {
-    LaunchPrepare(
-        {.pairs = PreparationOf(choice, shape, regions, takes_tiles ? kManyTilePairs : kTilePairs),
-         .x = routed.x,
-         .quantized = own},
-        params.quantized_input == nullptr, stream);
+    DSA_CHECK(!shape.splits_shared, "RoutedExperts: parts of {} rows are not prepared",
+              shape.tokens);
+    LaunchPrepare({.pairs = PreparationOf(choice, shape, regions,
+                                          takes_tiles ? kManyTilePairs : kTilePairs, nullptr),
+                   .x = routed.x,
+                   .quantized = own},
+                  params.quantized_input == nullptr, stream);
   }
   ExpertsParams experts = {
       .choice = choice,
       .sorted = regions.sorted,
       .tiles_max = static_cast<int>(shape.Tiles()),
-      .counters = CountersAt(regions.counters, shape),
+      .counters = CountersAt(regions.counters, shape, params.rows_ready),
       .x = AsConst(input.values),
       .x_scales = AsConst(input.scales),
       .scales = {},
@@ -226,6 +243,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
       .inner_scales = regions.inner_scales,
       .scale_format = routed.scale_format,
       .part_sums = regions.part_sums,
+      .guesses_hit = params.guesses_hit,
       .given = {},
       .contributions = leaves_pairs ? routed.contributions.data : regions.contributions,
       .leaves_pairs = leaves_pairs,
@@ -243,6 +261,17 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
                                .down = params.shared_expert->down.scales};
     if (params.shared_expert->given != nullptr) {
       experts.given = *params.shared_expert->given;
+    } else if (shape.splits_shared) {
+      const std::int64_t inner_blocks = Fp8Blocks(shape.width);
+      experts.given.y = {.values = {.data = regions.shared_inner,
+                                    .rows = shape.tokens,
+                                    .cols = shape.width,
+                                    .row_stride = shape.width},
+                         .scales = {.data = regions.shared_scales,
+                                    .rows = shape.tokens,
+                                    .cols = inner_blocks,
+                                    .row_stride = inner_blocks},
+                         .format = routed.scale_format};
     }
   } else {
     experts.shared = routed.shared.data;
@@ -253,10 +282,12 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
     LaunchExpertPairs(maps, experts, stream);
   } else if (experts.given.gate.data != nullptr) {
     LaunchGivenExperts(maps, experts, routed.y.type, stream);
+  } else if (shape.splits_shared) {
+    LaunchSplitExperts(maps, experts, routed.y.type, stream);
   } else if (routed.y.type == DataType::kF32) {
     LaunchExpertParts(maps, experts, stream);
   } else {
-    LaunchExperts<__nv_bfloat16, false>(maps, experts, stream);
+    LaunchExperts<__nv_bfloat16, Inner::kWhole>(maps, experts, stream);
   }
 }
 
@@ -310,7 +341,7 @@ PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena&
             "RoutedExperts: {} rows cannot be prepared", params.routed.x.rows);
   const PairChoice choice = ChoiceOf(params.routed, params.shared_expert);
   const PassShape shape = ShapeOf(params.routed, params.shared_expert);
-  return PreparationOf(choice, shape, TakeRegions(arena, shape));
+  return PreparationOf(choice, shape, TakeRegions(arena, shape), kTilePairs, params.rows_ready);
 }
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {

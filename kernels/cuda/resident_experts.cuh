@@ -7,10 +7,12 @@
 //   inner tile   128 rows of gate and the same 128 of up, for up to 64 pairs of one expert.  A
 //                thread holds both of one output, so SwiGLU, the maximum of 128 values and e4m3
 //                happen in registers
-//   part         an eighth of K of an inner tile of the shared expert, where that is computed with
-//                the others: its tiles would else begin a second wave for a few blocks.  Parts come
-//                first, and their weights, which no choice decides, before the kernels ahead have
-//                ended; a block that finds no inner tile any more adds them in the order of K
+//   part         an eighth of K of an inner tile of the shared expert, for all rows: up to 16 rows,
+//                where its tiles would else begin a second wave for a few blocks.  Parts come
+//                first, one a block, and wait for neither gate nor sort: their weights for nothing,
+//                rows of x until the gate's launch says that the kernels ahead of it have ended.
+//                Behind its part a block has its next tile without asking, and asks for the first
+//                stages of it by the guess that all experts are hit
 //   outer tile   256 rows of down for the same pairs.  Its rows of x wait until the expert's inner
 //                tiles are done, its weights do not.  Launches before this one may have computed
 //                gate and up of the shared expert: then its activation is all that is waited for
@@ -25,7 +27,8 @@
 //   warps 0-7    two warpgroups, 2 x 64 weight rows each, 8 to 64 pairs on the N side
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
 //   warps 9, 10  rows of x and scales, stage by stage in turns, by cp.async
-//   warp 11      activates what was given of the shared expert, if it was; then adds a token's
+//   warp 11      adds the parts of the shared expert in the order of K and activates them, or
+//                activates what was given of it; then adds a token's
 //                contributions, 256 columns at a time, as soon as all experts have given theirs,
 //                while the others stream on; at the end all warps help
 //
@@ -38,6 +41,7 @@
 #include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/ptx/peer_block.cuh"
 #include "kernels/cuda/resident_expert_input.cuh"
+#include "kernels/cuda/resident_expert_split.cuh"
 #include "kernels/cuda/resident_expert_sums.cuh"
 #include "kernels/cuda/resident_expert_work.cuh"
 #include "kernels/cuda/swiglu.cuh"
@@ -92,20 +96,6 @@ __device__ inline void StreamTile(const Boxes& boxes, const Ring<kPaired>& ring,
   }
 }
 
-// The first weights of a block that begins with a part, which do not depend on the pairs.  One
-// thread, before the kernels ahead have ended.
-__device__ inline void LoadFirstPart(const ExpertMaps& maps, const ExpertsParams& p,
-                                     const Ring<false>& ring, Cursor& at) {
-  const Work work(p, 1);
-  const int item = static_cast<int>(blockIdx.x);
-  if (work.IsPart(item)) {
-    const int first = work.FirstBlock(item);
-    StreamTile<false>(Boxes(maps, p, true, p.choice.expert_count, work.Column(item)), ring, at,
-                      first, min(first + Ring<false>::kStages, work.EndBlock(item)),
-                      ptx::EvictFirst());
-  }
-}
-
 // What this block computes of a tile: half of the pairs, where two blocks share its weights.
 template <bool kPaired>
 __device__ inline Task Share(Task task) {
@@ -119,32 +109,112 @@ __device__ inline Task Share(Task task) {
   return task;
 }
 
-// One thread, behind LoadFirstPart.
-template <bool kPaired>
+// The tiles that a block takes without asking: the first, and where that is a part, of which all
+// blocks have one, the next, so that its weights may be asked for by a guess.
+template <Inner kInner>
+constexpr int kOwnTiles = kInner == Inner::kParts ? 2 : 1;
+
+// What a block asked for before the gate has chosen.
+struct Guess {
+  int expert = -1;
+  int column = 0;
+  int stages = 0;
+};
+
+// A block's part, and the first stages of the tile behind it, before the kernels ahead have ended:
+// neither depends on the pairs.
+__device__ inline Guess LoadPart(const ExpertMaps& maps, const ExpertsParams& p,
+                                 BlockShared<false>& shared, const Ring<false>& ring,
+                                 const Work& least, Cursor& at, Cursor& turn) {
+  const std::uint64_t policy = ptx::EvictFirst();
+  const int item = static_cast<int>(blockIdx.x);
+  const Task task = least.PartOf(item, p);
+  shared.queue[turn.stage] = task;
+  ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
+  turn.Next(kQueue);
+  StreamTile<false>(Boxes(maps, p, true, task.expert, task.column), ring, at, task.first_block,
+                    task.end_block, policy);
+  const int whole = item + static_cast<int>(gridDim.x) - least.first_whole;
+  Guess guess{.expert = whole / least.inner_tiles, .column = whole % least.inner_tiles};
+  if (p.guesses_hit && whole >= 0 && guess.expert < p.choice.expert_count) {
+    guess.stages = min(kGuessedStages, least.inner_blocks);
+    StreamTile<false>(Boxes(maps, p, true, guess.expert, guess.column), ring, at, 0, guess.stages,
+                      policy);
+  }
+  return guess;
+}
+
+// One thread; waits for the kernels ahead.
+template <Inner kInner, bool kPaired>
 __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& p,
-                                   BlockShared<kPaired>& shared, const Ring<kPaired>& ring,
-                                   const Work& work, PairTile group, Cursor at) {
+                                   BlockShared<kPaired>& shared, const Ring<kPaired>& ring) {
   constexpr int kBlocks = kPaired ? 2 : 1;
   constexpr int kSending = kPaired ? 4 : 0;  // stages while which the other block is told
   const bool takes = !kPaired || ptx::ClusterRank() == 0;
   const std::uint64_t policy = ptx::EvictFirst();
+  const int takers = static_cast<int>(gridDim.x) / kBlocks;
+  const Work least(p, 1);
+  Cursor at;
   Cursor turn;
   Cursor mail;
-  int loaded = at.turn;
-  bool is_first = true;
+  Guess guess;
   int item = static_cast<int>(blockIdx.x) / kBlocks;
+  int own = kOwnTiles<kInner> - 1;  // tiles that follow without asking
+  if constexpr (kInner == Inner::kParts) {
+    if (least.IsPart(item)) {
+      guess = LoadPart(maps, p, shared, ring, least, at, turn);
+      item += takers;
+      --own;
+    }
+  }
+  ptx::WaitForPredecessors();
+  // Both at once: the first tile's pairs, if there are so many.
+  PairTile group =
+      p.sorted.tiles[min(max(item - least.first_whole, 0) / least.inner_tiles, p.tiles_max - 1)];
+  Work work(p, *p.sorted.tiles_used);
+  if constexpr (kPaired) {
+    work.OrderOuter(takers);
+  }
+  if (item < work.items() && !work.IsWhole(item)) {
+    group = p.sorted.tiles[work.Group(item)];
+  }
+  bool is_first = true;
   while (true) {
+    Task task = Share<kPaired>(work.TaskOf(item, group));
+    if constexpr (kInner == Inner::kParts) {
+      if (work.IsPart(item)) {
+        task = work.PartOf(item, p);
+      }
+      const bool is_guessed = task.kind == TaskKind::kInner && task.expert == guess.expert &&
+                              task.column == guess.column;
+      if (guess.stages > 0 && !is_guessed) {
+        ptx::BarrierWait(ptx::SharedAddress(shared.taken + turn.stage), turn.phase ^ 1U);
+        shared.queue[turn.stage] = {.kind = TaskKind::kSkipped,
+                                    .column = guess.column,
+                                    .part = 0,
+                                    .group = 0,
+                                    .expert = guess.expert,
+                                    .first = 0,
+                                    .count = 0,
+                                    .stored = 0,
+                                    .first_block = 0,
+                                    .end_block = guess.stages};
+        ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
+        turn.Next(kQueue);
+        guess.stages = 0;
+      }
+    }
     ptx::BarrierWait(ptx::SharedAddress(shared.taken + turn.stage), turn.phase ^ 1U);
-    const Task task = Share<kPaired>(work.TaskOf(item, group));
     shared.queue[turn.stage] = task;
     ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
     turn.Next(kQueue);
     if (task.kind == TaskKind::kNone) {
-      return;
+      break;
     }
     const Boxes boxes(maps, p, task.kind != TaskKind::kOuter, task.expert, task.column);
-    const int first = task.first_block + loaded;
+    const int first = task.first_block + guess.stages;
     const int end = task.end_block;
+    guess.stages = 0;
     // The next one is taken no earlier than it can come while the last stages stream: a block with
     // a long tile would else take one more before those with short ones have any.
     const int last = max(first, end - ring.kStages - kSending);
@@ -157,8 +227,11 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     is_first = false;
     StreamTile<kPaired>(boxes, ring, at, begun, last, policy);
     int next = 0;
-    if (takes) {
-      next = static_cast<int>(gridDim.x) / kBlocks + atomicAdd(p.counters.tiles_taken, 1);
+    if (own > 0) {
+      --own;
+      next = item + takers;
+    } else if (takes) {
+      next = kOwnTiles<kInner> * takers + atomicAdd(p.counters.tiles_taken, 1);
     }
     const int sent = kPaired ? max(last, end - ring.kStages) : end;
     StreamTile<kPaired>(boxes, ring, at, last, sent, policy);
@@ -184,8 +257,12 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
                .count = static_cast<int>(sent_item.w)};
       mail.Next(kMail);
     }
-    loaded = 0;
     item = next;
+  }
+  if constexpr (kInner == Inner::kParts) {  // until all blocks know that rows may be read
+    while (LoadAcquire(reinterpret_cast<const int*>(p.counters.rows_ready)) != 0) {
+      __nanosleep(64);
+    }
   }
 }
 
@@ -262,59 +339,6 @@ __device__ void Accumulate(const Ring<kPaired>& ring, Cursor& at, int blocks, in
   if constexpr (kAtOnce > 1) {
     for (; block < blocks; ++block) {
       turn(std::make_integer_sequence<int, 1>{});
-    }
-  }
-}
-
-// Where a thread's sums of part 0 of a tile lie, as float4 with a stride of a warp.
-template <int kTokens>
-__device__ float4* PartSums(const ExpertsParams& p, int column, int warp, int lane) {
-  constexpr int kPacks = kTokens / 4;  // of a thread
-  return p.part_sums + column * (kParts * kPartPacks) + warp * (kPacks * kWarpSize) + lane;
-}
-
-template <int kTokens>
-__device__ void StorePart(const ExpertsParams& p, const Task& task, int warp, int lane,
-                          const float (&sum)[2][kTokens / 2]) {
-  constexpr int kPacks = kTokens / 8;  // of a box
-  float4* const own = PartSums<kTokens>(p, task.column, warp, lane) + task.part * kPartPacks;
-#pragma unroll
-  for (int i = 0; i < 2 * kPacks; ++i) {
-    const float* const values = &sum[i / kPacks][i % kPacks * 4];
-    own[i * kWarpSize] = make_float4(values[0], values[1], values[2], values[3]);
-  }
-  Signal(p.counters.parts_done + task.column, lane);
-}
-
-// The sums over all parts of a tile, in the order of K.
-template <int kTokens>
-__device__ void AddParts(const ExpertsParams& p, const Task& task, int warp, int lane,
-                         float (&sum)[2][kTokens / 2]) {
-  constexpr int kPacks = kTokens / 8;  // of a box
-  constexpr int kAtOnce = 2;           // packs whose parts are under way
-  const float4* const all = PartSums<kTokens>(p, task.column, warp, lane);
-  WaitUntil(p.counters.parts_done + task.column, kParts * kConsumerWarps, 64, lane);
-#pragma unroll
-  for (int first = 0; first < 2 * kPacks; first += kAtOnce) {
-    float4 parts[kAtOnce][kParts];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        parts[i][part] = __ldcg(all + part * kPartPacks + (first + i) * kWarpSize);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float* const values = &sum[(first + i) / kPacks][(first + i) % kPacks * 4];
-      values[0] = values[1] = values[2] = values[3] = 0.0F;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        values[0] += parts[i][part].x;
-        values[1] += parts[i][part].y;
-        values[2] += parts[i][part].z;
-        values[3] += parts[i][part].w;
-      }
     }
   }
 }
@@ -402,22 +426,18 @@ __device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, i
   }
 }
 
-template <int kTokens, typename Y, bool kLeaves, bool kPaired>
+template <int kTokens, typename Y, Inner kInner, bool kLeaves, bool kPaired>
 __device__ void RunTask(const ExpertsParams& p, BlockShared<kPaired>& shared,
                         const Ring<kPaired>& ring, const Task& task, Cursor& at, int warp,
                         int lane) {
   float sum[2][kTokens / 2];
-  if (task.kind == TaskKind::kMerge) {
-    AddParts<kTokens>(p, task, warp, lane, sum);
-  } else {
-    Accumulate<kTokens>(ring, at, task.end_block - task.first_block, warp / 4, lane, sum);
-  }
-  if (task.kind == TaskKind::kPart) {
-    StorePart<kTokens>(p, task, warp, lane, sum);
-  } else if (task.kind == TaskKind::kOuter) {
+  Accumulate<kTokens>(ring, at, task.end_block - task.first_block, warp / 4, lane, sum);
+  if (task.kind == TaskKind::kOuter) {
     StoreOuter<kTokens, Y, kLeaves>(p, task, warp, lane, sum);
-  } else {
+  } else if (kInner != Inner::kParts || task.kind == TaskKind::kInner) {
     StoreInner<kTokens>(p, shared, task, warp, lane, sum);
+  } else if (task.kind == TaskKind::kPart) {
+    StorePart<kTokens>(p, task, warp, lane, sum);
   }
 }
 
@@ -434,41 +454,41 @@ __device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
 }
 
 // Waits for the kernels ahead, behind the rehearsals.
-template <typename Y, bool kLeaves, bool kPaired>
+template <typename Y, Inner kInner, bool kLeaves, bool kPaired>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& shared,
                                const Ring<kPaired>& ring, int warp, int lane) {
   constexpr int kRehearsals = 2;
   Cursor at;
   Cursor turn;
   for (int index = 0;; ++index) {
-    if (index == kRehearsals) {
-      ptx::WaitForPredecessors();
-    }
     const Task task =
         index < kRehearsals ? RehearsalOf<kPaired>(p, index) : NextTask(shared, turn, lane);
+    if (index >= kRehearsals && task.kind != TaskKind::kPart) {
+      ptx::WaitForPredecessors();
+    }
     if (task.kind == TaskKind::kNone) {
       return;
     }
     if (task.count <= 8) {
-      RunTask<8, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+      RunTask<8, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+      RunTask<16, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     } else if (kPaired || task.count <= 32) {
-      RunTask<32, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+      RunTask<32, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     } else if constexpr (!kPaired) {
-      RunTask<64, Y, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+      RunTask<64, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
     }
   }
 }
 
 // Y: bfloat16, or float32 of a rank that leaves its part of the sum.  kGiven: gate and up of the
 // shared expert are there.  kLeaves: contributions are left by pair.
-template <typename Y, bool kGiven, bool kLeaves>
+template <typename Y, Inner kInner, bool kLeaves>
 __global__ static void __launch_bounds__(kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
   extern __shared__ std::uint8_t dynamic[];
-  constexpr bool kPaired = kGiven;
+  constexpr bool kPaired = kInner == Inner::kGiven;
   constexpr int kBlocks = kPaired ? 2 : 1;
   __shared__ __align__(16) BlockShared<kPaired> shared;
   const Ring<kPaired> ring(dynamic);
@@ -483,6 +503,7 @@ __global__ static void __launch_bounds__(kThreads, 1)
       ptx::BarrierInit(ptx::SharedAddress(shared.announced + i), 1);
       ptx::BarrierInit(ptx::SharedAddress(shared.taken + i), kInputWarps + kConsumerWarps);
     }
+    ptx::BarrierInit(ptx::SharedAddress(&shared.rows_there), 1);
     ptx::BarrierInit(ptx::SharedAddress(&shared.inputs_asked), kInputWarps);
     for (int i = 0; i < kMail; ++i) {
       ptx::BarrierInit(ptx::SharedAddress(shared.mail_there + i), 1);
@@ -498,43 +519,38 @@ __global__ static void __launch_bounds__(kThreads, 1)
   }
   if (warp >= kConsumerWarps) {
     ptx::LowerRegisters<kOtherRegisters>();
-    Cursor loaded;
-    if constexpr (!kPaired) {
-      if (warp == kWeightWarp && lane == 0) {
-        LoadFirstPart(maps, p, ring, loaded);
-      }
-    }
-    ptx::WaitForPredecessors();
-    // Both at once: the first tile's pairs, if there are so many.
-    const int item = static_cast<int>(blockIdx.x) / kBlocks;
-    const Work least(p, 1);
-    const PairTile group =
-        p.sorted.tiles[min(max(item - least.first_whole, 0) / least.inner_tiles, p.tiles_max - 1)];
-    Work work(p, *p.sorted.tiles_used);
-    if constexpr (kPaired) {
-      work.OrderOuter(static_cast<int>(gridDim.x) / kBlocks);
-    }
     if (warp == kWeightWarp) {
       if (lane == 0) {
-        const bool is_first_group = item >= work.items() || work.IsWhole(item);
-        LoadWeights<kPaired>(maps, p, shared, ring, work,
-                             is_first_group ? group : p.sorted.tiles[work.Group(item)], loaded);
+        LoadWeights<kInner, kPaired>(maps, p, shared, ring);
       }
     } else if (warp < kSumWarp) {
-      LoadInput<kGiven>(p, shared, ring, warp - kWeightWarp - 1, lane);
-    } else if constexpr (kGiven) {
-      ActivateGiven(p, work, lane);
+      if constexpr (kInner != Inner::kParts) {
+        ptx::WaitForPredecessors();
+      }
+      LoadInput<kInner>(p, shared, ring, warp - kWeightWarp - 1, lane);
     }
     __syncwarp();
+    ptx::WaitForPredecessors();
+    const Work work(p, *p.sorted.tiles_used);
+    if (warp == kSumWarp) {
+      if constexpr (kInner == Inner::kParts) {
+        ActivateParts(p, work, lane);
+      } else if constexpr (kInner == Inner::kGiven) {
+        ActivateGiven(p, work, lane);
+      }
+      __syncwarp();
+    }
     if constexpr (!kLeaves) {
       Sum<Y, kPaired>(p, work, lane);
     }
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
-    Consume<Y, kLeaves, kPaired>(p, shared, ring, warp, lane);
+    Consume<Y, kInner, kLeaves, kPaired>(p, shared, ring, warp, lane);
     if constexpr (!kLeaves) {
       __syncwarp();
-      Sum<Y, kPaired>(p, Work(p, *p.sorted.tiles_used), lane);
+      if (p.x.rows >= kManySums) {
+        Sum<Y, kPaired>(p, Work(p, *p.sorted.tiles_used), lane);
+      }
     }
   }
   if constexpr (kPaired) {  // until nobody arrives here or copies to here any more
@@ -554,12 +570,12 @@ inline int Multiprocessors() {
 }
 
 // All blocks must be there at once: a block waits for tiles that others have taken.
-template <typename Y, bool kGiven, bool kLeaves = false>
+template <typename Y, Inner kInner, bool kLeaves = false>
 void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
-  constexpr bool kPaired = kGiven;
+  constexpr bool kPaired = kInner == Inner::kGiven;
   constexpr unsigned kCluster = kPaired ? 2 : 1;
   constexpr int kBytes = Layout<kPaired>::kSharedBytes;
-  const auto kernel = ResidentExpertsKernel<Y, kGiven, kLeaves>;
+  const auto kernel = ResidentExpertsKernel<Y, kInner, kLeaves>;
   static PerDevice attribute;
   static std::atomic<int> clusters = std::numeric_limits<int>::max();  // of any device, at least
   attribute.Once([&] {
@@ -593,6 +609,10 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
 void LaunchExpertPairs(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
 // Of float32: resident_expert_parts.cu.
 void LaunchExpertParts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream);
+// Where gate and up of the shared expert are computed in parts, y of either type:
+// resident_expert_split.cu.
+void LaunchSplitExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
+                        cudaStream_t stream);
 // Where gate and up of the shared expert are given, y of either type: resident_expert_given.cu.
 void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
                         cudaStream_t stream);
