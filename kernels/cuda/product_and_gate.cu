@@ -15,7 +15,7 @@ namespace dsa::cuda {
 namespace {
 
 constexpr int kTokensMin = 17;  // fewer: the experts' launch computes the shared one whole
-constexpr int kBothThreads = few_gate::kThreads + small_product::kThreads;
+constexpr int kBothThreads = few_gate::kThreads + small_product::Plan<64>::kThreads;
 // Of shared memory, beside the product's: the gate's, and what its sort has of its own.
 constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 2048;
 static_assert(few_gate::kWarps % 4 == 0, "a warpgroup begins behind the gate's warps");
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
   __shared__ few_gate::BlockShared shared;
   ptx::AllowSuccessor();
   if (static_cast<int>(threadIdx.x) >= few_gate::kThreads) {
-    small_product::Run<kTokens, few_gate::kWarps>(maps, p, dynamic);
+    small_product::Run<kTokens, 1, few_gate::kWarps>(maps, p, dynamic);
     return;
   }
   if (p.split > 1) {
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
             cudaStream_t stream) {
-  const small_product::Launch launch = small_product::MakeLaunch<kTokens>(
+  const small_product::Launch launch = small_product::MakeLaunch<kTokens, 1>(
       products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
   const auto kernel = ProductsAndGateKernel<kTokens>;
   static PerDevice attribute;

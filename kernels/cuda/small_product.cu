@@ -8,7 +8,7 @@ namespace {
 using small_product::kTokensMax;
 
 template <int kTokens>
-__global__ void __launch_bounds__(small_product::kThreads, 2)
+__global__ void __launch_bounds__(small_product::Plan<kTokens>::kThreads, 2)
     SmallProductKernel(const __grid_constant__ small_product::Maps maps,
                        const __grid_constant__ small_product::SmallProductParams p) {
   extern __shared__ __align__(16) std::uint8_t shared[];
@@ -18,20 +18,20 @@ __global__ void __launch_bounds__(small_product::kThreads, 2)
     using P = small_product::Plan<kTokens>;
     constexpr int kTokenParts = kTokens / P::kNarrowTokens;
     const int cluster = (block - p.narrow_block) / p.split;
-    narrow_product::Run<P::kNarrowTokens / 8, small_product::kWarps>(
+    narrow_product::Run<P::kNarrowTokens / 8, P::kWarps>(
         p.narrow,
         {.output = cluster / kTokenParts * narrow_product::kOutputs,
          .token = cluster % kTokenParts * P::kNarrowTokens},
         *reinterpret_cast<typename P::Narrow*>(shared));
     return;
   }
-  small_product::Run<kTokens, 0>(maps, p, shared);
+  small_product::Run<kTokens, 1, 0>(maps, p, shared);
 }
 
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
             cudaStream_t stream) {
-  const small_product::Launch launch = small_product::MakeLaunch<kTokens>(products, narrow, {});
+  const small_product::Launch launch = small_product::MakeLaunch<kTokens, 1>(products, narrow, {});
   const auto kernel = SmallProductKernel<kTokens>;
   static PerDevice attribute;
   attribute.Once([&] {
@@ -40,7 +40,7 @@ void Launch(std::span<const BlockScaledLinearParams> products, const LinearParam
   });
   LaunchDependent(kernel,
                   {.grid = static_cast<unsigned>(launch.blocks),
-                   .threads = small_product::kThreads,
+                   .threads = small_product::Plan<kTokens>::kThreads,
                    .shared_bytes = launch.shared_bytes,
                    .cluster = static_cast<unsigned>(launch.params.split)},
                   stream, launch.maps, launch.params);
@@ -79,6 +79,8 @@ void SmallProducts(std::span<const BlockScaledLinearParams> products, const Line
     Launch<16>(products, narrow, stream);
   } else if (tokens <= 32) {
     Launch<32>(products, narrow, stream);
+  } else if (narrow == nullptr && small_product::IsWide(products)) {
+    small_product::LaunchWide(products, stream);
   } else {
     Launch<64>(products, narrow, stream);
   }

@@ -10,11 +10,14 @@
 //
 // in a ring of stages in shared memory, as deep as it holds:
 //
-//   warps 0-3   one warpgroup: 4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
-//   warp 4      one thread: weight tiles, by tensor map, from before the kernels ahead have ended
-//   warps 5, 6  rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
-//               beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would take
-//               a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
+//   a warpgroup  4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
+//   a warp       one thread: weight tiles, by tensor map, from before the kernels ahead have ended
+//   two warps    rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
+//                beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would
+//                take a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
+//
+// A wide tile has 128 weight rows and a warpgroup more: 64 rows of x are as many bytes as a tile of
+// 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
@@ -40,11 +43,10 @@
 
 namespace dsa::cuda::small_product {
 
-inline constexpr int kConsumerWarps = 4;
+inline constexpr int kGroupWarps = 4;  // of a warpgroup
 inline constexpr int kInputWarps = 2;
-inline constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
-inline constexpr int kThreads = kWarps * kWarpSize;
 inline constexpr int kTokensMax = 64;
+inline constexpr int kWideTokens = 33;  // from so many rows on tiles may be wide
 inline constexpr int kOutputsPerWarp = 16;
 // From so many rows on one warpgroup of a multiprocessor takes longer for short tiles than the
 // memory does; long ones would leave the last wave uneven.
@@ -85,12 +87,17 @@ struct Maps {
   CUtensorMap x;
 };
 
-template <int kTokens>
+template <int kTokens, int kSlabs = 1>
 struct Plan {
+  static constexpr int kConsumerWarps = kSlabs * kGroupWarps;
+  static constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kTileRows = kSlabs * kSlabRows;
+  static constexpr int kWeightBytes = kSlabs * kSlabBytes;
   static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
   static constexpr int kInputBytes = kTokens * kValuesPerScale;
   static constexpr int kScaleBytes = (kTokens + 4) * 4;
-  static constexpr int kStageBytes = kSlabBytes + kInputBytes + kScaleBytes + 2 * 8;
+  static constexpr int kStageBytes = kWeightBytes + kInputBytes + kScaleBytes + 2 * 8;
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
   static constexpr bool kMapsInput = kTokens > 16;  // x comes by tensor map
   static constexpr int kFullArrivals = 1 + kWarpSize + (kMapsInput ? 1 : 0);
@@ -119,12 +126,12 @@ struct Ring {
       sums;  // partial sums of the other blocks, [owned warp][rank][registers / 4][lane] x 16 bytes
 };
 
-template <int kTokens>
+template <int kTokens, int kSlabs>
 __device__ Ring MakeRing(const void* shared, int stages) {
-  using P = Plan<kTokens>;
+  using P = Plan<kTokens, kSlabs>;
   Ring ring;
   ring.tiles = (ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-  ring.inputs = ring.tiles + stages * kSlabBytes;
+  ring.inputs = ring.tiles + stages * P::kWeightBytes;
   ring.scales = ring.inputs + stages * P::kInputBytes;
   ring.full = (ring.scales + stages * P::kScaleBytes + 7) & ~7U;
   ring.empty = ring.full + 8 * stages;
@@ -155,30 +162,32 @@ struct Share {
 
 // One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
 // time that the rows of x are there.
-__device__ inline void LoadWeights(const Maps& maps, const SmallProductParams& p, const Ring& ring,
-                                   const Share& share) {
+template <int kSlabs>
+__device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const Ring& ring,
+                            const Share& share) {
+  constexpr int kBytes = kSlabs * kSlabBytes;
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const int part = p.PartOf(tile);
     const CUtensorMap* const map = &maps.weights[part];
-    const int row = (tile - p.parts[part].first_tile) * kSlabRows;
+    const int row = (tile - p.parts[part].first_tile) * kSlabs * kSlabRows;
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn >= p.stages) {
         ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
       }
       const unsigned full = ring.full + 8 * at.stage;
-      ptx::BarrierExpect(full, kSlabBytes);  // rows beyond the weight come as zeros
-      ptx::CopyBox(ring.tiles + at.stage * kSlabBytes, map, full, k * kValuesPerScale, row, policy);
+      ptx::BarrierExpect(full, kBytes);  // rows beyond the weight come as zeros
+      ptx::CopyBox(ring.tiles + at.stage * kBytes, map, full, k * kValuesPerScale, row, policy);
       at.Next(p.stages);
     }
   }
 }
 
-template <int kTokens>
+template <int kTokens, int kSlabs>
 __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const Ring& ring,
                           const Share& share, int input_warp, int lane) {
-  using P = Plan<kTokens>;
+  using P = Plan<kTokens, kSlabs>;
   constexpr int kChunkBytes = 16;
   constexpr int kChunks = kValuesPerScale / kChunkBytes;
   constexpr int kRowsAtOnce = kWarpSize / kChunks;
@@ -193,7 +202,7 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const Part& part = p.parts[p.PartOf(tile)];
     const float* weight_scales =
-        part.scales.Row((tile - part.first_tile) * kSlabRows / kValuesPerScale);
+        part.scales.Row((tile - part.first_tile) * P::kTileRows / kValuesPerScale);
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn % kInputWarps == input_warp) {
         if (at.turn >= p.stages) {
@@ -242,10 +251,10 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
 // One tile: sum += partial * scales over `blocks` stages.  Several partial sums are under way at
 // once, and all end in the turn that began them: the compiler serialises products whose registers
 // live across a loop's end.
-template <int kTokens>
-__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
+template <int kTokens, int kSlabs>
+__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks, int slab,
                            float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens>;
+  using P = Plan<kTokens, kSlabs>;
   constexpr int kRegisters = P::kRegisters;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
@@ -261,7 +270,7 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
             ptx::AsyncProxyFence();  // rows of x were written by threads
           }
           at.Next(stages);
-          BeginStage<kTokens>(ring.tiles + stage[kIndex] * kSlabBytes,
+          BeginStage<kTokens>(ring.tiles + stage[kIndex] * P::kWeightBytes + slab * kSlabBytes,
                               ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
         }(),
         ...);
@@ -300,10 +309,11 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
 }
 
 // The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.
-template <int kTokens>
+template <int kTokens, int kSlabs>
 __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, int lane,
                                float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens>;
+  using P = Plan<kTokens, kSlabs>;
+  constexpr int kConsumerWarps = P::kConsumerWarps;
   const int owner = warp * split / kConsumerWarps;
   const int first_owned = (owner * kConsumerWarps + split - 1) / split;
   const unsigned place = ring.sums + (warp - first_owned) * split * P::kWarpSumBytes + lane * 16;
@@ -339,12 +349,13 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
   return true;
 }
 
-// The products by kThreads threads of a block, from warp kFirstWarp on, a multiple of four.  Where
-// a cluster splits K, other threads of the block arrive at the cluster's barrier, once.
-template <int kTokens, int kFirstWarp>
+// The products by Plan::kThreads threads of a block, from warp kFirstWarp on, a multiple of four.
+// Where a cluster splits K, other threads of the block arrive at the cluster's barrier, once.
+template <int kTokens, int kSlabs, int kFirstWarp>
 __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t* shared) {
-  using P = Plan<kTokens>;
-  const Ring ring = MakeRing<kTokens>(shared, p.stages);
+  using P = Plan<kTokens, kSlabs>;
+  constexpr int kConsumerWarps = P::kConsumerWarps;
+  const Ring ring = MakeRing<kTokens, kSlabs>(shared, p.stages);
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize - kFirstWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -366,7 +377,7 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
   if constexpr (kFirstWarp == 0) {
     __syncthreads();
   } else {
-    ptx::NamedBarrierSync(kProductMeets, kThreads);
+    ptx::NamedBarrierSync(kProductMeets, P::kThreads);
   }
   if (p.split > 1) {
     ptx::ClusterArrive();
@@ -374,20 +385,22 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
 
   if (warp == kConsumerWarps) {
     if (lane == 0) {
-      LoadWeights(maps, p, ring, share);
+      LoadWeights<kSlabs>(maps, p, ring, share);
     }
   } else if (warp > kConsumerWarps) {
-    LoadInput<kTokens>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
+    LoadInput<kTokens, kSlabs>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
   } else {
     Cursor at;
     float sum[P::kRegisters];
     for (int tile = share.first; tile < share.tiles; tile += share.step) {
-      Accumulate<kTokens>(ring, p.stages, at, share.k_end - share.k_first, sum);
-      if (p.split > 1 && !SumOverCluster<kTokens>(ring, p.split, share.rank, warp, lane, sum)) {
+      Accumulate<kTokens, kSlabs>(ring, p.stages, at, share.k_end - share.k_first,
+                                  warp / kGroupWarps, sum);
+      if (p.split > 1 &&
+          !SumOverCluster<kTokens, kSlabs>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
       const Part& part = p.parts[p.PartOf(tile)];
-      const int output = (tile - part.first_tile) * kSlabRows + warp * kOutputsPerWarp;
+      const int output = (tile - part.first_tile) * P::kTileRows + warp * kOutputsPerWarp;
       if (output < part.outputs) {
         const int tokens = static_cast<int>(p.x.rows);
         const auto store = [&]<typename Y>(Y type) {
@@ -423,28 +436,45 @@ inline int MultiprocessorsFor(int split) {
   return split >= 4 ? kInWholeClusters : kMultiprocessors;
 }
 
-inline int TilesOf(const BlockScaledLinearParams& product) {
-  return (static_cast<int>(product.weight.rows) + kSlabRows - 1) / kSlabRows;
+inline int TilesOf(const BlockScaledLinearParams& product, int rows = kSlabRows) {
+  return (static_cast<int>(product.weight.rows) + rows - 1) / rows;
+}
+// Whether tiles are wide: from 33 rows on, where K is split and as many blocks as there are then
+// have enough to do.  Many tiles of a short K are as fast in two blocks a multiprocessor.
+inline bool IsWide(std::span<const BlockScaledLinearParams> products) {
+  constexpr int kBlocksMin = 100;
+  int tiles = 0;
+  int wide = 0;
+  for (const BlockScaledLinearParams& product : products) {
+    tiles += TilesOf(product);
+    wide += TilesOf(product, 2 * kSlabRows);
+  }
+  const int split = SplitOf(tiles, products.front().x.cols);
+  const int blocks = wide * split;
+  return products.front().x.rows >= kWideTokens && split > 1 && blocks >= kBlocksMin &&
+         blocks <= MultiprocessorsFor(split);
 }
 struct Grid {
   int tiles = 0;
   int split;
   int clusters;
   // `is_alone`: one block a multiprocessor at most.
-  Grid(std::span<const BlockScaledLinearParams> products, bool is_alone) {
+  Grid(std::span<const BlockScaledLinearParams> products, bool is_alone, int slabs = 1) {
+    int slab_tiles = 0;
     for (const BlockScaledLinearParams& product : products) {
-      tiles += TilesOf(product);
+      slab_tiles += TilesOf(product);
+      tiles += TilesOf(product, slabs * kSlabRows);
     }
-    split = SplitOf(tiles, products.front().x.cols);
+    split = SplitOf(slab_tiles, products.front().x.cols);
     const Matrix<const Fp8E4m3>& x = products.front().x;
     const int per_multiprocessor =
-        !is_alone && x.rows >= kTwoBlocksTokens && x.cols <= kShortColumns ? 2 : 1;
+        !is_alone && slabs == 1 && x.rows >= kTwoBlocksTokens && x.cols <= kShortColumns ? 2 : 1;
     clusters = split > 1 ? tiles : std::min(tiles, per_multiprocessor * kMultiprocessors);
   }
   int blocks() const { return clusters * split; }
 };
 
-// A launch of kThreads threads, or with others beside them.
+// A launch of Plan::kThreads threads a block, or with others beside them.
 struct Launch {
   Maps maps;
   SmallProductParams params;
@@ -459,10 +489,10 @@ struct Beside {
   bool is_alone = false;
 };
 
-template <int kTokens>
+template <int kTokens, int kSlabs>
 Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
                   const Beside& beside) {
-  using P = Plan<kTokens>;
+  using P = Plan<kTokens, kSlabs>;
   const BlockScaledLinearParams& first = products.front();
   const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
   Maps maps{};
@@ -481,20 +511,21 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
                             .narrow_block = 0};
   for (std::size_t i = 0; i < products.size(); ++i) {
     const BlockScaledLinearParams& product = products[i];
-    maps.weights[i] = WeightMap(product.weight, kSlabRows);
+    maps.weights[i] = WeightMap(product.weight, P::kTileRows);
     params.parts[i] = {.scales = product.weight_scales,
                        .y = product.y.data,
                        .y_stride = product.y.row_stride,
                        .y_type = product.y.type,
                        .outputs = static_cast<int>(product.weight.rows),
                        .first_tile = params.tiles};
-    params.tiles += TilesOf(product);
+    params.tiles += TilesOf(product, P::kTileRows);
   }
-  const auto [tiles, split, clusters] = Grid(products, beside.is_alone);
+  const auto [tiles, split, clusters] = Grid(products, beside.is_alone, kSlabs);
   const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
                               narrow_product::kOutputs * (kTokens / P::kNarrowTokens);
   const int all_blocks = (clusters + narrow_clusters) * split;
-  const int per_multiprocessor = !beside.is_alone && all_blocks > MultiprocessorsFor(split) ? 2 : 1;
+  const int per_multiprocessor =
+      !beside.is_alone && kSlabs == 1 && all_blocks > MultiprocessorsFor(split) ? 2 : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
                      kBlockSystemBytes - P::FixedBytes(split) - beside.shared_bytes;
   const int tiles_each = (tiles + clusters - 1) / clusters;
@@ -511,5 +542,8 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
   params.narrow_block = clusters * split;
   return {.maps = maps, .params = params, .blocks = all_blocks, .shared_bytes = shared_bytes};
 }
+
+// Of wide tiles: small_product_wide.cu.
+void LaunchWide(std::span<const BlockScaledLinearParams> products, cudaStream_t stream);
 
 }  // namespace dsa::cuda::small_product
