@@ -29,10 +29,10 @@ inline constexpr std::int32_t kHashBitsMax = 256;
 
 // One sequence's way through the prefix cache.
 struct PrefixChain {
-  BlockHash root;
-  std::vector<BlockHash> hashes;      // of its full blocks, as far as they are hashed
   std::int64_t linked = 0;            // blocks that were matched or published so far
   std::int64_t last_publication = 0;  // of the last linked block; 0 before the first
+  std::vector<BlockHash> hashes;      // of its full blocks, as far as they are hashed
+  BlockHash root;
 };
 
 class PrefixHasher final {

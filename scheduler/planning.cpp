@@ -317,7 +317,13 @@ void Scheduler::GrantReply(Sequence& sequence) {
   }
   const std::int64_t position = sequence.computed_;
   CountGrant(sequence, 1);
-  AddRow(sequence, PathAt(sequence, position), position, 1, 1);
+  const AttentionPath path = PathAt(sequence, position);
+  rows_by_path_[static_cast<std::size_t>(path)].push_back({.sequence = sequence.id_,
+                                                           .slot = sequence.slot_,
+                                                           .first_position = position,
+                                                           .tokens = 1,
+                                                           .samples = 1,
+                                                           .path = path});
   RecordWrite(sequence, position / pool_.tokens_per_block());
 }
 

@@ -89,7 +89,7 @@ std::int64_t Scheduler::BlocksToStart(const Sequence& sequence) const {
 // before the first token is generated.
 std::int64_t Scheduler::PromptLogprobs(const Sequence& sequence, std::int64_t first,
                                        std::int64_t tokens) {
-  if (!sequence.request_.prompt_logprobs.has_value() || sequence.generated() > 0) {
+  if (sequence.generated() > 0 || !sequence.request_.prompt_logprobs.has_value()) {
     return 0;
   }
   return std::max<std::int64_t>(0, std::min(tokens, sequence.prompt_tokens_ - 1 - first));
@@ -273,11 +273,6 @@ std::unique_ptr<Sequence> Scheduler::Remove(std::int32_t slot, CachedBlocks cach
   Erase(sequence->state_ == SequenceState::kRunning ? running_ : waiting_, sequence.get());
   free_slots_.push_back(slot);
   return sequence;
-}
-
-const Sequence* Scheduler::Find(SequenceId id, std::int32_t slot) const {
-  const Sequence* sequence = sequences_[slot].get();
-  return sequence != nullptr && sequence->id_ == id ? sequence : nullptr;
 }
 
 Sequence* Scheduler::FindLive(SequenceId id, std::int32_t slot) {

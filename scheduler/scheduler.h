@@ -95,7 +95,11 @@ class Scheduler final {
 
   // [slots()] by slot; null where none is live.
   std::span<const std::unique_ptr<Sequence>> sequences() const { return sequences_; }
-  const Sequence* Find(SequenceId id, std::int32_t slot) const;  // null where it was removed
+  // Null where it was removed.
+  const Sequence* Find(SequenceId id, std::int32_t slot) const {
+    const Sequence* const sequence = sequences_[slot].get();
+    return sequence != nullptr && sequence->id() == id ? sequence : nullptr;
+  }
   bool has_free_slot() const { return !free_slots_.empty(); }
   std::int32_t slots() const { return static_cast<std::int32_t>(sequences_.size()); }
   std::span<Sequence* const> running() const { return running_; }  // in policy order

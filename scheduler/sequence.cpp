@@ -23,6 +23,7 @@ Sequence::Sequence(Request request, const PrefixHasher& hasher)
     adjusted_ids_ =
         std::make_unique<AdjustedIds>(request_.sampling, tokens_, request_.stop.max_tokens);
   }
+  adjusts_logits_ = adjusted_ids_ != nullptr || request_.stop.min_tokens > 0;
   chain_.root = hasher.Root(request_.cache_salt);
   hasher.Extend(tokens_, chain_);
 }

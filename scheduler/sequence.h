@@ -71,31 +71,38 @@ class alignas(kCacheLineBytes) Sequence final {
   const std::optional<MonotonicUs>& first_scheduled_us() const { return first_scheduled_us_; }
   // What its penalties and biases make of the next logits; null where it has none.
   const AdjustedIds* adjusted_ids() const { return adjusted_ids_.get(); }
+  // It has those, or its min_tokens suppress ids.
+  bool adjusts_logits() const { return adjusts_logits_; }
   // Positions below take a masked path (common/attention_path.h); constant once it first ran.
   std::int64_t masked_until() const { return masked_until_; }
 
  private:
   friend class Scheduler;  // the only writer
 
-  // What every step reads comes first, in as few cache lines as it fits.
+  // What every step reads comes first, each line for as few parts of the step as can be.  Line 0:
+  // all.
   std::vector<TokenId> tokens_;
   std::int64_t computed_ = 0;
-  std::int64_t planned_ = 0;  // the last plan that gave it tokens
+  std::int64_t computed_before_ = 0;
   std::int64_t prompt_tokens_;
-  BlockTable blocks_;
-  std::unique_ptr<AdjustedIds> adjusted_ids_;
   SequenceId id_{};
   std::int32_t slot_ = -1;
   SequenceState state_ = SequenceState::kWaiting;
   bool fully_reserved_ = false;
   bool passed_ = false;
-  std::int32_t preemptions_ = 0;
-  std::int64_t cache_hit_tokens_ = 0;
-  std::int64_t computed_before_ = 0;
+  bool adjusts_logits_ = false;
+  // Line 1: the plan and the batch.
+  BlockTable blocks_;
+  // Line 2: the plan, its commit, and usage.
+  std::int64_t planned_ = 0;  // the last plan that gave it tokens
   std::int64_t masked_until_ = 0;
+  std::int64_t cache_hit_tokens_ = 0;
   std::optional<MonotonicUs> first_scheduled_us_;
-  Request request_;
-  PrefixChain chain_;
+  std::int32_t preemptions_ = 0;
+  PrefixChain chain_;  // its counts lie in line 2
+  // A line for sampling.
+  alignas(kCacheLineBytes) Request request_;
+  std::unique_ptr<AdjustedIds> adjusted_ids_;
   FoundPrefix found_;  // while it waits at one of several data ranks
 };
 

@@ -266,6 +266,13 @@ void Tokenizer::Prefetch(TokenId id) const {
   __builtin_prefetch(Bytes(id).data());
 }
 
+void Tokenizer::PrefetchPlace(TokenId id) const {
+  const std::int32_t index = Value(id);
+  if (index >= 0 && index < size()) {
+    __builtin_prefetch(&state_->offsets[static_cast<std::size_t>(index)]);
+  }
+}
+
 std::optional<TokenId> Tokenizer::AddedToken(std::string_view content) const {
   const auto found = state_->added_by_content.find(content);
   return found == state_->added_by_content.end() ? std::nullopt : std::optional(found->second);

@@ -57,8 +57,9 @@ class Tokenizer final {
   // The bytes of one token; empty for an id without a token.  Not always valid UTF-8.
   std::string_view Bytes(TokenId id) const;
 
-  // Asks for the memory of Bytes(id) ahead of its use.
+  // Asks for the memory of Bytes(id) ahead of its use; before that, for where it lies.
   void Prefetch(TokenId id) const;
+  void PrefetchPlace(TokenId id) const;
 
   // The id of an added token by its content, such as "</think>".
   std::optional<TokenId> AddedToken(std::string_view content) const;
@@ -87,6 +88,7 @@ class IncrementalDecoder final {
   explicit IncrementalDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
 
   void Prefetch(TokenId id) const { tokenizer_->Prefetch(id); }
+  void PrefetchPlace(TokenId id) const { tokenizer_->PrefetchPlace(id); }
   // Appends the text that `id` completes to `out`: valid UTF-8.
   void Push(TokenId id, std::string& out);
   // Appends what is still held back, replaced by U+FFFD.

@@ -50,11 +50,10 @@ class AdjustmentRows final {
     std::int32_t count;
     TableUpdate update;  // in words, of those from `used` on
   };
-  // Appends what is to be sent at words[used], and counts it.  Once for each sequence of a batch.
+  // Appends what is to be sent at words[used], and counts it.  Once for each sequence of a batch
+  // that adjusts logits; others have an empty Place.
   Place Put(const Sequence& sequence, std::int32_t* words, std::int64_t& used) {
-    const bool suppresses = sequence.generated() < sequence.request().stop.min_tokens;
-    return sequence.adjusted_ids() == nullptr && !suppresses ? Place{}
-                                                             : PutRow(sequence, words, used);
+    return sequence.adjusts_logits() ? PutRow(sequence, words, used) : Place{};
   }
   // The same for a row of the batch whose token is given.
   Place PutGiven(TokenId id, std::int32_t* words, std::int64_t& used);

@@ -125,6 +125,7 @@ const ForwardBatch& BatchBuilder::Build(const StepPlan& plan,
   samples_ = 0;
   words_ = 0;
   copy_logits_ = false;
+  given_ = 0;
   adjustment_rows_.BeginBatch(sequences);
   first_logit_row_.clear();
   for (const StepPlan::Row& row : plan.rows) {
@@ -177,6 +178,7 @@ std::int64_t BatchBuilder::BucketOf(const StepPlan& plan) const {
 
 void BatchBuilder::AddRow(const StepPlan::Row& row, const Sequence& sequence) {
   first_logit_row_.push_back(static_cast<std::int32_t>(logit_rows_));
+  given_ += row.prompt_logprobs;
   AddTokens(row, sequence);
   AddLogitRows(row, sequence);
   if (row.samples > 0) {
@@ -198,7 +200,10 @@ void BatchBuilder::AddTokens(const StepPlan::Row& row, const Sequence& sequence)
   }
   std::int64_t& blocks = blocks_of_slot_[sequence.slot()];
   if (blocks == 0) {
-    listed_.push_back(&sequence);
+    listed_.push_back({.sequence = sequence.id(),
+                       .slot = sequence.slot(),
+                       .clears = sequence.blocks().clears(),
+                       .ids = sequence.blocks().ids().data()});
   }
   blocks = std::max(blocks, (end + config_.tokens_per_block - 1) / config_.tokens_per_block);
 }
@@ -227,8 +232,17 @@ void BatchBuilder::AddLogitRows(const StepPlan::Row& row, const Sequence& sequen
 // Behind AddLogitRows: the row to sample from is the last of them.
 void BatchBuilder::AddSampling(const Sequence& sequence) {
   const SamplingParams& params = sequence.request().sampling;
-  const AdjustmentRows::Place adjustments = adjustment_rows_.Put(sequence, inputs_.words, words_);
-  inputs_.adjustment_updates.data[samples_] = adjustments.update;
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+  TableUpdate& update = inputs_.adjustment_updates.data[samples_];
+  if (sequence.adjusts_logits()) {
+    const AdjustmentRows::Place place = adjustment_rows_.Put(sequence, inputs_.words, words_);
+    first = place.first;
+    count = place.count;
+    update = place.update;
+  } else {  // as nearly all; a copy of a place that was just written would wait for it
+    update = {};
+  }
   inputs_.sample_rows.data[samples_] = static_cast<std::int32_t>(logit_rows_) - 1;
   inputs_.sampling.data[samples_] = {.temperature = params.temperature,
                                      .min_p = params.min_p,
@@ -236,14 +250,17 @@ void BatchBuilder::AddSampling(const Sequence& sequence) {
                                      .top_k = params.top_k,
                                      .seed = params.seed,
                                      .position = sequence.tokens(),
-                                     .adjustments_first = adjustments.first,
-                                     .adjustments_count = adjustments.count,
+                                     .adjustments_first = first,
+                                     .adjustments_count = count,
                                      .top_logprobs = params.top_logprobs.value_or(0)};
   ++samples_;
 }
 
 void BatchBuilder::AddGiven(const StepPlan& plan,
                             std::span<const std::unique_ptr<Sequence>> sequences) {
+  if (given_ == 0) {
+    return;
+  }
   for (std::size_t index = 0; index < plan.rows.size(); ++index) {
     const StepPlan::Row& row = plan.rows[index];
     const Sequence& sequence = *sequences[row.slot];
@@ -297,19 +314,18 @@ void BatchBuilder::AddPadding() {
 // was sent of it stays true.
 void BatchBuilder::FillTableUpdates() {
   TableUpdate* update = inputs_.table_updates.data;
-  for (const Sequence* sequence : listed_) {
-    const BlockTable& blocks = sequence->blocks();
-    FilledRow& filled = filled_[sequence->slot()];
-    if (filled.sequence != sequence->id() || filled.clears != blocks.clears()) {
-      filled = {.sequence = sequence->id(), .clears = blocks.clears(), .blocks = 0};
+  for (const ListedTable& table : listed_) {
+    FilledRow& filled = filled_[table.slot];
+    if (filled.sequence != table.sequence || filled.clears != table.clears) {
+      filled = {.sequence = table.sequence, .clears = table.clears, .blocks = 0};
     }
-    const std::int64_t wanted = std::exchange(blocks_of_slot_[sequence->slot()], 0);
+    const std::int64_t wanted = std::exchange(blocks_of_slot_[table.slot], 0);
     const std::int64_t count = std::max<std::int64_t>(0, wanted - filled.blocks);
-    *update++ = {.row = sequence->slot(),
+    *update++ = {.row = table.slot,
                  .first = static_cast<std::int32_t>(filled.blocks),
                  .count = static_cast<std::int32_t>(count),
                  .source = static_cast<std::int32_t>(words_)};
-    std::copy_n(blocks.ids().begin() + filled.blocks, count, inputs_.words + words_);
+    std::copy_n(table.ids + filled.blocks, count, inputs_.words + words_);
     words_ += count;
     filled.blocks += count;
   }

@@ -99,6 +99,14 @@ class BatchBuilder final {
     std::int64_t blocks = 0;  // the first of the sequence's
   };
 
+  // A sequence of the batch whose block table may have grown; its ids stay until the next plan.
+  struct ListedTable {
+    SequenceId sequence;
+    std::int32_t slot;
+    std::int64_t clears;
+    const std::int32_t* ids;
+  };
+
   const Config config_;
   const std::int64_t packed_bytes_;
   std::unique_ptr<std::uint8_t[]> packed_;  // not cleared: most of it is hardly ever used
@@ -109,8 +117,9 @@ class BatchBuilder final {
   std::int64_t samples_ = 0;
   std::int64_t words_ = 0;
   bool copy_logits_ = false;
+  std::int64_t given_ = 0;                     // tokens whose log-probabilities are reported
   std::vector<std::int32_t> first_logit_row_;  // by row of the plan
-  std::vector<const Sequence*> listed_;
+  std::vector<ListedTable> listed_;
   std::vector<std::int64_t> blocks_of_slot_;  // blocks that its rows can see; 0: not listed
 
   std::vector<FilledRow> filled_;  // by slot

@@ -8,16 +8,6 @@
 
 namespace dsa {
 
-// Of the first `tokens` of a row, and so many that are sampled.
-double Billing::TimeOf(const StepPlan::Row& row, std::int64_t tokens, std::int64_t samples) const {
-  const StepCostModel::Rates& rates = rates_[static_cast<std::size_t>(row.path)];
-  const std::int64_t logprobs = std::min<std::int64_t>(tokens, row.prompt_logprobs);
-  const std::int64_t keys = StepWork::KeysOf(row.path, row.first_position, tokens);
-  return rates.sample_us * static_cast<double>(samples) +
-         rates.prompt_logprob_us * static_cast<double>(logprobs) +
-         rates.row_us * static_cast<double>(tokens) + rates.key_us * static_cast<double>(keys);
-}
-
 void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, AttentionPath padding_path,
                         std::int64_t elapsed_us, const StepCostModel& costs) {
   const std::int64_t tokens = std::accumulate(work.rows.begin(), work.rows.end(), std::int64_t{0});
@@ -49,26 +39,6 @@ void Billing::BeginStep(const StepWork& work, std::int64_t padding_rows, Attenti
   }
   total_.busy_us += elapsed;
   total_.padding_us += us_per_weight * padding_weight;
-}
-
-void Billing::Charge(const StepPlan::Row& row, const Sequence* sequence, RequestCost* cost) {
-  const double row_us = TimeOf(row, row.tokens, row.samples);
-  if (sequence == nullptr) {
-    total_.dropped_us += row_us;
-    return;
-  }
-  if (cost == nullptr) {
-    total_.own_us += row_us;
-    return;
-  }
-  // The row's first tokens may be computed again, its last ones for the first time.
-  const std::int64_t again =
-      std::clamp<std::int64_t>(sequence->computed_before() - row.first_position, 0, row.tokens);
-  const double again_us = again == 0 ? 0 : TimeOf(row, again, 0);
-  total_.recomputed_us += again_us;
-  const bool decodes = row.first_position + row.tokens > sequence->prompt_tokens();
-  (decodes ? cost->decode_us : cost->prefill_us) += row_us - again_us;
-  (decodes ? total_.decode_us : total_.prefill_us) += row_us - again_us;
 }
 
 }  // namespace dsa

@@ -10,7 +10,37 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kPrefetchEntries = 4;  // 2 to 8 measure alike, 16 slower
+// What a token's delivery reads lies apart for each sequence, one thing says where the next lies,
+// and its text is anywhere in the vocabulary's.  Asked for so many tokens ahead, each has come when
+// it is needed, the next one's place among them.
+constexpr std::int64_t kLiveAhead = 16;
+constexpr std::int64_t kStopAhead = 12;
+constexpr std::int64_t kDecoderAhead = 9;
+constexpr std::int64_t kPlaceAhead = 6;
+constexpr std::int64_t kTextAhead = 3;
+
+// Before the delivery of `entry`, which may lie up to kLiveAhead before the first.  live_of(entry):
+// a LiveRequest, null where it has ended; token_of(entry): its token.
+template <typename LiveOf, typename TokenOf>
+void PrefetchDelivery(std::int64_t entry, std::int64_t entries, const LiveOf& live_of,
+                      const TokenOf& token_of) {
+  const auto ahead = [&](std::int64_t tokens, const auto& prefetch) {
+    const std::int64_t at = entry + tokens;
+    if (at >= 0 && at < entries) {
+      const LiveRequest* const live = live_of(at);
+      if (live != nullptr) {
+        prefetch(*live, at);
+      }
+    }
+  };
+  ahead(kLiveAhead, [](const LiveRequest& live, std::int64_t) { PrefetchLines<2>(&live); });
+  ahead(kStopAhead, [](const LiveRequest& live, std::int64_t) { live.stop->Prefetch(); });
+  ahead(kDecoderAhead, [](const LiveRequest& live, std::int64_t) { live.stop->PrefetchDecoder(); });
+  ahead(kPlaceAhead,
+        [&](const LiveRequest& live, std::int64_t at) { live.stop->PrefetchPlace(token_of(at)); });
+  ahead(kTextAhead,
+        [&](const LiveRequest& live, std::int64_t at) { live.stop->PrefetchText(token_of(at)); });
+}
 
 // Of all rows together, without a branch for each; padding's too, which are harmless.
 std::int32_t AllFaults(std::span<const std::int32_t> faults) {
@@ -248,12 +278,19 @@ void EngineCore::Deliver(DataRank& rank, const StepResult& result, MonotonicUs n
   EndPrompts(rank, now_us);
   const StepPlan& plan = *rank.plan;
   const auto entries = static_cast<std::int64_t>(plan.sample_rows.size());
-  for (std::int64_t ahead = 0; ahead < std::min(kPrefetchEntries, entries); ++ahead) {
-    Prefetch(rank, result, ahead);
-  }
-  for (std::int64_t entry = 0; entry < entries; ++entry) {
-    if (entry + kPrefetchEntries < entries) {
-      Prefetch(rank, result, entry + kPrefetchEntries);
+  const auto slot_of = [&](std::int64_t entry) { return plan.rows[plan.sample_rows[entry]].slot; };
+  for (std::int64_t entry = -kLiveAhead; entry < entries; ++entry) {
+    PrefetchDelivery(
+        entry, entries, [&](std::int64_t at) { return rank.live[slot_of(at)].get(); },
+        [&](std::int64_t at) { return TokenId{result.tokens[at]}; });
+    if (const std::int64_t at = entry + kStopAhead; at >= 0 && at < entries) {
+      const Sequence* const sequence = rank.scheduler.sequences()[slot_of(at)].get();
+      if (sequence != nullptr) {
+        sequence->Prefetch();
+      }
+    }
+    if (entry < 0) {
+      continue;
     }
     const StepPlan::Row& row = plan.rows[plan.sample_rows[entry]];
     if (rank.scheduler.Find(row.sequence, row.slot) != nullptr) {
@@ -266,16 +303,6 @@ void EngineCore::Deliver(DataRank& rank, const StepResult& result, MonotonicUs n
     }
   }
   rank.judged_result = result;
-}
-
-// What a token's delivery reads lies apart for each sequence, and its text anywhere in the
-// vocabulary's: asked for a few tokens ahead, it has come when it is needed.
-void EngineCore::Prefetch(const DataRank& rank, const StepResult& result, std::int64_t entry) {
-  const std::int32_t slot = rank.plan->rows[rank.plan->sample_rows[entry]].slot;
-  if (rank.live[slot] != nullptr) {
-    rank.scheduler.sequences()[slot]->Prefetch();
-    rank.live[slot]->stop->Prefetch(TokenId{result.tokens[entry]});
-  }
 }
 
 // What the next plan must know of a token.
@@ -342,13 +369,13 @@ void EngineCore::ShowJudged() {
   if (judged_.empty()) {
     return;
   }
-  for (std::size_t i = 0; i < judged_.size(); ++i) {
-    const std::size_t ahead = i + kPrefetchEntries;
-    if (ahead < judged_.size() && judged_[ahead].live != nullptr) {
-      judged_[ahead].live->stop->Prefetch(judged_[ahead].token);
-    }
-    if (judged_[i].live != nullptr) {
-      ShowToken(judged_[i], judged_[i].rank->judged_result);
+  const auto entries = static_cast<std::int64_t>(judged_.size());
+  for (std::int64_t entry = -kLiveAhead; entry < entries; ++entry) {
+    PrefetchDelivery(
+        entry, entries, [&](std::int64_t at) { return judged_[at].live; },
+        [&](std::int64_t at) { return judged_[at].token; });
+    if (entry >= 0 && judged_[entry].live != nullptr) {
+      ShowToken(judged_[entry], judged_[entry].rank->judged_result);
     }
   }
   judged_.clear();

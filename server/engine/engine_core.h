@@ -130,7 +130,6 @@ class EngineCore final {
   static void KeepPromptLogprobs(DataRank& rank, const StepResult& result);
   void EndPrompts(DataRank& rank, MonotonicUs now_us);
   void Deliver(DataRank& rank, const StepResult& result, MonotonicUs now_us);
-  static void Prefetch(const DataRank& rank, const StepResult& result, std::int64_t entry);
   JudgedToken JudgeToken(DataRank& rank, std::int32_t slot, std::int64_t entry,
                          const StepResult& result, MonotonicUs now_us);
   void ShowToken(JudgedToken& judged, const StepResult& result);

@@ -57,11 +57,12 @@ void EngineCore::Bill(std::int64_t elapsed_us) {
   }
   billing_.BeginStep(work, padding_rows, padding_path, elapsed_us, costs_);
   for (const auto& rank : ranks_) {
-    for (const StepPlan::Row& row : rank->plan->rows) {
-      const Sequence* sequence = rank->scheduler.Find(row.sequence, row.slot);
+    billing_.Charge(rank->plan->rows, [&](const StepPlan::Row& row) {
+      const Sequence* const sequence = rank->scheduler.Find(row.sequence, row.slot);
       LiveRequest* const live = sequence == nullptr ? nullptr : rank->live[row.slot].get();
-      billing_.Charge(row, sequence, live != nullptr && live->billed ? &live->cost : nullptr);
-    }
+      return Billing::Payer{.sequence = sequence,
+                            .cost = live != nullptr && live->billed ? &live->cost : nullptr};
+    });
   }
   load_.busy.Store(billing_.total());
 }

@@ -32,9 +32,12 @@ void EngineCore::KeepPromptLogprobs(DataRank& rank, const StepResult& result) {
 
 // Requests that want no tokens end when their prompt is computed.
 void EngineCore::EndPrompts(DataRank& rank, MonotonicUs now_us) {
+  if (rank.plan->sample_rows.size() == rank.plan->rows.size()) {
+    return;
+  }
   for (const StepPlan::Row& row : rank.plan->rows) {
     if (row.samples > 0) {
-      continue;  // as of nearly all: nothing more is read of these
+      continue;  // nothing more is read of these
     }
     const Sequence* const sequence = rank.scheduler.Find(row.sequence, row.slot);
     if (sequence != nullptr && sequence->only_prompt() && sequence->behind() == 0) {

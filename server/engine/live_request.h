@@ -40,6 +40,7 @@ struct alignas(kCacheLineBytes) LiveRequest {
   MonotonicUs first_token_us = 0;
   MonotonicUs last_token_us = 0;
   RequestCost cost{};
+  MonotonicUs arrival_us = 0;          // constant after construction
   std::unique_ptr<Sequence> sequence;  // null while the scheduler owns it
   // The prompt's tokens but the first, where their log-probabilities are wanted: written by the
   // engine thread before the delta that takes them along, TokenDelta::prompt; the pump's from then
@@ -47,7 +48,6 @@ struct alignas(kCacheLineBytes) LiveRequest {
   std::vector<GeneratedToken> prompt;
 
   // Constant after construction; any thread.
-  MonotonicUs arrival_us = 0;
   std::string external_id;
 };
 

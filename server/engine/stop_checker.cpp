@@ -64,12 +64,12 @@ void StopMatcher::Reset() {
 StopChecker::StopChecker(const StopConditions& stop, const Config& config, Text text)
     : decoder_(std::move(text.decoder)),
       content_(std::move(text.content)),
+      ignore_end_(stop.ignore_end),
       max_tokens_(stop.max_tokens),
-      matcher_(stop.stop_strings),
-      min_tokens_(stop.min_tokens),
-      stop_ids_(stop.stop_ids),
       end_ids_(config.end_ids),
-      ignore_end_(stop.ignore_end) {
+      stop_ids_(stop.stop_ids),
+      matcher_(stop.stop_strings),
+      min_tokens_(stop.min_tokens) {
   const std::int64_t bytes = TextBytesMax(config.decoder_bytes_max);
   text_.reserve(bytes);
   if (content_ != nullptr) {

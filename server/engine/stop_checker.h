@@ -54,9 +54,9 @@ class StopMatcher final {
     std::int16_t matched = 0;
   };
 
-  std::vector<Automaton> automata_;
-  std::bitset<256> first_bytes_;  // that begin a string
   std::int64_t held_ = 0;
+  std::bitset<256> first_bytes_;  // that begin a string
+  std::vector<Automaton> automata_;
 };
 
 class alignas(kCacheLineBytes) StopChecker final {
@@ -79,9 +79,18 @@ class alignas(kCacheLineBytes) StopChecker final {
   // the reply ends with it: what Judge said, or a stop string, which only the text shows.
   std::optional<FinishReason> Show();
 
-  // Says that `id` is judged and shown soon.
-  void Prefetch(TokenId id) const {
-    PrefetchLines<3>(this);
+  // Says that `id` is judged and shown soon.  In this order, each when the one before has come.
+  void Prefetch() const { PrefetchLines<3>(this); }
+  void PrefetchDecoder() const {
+    __builtin_prefetch(decoder_.get());
+    __builtin_prefetch(text_.data());
+  }
+  void PrefetchPlace(TokenId id) const {
+    if (decoder_ != nullptr) {
+      decoder_->PrefetchPlace(id);
+    }
+  }
+  void PrefetchText(TokenId id) const {
     if (decoder_ != nullptr) {
       decoder_->Prefetch(id);
     }
@@ -94,7 +103,7 @@ class alignas(kCacheLineBytes) StopChecker final {
   std::string_view text() const { return std::string_view(text_).substr(0, shown_); }
 
   // As TokenDelta::content_bytes_max, of the last Show or Flush; -1 where there is none.
-  std::int64_t content_bytes_max() const { return content_bytes_max_; }
+  std::int64_t content_bytes_max() const { return content_ == nullptr ? -1 : content_bytes_max_; }
 
   // The most bytes that text() can have: held back from before, one token's text, and the
   // decoder's rest.
@@ -108,25 +117,28 @@ class alignas(kCacheLineBytes) StopChecker final {
   std::optional<FinishReason> ShowContent();
   bool MatchContent();
 
+  // What every token reads comes first, in as few cache lines as it fits.
   std::string text_;         // shown by the last call, then held back
   std::size_t shown_ = 0;    // bytes of text_ that the last call showed
   std::size_t matched_ = 0;  // bytes of text_ that the matcher has read
   std::unique_ptr<TextDecoder> decoder_;
   std::unique_ptr<ContentReader> content_;
-  std::int64_t content_bytes_max_ = -1;
+
   // Of the token judged last.
+  std::int64_t generated_ = 0;
   TokenId id_{};
   bool is_end_id_ = false;
   std::optional<FinishReason> judged_;
-  std::int64_t generated_ = 0;
 
-  const std::int64_t max_tokens_;
-  StopMatcher matcher_;
-  const std::int64_t min_tokens_;
-  const std::vector<TokenId> stop_ids_;
-  const std::span<const TokenId> end_ids_;
   const bool ignore_end_;
+  const std::int64_t max_tokens_;
+  const std::span<const TokenId> end_ids_;
+  const std::vector<TokenId> stop_ids_;
 
+  StopMatcher matcher_;
+
+  const std::int64_t min_tokens_;
+  std::int64_t content_bytes_max_ = -1;
   std::string pending_;             // content that the matcher has not read
   std::int64_t content_bytes_ = 0;  // that it has read
 };

@@ -11,6 +11,7 @@ class TokenizerDecoder final : public TextDecoder {
  public:
   explicit TokenizerDecoder(const Tokenizer& tokenizer) : decoder_(tokenizer) {}
   void Push(TokenId id, std::string& out) override { decoder_.Push(id, out); }
+  void PrefetchPlace(TokenId id) const override { decoder_.PrefetchPlace(id); }
   void Prefetch(TokenId id) const override { decoder_.Prefetch(id); }
   void Finish(std::string& out) override { decoder_.Finish(out); }
 

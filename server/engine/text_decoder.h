@@ -23,7 +23,9 @@ class TextDecoder {
 
   // Appends the text that `id` completes to `out`: whole characters.
   virtual void Push(TokenId id, std::string& out) = 0;
-  // Says that Push of `id` comes soon: its text may be far away in memory.
+  // Says that Push of `id` comes soon: its text may be far away in memory, and before it where it
+  // lies.
+  virtual void PrefetchPlace(TokenId /*id*/) const {}
   virtual void Prefetch(TokenId /*id*/) const {}
   // Appends what is still held back.
   virtual void Finish(std::string& out) = 0;

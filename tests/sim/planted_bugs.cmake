@@ -301,14 +301,14 @@ plant_bug(scheduler/step_cost.cpp "keys not counted"
 
 planted_source(server/engine/batch_builder.cpp)
 plant_bug(server/engine/batch_builder.cpp "block table of the slot's former sequence"
-  [[filled.sequence != sequence->id() ||]]
-  [[(!BUG && filled.sequence != sequence->id()) ||]])
+  [[filled.sequence != table.sequence ||]]
+  [[(!BUG && filled.sequence != table.sequence) ||]])
 plant_bug(server/engine/batch_builder.cpp "block table kept though it was cleared"
-  [[filled.clears != blocks.clears()) {]]
-  [[(!BUG && filled.clears != blocks.clears())) {]])
+  [[filled.clears != table.clears) {]]
+  [[(!BUG && filled.clears != table.clears)) {]])
 plant_bug(server/engine/batch_builder.cpp "block table sent to another row"
-  [[    *update++ = {.row = sequence->slot(),]]
-  [[    *update++ = {.row = BUG && count > 0 ? 0 : sequence->slot(),]])
+  [[    *update++ = {.row = table.slot,]]
+  [[    *update++ = {.row = BUG && count > 0 ? 0 : table.slot,]])
 plant_bug(server/engine/batch_builder.cpp "blocks of a table sent one column late"
   [[                 .first = static_cast<std::int32_t>(filled.blocks),]]
   [[                 .first = static_cast<std::int32_t>(filled.blocks + (BUG && filled.blocks > 0 ? 1 : 0)),]])
