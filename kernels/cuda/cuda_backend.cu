@@ -75,6 +75,12 @@ std::int64_t OpScratchBytes(const ScratchLimits& all, bool exchanges) {
        cuda::MaskedAttentionScratchBytes(limits), cuda::SelectKeysScratchBytes(limits)});
 }
 
+// A group of one has an exchange too, and may stand for a tensor rank, whose sums leave it
+// unrounded.
+bool HasDataRanks(const cuda::ExchangeSeat* exchange) {
+  return exchange != nullptr && exchange->table.peers.ranks > 1;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -164,7 +170,7 @@ std::int64_t CudaScratchBytes(const ScratchLimits& limits, bool has_data_ranks) 
 }
 
 std::int64_t CudaBackend::ScratchBytes(const ScratchLimits& limits) const {
-  return CudaScratchBytes(limits, state_->exchange != nullptr);
+  return CudaScratchBytes(limits, HasDataRanks(state_->exchange.get()));
 }
 
 Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
@@ -172,7 +178,7 @@ Status CudaBackend::ReserveScratch(const ScratchLimits& limits) {
   state_->limits = limits;
   state_->scratch_reserved = true;
   DSA_ASSIGN_OR_RETURN(state_->scratch,
-                       Allocate(OpScratchBytes(limits, state_->exchange != nullptr)));
+                       Allocate(OpScratchBytes(limits, HasDataRanks(state_->exchange.get()))));
   DSA_ASSIGN_OR_RETURN(state_->attention_counters, Allocate(cuda::kAttentionCounterBytes));
   Zero(state_->attention_counters.data(), cuda::kAttentionCounterBytes);
   DSA_ASSIGN_OR_RETURN(state_->rows_ready, Allocate(sizeof(unsigned)));

@@ -47,13 +47,6 @@ class LoneRank final : public FusedForwardingBackend {
     CudaBackend* const only = &inner;
     REQUIRE(CudaBackend::JoinPeers({&only, 1}, group_).ok());
   }
-  // A group of one has an exchange, so it keeps no memory for sums that are not rounded of so many
-  // rows, as a tensor rank adds them up: twice the rows are enough.
-  Status ReserveScratch(const ScratchLimits& limits) override {
-    ScratchLimits wider = limits;
-    wider.tokens_max *= 2;
-    return inner_.ReserveScratch(wider);
-  }
   // Its own columns beside zeros, so that tokens are not chosen by what the memory held before.
   void AllGather(const AllGatherParams& params) override {
     AllGatherParams own = params;
