@@ -272,7 +272,9 @@ TEST_CASE("GPUs that exchange other rows end the group, and nobody waits",
   CHECK(all.group.failure().find("Dispatch [3, 64]") != std::string::npos);
 }
 
-TEST_CASE("GPUs that exchange with one that fails are released", "[collectives][exchange]") {
+// Side by side: rank 1's kernel must end while those of the others, on its device, wait.
+TEST_CASE("GPUs that exchange with one that fails are released",
+          "[collectives][exchange][side_by_side]") {
   const auto tokens = GENERATE(as<std::int64_t>(), 5, 270);
   const bool fails_between = GENERATE(false, true);
   GpuRanks all(3, 3);

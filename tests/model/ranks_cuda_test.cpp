@@ -57,9 +57,10 @@ std::vector<SequenceOutput> RunRanks(const Checkpoint& checkpoint, const RankLay
   const std::vector<DeviceWeights> weights =
       LoadRankWeights(checkpoint, layout, gpus.used, progress).value();
   const RunOptions options = StepsOf(checkpoint.config());
-  gpus.used.front()->BindThread();
-  RouteWatch watch(*gpus.used.front(), checkpoint.config(), options.step_tokens_max);
-  gpus.used.front() = &watch;
+  // Of four ranks that share two blocks of an expert's width the first has none, and no gate.
+  gpus.used.back()->BindThread();
+  RouteWatch watch(*gpus.used.back(), checkpoint.config(), options.step_tokens_max);
+  gpus.used.back() = &watch;
   SequenceRunner runner(
       [&](const ModelExecutorConfig& base) {
         ModelExecutorConfig config = base;
@@ -148,16 +149,14 @@ TEST_CASE("a model on four GPUs is the model on one", "[ranks][four]") {
   const std::unique_ptr<CudaBackend> cuda = CudaBackend::Make(Devices() - 1).value();
   const std::vector<SequenceOutput> on_one = RunOne(checkpoint, *cuda);
   const std::vector<SequenceOutput> on_four = RunRanks(checkpoint, layout, Through::kPeers);
-  const bool is_float32 = type == CheckpointType::kF32;
-  const ReplyDifference difference = CompareReplies(on_four, on_one, is_float32 ? 1e-3F : 0.1F);
+  const RankBound bound = BoundOf(type);
+  const ReplyDifference difference = CompareReplies(on_four, on_one, bound.margin);
   fmt::print(
       "{} type {}, whole experts {}: four GPUs from one {:.2e}, the farthest row {:.2e}, "
-      "rows of other inputs {}, margin of another token {:.3f}\n",
+      "rows of other inputs {}, margin of another token {:.3f}; rows that went elsewhere {:.4f}\n",
       ToString(architecture), static_cast<int>(type), expert_parallel, difference.logits,
-      difference.row_logits, difference.rows_apart, difference.margin_lost);
-  CHECK(difference.logits < (is_float32 ? 1e-5 : 3e-2));
-  CHECK(difference.clear_tokens);
-  CHECK_FALSE(difference.faulty);
+      difference.row_logits, difference.rows_apart, difference.margin_lost, difference.rerouted);
+  CHECK(Keeps(difference, bound));
   CHECK(on_four[0].logits.size() == 256 + 10 - 1);
   if (!expert_parallel) {
     CHECK(SameBits(RunRanks(checkpoint, layout, Through::kPeers), on_four));
