@@ -50,19 +50,27 @@ TEST_CASE("regions of layers lie side by side and cost what the budget says", "[
   }
 }
 
+namespace {
+
+StepLimits SmallLimits(std::int64_t score_bytes_max) {
+  return {.tokens_max = 100,
+          .sequences_max = 4,
+          .table_rows_max = 6,
+          .context_max = 1000,
+          .logit_rows_max = 4,
+          .given_rows_max = 0,
+          .row_adjustments = 0,
+          .masked_until = 0,
+          .score_bytes_max = score_bytes_max,
+          .logits_rows_host = 0};
+}
+
+}  // namespace
+
 TEST_CASE("scores are bounded in memory and hold at least one row", "[model][limits]") {
   CpuBackend backend(1);
   const TestModel model(CheckpointFolder("v32_f32", FindGoldenCase("v32_f32").options), backend);
-  StepLimits limits{.tokens_max = 100,
-                    .sequences_max = 4,
-                    .table_rows_max = 6,
-                    .context_max = 1000,
-                    .logit_rows_max = 4,
-                    .given_rows_max = 0,
-                    .row_adjustments = 0,
-                    .masked_until = 0,
-                    .score_bytes_max = 10 * 1024 * 4,
-                    .logits_rows_host = 0};
+  StepLimits limits = SmallLimits(10 * 1024 * 4);
   const auto bytes = [&](Buffer buffer) {
     return PlanWorkspace(model.config, WholeModel(model.config), limits)
         .bytes.at(static_cast<std::size_t>(buffer));
@@ -82,16 +90,7 @@ TEST_CASE("weights of pairs that came here are held where parts are made of them
           "[model][limits]") {
   CpuBackend backend(1);
   const TestModel model(CheckpointFolder("v32_f32", FindGoldenCase("v32_f32").options), backend);
-  StepLimits limits{.tokens_max = 100,
-                    .sequences_max = 4,
-                    .table_rows_max = 6,
-                    .context_max = 1000,
-                    .logit_rows_max = 4,
-                    .given_rows_max = 0,
-                    .row_adjustments = 0,
-                    .masked_until = 0,
-                    .score_bytes_max = 1,
-                    .logits_rows_host = 0};
+  StepLimits limits = SmallLimits(1);
   const auto plan = [&](std::int64_t data_ranks) {
     const RankLayout layout = {.expert_parallel = true, .data_ranks = data_ranks};
     return PlanWorkspace(model.config, ShapeOf(model.config, {.rank = 0, .layout = layout}),
