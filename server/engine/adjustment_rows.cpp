@@ -67,8 +67,8 @@ std::int32_t AdjustmentRows::RowFor(const Sequence& sequence) {
   return row;
 }
 
-AdjustmentRows::Place AdjustmentRows::PutRow(const Sequence& sequence, std::int32_t* words,
-                                             std::int64_t& used) {
+AdjustmentRows::Place AdjustmentRows::Put(const Sequence& sequence, std::int32_t* words,
+                                          std::int64_t& used) {
   const AdjustedIds* const adjusted = sequence.adjusted_ids();
   const std::int64_t suppressed = Suppressed(sequence);
   const std::int64_t generated = sequence.generated();

@@ -51,10 +51,8 @@ class AdjustmentRows final {
     TableUpdate update;  // in words, of those from `used` on
   };
   // Appends what is to be sent at words[used], and counts it.  Once for each sequence of a batch
-  // that adjusts logits; others have an empty Place.
-  Place Put(const Sequence& sequence, std::int32_t* words, std::int64_t& used) {
-    return sequence.adjusts_logits() ? PutRow(sequence, words, used) : Place{};
-  }
+  // that adjusts logits; others need no Place.
+  Place Put(const Sequence& sequence, std::int32_t* words, std::int64_t& used);
   // The same for a row of the batch whose token is given.
   Place PutGiven(TokenId id, std::int32_t* words, std::int64_t& used);
 
@@ -65,7 +63,6 @@ class AdjustmentRows final {
     std::int64_t generated = 0;  // of the sequence when the row was last right
     std::int64_t batch = 0;      // the last one that used it
   };
-  Place PutRow(const Sequence& sequence, std::int32_t* words, std::int64_t& used);
   std::int32_t RowFor(const Sequence& sequence);
   std::int64_t Suppressed(const Sequence& sequence) const;
   std::int64_t WriteAll(const Sequence& sequence, std::int32_t* words) const;
