@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <random>
 #include <string>
 #include <thread>
@@ -47,7 +48,8 @@ bool Ends(int socket, int ms = kLongMs) {
   return poll(&ready, 1, ms) > 0 && recv(socket, &byte, 1, 0) <= 0;
 }
 
-void Write(int socket, std::string_view bytes) {
+// Adds to `written` what the kernel has taken.
+void Write(int socket, std::string_view bytes, std::atomic<std::size_t>* written = nullptr) {
   while (!bytes.empty()) {
     pollfd ready = {.fd = socket, .events = POLLOUT, .revents = 0};
     if (poll(&ready, 1, kLongMs) <= 0) {
@@ -58,6 +60,9 @@ void Write(int socket, std::string_view bytes) {
       return;
     }
     bytes.remove_prefix(static_cast<std::size_t>(sent));
+    if (written != nullptr) {
+      *written += static_cast<std::size_t>(sent);
+    }
   }
 }
 
@@ -99,8 +104,9 @@ std::string Traffic(std::size_t bytes_min) {
   std::string traffic;
   while (traffic.size() < bytes_min) {
     std::string payload(64 + random() % 20'000, '\0');
-    for (char& byte : payload) {
-      byte = static_cast<char>(random());
+    for (std::size_t i = 0; i < payload.size(); i += sizeof(std::uint64_t)) {
+      const std::uint64_t value = random();
+      std::memcpy(payload.data() + i, &value, std::min(sizeof(value), payload.size() - i));
     }
     traffic += Frame(kDataFrame, 0, 1, payload);
   }
@@ -110,13 +116,19 @@ std::string Traffic(std::size_t bytes_min) {
 TEST_CASE("bytes come as they were sent, both ways at once, whoever is slow", "[net][relay]") {
   Line line;
   line.Connect();
-  const std::string traffic = Traffic(4 << 20);
-  std::thread client_writes([&] { Write(line.client->socket(), traffic); });
-  std::thread server_writes([&] { Write(line.server.number(), traffic); });
+  const std::string traffic = Traffic(16 << 20);  // the buffers between them take up to 5 MB
+  std::atomic<std::size_t> client_wrote = 0;
+  std::atomic<std::size_t> server_wrote = 0;
+  std::thread client_writes([&] { Write(line.client->socket(), traffic, &client_wrote); });
+  std::thread server_writes([&] { Write(line.server.number(), traffic, &server_wrote); });
   // Nobody reads until both are stuck; the relay waits for neither.
-  pollfd stuck = {.fd = line.client->socket(), .events = POLLOUT, .revents = 0};
-  while (poll(&stuck, 1, 50) > 0) {
-  }
+  std::size_t before = 0;
+  do {
+    before = client_wrote + server_wrote;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  } while (before == 0 || client_wrote + server_wrote != before);
+  CHECK(client_wrote < traffic.size());
+  CHECK(server_wrote < traffic.size());
   std::string at_server;
   std::thread server_reads([&] { at_server = Read(line.server.number(), traffic.size()); });
   const std::string at_client = Read(line.client->socket(), traffic.size());
