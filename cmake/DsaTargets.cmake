@@ -30,15 +30,23 @@ function(dsa_compile_tests target)
   endif()
 endfunction()
 
-# dsa_test(<name> SOURCES ... DEPS ... [COST <n>])   -> executable <name>, one CTest test per test case.
-# CTest begins with what costs most: a long case that comes last leaves the other cores idle.
+# dsa_test(<name> SOURCES ... DEPS ... [COST <n>] [LIMIT_S <n>])   -> executable <name>, one CTest test per
+# test case.  CTest begins with what costs most: a long case that comes last leaves the other cores idle.
+# A case that takes longer than its limit says where it stands and ends (tests/main.cpp); should it not even
+# do that, CTest ends it a little later.
+set(DSA_CASE_LIMIT_S 240)
 function(dsa_test name)
-  cmake_parse_arguments(ARG "" "COST" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "COST;LIMIT_S" "SOURCES;DEPS" ${ARGN})
   if(NOT ARG_COST)
     set(ARG_COST 0)
   endif()
+  if(NOT ARG_LIMIT_S)
+    set(ARG_LIMIT_S ${DSA_CASE_LIMIT_S})
+  endif()
+  math(EXPR timeout_s "${ARG_LIMIT_S} + 20")
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} dsa_catch_main dsa_test_paths dsa_warnings)
   dsa_compile_tests(${name})
-  catch_discover_tests(${name} TEST_PREFIX "${name}: " PROPERTIES TIMEOUT 600 COST ${ARG_COST})
+  catch_discover_tests(${name} TEST_PREFIX "${name}: " EXTRA_ARGS --case-limit-s ${ARG_LIMIT_S}
+    PROPERTIES TIMEOUT ${timeout_s} COST ${ARG_COST})
 endfunction()

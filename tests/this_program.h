@@ -2,10 +2,12 @@
 #pragma once
 
 #include <array>
+#include <csignal>
 #include <cstddef>
 #include <string>
 
 #include <catch2/catch.hpp>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,6 +18,18 @@ struct EndedProgram {
   std::string err;
 };
 
+// In a process that was just forked: this program again, for the hidden case of that tag alone.  It
+// ends with its parent, and where the case takes too long it says so (tests/main.cpp).
+[[noreturn]] inline void BecomeHiddenCase(const char* tag) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  execl("/proc/self/exe", "this_program", tag, "--case-limit-s", "100", nullptr);
+  _exit(127);
+}
+
+inline int ExitCodeOf(int wait_status) {
+  return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 256 + WTERMSIG(wait_status);
+}
+
 // This program again, for the hidden case of that tag.
 inline EndedProgram RunThisProgram(const std::string& tag) {
   std::array<int, 2> pipe_ends{};
@@ -23,8 +37,7 @@ inline EndedProgram RunThisProgram(const std::string& tag) {
   const pid_t child = fork();  // nothing but exec follows in the child
   if (child == 0) {
     dup2(pipe_ends[1], STDERR_FILENO);
-    execl("/proc/self/exe", "this_program", tag.c_str(), nullptr);
-    _exit(127);
+    BecomeHiddenCase(tag.c_str());
   }
   close(pipe_ends[1]);
   EndedProgram ended{.exit_code = -1, .err = {}};
@@ -35,7 +48,7 @@ inline EndedProgram RunThisProgram(const std::string& tag) {
   close(pipe_ends[0]);
   int status = 0;
   REQUIRE(waitpid(child, &status, 0) == child);
-  ended.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+  ended.exit_code = ExitCodeOf(status);
   return ended;
 }
 
