@@ -4,6 +4,7 @@
 #include "common/check.h"
 #include "tests/log_capture.h"
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdio>
@@ -12,6 +13,7 @@
 
 #include <catch2/catch.hpp>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -43,6 +45,10 @@ struct Pipe {
 
   // Reads what there is, at least a byte.
   void ReadMore() {
+    pollfd ready = {.fd = read, .events = POLLIN, .revents = 0};
+    INFO("nothing more came behind: "
+         << text.substr(text.size() - std::min<std::size_t>(text.size(), 100)));
+    REQUIRE(poll(&ready, 1, static_cast<int>(kSoon.count())) == 1);
     std::array<char, 512> bytes{};
     const ssize_t count = ::read(read, bytes.data(), bytes.size());
     REQUIRE(count > 0);

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include <catch2/catch.hpp>
+#include <fmt/core.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -115,7 +117,14 @@ TEST_CASE("memory limits leave what is not used, page cache aside", "[common][ma
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these reserve terabytes
 TEST_CASE("an address-space limit binds memory and threads", "[common][machine]") {
   constexpr std::int64_t kLeft = std::int64_t{200} << 20;
-  CHECK(ProbeThreads(40).ok());
+  // Threads whose stacks take twice as much: of 8 MiB each, or of what ulimit -s says.
+  pthread_attr_t attributes;
+  std::size_t stack_bytes = 0;
+  REQUIRE(pthread_getattr_default_np(&attributes) == 0);
+  REQUIRE(pthread_attr_getstacksize(&attributes, &stack_bytes) == 0);
+  pthread_attr_destroy(&attributes);
+  const std::int64_t count = 2 * kLeft / static_cast<std::int64_t>(stack_bytes);
+  CHECK(ProbeThreads(count).ok());
   const std::string_view without = FindAvailableMemory().bound;
   CHECK(without != "address-space limit");
   std::ifstream statm("/proc/self/statm");
@@ -127,7 +136,7 @@ TEST_CASE("an address-space limit binds memory and threads", "[common][machine]"
   low.rlim_cur = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + kLeft);
   REQUIRE(setrlimit(RLIMIT_AS, &low) == 0);
   const AvailableMemory available = FindAvailableMemory();
-  const Status threads = ProbeThreads(40);  // 8 MiB of stack each
+  const Status threads = ProbeThreads(count);
   setrlimit(RLIMIT_AS, &before);
   CHECK(available.bound == "address-space limit");
   CHECK(available.bytes <= kLeft);
@@ -135,7 +144,7 @@ TEST_CASE("an address-space limit binds memory and threads", "[common][machine]"
   CHECK(available.bytes + available.taken == static_cast<std::int64_t>(low.rlim_cur));
   REQUIRE_FALSE(threads.ok());
   CHECK(ExitCode(threads.error()) == 3);
-  CHECK(threads.error().message.starts_with("not enough threads: 40 needed, "));
+  CHECK(threads.error().message.starts_with(fmt::format("not enough threads: {} needed, ", count)));
 }
 
 TEST_CASE("a limit of data binds memory", "[common][machine]") {

@@ -77,7 +77,7 @@ int Meet(Communicator& communicator, const void* part, const Read& read) {
   read(group);
   ++group.read;
   fake.changed.notify_all();
-  fake.changed.wait(lock, [&] { return group.read >= complete; });
+  fake.changed.wait(lock, [&] { return group.read >= complete || group.aborted; });
   return 0;
 }
 
