@@ -4,13 +4,19 @@
 #include "server/net/acceptor.h"
 #include "tests/abuse/raw_http2.h"
 #include "tests/log_capture.h"
+#include "tests/moved_clock.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include <catch2/catch.hpp>
 #include <poll.h>
@@ -48,8 +54,8 @@ bool Ends(int socket, int ms = kLongMs) {
   return poll(&ready, 1, ms) > 0 && recv(socket, &byte, 1, 0) <= 0;
 }
 
-// Adds to `written` what the kernel has taken.
-void Write(int socket, std::string_view bytes, std::atomic<std::size_t>* written = nullptr) {
+// Fewer where the other side has ended, or takes nothing for so long.
+void Write(int socket, std::string_view bytes) {
   while (!bytes.empty()) {
     pollfd ready = {.fd = socket, .events = POLLOUT, .revents = 0};
     if (poll(&ready, 1, kLongMs) <= 0) {
@@ -60,39 +66,56 @@ void Write(int socket, std::string_view bytes, std::atomic<std::size_t>* written
       return;
     }
     bytes.remove_prefix(static_cast<std::size_t>(sent));
-    if (written != nullptr) {
-      *written += static_cast<std::size_t>(sent);
-    }
   }
 }
 
+bool TakesNothing(int socket) {
+  pollfd ready = {.fd = socket, .events = POLLOUT, .revents = 0};
+  return poll(&ready, 1, 0) == 0;
+}
+
 struct Line {
-  explicit Line(const GuardLimits& limits = {}, std::int64_t handshake_ms = 3'600'000) {
+  explicit Line(const GuardLimits& limits = {}) {
     ListenSockets listening = std::move(OpenListenSockets("127.0.0.1", 0)).value();
     port = listening.port;
     acceptor =
-        std::move(Acceptor::Start(
-                      std::move(listening),
-                      {.connections_max = 8,
-                       .take =
-                           [this](int /*listener*/, int connection) {
-                             taken.store(connection);
-                             taken.notify_all();
-                           },
-                       .relay = RelayOptions{.limits = limits, .handshake_ms_max = handshake_ms}}))
+        std::move(Acceptor::Start(std::move(listening),
+                                  {.connections_max = 8,
+                                   .take =
+                                       [this](int /*listener*/, int connection) {
+                                         const std::lock_guard lock(mutex);
+                                         taken = Descriptor(connection);
+                                         changed.notify_all();
+                                       },
+                                   .relay = RelayOptions{.clock = &clock,
+                                                         .limits = limits,
+                                                         .handshake_ms_max = kHandshake.count()}}))
             .value();
   }
   // A client whose preface has reached the server's end.
   void Connect() {
     client = std::make_unique<RawConnection>(port);
     Write(client->socket(), ClientPreface());
-    taken.wait(-1);
-    server = Descriptor(taken.exchange(-1));
+    std::unique_lock lock(mutex);
+    const bool came =
+        changed.wait_for(lock, std::chrono::milliseconds(kLongMs), [this] { return taken.ok(); });
+    INFO("the relay took no connection");
+    REQUIRE(came);
+    server = std::exchange(taken, Descriptor());
     CHECK(Read(server.number(), ClientPreface().size()) == ClientPreface());
   }
+  bool HasTaken() {
+    const std::lock_guard lock(mutex);
+    return taken.ok();
+  }
 
+  // Of the clock below: however long this machine takes, nobody is late by it.
+  static constexpr std::chrono::milliseconds kHandshake{3'600'000};
+  MovedClock clock;
   std::int64_t port = 0;
-  std::atomic<int> taken{-1};
+  std::mutex mutex;
+  std::condition_variable changed;
+  Descriptor taken;  // guarded by mutex; gRPC's end of the last connection, until Connect
   std::unique_ptr<Acceptor> acceptor;
   std::unique_ptr<RawConnection> client;
   Descriptor server;
@@ -113,30 +136,78 @@ std::string Traffic(std::size_t bytes_min) {
   return traffic;
 }
 
+// How often both sides write the same bytes: until it is said that they are stuck, and then the one
+// as often as the other.
+class Rounds final {
+ public:
+  enum Side : std::uint8_t { kClient, kServer };
+
+  bool Begin(Side side) {
+    const std::lock_guard lock(mutex_);
+    if (begun_[side] == rounds_) {
+      return false;
+    }
+    ++begun_[side];
+    return true;
+  }
+  std::int64_t begun() const {
+    const std::lock_guard lock(mutex_);
+    return begun_[kClient] + begun_[kServer];
+  }
+  // From now on none begins beyond what the other has begun.
+  std::int64_t Settle() {
+    const std::lock_guard lock(mutex_);
+    rounds_ = std::max(begun_[kClient], begun_[kServer]);
+    return rounds_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::array<std::int64_t, 2> begun_{};          // guarded by mutex_
+  std::int64_t rounds_ = std::int64_t{1} << 40;  // guarded by mutex_
+};
+
 TEST_CASE("bytes come as they were sent, both ways at once, whoever is slow", "[net][relay]") {
   Line line;
   line.Connect();
-  const std::string traffic = Traffic(16 << 20);  // the buffers between them take up to 5 MB
-  std::atomic<std::size_t> client_wrote = 0;
-  std::atomic<std::size_t> server_wrote = 0;
-  std::thread client_writes([&] { Write(line.client->socket(), traffic, &client_wrote); });
-  std::thread server_writes([&] { Write(line.server.number(), traffic, &server_wrote); });
+  const std::string traffic = Traffic(1 << 20);
+  // More than the kernel's buffers hold; what the relay itself holds has a bound far below.
+  constexpr std::int64_t kRoundsMax = 512;
+  Rounds rounds;
+  const auto write = [&](int socket, Rounds::Side side) {
+    while (rounds.Begin(side)) {
+      Write(socket, traffic);
+    }
+  };
+  std::thread client_writes([&] { write(line.client->socket(), Rounds::kClient); });
+  std::thread server_writes([&] { write(line.server.number(), Rounds::kServer); });
   // Nobody reads until both are stuck; the relay waits for neither.
-  std::size_t before = 0;
-  do {
-    before = client_wrote + server_wrote;
-    poll(nullptr, 0, 50);
-  } while (before == 0 || client_wrote + server_wrote != before);
-  CHECK(client_wrote < traffic.size());
-  CHECK(server_wrote < traffic.size());
+  constexpr int kStuckLooks = 10;
+  int stuck = 0;
+  for (std::int64_t before = 0; stuck < kStuckLooks && rounds.begun() < kRoundsMax;) {
+    poll(nullptr, 0, 10);
+    const bool stands = TakesNothing(line.client->socket()) && TakesNothing(line.server.number());
+    const std::int64_t begun = rounds.begun();
+    stuck = stands && begun == before ? stuck + 1 : 0;
+    before = begun;
+  }
+  CHECK(stuck == kStuckLooks);
+  const std::size_t bytes = static_cast<std::size_t>(rounds.Settle()) * traffic.size();
   std::string at_server;
-  std::thread server_reads([&] { at_server = Read(line.server.number(), traffic.size()); });
-  const std::string at_client = Read(line.client->socket(), traffic.size());
+  std::thread server_reads([&] { at_server = Read(line.server.number(), bytes); });
+  const std::string at_client = Read(line.client->socket(), bytes);
   for (std::thread* const thread : {&client_writes, &server_writes, &server_reads}) {
     thread->join();
   }
-  CHECK((at_client == traffic));
-  CHECK((at_server == traffic));
+  const auto is_right = [&](std::string_view got) {
+    bool right = got.size() == bytes;
+    for (; right && !got.empty(); got.remove_prefix(traffic.size())) {
+      right = got.starts_with(traffic);
+    }
+    return right;
+  };
+  CHECK(is_right(at_client));
+  CHECK(is_right(at_server));
 }
 
 TEST_CASE("a side that ends ends the other behind its bytes", "[net][relay]") {
@@ -187,17 +258,21 @@ TEST_CASE("who opens no HTTP/2 costs gRPC nothing", "[net][relay]") {
   const RawConnection wrong(line.port);
   Write(wrong.socket(), "GET / HTTP/1.1\r\n\r\n");
   CHECK(Ends(wrong.socket()));
-  CHECK(line.taken.load() == -1);
+  CHECK_FALSE(line.HasTaken());
   line.acceptor->Close();  // they never will, now
   CHECK(Ends(silent.socket()));
   CHECK(Ends(half.socket()));
-  CHECK(line.taken.load() == -1);
+  CHECK_FALSE(line.HasTaken());
 }
 
 TEST_CASE("a silent client and one that acknowledges nothing have so much time", "[net][relay]") {
-  Line line({}, 200);
+  Line line;
   const RawConnection silent(line.port);
   line.Connect();
+  line.clock.Move(Line::kHandshake / 2);
+  CHECK_FALSE(Ends(silent.socket(), 300));  // in which the relay has looked at the clock
+  CHECK_FALSE(Ends(line.client->socket(), 0));
+  line.clock.Move(Line::kHandshake);
   CHECK(Ends(silent.socket()));
   const std::string told = Read(line.client->socket(), 1000);
   CHECK(told.substr(3, 1) == "\x07");  // GOAWAY
@@ -252,11 +327,13 @@ TEST_CASE("a stream that waits passes when another has ended, and its client may
     return Frame(kHeadersFrame, kEndHeadersFlag, stream, "\x82");
   };
   Write(line.client->socket(), open(1) + open(3) + open(5));
-  CHECK(Read(line.server.number(), 20, 200) == open(1));
+  CHECK(Read(line.server.number(), open(1).size()) == open(1));
+  CHECK(Read(line.server.number(), 1, 200).empty());
   const std::string trailers = Frame(kHeadersFrame, kEndHeadersFlag | kEndStreamFlag, 1, "\x88");
   Write(line.server.number(), trailers);
   CHECK(Read(line.client->socket(), trailers.size()) == trailers);
-  CHECK(Read(line.server.number(), 20, 200) == open(3));
+  CHECK(Read(line.server.number(), open(3).size()) == open(3));
+  CHECK(Read(line.server.number(), 1, 200).empty());
   line.client.reset();
   CHECK(Ends(line.server.number()));
 }
