@@ -5,6 +5,7 @@
 #include "server/watched_parts.h"
 #include "tests/log_capture.h"
 
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <mutex>
@@ -139,32 +140,53 @@ TEST_CASE("an acceptor that stands still is seen, and a silent one is not", "[wa
 
 TEST_CASE("a vital part that stalls ends the process with 5; being stopped is no stall",
           "[watchdog]") {
+  constexpr std::chrono::milliseconds kLooksEvery{20};
+  constexpr int kLooks = 30;
   const testing::LogCapture log;
+  std::array<int, 2> looks{};  // a byte for each
+  REQUIRE(pipe(looks.data()) == 0);
   const pid_t child = fork();
   if (child == 0) {
-    std::atomic<bool> waiting{true};
-    auto watchdog = Watchdog::Start(
-        {{.name = "engine",
-          .read = [&] { return Activity{.done = 0, .waiting = waiting, .estimate_us = 0}; },
-          .vital = true}},
-        {.tick = std::chrono::milliseconds(20),
-         .limit = std::chrono::milliseconds(600),
-         .on_change = [](bool) {},
-         .on_lost = EndStalledProcess});
+    close(looks[0]);
+    auto watchdog =
+        Watchdog::Start({{.name = "engine",
+                          .read =
+                              [&] {
+                                const bool told = write(looks[1], ".", 1) == 1;
+                                return Activity{.done = 0, .waiting = told, .estimate_us = 0};
+                              },
+                          .vital = true}},
+                        {.tick = kLooksEvery,
+                         .limit = kLooks * kLooksEvery,
+                         .on_change = [](bool) {},
+                         .on_lost = EndStalledProcess});
+    constexpr unsigned kLongSeconds = 100;
+    alarm(kLongSeconds);
     while (watchdog.ok()) {
       pause();
     }
     _exit(1);
   }
   REQUIRE(child > 0);
-  Pause(std::chrono::milliseconds(100));
+  close(looks[1]);
+  int seen = 0;
+  const auto looks_again = [&] {
+    char byte = 0;
+    const bool came = read(looks[0], &byte, 1) == 1;
+    seen += came ? 1 : 0;
+    return came;
+  };
+  while (seen < 3 && looks_again()) {
+  }
   kill(child, SIGSTOP);
-  Pause(std::chrono::milliseconds(1000));  // longer than the limit
+  Pause(2 * kLooks * kLooksEvery);  // longer than the limit
   kill(child, SIGCONT);
-  Pause(std::chrono::milliseconds(200));
+  while (looks_again()) {
+  }
+  close(looks[0]);
   int status = 0;
-  CHECK(waitpid(child, &status, WNOHANG) == 0);  // it goes on
   REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(seen == kLooks);  // it went on as if nothing had been
   CHECK(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 5);
   CHECK(log.Lines("engine").size() == 1);
