@@ -3,8 +3,8 @@
 #include "server/http/last_bytes.h"
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
+#include "tests/processor_time.h"
 
-#include <chrono>
 #include <future>
 #include <utility>
 
@@ -22,6 +22,7 @@ using testing::Get;
 using testing::HttpServing;
 using testing::LetThreadsRead;
 using testing::Post;
+using testing::ProcessorSecondsOf;
 using testing::RawClient;
 using testing::Reply;
 using testing::SteppedEngine;
@@ -120,13 +121,8 @@ TEST_CASE("the text of a client that has left before its turn is not read", "[ht
   HttpServing serving(engine.loop(), &testing::ChatTokenizer(), FreePort());
   const std::string request =
       Post("/tokenize", R"({"prompt": ")" + std::string(60'000, '1') + "\"}");
-  const auto seconds_of = [](const auto& work) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
   const auto ask = [&] { CHECK(Exchange(serving.port(), request).status == 200); };
-  const double alone_s = seconds_of(ask);
+  const double alone_s = ProcessorSecondsOf(ask);
   std::promise<void> go_on;
   const std::shared_future<void> held = go_on.get_future().share();
   REQUIRE(serving.context().workers.Do(request.size(), [held] { held.wait(); }).ok());
@@ -137,7 +133,7 @@ TEST_CASE("the text of a client that has left before its turn is not read", "[ht
   }
   CHECK(Eventually([&] { return serving.server().acceptor().open() == 0; }));
   LetThreadsRead(serving.port());
-  const double behind_them_s = seconds_of([&] {
+  const double behind_them_s = ProcessorSecondsOf([&] {
     go_on.set_value();
     ask();
   });
