@@ -31,5 +31,7 @@ if [[ $step != run ]]; then
   fi
 fi
 if [[ $step != install ]]; then
-  DSA=$(realpath "$dsa") "$environment/bin/python" -m pytest -q -p no:cacheprovider --durations=3 tests/clients
+  # A client that waits for ever says where, and does not hold up everything: all take half a minute.
+  DSA=$(realpath "$dsa") timeout --kill-after=30 900 "$environment/bin/python" -m pytest -q -p no:cacheprovider \
+    -o faulthandler_timeout=200 --durations=3 tests/clients
 fi

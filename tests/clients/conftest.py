@@ -1,5 +1,6 @@
 """One CPU server with the small model for all clients; `dsa_client` looks into it from the side."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -23,10 +24,13 @@ WEATHER = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Different ones: all are held until the last is known."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def wait_for_http(url: str, process: subprocess.Popen, log: pathlib.Path) -> None:
@@ -51,7 +55,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    grpc_port, http_port = free_port(), free_port()
+    grpc_port, http_port = free_ports(2)
     log = tmp_path_factory.mktemp("dsa") / "dsa.log"
     command = [os.environ.get("DSA", str(ROOT / "build/dsa")), "serve", "--config", "configs/tiny_cpu.json"]
     command += ["--listen", f"127.0.0.1:{grpc_port}", "--http-listen", f"127.0.0.1:{http_port}"]
@@ -62,8 +66,12 @@ def server(tmp_path_factory):
             yield Server(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", "dsa-tiny")
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=60)
-        assert code == 0, log.read_text()[-2000:]
+            try:
+                code = process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or nobody would hear of it: the context waits for its end
+                code = "none: it does not end"
+        assert code == 0, f"exit code {code}:\n{log.read_text()[-2000:]}"
 
 
 @pytest.fixture(scope="session")

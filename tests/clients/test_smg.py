@@ -5,7 +5,7 @@ import sys
 
 import openai
 import pytest
-from conftest import free_port, wait_for_http
+from conftest import free_ports, wait_for_http
 
 QUESTION = [{"role": "user", "content": "What does abandon mean?"}]
 ANSWER = "abandon (verb): forsake, leave behind."
@@ -13,7 +13,7 @@ ANSWER = "abandon (verb): forsake, leave behind."
 
 @pytest.fixture(scope="module")
 def router(server, tmp_path_factory):
-    port, metrics = free_port(), free_port()
+    port, metrics = free_ports(2)
     log = tmp_path_factory.mktemp("smg") / "smg.log"
     command = [sys.executable, "-m", "smg", "launch", "--worker-urls", f"grpc://{server.grpc}"]
     command += ["--backend", "vllm", "--reasoning-parser", "deepseek_v31", "--host", "127.0.0.1"]
