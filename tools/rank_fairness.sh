@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # rank_fairness.sh DSA FOLDER TOKENS GAP_MS PROMPT SERVE_ARGUMENT...: serves, lets sixteen replies of TOKENS tokens
-# run, eight on each of two data ranks, and sends four prompts of PROMPT tokens beside them, GAP_MS apart.
+# (or REPLIES) run, eight on each of two data ranks, and sends four prompts of PROMPT tokens beside them, GAP_MS apart.
 # Prints the gaps of all replies while a prompt is computed, and the others. Needs bash and awk alone.
 set -euo pipefail
 
@@ -16,14 +16,14 @@ until [[ $("$dsa" healthcheck --address "$address" 2>/dev/null) == SERVING ]]; d
   sleep 0.1
 done
 
-awk -v tokens="$tokens" -v gap="$gap_ms" -v prompt="$prompt" '
+awk -v replies="${REPLIES:-16}" -v tokens="$tokens" -v gap="$gap_ms" -v prompt="$prompt" '
   function request(at, length_, answer,   ids) {
     for (ids = ""; length_ > 512 * count; ++count) ids = ids (count ? "," : "") ++block
     count = 0
     printf "{\"timestamp\":%d,\"input_length\":%d,\"output_length\":%d,\"hash_ids\":[%s]}\n", at, length_, answer, ids
   }
   BEGIN {
-    for (i = 0; i < 16; ++i) request(0, 64, tokens)
+    for (i = 0; i < replies; ++i) request(0, 64, tokens)
     for (i = 1; i <= 4; ++i) request(i * gap, prompt, 1)
   }' >"$folder/trace.jsonl"
 rm -rf "$folder/out"

@@ -17,6 +17,7 @@
 
 #include <catch2/catch.hpp>
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 
 namespace dsa::testing {
 namespace {
@@ -218,13 +219,11 @@ void SetSpeedOptions(const ModelConfig& model, RunOptions& options) {
   options.logits = false;
 }
 
-ModelExecutorConfig SpeedConfig(const ModelExecutorConfig& base, const RankLayout& layout,
-                                bool combines_parts) {
+ModelExecutorConfig SpeedConfig(const ModelExecutorConfig& base, const RankLayout& layout) {
   ModelExecutorConfig config = base;
   config.place.layout = layout;
   config.limits.logit_rows_max = 64;
   config.limits.logits_rows_host = 0;
-  config.limits.combines_parts = combines_parts;
   return config;
 }
 
@@ -272,7 +271,7 @@ StepTimes TimeOne(const ModelConfig& model, std::int64_t rows) {
   SequenceRunner runner(
       [&](const ModelExecutorConfig& base) {
         executor = ModelExecutor::Create(*backend, {.config = model, .weights = weights.weights},
-                                         SpeedConfig(base, {}, false))
+                                         SpeedConfig(base, {}))
                        .value();
         return std::make_unique<OfGroup>(*executor, pairs);
       },
@@ -300,33 +299,37 @@ StepTimes TimeOne(const ModelConfig& model, std::int64_t rows) {
   return times;
 }
 
-// The same of two data ranks, of the steps in which one has so many rows and no other more.
+// The same of data ranks, of the steps in which one has so many rows and no other more.
 std::vector<StepTimes> TimeRanks(const ModelConfig& model,
-                                 const std::vector<std::pair<std::int64_t, std::int64_t>>& rows,
-                                 bool combines_parts) {
-  GpuGroup gpus(2, 2);
+                                 const std::vector<std::vector<std::int64_t>>& rows) {
+  const auto ranks = static_cast<std::int64_t>(rows.front().size());
+  const RankLayout layout = {.expert_parallel = true, .data_ranks = ranks};
+  GpuGroup gpus(ranks, ranks);
   std::vector<DeviceWeights> weights;
-  for (std::int64_t rank = 0; rank < 2; ++rank) {
-    weights.push_back(RandomWeights(model, {.rank = rank, .layout = kTwo},
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    weights.push_back(RandomWeights(model, {.rank = rank, .layout = layout},
                                     *gpus.used[static_cast<std::size_t>(rank)]));
   }
-  DataRankRunner runner(model, kTwo, [&](const ModelExecutorConfig& base) {
-    return gpus.MakeRanks(model, weights, SpeedConfig(base, kTwo, combines_parts));
+  DataRankRunner runner(model, layout, [&](const ModelExecutorConfig& base) {
+    return gpus.MakeRanks(model, weights, SpeedConfig(base, layout));
   });
   SetSpeedOptions(model, runner.options);
   std::vector<StepTimes> times;
-  for (const auto& [first, second] : rows) {
-    const std::vector<RankWork> work = {{.requests = LongRequests(first, 0)},
-                                        {.requests = LongRequests(second, 1)}};
+  for (const std::vector<std::int64_t>& of_ranks : rows) {
+    std::vector<RankWork> work;
+    for (const std::int64_t count : of_ranks) {
+      work.push_back({.requests = LongRequests(count, static_cast<std::int64_t>(work.size()))});
+    }
+    const std::int64_t most = *std::max_element(of_ranks.begin(), of_ranks.end());
     StepTimes of_rows;
     auto before = std::chrono::steady_clock::now();
     runner.after_step = [&](const std::vector<BatchShape>& shapes) {
       const auto now = std::chrono::steady_clock::now();
-      if (shapes[0].bucket == std::max(first, second)) {
+      if (shapes[0].bucket == most) {
         of_rows.whole.push_back(std::chrono::duration<double, std::milli>(now - before).count());
         of_rows.launched.push_back(
             std::chrono::duration<double, std::milli>(runner.elapsed()).count());
-        of_rows.SetExperts(runner.step_pairs(), model.experts / 2);
+        of_rows.SetExperts(runner.step_pairs(), model.experts / ranks);
       }
       before = now;
     };
@@ -360,16 +363,15 @@ TEST_CASE("steps of a slice on one GPU and on two data ranks", "[.speed-data]") 
   half.expert_groups = 4;
   half.expert_groups_kept = 4;
   REQUIRE(Devices() >= 2);
-  const std::vector<std::pair<std::int64_t, std::int64_t>> rows = {
-      {64, 64}, {8, 8}, {1, 1}, {64, 0}, {8, 0}};
-  const std::vector<StepTimes> two = TimeRanks(model, rows, false);
+  const std::vector<std::vector<std::int64_t>> rows = {{64, 64}, {8, 8}, {1, 1}, {64, 0}, {8, 0}};
+  const std::vector<StepTimes> two = TimeRanks(model, rows);
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    Print(fmt::format("two data ranks of {} and {} rows", rows[i].first, rows[i].second), two[i]);
+    Print(fmt::format("two data ranks of {} rows", fmt::join(rows[i], " and ")), two[i]);
   }
   for (std::size_t i = 0; i < 3; ++i) {
     const auto compare = [&, i](const ModelConfig& of_one) {
-      const StepTimes one = TimeOne(of_one, rows[i].first);
-      Print(fmt::format("one GPU of {} experts, {} rows", of_one.experts, rows[i].first), one);
+      const StepTimes one = TimeOne(of_one, rows[i].front());
+      Print(fmt::format("one GPU of {} experts, {} rows", of_one.experts, rows[i].front()), one);
       fmt::print("  tokens of two against one: {:.3f} from step to step, {:.3f} from launch\n",
                  2 * Median(one.whole) / Median(two[i].whole),
                  2 * Median(one.launched) / Median(two[i].launched));
@@ -385,6 +387,33 @@ TEST_CASE("steps of a slice on one GPU and on two data ranks", "[.speed-data]") 
   fmt::print("one of them idle, against both at work: {:.3f} at 64 rows, {:.3f} at 8\n",
              Median(two[3].whole) / Median(two[0].whole),
              Median(two[4].whole) / Median(two[1].whole));
+}
+
+// Likewise on four, of which each holds the experts of 64 of one GPU.
+TEST_CASE("steps of a slice on one GPU and on four data ranks", "[.speed-data-four]") {
+  const ModelConfig whole = LoadModelConfig("configs/models/deepseek-v32").value();
+  const ModelConfig model = SliceOf(whole, {.expert_ranks = 1, .layers = 8}).value();
+  ModelConfig quarter = model;
+  quarter.experts = 64;
+  quarter.expert_groups = 2;
+  quarter.expert_groups_kept = 2;
+  REQUIRE(Devices() >= 4);
+  const std::vector<std::vector<std::int64_t>> rows = {
+      {64, 64, 64, 64}, {8, 8, 8, 8}, {1, 1, 1, 1}, {64, 0, 0, 0}, {8, 0, 0, 0}};
+  const std::vector<StepTimes> four = TimeRanks(model, rows);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Print(fmt::format("four data ranks of {} rows", fmt::join(rows[i], ", ")), four[i]);
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    const StepTimes one = TimeOne(quarter, rows[i].front());
+    Print(fmt::format("one GPU of 64 experts, {} rows", rows[i].front()), one);
+    fmt::print("  tokens of four against one: {:.3f} from step to step, {:.3f} from launch\n",
+               4 * Median(one.whole) / Median(four[i].whole),
+               4 * Median(one.launched) / Median(four[i].launched));
+  }
+  fmt::print("three of them idle, against all at work: {:.3f} at 64 rows, {:.3f} at 8\n",
+             Median(four[3].whole) / Median(four[0].whole),
+             Median(four[4].whole) / Median(four[1].whole));
 }
 
 }  // namespace dsa::testing
