@@ -11,6 +11,7 @@
 #include <new>
 #include <system_error>
 
+#include <fmt/format.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>

@@ -10,6 +10,7 @@
 #include "tokenizer/white_space.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <map>
 #include <set>

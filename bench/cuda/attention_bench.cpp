@@ -9,6 +9,7 @@
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 

@@ -6,6 +6,7 @@
 #include "kernels/ops/quantize_fp8.h"
 #include "kernels/ops/routed_experts.h"
 
+#include <algorithm>
 #include <vector>
 
 #include <fmt/core.h>

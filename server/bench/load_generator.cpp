@@ -6,6 +6,7 @@
 #include "proto/token.grpc.pb.h"
 #include "server/grpc/call_info.h"
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <unordered_map>

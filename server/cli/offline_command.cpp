@@ -10,6 +10,7 @@
 
 #include <charconv>
 #include <limits>
+#include <system_error>
 #include <utility>
 
 #include <CLI/CLI.hpp>

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <sstream>
+#include <system_error>
 #include <vector>
 
 #include <CLI/CLI.hpp>

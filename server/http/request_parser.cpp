@@ -1,5 +1,6 @@
 #include "server/http/request_parser.h"
 
+#include <cstdint>
 #include <utility>
 
 #include <boost/asio/buffer.hpp>

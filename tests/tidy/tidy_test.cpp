@@ -1,6 +1,7 @@
 // The sources keep the rules of tests/tidy/rules.h, and each rule fires on text that breaks it.
 #include "tests/paths.h"
 #include "tests/tidy/rules.h"
+#include "tests/tidy/sources.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -15,30 +16,6 @@ namespace dsa::tidy {
 namespace {
 
 namespace fs = std::filesystem;
-
-const std::set<std::string> kFolders = {"common",    "kernels", "cache", "model", "tokenizer",
-                                        "scheduler", "server",  "tests", "bench"};
-
-std::string Read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::vector<Source> Sources() {
-  const fs::path root = testing::SourcePath("");
-  std::vector<Source> sources;
-  for (const std::string& folder : kFolders) {
-    for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
-      const std::string extension = entry.path().extension();
-      if (extension == ".h" || extension == ".cpp" || extension == ".cu" || extension == ".cuh") {
-        sources.push_back({fs::relative(entry.path(), root).string(), Read(entry.path())});
-      }
-    }
-  }
-  return sources;
-}
 
 template <typename Check>
 void RequireNone(Check check) {
@@ -88,9 +65,9 @@ std::set<std::string> NamesIn(const std::string& text) {
 TEST_CASE("every route and field of HTTP is documented, and nothing else", "[tidy]") {
   std::string code;
   for (const auto& entry : fs::directory_iterator(testing::SourcePath("server/http/openai"))) {
-    code += Read(entry.path());
+    code += ReadText(entry.path());
   }
-  const std::string docs = Read(testing::SourcePath("docs/http.md"));
+  const std::string docs = ReadText(testing::SourcePath("docs/http.md"));
   const std::string routes = docs.substr(0, docs.find("## Fields"));
   const std::string fields =
       docs.substr(docs.find("## Fields"), docs.find("## Answers") - docs.find("## Fields"));
@@ -107,7 +84,7 @@ TEST_CASE("every route and field of HTTP is documented, and nothing else", "[tid
   for (const std::string& column : AllMatches(fields, R"re(\n(\| [^|]*) \|)re")) {
     first_columns += column;
   }
-  const std::string readers = code + Read(testing::SourcePath("tokenizer/chat_json.cpp"));
+  const std::string readers = code + ReadText(testing::SourcePath("tokenizer/chat_json.cpp"));
   for (const std::string& field : NamesIn(first_columns)) {
     INFO(field << " is in docs/http.md and nothing reads it");
     CHECK(readers.find('"' + field + '"') != std::string::npos);
@@ -170,7 +147,7 @@ TEST_CASE("protos name their Go package and import each other from the root", "[
     ++files;
     INFO(entry.path().string());
     int go_packages = 0;
-    std::istringstream lines(Read(entry.path()));
+    std::istringstream lines(ReadText(entry.path()));
     for (std::string line; std::getline(lines, line);) {
       go_packages += std::regex_match(line, go_package) ? 1 : 0;
       std::smatch match;
@@ -204,9 +181,9 @@ TEST_CASE("the top level holds what architecture.md argues for, and nothing else
 
 TEST_CASE("the image and the Makefile install from the same package lists", "[tidy]") {
   const fs::path root = testing::SourcePath("");
-  const std::string dockerfile = Read(root / "docker/Dockerfile");
-  const std::string makefile = Read(root / "Makefile");
-  CHECK(Packages(Read(root / "docker/packages-build.txt")).count("g++") == 1);
+  const std::string dockerfile = ReadText(root / "docker/Dockerfile");
+  const std::string makefile = ReadText(root / "Makefile");
+  CHECK(Packages(ReadText(root / "docker/packages-build.txt")).count("g++") == 1);
   CHECK(dockerfile.find("docker/packages-build.txt") != std::string::npos);
   CHECK(makefile.find("docker/packages-build.txt") != std::string::npos);
   // No package is installed by name beside the lists.

@@ -6,6 +6,7 @@
 #include "tokenizer/python_json.h"
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
