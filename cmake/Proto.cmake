@@ -64,6 +64,7 @@ function(dsa_proto_library name)
   endforeach()
   add_library(dsa_${name} STATIC ${sources})
   add_library(dsa::${name} ALIAS dsa_${name})
+  dsa_join_sources(dsa_${name})
   dsa_unsanitized(dsa_${name})  # like the library behind it
   target_include_directories(dsa_${name} SYSTEM PUBLIC ${generated_root})
   target_link_libraries(dsa_${name} PUBLIC dsa_grpc)

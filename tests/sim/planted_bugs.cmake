@@ -13,6 +13,10 @@ set(DSA_PLANTED_BUGS 0)
 function(planted_source file)
   file(READ ${PROJECT_SOURCE_DIR}/${file} text)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${file})
+  # The linker takes the copy instead of the library's object, which must hold nothing else.
+  cmake_path(GET file PARENT_PATH folder)
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/${file} DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}
+                              PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   set_property(GLOBAL PROPERTY dsa_planted_text_${file} "#include \"tests/sim/planted.h\"\n${text}")
   set_property(GLOBAL APPEND PROPERTY dsa_planted_files ${file})
 endfunction()
