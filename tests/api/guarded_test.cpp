@@ -6,6 +6,7 @@
 #include "proto/reflection.grpc.pb.h"
 #include "tests/abuse/raw_http2.h"
 #include "tests/api/test_server.h"
+#include "tests/moved_clock.h"
 #include "tests/paths.h"
 #include "tests/sanitized.h"
 
@@ -24,6 +25,7 @@ using grpc::health::v1::Health;
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 using testing::Eventually;
+using testing::MovedClock;
 using testing::TestServer;
 using testing::TestServerOptions;
 
@@ -40,19 +42,6 @@ bool HasLoad(const std::shared_ptr<grpc::Channel>& channel) {
   v1::Load load;
   return v1::AdminService::NewStub(channel)->GetLoad(&rpc, {}, &load).ok();
 }
-
-// The machine's time, and what the test adds to it.
-class MovedClock final : public Clock {
- public:
-  MonotonicUs NowUs() const override { return steady_.NowUs() + moved_us_.load(); }
-  void Move(std::chrono::seconds by) {
-    moved_us_ += std::chrono::duration_cast<std::chrono::microseconds>(by).count();
-  }
-
- private:
-  const SteadyClock steady_{};
-  std::atomic<std::int64_t> moved_us_{0};
-};
 
 TEST_CASE("five silent minutes end neither a stream nor a connection", "[api][guard]") {
   MovedClock clock;

@@ -18,9 +18,10 @@ GrpcServerConfig TestListenConfig() {
 }
 
 TestServer::TestServer(const TestServerOptions& options)
-    : engine_(options.engine, options.tokenizer == nullptr
-                                  ? std::make_unique<LetterDecoderFactory>()
-                                  : MakeTextDecoderFactory(*options.tokenizer)),
+    : engine_(options.engine,
+              options.tokenizer == nullptr ? std::make_unique<LetterDecoderFactory>()
+                                           : MakeTextDecoderFactory(*options.tokenizer),
+              options.engine_clock),
       context_(MakeTestContext(engine_.loop(), options.clock == nullptr ? clock_ : *options.clock,
                                options.tokenizer, options.slow_client, options.engine)) {
   Result<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options.listen, *context_);

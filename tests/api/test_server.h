@@ -23,8 +23,9 @@ struct TestServerOptions {
   GrpcServerConfig listen = TestListenConfig();
   SlowClientLimits slow_client = {};
   const Tokenizer* tokenizer = nullptr;  // null: ids only
-  // Of everything but the engine; outlives the server.  Null: the machine's.
+  // Of everything but the engine, and the engine's; both outlive the server.  Null: the machine's.
   const Clock* clock = nullptr;
+  const Clock* engine_clock = nullptr;
 };
 
 class TestServer final {

@@ -47,11 +47,12 @@ SteppedEngine::SteppedEngine(const EngineConfig& config)
     : SteppedEngine(config, std::make_unique<LetterDecoderFactory>()) {}
 
 SteppedEngine::SteppedEngine(const EngineConfig& config,
-                             std::unique_ptr<TextDecoderFactory> decoders)
+                             std::unique_ptr<TextDecoderFactory> decoders, const Clock* clock)
     : decoders_(std::move(decoders)),
       loop_(std::make_unique<EngineLoop>(
-          config, EngineLoop::Dependencies{
-                      .executor = executor_, .clock = clock_, .decoders = decoders_.get()})) {
+          config, EngineLoop::Dependencies{.executor = executor_,
+                                           .clock = clock == nullptr ? clock_ : *clock,
+                                           .decoders = decoders_.get()})) {
   executor_.on_execute = [this](const ForwardBatch& batch) {
     executor_.faulty_row = steps_.Enter(batch.tokens);
   };

@@ -24,7 +24,9 @@ EngineConfig TestEngineConfig();
 class SteppedEngine final {
  public:
   explicit SteppedEngine(const EngineConfig& config = TestEngineConfig());
-  SteppedEngine(const EngineConfig& config, std::unique_ptr<TextDecoderFactory> decoders);
+  // A clock outlives the engine; null: the machine's.
+  SteppedEngine(const EngineConfig& config, std::unique_ptr<TextDecoderFactory> decoders,
+                const Clock* clock = nullptr);
   ~SteppedEngine() { Stop(); }
   SteppedEngine(const SteppedEngine&) = delete;
   SteppedEngine& operator=(const SteppedEngine&) = delete;
