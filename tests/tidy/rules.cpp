@@ -236,6 +236,7 @@ std::vector<Complaint> CheckBannedWords(const Source& source) {
        "getenv: configuration has no environment variables",
        {"kernels/cuda/runtime_library.cpp",  // CUDA_HOME, where toolkits lie
         "kernels/cuda/nccl.cpp",             // what NCCL would be told by others than us
+        "tests/gpu/data_ranks_check.cpp",    // the layout that it gives its own program
         "tests/kernels/nccl_test.cpp"}},
       {"volatile", std::regex(R"(\bvolatile\b)"), "volatile: use std::atomic", {}},
       {"catch",
