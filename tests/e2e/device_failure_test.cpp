@@ -5,12 +5,15 @@
 #include "proto/completion.grpc.pb.h"
 #include "server/app.h"
 #include "tests/e2e/failing_backend.h"
+#include "tests/this_program.h"
 
 #include <array>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -36,13 +39,18 @@ class FailingServer final {
     child_ = fork();  // nothing but exec follows in the child
     if (child_ == 0) {
       dup2(ends[1], STDOUT_FILENO);
-      execl("/proc/self/exe", "failing_server", kServerCase, nullptr);
-      _exit(127);
+      testing::BecomeHiddenCase(kServerCase);
     }
     close(ends[1]);
     output_ = fdopen(ends[0], "r");
   }
-  ~FailingServer() { std::fclose(output_); }
+  ~FailingServer() {
+    std::fclose(output_);
+    if (child_ > 0) {
+      kill(child_, SIGKILL);
+      waitpid(child_, nullptr, 0);
+    }
+  }
   FailingServer(const FailingServer&) = delete;
   FailingServer& operator=(const FailingServer&) = delete;
 
@@ -58,8 +66,8 @@ class FailingServer final {
   }
   int WaitForExit() {
     int status = 0;
-    waitpid(child_, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+    waitpid(std::exchange(child_, -1), &status, 0);
+    return testing::ExitCodeOf(status);
   }
 
  private:

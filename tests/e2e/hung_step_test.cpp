@@ -3,11 +3,11 @@
 #include "kernels/forwarding_backend.h"
 #include "server/app.h"
 #include "tests/e2e/tiny_model.h"
+#include "tests/this_program.h"
 
 #include <chrono>
 
 #include <catch2/catch.hpp>
-#include <sys/wait.h>
 #include <unistd.h>
 
 namespace dsa {
@@ -58,15 +58,9 @@ TEST_CASE("the server whose step hangs", "[.hanging_server]") {
 TEST_CASE("a step that hangs ends the process with 5", "[e2e][faults]") {
   constexpr int kStalled = 5;
   const auto start = std::chrono::steady_clock::now();
-  const pid_t child = fork();  // nothing but exec follows in the child
-  if (child == 0) {
-    execl("/proc/self/exe", "hanging_server", "[.hanging_server]", nullptr);
-    _exit(127);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == kStalled);
+  const testing::EndedProgram ended = testing::RunThisProgram("[.hanging_server]");
+  CAPTURE(ended.err);
+  CHECK(ended.exit_code == kStalled);
   CHECK(std::chrono::steady_clock::now() - start > std::chrono::seconds(1));
 }
 

@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "tests/paths.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -19,7 +20,7 @@ extern char** environ;
 namespace dsa::testing {
 namespace {
 
-constexpr auto kLimit = std::chrono::seconds(300);  // something hangs; a busy machine is slow
+constexpr auto kLimit = std::chrono::seconds(100);  // something hangs; a busy machine is slow
 
 struct Pipe {
   Pipe() {
@@ -45,7 +46,7 @@ void Drain(int& end, std::string& text) {
   const ssize_t count = read(end, bytes.data(), bytes.size());
   if (count > 0) {
     text.append(bytes.data(), static_cast<std::size_t>(count));
-  } else if (count == 0 || errno != EINTR) {
+  } else if (count == 0 || (errno != EINTR && errno != EAGAIN)) {
     CloseEnd(end);  // a terminal whose process is gone says EIO
   }
 }
@@ -77,6 +78,7 @@ Process::Process(const Arguments& arguments, Streams streams) {
   CloseEnd(terminal_end);
   out_end_ = main_end;
   in_ = fcntl(main_end, F_DUPFD_CLOEXEC, 0);
+  fcntl(in_, F_SETFL, O_RDWR | O_NONBLOCK);
 }
 
 Process::~Process() {
@@ -107,6 +109,7 @@ void Process::StartOnPipes(const Arguments& words, Streams streams) {
   CloseEnd(out.write);
   CloseEnd(err.write);
   in_ = in.write;
+  fcntl(in_, F_SETFL, O_WRONLY | O_NONBLOCK);
   out_end_ = out.read;
   err_end_ = err.read;
 }
@@ -145,11 +148,15 @@ void Process::Start(Arguments words, const int (&child_ends)[3], const char* ter
 void Process::Write(const std::string& text) const {
   std::size_t written = 0;
   while (written < text.size()) {
+    pollfd ready = {.fd = in_, .events = POLLOUT, .revents = 0};
+    if (poll(&ready, 1, static_cast<int>(std::chrono::milliseconds(kLimit).count())) <= 0) {
+      return;  // it reads nothing
+    }
     const ssize_t count = write(in_, text.data() + written, text.size() - written);
-    if (count < 0) {
+    if (count < 0 && errno != EAGAIN) {
       return;  // it ended
     }
-    written += static_cast<std::size_t>(count);
+    written += static_cast<std::size_t>(std::max<ssize_t>(count, 0));
   }
 }
 
@@ -206,26 +213,24 @@ Ended Process::Wait() {
   while (ReadMore(limit)) {
   }
   Ended ended;
-  if (out_end_ >= 0 || err_end_ >= 0) {
-    kill(pid_, SIGKILL);  // too late
-  }
-  int status = 0;
-  waitpid(pid_, &status, 0);
-  pid_ = -1;
-  ended.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  ended.exit_code = WaitForExit(limit);
   ended.out = out_;
   ended.err = err_;
   return ended;
 }
 
 int Process::WaitUnread() {
-  const auto limit = Clock::now() + kLimit;
+  return WaitForExit(Clock::now() + kLimit);
+}
+
+int Process::WaitForExit(Clock::time_point limit) {
+  constexpr int kLookAgainMs = 2;
   int status = 0;
   while (waitpid(pid_, &status, WNOHANG) == 0) {
     if (Clock::now() > limit) {
       kill(pid_, SIGKILL);
     }
-    poll(nullptr, 0, 10);
+    poll(nullptr, 0, kLookAgainMs);
   }
   pid_ = -1;
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;

@@ -42,14 +42,14 @@ class Process final {
   pid_t pid() const { return pid_; }
 
   // Reads on until the output, or the error output, holds `text` behind byte `from`.  False where
-  // it ends or a minute passes before.
+  // it ends or the limit of process.cpp passes before.
   bool WaitForOut(const std::string& text, std::size_t from);
   bool WaitForErr(const std::string& text);
 
   const std::string& out() const { return out_; }
   const std::string& err() const { return err_; }
 
-  // Waits until it ends, at most a minute.
+  // Waits until it ends, at most for that limit.
   Ended Wait();
   // The same, and nobody reads what it writes meanwhile.  The exit code.
   int WaitUnread();
@@ -63,6 +63,8 @@ class Process final {
   void StartOnPipes(const Arguments& words, Streams streams);
   void Start(Arguments words, const int (&child_ends)[3], const char* terminal);
   bool ReadMore(Clock::time_point limit);  // false: both are at their end, or it is too late
+  // The exit code, or -1; kills it at `limit`.
+  int WaitForExit(Clock::time_point limit);
 
   pid_t pid_ = -1;
   int in_ = -1;
