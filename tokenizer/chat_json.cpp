@@ -182,6 +182,9 @@ Result<std::vector<ToolCall>> ReadToolCalls(const Fields& fields) {
     DSA_ASSIGN_OR_RETURN(std::string name, function.Text("name"));
     DSA_ASSIGN_OR_RETURN(std::string arguments, function.Text("arguments"));
     DSA_RETURN_IF_ERROR(function.CheckKeys({"name", "arguments"}));
+    if (arguments.empty()) {  // as some models' calls without any come back
+      arguments = "{}";
+    }
     calls.push_back(
         {.id = std::move(id), .name = std::move(name), .arguments = std::move(arguments)});
   }

@@ -96,6 +96,17 @@ TEST_CASE("arguments are written one parameter a line, as Python writes them",
   CHECK(prompt == "<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜>" + expected);
 }
 
+TEST_CASE("a call in a conversation may have no arguments at all", "[tokenizer][chat]") {
+  const std::string result = R"({"role": "tool", "content": "r"})";
+  const std::string none = "{\"messages\": [" + kUser + "," + Call("") + "," + result + "]}";
+  const std::string empty = "{\"messages\": [" + kUser + "," + Call("{}") + "," + result + "]}";
+  CHECK(Render(none) == Render(empty));
+  CHECK(Render(none).find("<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>") != std::string::npos);
+  const Chat chat = ChatFromJson(none).value();
+  CHECK(RenderChat(chat, ChatFormat::kV31).value().text.find("f<｜tool▁sep｜>{}<") !=
+        std::string::npos);
+}
+
 TEST_CASE("content may be null, text or text parts", "[tokenizer][chat]") {
   CHECK(Render(R"({"messages": [{"role": "system", "content": null},
       {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
