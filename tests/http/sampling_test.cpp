@@ -58,6 +58,15 @@ TEST_CASE("penalties and biases reach the engine", "[http][sampling]") {
   CHECK(nothing.logit_bias.empty());
 }
 
+TEST_CASE("a whole number may be written as others are", "[http][sampling]") {
+  const Request heard = Heard(
+      R"("max_tokens": 16.0, "min_tokens": 0.2e1, "top_k": 5E0, "seed": -3.0, "logit_bias": {"5": 1})");
+  CHECK(heard.stop.max_tokens == 16);
+  CHECK(heard.stop.min_tokens == 2);
+  CHECK(heard.sampling.top_k == 5);
+  CHECK(heard.sampling.seed == static_cast<std::uint64_t>(-3));
+}
+
 using Refused = std::pair<const char*, const char*>;  // fields, how the message begins
 
 void CheckRefused(std::span<const Refused> cases) {
@@ -87,6 +96,9 @@ TEST_CASE("penalties and biases beyond their ranges are refused by name", "[http
       {R"("frequency_penalty": -2.1)", "frequency_penalty: -2.1 is not in [-2, 2]"},
       {R"("repetition_penalty": 0)", "repetition_penalty: 0 is not in (0, 10]"},
       {R"("repetition_penalty": 1e39)", "repetition_penalty: inf is not in (0, 10]"},
+      {R"("max_tokens": 2.5)", "max_tokens: 2.5 is not an integer of 64 bits"},
+      {R"("seed": 1e16)", "seed: 1e+16 is not an integer of 64 bits"},
+      {R"("seed": "3")", "seed: \\\"3\\\" is not an integer of 64 bits"},
   };
   CheckRefused(cases);
 }

@@ -148,13 +148,19 @@ Error NotDone(std::string_view field, const PythonValue& value, std::string_view
 }
 
 Result<std::int64_t> IntOf(const PythonValue& value, std::string_view field) {
+  constexpr double kExactMax = 9007199254740992.0;  // 2^53: each integer up to it is a double
   std::int64_t number = 0;
   const char* end = value.text.data() + value.text.size();
   const auto parsed = std::from_chars(value.text.data(), end, number);
-  if (value.kind != Kind::kNumber || parsed.ec != std::errc() || parsed.ptr != end) {
-    return NotA(field, value, "an integer of 64 bits");
+  if (value.kind == Kind::kNumber && parsed.ec == std::errc() && parsed.ptr == end) {
+    return number;
   }
-  return number;
+  // Languages whose numbers are all doubles write 16.0.
+  const double real = value.kind == Kind::kNumber ? NumberOf(value) : std::nan("");
+  if (std::trunc(real) == real && std::abs(real) <= kExactMax) {
+    return static_cast<std::int64_t>(real);
+  }
+  return NotA(field, value, "an integer of 64 bits");
 }
 
 Result<float> FloatOf(const PythonValue& value, std::string_view field) {
