@@ -41,17 +41,12 @@ const char* Name(Protocol protocol) {
 // Keeps the sinks of what is submitted.
 class SilentEngine final : public Engine {
  public:
-  Status Submit(Request /*request*/, std::shared_ptr<TokenSink> sink) override {
+  Status SubmitTogether(std::vector<Siblings> prompts) override {
     const std::lock_guard lock(mutex_);
-    sinks_.push_back(std::move(sink));
-    changed_.notify_all();
-    return {};
-  }
-  Status SubmitSiblings(Request request,
-                        std::span<const std::shared_ptr<TokenSink>> sinks) override {
-    for (const std::shared_ptr<TokenSink>& sink : sinks) {
-      (void)Submit(request, sink);  // which has no errors
+    for (const Siblings& prompt : prompts) {
+      sinks_.insert(sinks_.end(), prompt.sinks.begin(), prompt.sinks.end());
     }
+    changed_.notify_all();
     return {};
   }
   RequestId NextRequestId() override { return static_cast<RequestId>(++ids_); }

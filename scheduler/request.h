@@ -57,7 +57,7 @@ struct Request {
   std::vector<TokenId> prompt;  // not empty; ids below the vocabulary
   std::string cache_salt;       // requests share cached prefixes only under equal salts
   std::int32_t priority = 0;    // lower goes first under the priority policy
-  // Of requests for one prompt that were submitted together (Engine::SubmitSiblings): the id of the
+  // Of requests for one prompt that were submitted together (engine.h, Siblings): the id of the
   // first.  Each waits until those before it have computed what it can share with them.
   std::optional<RequestId> siblings{};
   bool billed = true;          // false: the server's own, which nobody pays for

@@ -33,16 +33,19 @@ cp models/dsa-tiny/tokenizer.json models/dsa-tiny/tokenizer_config.json build/to
 rm -rf "$logs"
 mkdir -p "$logs"
 
-# evaluate TASK MODEL_ARGUMENTS: lm-eval's own output is shown and kept.
+# evaluate TASK PROMPTS MODEL_ARGUMENTS: so many prompts a request; lm-eval's own output is shown and kept.
 evaluate() {
+  local log="$logs/lm-eval-$1-$2.log"
   "$environment/bin/lm_eval" --model local-completions --tasks "$1" --include_path tests/clients/lm_eval \
-    --model_args "model=dsa-tiny,base_url=$url/v1/completions,num_concurrent=4,$2" \
-    >"$logs/lm-eval-$1.log" 2>&1
-  grep '^|' "$logs/lm-eval-$1.log"
+    --batch_size "$2" \
+    --model_args "model=dsa-tiny,base_url=$url/v1/completions,num_concurrent=4,$3" >"$log" 2>&1
+  grep '^|' "$log"
 }
-evaluate dsa_sums tokenizer_backend=none,tokenized_requests=False
-# A prompt and its answer are scored: echo with log-probabilities.
-evaluate dsa_choices "tokenizer=$PWD/build/tokenizer,tokenizer_backend=huggingface"
+for prompts in 1 8; do
+  evaluate dsa_sums "$prompts" tokenizer_backend=none,tokenized_requests=False
+  # A prompt and its answer are scored: echo with log-probabilities.
+  evaluate dsa_choices "$prompts" "tokenizer=$PWD/build/tokenizer,tokenizer_backend=huggingface"
+done
 
 "$environment/bin/aiperf" profile -m dsa-tiny --url "$url" --endpoint-type chat --streaming \
   --tokenizer "$PWD/build/tokenizer" --concurrency 4 --request-count 24 \

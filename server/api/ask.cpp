@@ -71,19 +71,18 @@ Result<std::vector<TokenId>> EncodeText(const TextPrompt& prompt, std::int64_t a
   return ids;
 }
 
-Result<std::vector<TokenId>> ResolvePrompt(const Ask& ask, const FieldNames& names,
-                                           const ServiceContext& context) {
-  if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
+Result<std::vector<TokenId>> ResolvePrompt(const Prompt& asked, const Ask& ask,
+                                           const FieldNames& names, const ServiceContext& context) {
+  if (const Chat* chat = std::get_if<Chat>(&asked)) {
     DSA_ASSIGN_OR_RETURN(const RenderedPrompt rendered, RenderPrompt(*chat, names.chat, context));
     return EncodePrompt(rendered.text, rendered.template_ranges, AnswerTokensMin(ask), names.prompt,
                         context);
   }
   std::vector<TokenId> prompt;
-  if (const TextPrompt* text = std::get_if<TextPrompt>(&ask.prompt)) {
+  if (const TextPrompt* text = std::get_if<TextPrompt>(&asked)) {
     DSA_ASSIGN_OR_RETURN(prompt, EncodeText(*text, AnswerTokensMin(ask), names, context));
   } else {
-    DSA_ASSIGN_OR_RETURN(prompt,
-                         ToTokenIds(std::get<IdPrompt>(ask.prompt), names.token_ids, context));
+    DSA_ASSIGN_OR_RETURN(prompt, ToTokenIds(std::get<IdPrompt>(asked), names.token_ids, context));
   }
   if (prompt.empty()) {
     return InvalidArgument(fmt::format("{}: empty: at least one token", names.prompt));
@@ -195,16 +194,17 @@ Result<std::int64_t> ResolveMaxTokens(const Ask& ask, std::int64_t prompt_tokens
       ask.max_tokens.value_or(std::min(left, context.model.max_tokens_default));
   const std::int64_t low = ask.echo || ask.prompt_logprobs ? 0 : 1;
   if (max_tokens < low || max_tokens > left) {
-    return InvalidArgument(
-        fmt::format("{}: {} is not in [{}, {}]: the context has {} and the prompt {}",
-                    names.max_tokens, max_tokens, low, left, context_length, prompt_tokens));
+    return InvalidArgument(fmt::format("{}: {} is not in [{}, {}]: the context has {} and {} {}",
+                                       names.max_tokens, max_tokens, low, left, context_length,
+                                       ask.prompts.empty() ? "the prompt" : names.prompt,
+                                       prompt_tokens));
   }
   return max_tokens;
 }
 
 // `prompt_tokens` > 0 and what the context leaves decide max_tokens.
-Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const FieldNames& names,
-                                   const ServiceContext& context) {
+Result<StopConditions> ResolveStop(const Ask& ask, std::int64_t prompt_tokens,
+                                   const FieldNames& names, const ServiceContext& context) {
   StopConditions stop;
   DSA_ASSIGN_OR_RETURN(stop.max_tokens, ResolveMaxTokens(ask, prompt_tokens, names, context));
   stop.min_tokens = ask.min_tokens.value_or(0);
@@ -218,12 +218,12 @@ Result<StopConditions> ResolveStop(Ask& ask, std::int64_t prompt_tokens, const F
   DSA_ASSIGN_OR_RETURN(stop.stop_ids,
                        ToTokenIds(ask.stop_token_ids, names.stop_token_ids, context));
   DSA_RETURN_IF_ERROR(CheckStopStrings(ask.stop, names.stop));
-  stop.stop_strings = std::move(ask.stop);
+  stop.stop_strings = ask.stop;
   return stop;
 }
 
 // What neither draws a token nor ends a reply.
-Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
+Status ResolveRest(const Ask& ask, const FieldNames& names, Request& request) {
   if (ask.top_logprobs) {
     DSA_RETURN_IF_ERROR(CheckInt(names.top_logprobs, *ask.top_logprobs, 0, kTopLogprobsLimit));
     if (!ask.logprobs) {
@@ -238,7 +238,7 @@ Status ResolveRest(Ask& ask, const FieldNames& names, Request& request) {
     return InvalidArgument(fmt::format("{}: {} bytes, at most {}", names.cache_salt,
                                        ask.cache_salt.size(), kCacheSaltBytesMax));
   }
-  request.cache_salt = std::move(ask.cache_salt);
+  request.cache_salt = ask.cache_salt;
   DSA_RETURN_IF_ERROR(CheckInt(names.priority, ask.priority, -kPriorityMax, kPriorityMax));
   request.priority = static_cast<std::int32_t>(ask.priority);
   return {};
@@ -252,51 +252,90 @@ Status ResolvePromptLogprobs(const Ask& ask, const FieldNames& names, const Serv
     return {};
   }
   DSA_RETURN_IF_ERROR(CheckInt(names.prompt_logprobs, *ask.prompt_logprobs, 0, kTopLogprobsLimit));
-  const auto tokens = static_cast<std::int64_t>(generation.request.prompt.size());
+  std::int64_t tokens = 0;
+  for (ResolvedPrompt& prompt : generation.prompts) {
+    tokens += static_cast<std::int64_t>(prompt.request.prompt.size());
+    prompt.request.prompt_logprobs = static_cast<std::int32_t>(*ask.prompt_logprobs);
+  }
   const std::int64_t logprobs = tokens * (1 + *ask.prompt_logprobs) * generation.answers;
   const std::int64_t logprobs_max = context.slow_client.logprobs_max;
-  if (logprobs > logprobs_max) {
-    return InvalidArgument(fmt::format(
-        "{}: {} with a prompt of {} tokens{} is {} log-probabilities, at most {}",
-        names.prompt_logprobs, *ask.prompt_logprobs, tokens,
-        generation.answers > 1 ? fmt::format(" and {} answers", generation.answers) : "", logprobs,
-        logprobs_max));
+  if (logprobs <= logprobs_max) {
+    return {};
   }
-  generation.request.prompt_logprobs = static_cast<std::int32_t>(*ask.prompt_logprobs);
-  return {};
+  const std::string prompts = generation.prompts.size() > 1
+                                  ? fmt::format("{} prompts", generation.prompts.size())
+                                  : "a prompt";
+  return InvalidArgument(
+      fmt::format("{}: {} with {} of {} tokens{} is {} log-probabilities, at most {}",
+                  names.prompt_logprobs, *ask.prompt_logprobs, prompts, tokens,
+                  generation.answers > 1 ? fmt::format(" and {} answers", generation.answers) : "",
+                  logprobs, logprobs_max));
 }
 
 // The prompt as the client said it, or the text of its ids.
-Result<std::string> EchoOf(const Ask& ask, const FieldNames& names, const ServiceContext& context) {
-  if (const TextPrompt* text = std::get_if<TextPrompt>(&ask.prompt)) {
+Result<std::string> EchoOf(const Prompt& asked, const FieldNames& names,
+                           const ServiceContext& context) {
+  if (const TextPrompt* text = std::get_if<TextPrompt>(&asked)) {
     return text->text;
   }
-  const IdPrompt* ids = std::get_if<IdPrompt>(&ask.prompt);
+  const IdPrompt* ids = std::get_if<IdPrompt>(&asked);
   return ids == nullptr || context.tokenizer == nullptr
              ? std::string()
              : DecodeWithin(*ids, names.token_ids, context);
 }
 
-}  // namespace
-
-Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context) {
-  DSA_RETURN_IF_ERROR(CheckModel(ask.model, names.model, context));
-  Generation generation;
-  Request& request = generation.request;
-  DSA_ASSIGN_OR_RETURN(request.prompt, ResolvePrompt(ask, names, context));
+Result<ResolvedPrompt> ResolveOne(const Prompt& asked, const Ask& ask, const FieldNames& names,
+                                  const ServiceContext& context) {
+  ResolvedPrompt prompt;
+  Request& request = prompt.request;
+  DSA_ASSIGN_OR_RETURN(request.prompt, ResolvePrompt(asked, ask, names, context));
   DSA_ASSIGN_OR_RETURN(request.sampling, ResolveSampling(ask, names, context.model));
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   DSA_ASSIGN_OR_RETURN(request.stop, ResolveStop(ask, prompt_tokens, names, context));
   DSA_RETURN_IF_ERROR(ResolveRest(ask, names, request));
-  generation.answers = ask.n.value_or(1);
-  DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
-  DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, context, generation));
   if (ask.echo) {
-    DSA_ASSIGN_OR_RETURN(generation.echo, EchoOf(ask, names, context));
+    DSA_ASSIGN_OR_RETURN(prompt.echo, EchoOf(asked, names, context));
   }
+  return prompt;
+}
+
+}  // namespace
+
+Status CheckAnswerCount(std::size_t prompts, std::int64_t answers, std::string_view field) {
+  const std::int64_t all = static_cast<std::int64_t>(prompts) * answers;
+  if (all <= kCallAnswersMax) {
+    return {};
+  }
+  return InvalidArgument(
+      answers == 1 ? fmt::format("{}: {} prompts, at most {}", field, prompts, kCallAnswersMax)
+                   : fmt::format("{}: {} prompts with {} answers each are {}, at most {}", field,
+                                 prompts, answers, all, kCallAnswersMax));
+}
+
+Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context) {
+  DSA_RETURN_IF_ERROR(CheckModel(ask.model, names.model, context));
+  Generation generation;
+  generation.answers = ask.n.value_or(1);
+  if (ask.prompts.empty()) {
+    DSA_ASSIGN_OR_RETURN(ResolvedPrompt prompt, ResolveOne(ask.prompt, ask, names, context));
+    generation.prompts.push_back(std::move(prompt));
+  }
+  DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
+  DSA_RETURN_IF_ERROR(CheckAnswerCount(ask.prompts.size(), generation.answers, names.prompt));
+  for (std::size_t i = 0; i < ask.prompts.size(); ++i) {
+    const std::string path = fmt::format("{}[{}]", names.prompt, i);
+    FieldNames of_prompt = names;
+    of_prompt.prompt = path;
+    of_prompt.token_ids = path;
+    DSA_ASSIGN_OR_RETURN(ResolvedPrompt prompt,
+                         ResolveOne(ask.prompts[i], ask, of_prompt, context));
+    generation.prompts.push_back(std::move(prompt));
+    ask.prompts[i] = {};  // with its memory
+  }
+  DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, context, generation));
   generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
-  if (const Chat* chat = std::get_if<Chat>(&ask.prompt)) {
+  if (const Chat* chat = std::get_if<Chat>(&ask.prompt); chat != nullptr && ask.prompts.empty()) {
     generation.format = {.chat = context.model.chat_format, .thinking = BeginsReasoning(*chat)};
   }
   return generation;

@@ -26,6 +26,10 @@ struct TextPrompt {
 };
 
 using IdPrompt = std::vector<std::int64_t>;
+using Prompt = std::variant<Chat, TextPrompt, IdPrompt>;
+
+// Answers of one call: n to each of its prompts.
+inline constexpr std::int64_t kCallAnswersMax = 512;
 
 enum class Delivery : std::uint8_t {
   kWhole,   // one message at the end
@@ -42,7 +46,8 @@ struct AskedBias {
 struct Ask {
   std::string request_id{};  // "": one is made
   std::string model{};       // "": the one served
-  std::variant<Chat, TextPrompt, IdPrompt> prompt{};
+  Prompt prompt{};
+  std::vector<Prompt> prompts{};  // in its place, where a client sent a list: each is answered
   Delivery delivery = Delivery::kWhole;
 
   std::optional<float> temperature{};
@@ -101,19 +106,27 @@ struct FieldNames {
   std::string_view priority;
 };
 
-// A request ready for Engine::Submit but for its ids, arrival and deadline.
-struct Generation {
+// A prompt of a call, ready for the engine but for its ids, arrival and deadline.
+struct ResolvedPrompt {
   Request request;
-  std::int64_t answers = 1;  // n
-  std::string echo{};        // ReplyHead::echo
+  std::string echo{};  // PromptHead::echo
+};
+
+struct Generation {
+  std::vector<ResolvedPrompt> prompts;  // at least one
+  std::int64_t answers = 1;             // n, to each
   ReplyFormat format;
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;
 };
 
-// Renders and encodes the prompt, checks every range, fills what was not said from the model's
-// defaults, draws the seed.  INVALID_ARGUMENT with the protocol's own name of the field, NOT_FOUND
-// for another model, or FAILED_PRECONDITION where the model has no chat format or no tokenizer.
+// INVALID_ARGUMENT naming `field` for more answers than a call may have.
+Status CheckAnswerCount(std::size_t prompts, std::int64_t answers, std::string_view field);
+
+// Renders and encodes the prompts, checks every range, for each prompt by itself, fills what was
+// not said from the model's defaults, draws the seeds.  INVALID_ARGUMENT with the protocol's own
+// name of the field, and the index of a prompt of a list, NOT_FOUND for another model, or
+// FAILED_PRECONDITION where the model has no chat format or no tokenizer.
 Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context);
 
 }  // namespace dsa

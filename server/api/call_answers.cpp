@@ -25,9 +25,14 @@ Status OutcomeOf(ReplyFinish finish, const std::optional<Error>& error, bool dra
 
 }  // namespace
 
-void CallAnswers::Begin(std::int64_t count, std::int64_t prompt_tokens, ReportLogprobs logprobs) {
-  answers_.resize(static_cast<std::size_t>(count));
-  answers_.front().usage.prompt_tokens = prompt_tokens;
+void CallAnswers::Begin(std::span<const std::int64_t> prompt_tokens, std::int64_t answers,
+                        ReportLogprobs logprobs) {
+  answers_per_prompt_ = static_cast<std::size_t>(answers);
+  answers_.resize(prompt_tokens.size() * answers_per_prompt_);
+  for (std::size_t i = 0; i < prompt_tokens.size(); ++i) {
+    answers_[i * answers_per_prompt_].usage.prompt_tokens = prompt_tokens[i];
+  }
+  unfinished_ = static_cast<std::int64_t>(answers_.size());
   logprobs_ = logprobs;
 }
 
@@ -35,6 +40,9 @@ void CallAnswers::Note(const ReplyPart& part) {
   Answer& answer = answers_[static_cast<std::size_t>(part.index)];
   answer.usage = part.usage;
   answer.reasoning_tokens = part.reasoning_tokens;
+  if (part.finish && !answer.finish) {
+    --unfinished_;
+  }
   answer.finish = part.finish;
   answer.error = part.error;
 }
@@ -46,43 +54,53 @@ void CallAnswers::Hold(ReplyPart&& part) {
   }
   const std::int64_t bytes = part.bytes();
   answer.held_bytes += bytes;
+  held_bytes_ += bytes;
   held_bytes_of_all_.fetch_add(bytes, std::memory_order_relaxed);
   if (logprobs_ == ReportLogprobs::kYes) {
     for (const GeneratedToken& token : part.tokens) {
-      answer.held_logprobs += 1 + static_cast<std::int64_t>(token.top_logprobs.size());
+      const std::int64_t logprobs = 1 + static_cast<std::int64_t>(token.top_logprobs.size());
+      answer.held_logprobs += logprobs;
+      held_logprobs_ += logprobs;
     }
   }
   Merge(answer.pending, std::move(part));
+  waiting_ += answer.has_pending ? 0 : 1;
   answer.has_pending = true;
 }
 
+// But for the usage, which is that of all.
 ReplyPart CallAnswers::TakeFrom(Answer& answer) {
-  held_bytes_of_all_.fetch_sub(std::exchange(answer.held_bytes, 0), std::memory_order_relaxed);
-  answer.held_logprobs = 0;
+  held_bytes_of_all_.fetch_sub(answer.held_bytes, std::memory_order_relaxed);
+  held_bytes_ -= std::exchange(answer.held_bytes, 0);
+  held_logprobs_ -= std::exchange(answer.held_logprobs, 0);
+  waiting_ -= answer.has_pending ? 1 : 0;
   answer.has_pending = false;
-  ReplyPart part = std::exchange(answer.pending, {});
-  part.usage = usage();
-  part.reasoning_tokens = 0;
-  for (const Answer& one : answers_) {
-    part.reasoning_tokens += one.reasoning_tokens;
-  }
-  return part;
+  return std::exchange(answer.pending, {});
 }
 
 ReplyPart CallAnswers::Take() {
   while (!answers_[next_].has_pending) {
     next_ = (next_ + 1) % answers_.size();
   }
-  Answer& answer = answers_[next_];
-  next_ = (next_ + 1) % answers_.size();
-  return TakeFrom(answer);
+  Answer& first = answers_[next_ - next_ % answers_per_prompt_];
+  ReplyPart part = TakeFrom(first.pending.prompt.empty() ? answers_[next_] : first);
+  if (!answers_[next_].has_pending) {  // else its turn is still to come
+    next_ = (next_ + 1) % answers_.size();
+  }
+  part.usage = usage();
+  part.reasoning_tokens = reasoning_tokens();
+  return part;
 }
 
 ReplyPart CallAnswers::TakeAll() {
+  const Usage all = usage();
+  const std::int64_t all_reasoning_tokens = reasoning_tokens();
   std::vector<ReplyPart> parts;
   for (Answer& answer : answers_) {
     if (answer.has_pending) {
       parts.push_back(TakeFrom(answer));
+      parts.back().usage = all;
+      parts.back().reasoning_tokens = all_reasoning_tokens;
     }
   }
   ReplyPart first = std::move(parts.front());
@@ -97,31 +115,9 @@ void CallAnswers::Drop() {
   }
 }
 
-std::int64_t CallAnswers::waiting() const {
-  return std::count_if(answers_.begin(), answers_.end(),
-                       [](const Answer& answer) { return answer.has_pending; });
-}
-
-std::int64_t CallAnswers::held_bytes() const {
-  return std::accumulate(
-      answers_.begin(), answers_.end(), std::int64_t{0},
-      [](std::int64_t sum, const Answer& answer) { return sum + answer.held_bytes; });
-}
-
-std::int64_t CallAnswers::held_logprobs() const {
-  return std::accumulate(
-      answers_.begin(), answers_.end(), std::int64_t{0},
-      [](std::int64_t sum, const Answer& answer) { return sum + answer.held_logprobs; });
-}
-
 bool CallAnswers::holds_text() const {
   return std::any_of(answers_.begin(), answers_.end(),
                      [](const Answer& answer) { return !answer.pending.empty(); });
-}
-
-bool CallAnswers::finished() const {
-  return !answers_.empty() && std::all_of(answers_.begin(), answers_.end(),
-                                          [](const Answer& one) { return one.finish.has_value(); });
 }
 
 Status CallAnswers::Outcome(bool draining) const {
@@ -145,12 +141,15 @@ std::optional<ReplyFinish> CallAnswers::finish() const {
 }
 
 Usage CallAnswers::usage() const {
-  if (answers_.empty()) {
-    return {};
-  }
-  Usage total = answers_.front().usage;
-  for (std::size_t i = 1; i < answers_.size(); ++i) {
+  Usage total;
+  for (std::size_t i = 0; i < answers_.size(); ++i) {
     const Usage& usage = answers_[i].usage;
+    if (i % answers_per_prompt_ == 0) {
+      total.prompt_tokens += usage.prompt_tokens;
+      total.cache_hit_tokens += usage.cache_hit_tokens;
+      total.queue_us = std::max(total.queue_us, usage.queue_us);
+      total.prefill_us = std::max(total.prefill_us, usage.prefill_us);
+    }
     total.completion_tokens += usage.completion_tokens;
     total.preemptions += usage.preemptions;
     total.decode_us = std::max(total.decode_us, usage.decode_us);
@@ -158,6 +157,12 @@ Usage CallAnswers::usage() const {
     total.cost.decode_us += usage.cost.decode_us;
   }
   return total;
+}
+
+std::int64_t CallAnswers::reasoning_tokens() const {
+  return std::accumulate(
+      answers_.begin(), answers_.end(), std::int64_t{0},
+      [](std::int64_t sum, const Answer& answer) { return sum + answer.reasoning_tokens; });
 }
 
 }  // namespace dsa

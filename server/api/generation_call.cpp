@@ -67,7 +67,12 @@ std::shared_ptr<GenerationCall> GenerationCall::Start(ServiceContext& context, C
   auto call = std::make_shared<GenerationCall>(context, std::move(facts), writer);
   context.open_calls.Add(call.get());
   const Status taken = context.workers.Do(bytes, [call, read = std::move(read)] {
-    const Status status = call->Submit(read, call);
+    Status status;
+    try {
+      status = call->Submit(read, call);
+    } catch (const std::bad_alloc&) {
+      status = NoMemoryError();
+    }
     if (!status.ok()) {
       call->Refuse(status.error());
       return;
@@ -92,31 +97,37 @@ Status GenerationCall::Submit(const ReadAsk& read, const std::shared_ptr<Generat
   }
   std::string wanted_id;
   DSA_ASSIGN_OR_RETURN(Generation generation, Prepare(read, wanted_id));
-  Request& request = generation.request;
-  head_.seed = request.sampling.seed;
+  head_.seed = generation.prompts.front().request.sampling.seed;
   head_.logprobs = generation.logprobs;
   head_.cost = generation.cost;
   head_.answers = generation.answers;
   format_ = generation.format;
-  head_.echo = std::move(generation.echo);
-  if (request.prompt_logprobs) {
-    DSA_RETURN_IF_ERROR(TakePromptBytes(request));
-    head_.prompt_begin = request.prompt.front();
+  DSA_RETURN_IF_ERROR(TakePromptBytes(generation));
+  for (ResolvedPrompt& prompt : generation.prompts) {
+    PromptHead& head = head_.prompts.emplace_back();
+    head.echo = std::move(prompt.echo);
+    if (prompt.request.prompt_logprobs) {
+      head.begin = prompt.request.prompt.front();
+    }
   }
   BeginAnswers(generation);
-  request.id = context_.engine.NextRequestId();
-  request.arrival_us = arrival_us_;
-  request.stop.deadline_us = facts_.deadline_us;
-  return SubmitUnder(wanted_id, std::move(request), self);
+  return SubmitUnder(wanted_id, ToSiblings(std::move(generation), self));
 }
 
 // The engine reserves the log-probabilities of a prompt when it takes the request.
-Status GenerationCall::TakePromptBytes(const Request& request) {
-  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
-  const std::int64_t bytes =
-      tokens * static_cast<std::int64_t>(sizeof(GeneratedToken) +
-                                         static_cast<std::size_t>(*request.prompt_logprobs) *
-                                             sizeof(TokenLogprob));
+Status GenerationCall::TakePromptBytes(const Generation& generation) {
+  std::int64_t bytes = 0;
+  for (const ResolvedPrompt& prompt : generation.prompts) {
+    const std::optional<std::int32_t>& candidates = prompt.request.prompt_logprobs;
+    if (candidates) {
+      const auto row_bytes = static_cast<std::int64_t>(
+          sizeof(GeneratedToken) + static_cast<std::size_t>(*candidates) * sizeof(TokenLogprob));
+      bytes += static_cast<std::int64_t>(prompt.request.prompt.size()) * row_bytes;
+    }
+  }
+  if (bytes == 0) {
+    return {};
+  }
   const std::int64_t bytes_max = context_.slow_client.prompt_logprob_bytes_max;
   if (!context_.prompt_logprobs->Take(bytes, bytes_max)) {
     return Error{ErrorCode::kResourceExhausted,
@@ -129,70 +140,84 @@ Status GenerationCall::TakePromptBytes(const Request& request) {
 }
 
 void GenerationCall::BeginAnswers(const Generation& generation) {
-  assemblers_.reserve(static_cast<std::size_t>(generation.answers));
-  for (std::int64_t i = 0; i < generation.answers; ++i) {
+  std::vector<std::int64_t> prompt_tokens;
+  for (const ResolvedPrompt& prompt : generation.prompts) {
+    prompt_tokens.push_back(static_cast<std::int64_t>(prompt.request.prompt.size()));
+  }
+  const std::size_t answers =
+      generation.prompts.size() * static_cast<std::size_t>(generation.answers);
+  assemblers_.reserve(answers);
+  for (std::size_t i = 0; i < answers; ++i) {
     assemblers_.emplace_back(format_);
   }
   const std::lock_guard lock(mutex_);  // others look at the call already
-  answers_.Begin(generation.answers, static_cast<std::int64_t>(generation.request.prompt.size()),
-                 generation.logprobs);
+  answers_.Begin(prompt_tokens, generation.answers, generation.logprobs);
 }
 
 Result<Generation> GenerationCall::Prepare(const ReadAsk& read, std::string& wanted_id) {
-  try {
-    Ask ask;
-    Status status = read(ask);
-    wanted_id = ask.request_id;
-    if (IsRequestId(wanted_id)) {
-      head_.request_id = wanted_id;
-    }
-    if (!status.ok()) {
-      return status.error();
-    }
-    delivery_ = ask.delivery;
-    ignored_fields_ = ask.ignored_fields;
-    DSA_ASSIGN_OR_RETURN(Generation generation, Resolve(std::move(ask), *facts_.fields, context_));
-    if (!wanted_id.empty()) {
-      DSA_RETURN_IF_ERROR(CheckRequestId(wanted_id, facts_.fields->request_id));
-    }
-    return generation;
-  } catch (const std::bad_alloc&) {
-    return NoMemoryError();
+  Ask ask;
+  Status status = read(ask);
+  wanted_id = ask.request_id;
+  if (IsRequestId(wanted_id)) {
+    head_.request_id = wanted_id;
   }
+  if (!status.ok()) {
+    return status.error();
+  }
+  delivery_ = ask.delivery;
+  ignored_fields_ = ask.ignored_fields;
+  DSA_ASSIGN_OR_RETURN(Generation generation, Resolve(std::move(ask), *facts_.fields, context_));
+  if (!wanted_id.empty()) {
+    DSA_RETURN_IF_ERROR(CheckRequestId(wanted_id, facts_.fields->request_id));
+  }
+  return generation;
+}
+
+std::vector<Siblings> GenerationCall::ToSiblings(
+    Generation&& generation, const std::shared_ptr<GenerationCall>& self) const {
+  std::vector<Siblings> prompts;
+  std::size_t index = 0;
+  for (ResolvedPrompt& prompt : generation.prompts) {
+    Siblings& siblings = prompts.emplace_back();
+    siblings.request = std::move(prompt.request);
+    siblings.request.id = context_.engine.NextRequestId();
+    siblings.request.arrival_us = arrival_us_;
+    siblings.request.stop.deadline_us = facts_.deadline_us;
+    for (std::int64_t i = 0; i < generation.answers; ++i, ++index) {
+      if (index == 0) {
+        siblings.sinks.push_back(self);
+      } else {
+        siblings.sinks.push_back(std::make_shared<Sibling>(self, index));
+      }
+    }
+  }
+  return prompts;
 }
 
 // An id in the message binds the engine; one in the header, which a proxy may have set for several
 // requests, is taken where it is free.
-Status GenerationCall::SubmitUnder(const std::string& wanted_id, Request&& request,
-                                   const std::shared_ptr<GenerationCall>& self) {
+Status GenerationCall::SubmitUnder(const std::string& wanted_id, std::vector<Siblings>&& prompts) {
+  const auto name = [&prompts](const std::string& id) {
+    for (Siblings& prompt : prompts) {
+      prompt.request.external_id = id;
+    }
+  };
   if (wanted_id.empty() && IsRequestId(facts_.request_id_header)) {
-    Request proposed = request;
-    proposed.external_id = facts_.request_id_header;
-    Status status = SubmitAll(std::move(proposed), self);
+    name(facts_.request_id_header);
+    Status status = context_.engine.SubmitTogether(prompts);
     if (status.ok() || status.error().code != ErrorCode::kAlreadyExists) {
       return status;
     }
   }
   head_.request_id = wanted_id.empty() ? context_.request_ids.Make() : wanted_id;
-  request.external_id = head_.request_id;
-  Status status = SubmitAll(std::move(request), self);
+  name(head_.request_id);
+  Status status = context_.engine.SubmitTogether(std::move(prompts));
   if (!status.ok() && status.error().code == ErrorCode::kAlreadyExists) {
     return Error{ErrorCode::kAlreadyExists,
                  fmt::format("{}: \"{}\" names a request that is live", facts_.fields->request_id,
                              head_.request_id)};
   }
   return status;
-}
-
-Status GenerationCall::SubmitAll(Request&& request, const std::shared_ptr<GenerationCall>& self) {
-  if (assemblers_.size() == 1) {
-    return context_.engine.Submit(std::move(request), self);
-  }
-  std::vector<std::shared_ptr<TokenSink>> sinks = {self};
-  for (std::size_t i = 1; i < assemblers_.size(); ++i) {
-    sinks.push_back(std::make_shared<Sibling>(self, i));
-  }
-  return context_.engine.SubmitSiblings(std::move(request), sinks);
 }
 
 std::unique_ptr<TextDecoder> GenerationCall::MakeDecoder() const {

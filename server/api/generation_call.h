@@ -4,8 +4,9 @@
 //                                  ^ merged                 |
 //                                  +------ OnWriteDone -----+
 //
-// Several answers to one prompt (n) are as many requests of the engine and one call: each has its
-// deltas, its parts and its end, and the call ends with the last of them.
+// Several answers to one prompt (n) and answers to several prompts are as many requests of the
+// engine and one call: each has its deltas, its parts and its end, and the call ends with the last
+// of them.  Those to the first prompt come first.
 //
 // A client that reads slowly gets fewer, longer messages; one that does not read at all is dropped.
 // Whatever happens to a call ends in one OnDone, which logs it once: as OK only where the client
@@ -80,12 +81,12 @@ class GenerationCall final : public TokenSink, private OpenCall {
 
   void Look() override;  // thread of the open calls
   Status Submit(const ReadAsk& read, const std::shared_ptr<GenerationCall>& self);
-  Status TakePromptBytes(const Request& request);
+  Status TakePromptBytes(const Generation& generation);
   void BeginAnswers(const Generation& generation);
   Result<Generation> Prepare(const ReadAsk& read, std::string& wanted_id);
-  Status SubmitUnder(const std::string& wanted_id, Request&& request,
-                     const std::shared_ptr<GenerationCall>& self);
-  Status SubmitAll(Request&& request, const std::shared_ptr<GenerationCall>& self);
+  std::vector<Siblings> ToSiblings(Generation&& generation,
+                                   const std::shared_ptr<GenerationCall>& self) const;
+  Status SubmitUnder(const std::string& wanted_id, std::vector<Siblings>&& prompts);
   void OnAnswerDelta(std::size_t index, TokenDelta&& delta);
   void Refuse(const Error& error);
   void Depart(Departure departure);

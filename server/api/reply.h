@@ -39,7 +39,8 @@ struct ReplyPart {
   std::string reasoning;
   std::string content;
   std::vector<ToolCall> tool_calls;
-  std::vector<GeneratedToken> prompt;  // TokenDelta::prompt; of the first answer, before all others
+  std::vector<GeneratedToken> prompt;  // TokenDelta::prompt; of a prompt's first answer, before
+                                       // all of its others
   std::vector<GeneratedToken> tokens;
   std::optional<ReplyFinish> finish;  // on the last part
   std::optional<Error> error;         // with kDeadline and kError
@@ -61,16 +62,26 @@ enum class ReportLogprobs : std::uint8_t { kNo, kYes };
 
 enum class ReportCost : std::uint8_t { kNo, kYes };
 
+// What answers to one prompt begin with.
+struct PromptHead {
+  std::string echo{};  // what stands before the text of a completion
+  // The prompt's first token, where log-probabilities of the others are reported: it has none.
+  std::optional<TokenId> begin{};
+};
+
 // What every message of an answer repeats.
 struct ReplyHead {
   std::string request_id;
-  std::int64_t answers = 1;
-  std::uint64_t seed = 0;  // of the first answer, and + i of the one with index i
+  std::int64_t answers = 1;  // to each prompt: those to the first come first
+  std::uint64_t seed = 0;    // of the first answer, and + i of the one with index i of one prompt
   ReportLogprobs logprobs = ReportLogprobs::kNo;
   ReportCost cost = ReportCost::kNo;
-  std::string echo{};  // what stands before the text of a completion
-  // The prompt's first token, where log-probabilities of the others are reported: it has none.
-  std::optional<TokenId> prompt_begin{};
+  std::vector<PromptHead> prompts{};
+
+  std::size_t PromptOf(std::int64_t answer) const {
+    return static_cast<std::size_t>(answer / answers);
+  }
+  bool IsFirstOfPrompt(std::int64_t answer) const { return answer % answers == 0; }
 };
 
 // In words, for logs: "stop", "tool_calls".

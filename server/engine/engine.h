@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace dsa {
@@ -51,6 +52,13 @@ struct EngineLoad {
   std::vector<RankLoad> ranks{};  // one for each data rank
 };
 
+// Requests for one prompt, which differ in their seeds alone: that of sinks[i] has `request`'s
+// seed + i.  The first computes the prompt.
+struct Siblings {
+  Request request;
+  std::vector<std::shared_ptr<TokenSink>> sinks;  // at least one
+};
+
 // The part of the engine that the API layer uses.  (engine/engine_loop.h holds the rest.)
 class Engine {
  public:
@@ -59,17 +67,24 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
   virtual ~Engine() = default;
 
-  // Checks the request against the model's and the cache's limits and queues it.  Errors:
-  // INVALID_ARGUMENT (ids, lengths, can never fit: need and have), RESOURCE_EXHAUSTED (queue
-  // full), UNAVAILABLE (draining), DEADLINE_EXCEEDED (already past).  Hashes the prompt on the
-  // calling thread.
-  virtual Status Submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+  // Checks requests against the model's and the cache's limits and queues them, all or none.  They
+  // have one external id, which is live until the last of them has ended, and ids of their own
+  // (Request::id).  Errors: INVALID_ARGUMENT (ids, lengths, can never fit: need and have),
+  // RESOURCE_EXHAUSTED (queue full), ALREADY_EXISTS (the external id is live), UNAVAILABLE
+  // (draining), DEADLINE_EXCEEDED (already past).  Hashes the prompts on the calling thread.
+  virtual Status SubmitTogether(std::vector<Siblings> prompts) = 0;
 
-  // The same for several requests, all or none, that differ in their seeds alone: that of sinks[i]
-  // has `request`'s seed + i.  The first computes the prompt.  They share the external id, which is
-  // live until the last has ended.
-  virtual Status SubmitSiblings(Request request,
-                                std::span<const std::shared_ptr<TokenSink>> sinks) = 0;
+  // The same for one prompt,
+  Status SubmitSiblings(Request request, std::span<const std::shared_ptr<TokenSink>> sinks) {
+    std::vector<Siblings> prompts(1);
+    prompts.front().request = std::move(request);
+    prompts.front().sinks.assign(sinks.begin(), sinks.end());
+    return SubmitTogether(std::move(prompts));
+  }
+  // and for one answer to it.
+  Status Submit(Request request, std::shared_ptr<TokenSink> sink) {
+    return SubmitSiblings(std::move(request), {&sink, 1});
+  }
 
   // A fresh id for Request::id.
   virtual RequestId NextRequestId() = 0;

@@ -114,18 +114,20 @@ Status EngineLoop::CheckSubmission(const Request& request) const {
   return {};
 }
 
-Status EngineLoop::Submit(Request request, std::shared_ptr<TokenSink> sink) {
-  return SubmitSiblings(std::move(request), {&sink, 1});
-}
-
-Status EngineLoop::SubmitSiblings(Request request,
-                                  std::span<const std::shared_ptr<TokenSink>> sinks) {
+Status EngineLoop::SubmitTogether(std::vector<Siblings> prompts) {
   const Error draining{ErrorCode::kUnavailable, "draining"};
   if (state_->inbox.closed()) {
     return draining;
   }
-  DSA_RETURN_IF_ERROR(CheckSubmission(request));
-  const auto places = static_cast<std::int64_t>(sinks.size());
+  std::int64_t places = 0;
+  for (const Siblings& prompt : prompts) {
+    DSA_RETURN_IF_ERROR(CheckSubmission(prompt.request));
+    places += static_cast<std::int64_t>(prompt.sinks.size());
+  }
+  if (places > state_->inbox.places_max()) {  // waiting would not help
+    return InvalidArgument(fmt::format("{} requests together, at most {}: so many the queue takes",
+                                       places, state_->inbox.places_max()));
+  }
   if (!state_->inbox.TryReserve(places)) {
     return Error{
         ErrorCode::kResourceExhausted,
@@ -134,7 +136,10 @@ Status EngineLoop::SubmitSiblings(Request request,
   }
   std::vector<std::unique_ptr<LiveRequest>> live;
   try {  // all that a request needs is allocated here
-    live = MakeSiblings(std::move(request), sinks);
+    live.reserve(static_cast<std::size_t>(places));
+    for (Siblings& prompt : prompts) {
+      MakeSiblings(std::move(prompt), live);
+    }
     if (!state_->registry.TryInsert(live)) {
       state_->inbox.ReturnPlaces(places);
       return Error{ErrorCode::kAlreadyExists,
@@ -155,22 +160,19 @@ Status EngineLoop::SubmitSiblings(Request request,
   return {};
 }
 
-std::vector<std::unique_ptr<LiveRequest>> EngineLoop::MakeSiblings(
-    Request&& request, std::span<const std::shared_ptr<TokenSink>> sinks) {
-  std::vector<std::unique_ptr<LiveRequest>> live;
-  live.reserve(sinks.size());
-  if (sinks.size() > 1) {
+void EngineLoop::MakeSiblings(Siblings&& prompt, std::vector<std::unique_ptr<LiveRequest>>& live) {
+  Request& request = prompt.request;
+  if (prompt.sinks.size() > 1) {
     request.siblings = request.id;
   }
-  for (std::size_t i = 0; i + 1 < sinks.size(); ++i) {
-    live.push_back(MakeLive(request, sinks[i]));
+  for (std::size_t i = 0; i + 1 < prompt.sinks.size(); ++i) {
+    live.push_back(MakeLive(request, prompt.sinks[i]));
     request.id = NextRequestId();
     ++request.sampling.seed;
     request.prompt_logits = PromptLogits::kNone;  // the first has them
     request.prompt_logprobs.reset();
   }
-  live.push_back(MakeLive(std::move(request), sinks.back()));
-  return live;
+  live.push_back(MakeLive(std::move(request), prompt.sinks.back()));
 }
 
 std::unique_ptr<LiveRequest> EngineLoop::MakeLive(Request request,

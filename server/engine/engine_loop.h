@@ -49,9 +49,7 @@ class EngineLoop final : public Engine {
   EngineLoop(const EngineConfig& config, const Dependencies& dependencies);
   ~EngineLoop() override;  // stops; what is live ends as kAborted
 
-  Status Submit(Request request, std::shared_ptr<TokenSink> sink) override;
-  Status SubmitSiblings(Request request,
-                        std::span<const std::shared_ptr<TokenSink>> sinks) override;
+  Status SubmitTogether(std::vector<Siblings> prompts) override;
   RequestId NextRequestId() override;
   bool Abort(const std::string& external_id) override;
   EngineLoad Load() const override;
@@ -91,8 +89,7 @@ class EngineLoop final : public Engine {
   void RunPump();
   Status CheckSubmission(const Request& request) const;
   std::unique_ptr<LiveRequest> MakeLive(Request request, std::shared_ptr<TokenSink> sink) const;
-  std::vector<std::unique_ptr<LiveRequest>> MakeSiblings(
-      Request&& request, std::span<const std::shared_ptr<TokenSink>> sinks);
+  void MakeSiblings(Siblings&& prompt, std::vector<std::unique_ptr<LiveRequest>>& live);
 
   std::unique_ptr<State> state_;
 };

@@ -24,8 +24,10 @@ class Inbox final {
     std::int64_t sequences_max;  // that can start while nothing runs
   };
   explicit Inbox(const Config& config)
-      : places_(config.waiting_max + config.sequences_max), startable_(config.sequences_max) {
-    items_.reserve(config.waiting_max + config.sequences_max);
+      : places_max_(config.waiting_max + config.sequences_max),
+        places_(places_max_),
+        startable_(config.sequences_max) {
+    items_.reserve(places_max_);
   }
   Inbox(const Inbox&) = delete;
   Inbox& operator=(const Inbox&) = delete;
@@ -43,6 +45,8 @@ class Inbox final {
     }
     return false;
   }
+  // As many as there are while nothing waits and nothing runs.
+  std::int64_t places_max() const { return places_max_; }
   // Gives back the places of requests that were not pushed.
   void ReturnPlaces(std::int64_t count) {
     waiting_.fetch_sub(count, std::memory_order_relaxed);
@@ -105,6 +109,7 @@ class Inbox final {
   void EndOne() { live_.fetch_sub(1, std::memory_order_release); }
 
  private:
+  const std::int64_t places_max_;
   std::atomic<std::int64_t> places_;  // below 0 while preempted sequences wait beyond the bound
   std::atomic<std::int64_t> waiting_{0};
   std::int64_t startable_;  // engine thread

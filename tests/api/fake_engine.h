@@ -24,32 +24,22 @@ struct Submitted {
 
 class FakeEngine final : public Engine {
  public:
-  Status Submit(Request request, std::shared_ptr<TokenSink> sink) override {
+  Status SubmitTogether(std::vector<Siblings> prompts) override {
     const std::lock_guard lock(mutex_);
     if (refusal) {
       return *refusal;
     }
-    if (!live.insert(request.external_id).second) {
+    if (!live.insert(prompts.front().request.external_id).second) {
       return Error{ErrorCode::kAlreadyExists, "live"};
     }
-    submitted_.push_back({std::move(request), std::move(sink)});
-    changed_.notify_all();
-    return {};
-  }
-
-  Status SubmitSiblings(Request request,
-                        std::span<const std::shared_ptr<TokenSink>> sinks) override {
-    for (std::size_t i = 0; i < sinks.size(); ++i) {
-      Request one = request;
-      one.sampling.seed += i;
-      if (i > 0) {
-        const std::lock_guard lock(mutex_);
-        live.erase(request.external_id);
-      }
-      if (Status status = Submit(std::move(one), sinks[i]); !status.ok()) {
-        return status;
+    for (const Siblings& prompt : prompts) {
+      for (std::size_t i = 0; i < prompt.sinks.size(); ++i) {
+        Submitted one{prompt.request, prompt.sinks[i]};
+        one.request.sampling.seed += i;
+        submitted_.push_back(std::move(one));
       }
     }
+    changed_.notify_all();
     return {};
   }
 

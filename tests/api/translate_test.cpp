@@ -67,7 +67,7 @@ v1::CompletionRequest Valid() {
 
 // Everything that a completion asks the engine for, but for a drawn seed.
 std::string Describe(const Generation& generation) {
-  const Request& r = generation.request;
+  const Request& r = generation.prompts.front().request;
   std::string text = fmt::format(
       "t={} p={} mp={} k={} lp={} max={} min={} ie={} salt={} prio={} report={} cost={} "
       "thinking={}",
@@ -256,12 +256,13 @@ TEST_CASE("the prompt leaves room for an answer", "[api][translate]") {
   }
   const Result<Generation> fits = Translate(request, world.context);
   REQUIRE(fits.ok());
-  CHECK(fits.value().request.stop.max_tokens == 1);  // what the context leaves
+  CHECK(fits.value().prompts.front().request.stop.max_tokens == 1);  // what the context leaves
   request.mutable_token_ids()->add_ids(5);
   CHECK(
       Translate(request, world.context).error().message.rfind("prompt: 16 tokens, at most 15", 0) ==
       0);
-  CHECK(Translate(Valid(), world.context).value().request.stop.max_tokens == 8);  // the cap
+  CHECK(Translate(Valid(), world.context).value().prompts.front().request.stop.max_tokens ==
+        8);  // the cap
 }
 
 TEST_CASE("an unknown model is not found, and chat needs a tokenizer", "[api][translate]") {
@@ -451,9 +452,11 @@ TEST_CASE("a seed is the client's or drawn anew", "[api][translate]") {
   World world;
   v1::CompletionRequest request = Valid();
   request.mutable_sampling()->set_seed(0);
-  CHECK(Translate(request, world.context).value().request.sampling.seed == 0);
-  const auto first = Translate(Valid(), world.context).value().request.sampling.seed;
-  const auto second = Translate(Valid(), world.context).value().request.sampling.seed;
+  CHECK(Translate(request, world.context).value().prompts.front().request.sampling.seed == 0);
+  const auto first =
+      Translate(Valid(), world.context).value().prompts.front().request.sampling.seed;
+  const auto second =
+      Translate(Valid(), world.context).value().prompts.front().request.sampling.seed;
   CHECK(first != second);
 }
 

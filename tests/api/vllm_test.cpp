@@ -55,7 +55,7 @@ std::string Asked(const GenerateRequest& request, const ServiceContext& context)
   if (!resolved.ok()) {
     return resolved.error().message;
   }
-  const Request& r = resolved.value().request;
+  const Request& r = resolved.value().prompts.front().request;
   std::string text = fmt::format(
       "{} t={} p={} mp={} k={} seed={} lp={} max={} min={} ie={} stream={}", id,
       r.sampling.temperature, r.sampling.top_p, r.sampling.min_p, r.sampling.top_k,

@@ -81,6 +81,30 @@ def test_several_answers(client, server):
     assert drawn.usage.prompt_tokens == alone.usage.prompt_tokens
 
 
+def test_several_prompts(client, server):
+    prompts = ["What is 29 + 64?", "It is a truth", "The code of the red lantern is 481."]
+    options = {"model": server.model, "temperature": 1, "seed": 3, "max_tokens": 6, "n": 2, "echo": True}
+    options["logprobs"] = 1
+    together = client.completions.create(prompt=prompts, **options)
+    alone = [client.completions.create(prompt=prompt, **options) for prompt in prompts]
+    assert [choice.index for choice in together.choices] == list(range(6))
+    for i, choice in enumerate(together.choices):
+        same = alone[i // 2].choices[i % 2]
+        assert (choice.text, choice.finish_reason) == (same.text, same.finish_reason)
+        assert choice.logprobs == same.logprobs
+    assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert together.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    texts = [""] * 6
+    for chunk in client.completions.create(prompt=prompts, stream=True, **options):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in together.choices]
+    ids = [[5, 6, 7, 8], [7]]
+    assert len(client.completions.create(model=server.model, prompt=ids, max_tokens=1).choices) == 2
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=server.model, prompt=[[5], [-1]], max_tokens=1)
+    assert refused.value.param == "prompt[1][0]"
+
+
 def scored(client, server, **options):
     """What an evaluation asks: how likely is this text?"""
     return client.completions.create(

@@ -295,10 +295,12 @@ void Simulator::CheckRefusal(const Error& error, const Client& client, std::int6
   const std::int64_t all = length + request.stop.max_tokens;
   const std::int64_t computed = std::max(length, all - 1);
   const std::int64_t keys = std::int64_t{config_.blocks} * config_.tokens_per_block;
+  const std::int64_t places = config_.data_ranks * config_.scheduler.sequences_max;
   switch (error.code) {
     case ErrorCode::kUnavailable: SIM_CHECK(draining_, "refused as draining"); break;
     case ErrorCode::kInvalidArgument:
-      SIM_CHECK(all > config_.scheduler.context_tokens_max || computed > keys,
+      SIM_CHECK(all > config_.scheduler.context_tokens_max || computed > keys ||
+                    answers > config_.scheduler.waiting_max + places,
                 "refused what would fit: " + error.message);
       break;
     case ErrorCode::kDeadlineExceeded:

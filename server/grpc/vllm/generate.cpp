@@ -109,12 +109,13 @@ engine::OutputLogProbs LogprobsOf(const std::vector<GeneratedToken>& tokens) {
 // Of the prompt, whose first token has none.  Where none were asked for, nothing.
 template <typename Message>
 void FillInputLogprobs(const ReplyPart& part, const ReplyHead& head, Message& message) {
-  if (!head.prompt_begin || part.prompt.empty()) {
+  const std::optional<TokenId> begin = head.prompts.front().begin;
+  if (!begin || part.prompt.empty()) {
     return;
   }
   engine::InputLogProbs& logprobs = *message.mutable_input_logprobs();
   logprobs.add_token_logprobs();
-  logprobs.add_token_ids(static_cast<std::uint32_t>(Value(*head.prompt_begin)));
+  logprobs.add_token_ids(static_cast<std::uint32_t>(Value(*begin)));
   logprobs.add_top_logprobs();
   for (const GeneratedToken& token : part.prompt) {
     logprobs.add_token_logprobs()->set_value(token.logprob);

@@ -230,21 +230,24 @@ AnswerEncoder::Progress& AnswerEncoder::ProgressOf(const ReplyPart& part) {
 
 std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
                                  const AnswerForm& form) {
-  // The first answer has it for all.
-  const EchoedPrompt echoed =
-      form.echo ? EchoedPrompt{head.prompt_begin, reply.prompt} : EchoedPrompt{};
+  std::span<const GeneratedToken> said;  // of a prompt: its first answer has it for all
   Json choices = Json::array();
   const auto add = [&](const ReplyPart& one) {
+    if (head.IsFirstOfPrompt(one.index)) {
+      said = one.prompt;
+    }
+    const PromptHead& prompt = head.prompts[head.PromptOf(one.index)];
+    const EchoedPrompt echoed = form.echo ? EchoedPrompt{prompt.begin, said} : EchoedPrompt{};
     Json choice = {{"index", one.index}};
     if (endpoint_ == Endpoint::kChat) {
       choice["message"] = MessageOf(one);
     } else {
-      choice["text"] = head.echo + one.content;
+      choice["text"] = prompt.echo + one.content;
     }
     choice["logprobs"] =
         LogprobsOf(endpoint_, one, head, echoed, context_, ProgressOf(one).text_offset);
     if (form.prompt_logprobs) {
-      choice["prompt_logprobs"] = PromptLogprobsOf(reply.prompt, context_);
+      choice["prompt_logprobs"] = PromptLogprobsOf(said, context_);
     }
     choice["finish_reason"] = FinishOf(one);
     choices.push_back(std::move(choice));
@@ -259,6 +262,7 @@ std::string AnswerEncoder::Whole(const ReplyPart& reply, const ReplyHead& head,
 std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head,
                                  const AnswerForm& form) {
   Progress& progress = ProgressOf(part);
+  const PromptHead& prompt = head.prompts[head.PromptOf(part.index)];
   Json choice = {{"index", part.index}};
   if (endpoint_ == Endpoint::kChat) {
     Json delta = Json::object();
@@ -276,16 +280,19 @@ std::string AnswerEncoder::Event(const ReplyPart& part, const ReplyHead& head,
     }
     choice["delta"] = std::move(delta);
   } else {
-    choice["text"] = progress.begun ? part.content : head.echo + part.content;
+    choice["text"] = progress.begun ? part.content : prompt.echo + part.content;
   }
   const bool begins = !std::exchange(progress.begun, true);
+  prompts_.resize(head.prompts.size());
+  std::vector<GeneratedToken>& said = prompts_[head.PromptOf(part.index)];
+  const bool is_first = head.IsFirstOfPrompt(part.index);
   EchoedPrompt echoed;
   if (begins) {
-    echoed = {head.prompt_begin, part.index == 0 ? part.prompt : prompt_};
+    echoed = {prompt.begin, is_first ? part.prompt : said};
   }
   choice["logprobs"] = LogprobsOf(endpoint_, part, head, echoed, context_, progress.text_offset);
-  if (part.index == 0 && head.answers > 1 && !part.prompt.empty()) {
-    prompt_ = part.prompt;
+  if (is_first && head.answers > 1 && !part.prompt.empty()) {
+    said = part.prompt;
   }
   choice["finish_reason"] = FinishOf(part);
   Json event =

@@ -38,8 +38,8 @@ class AnswerEncoder final {
 
   const std::int64_t created_;  // seconds since 1970
   std::vector<Progress> choices_;
-  // For the answers behind the first, whose first event comes before theirs.
-  std::vector<GeneratedToken> prompt_;
+  // Of each prompt, for the answers behind its first, whose first event comes before theirs.
+  std::vector<std::vector<GeneratedToken>> prompts_;
 };
 
 std::string AsEvent(const std::string& json);

@@ -281,30 +281,39 @@ Result<IdPrompt> IdsOf(const PythonValue& array, const std::string& path) {
   return ids;
 }
 
-// Text, ids, or an array of one of those.
-Status TakePrompt(RequestFields& fields, Ask& ask) {
+// Text, as the model's tokenizer reads it: with its control tokens; or ids.
+Result<Prompt> PromptFrom(const PythonValue& value, const std::string& path,
+                          std::optional<bool> add_special) {
+  if (value.kind == Kind::kString) {
+    return Prompt(TextPrompt{.text = value.text, .parse_special = true, .add_bos = add_special});
+  }
+  if (value.kind != Kind::kArray) {
+    return NotA(path, value, "a string or an array of token ids");
+  }
+  DSA_ASSIGN_OR_RETURN(IdPrompt ids, IdsOf(value, path));
+  return Prompt(std::move(ids));
+}
+
+// One, or a list of them.
+Status TakePrompts(RequestFields& fields, Ask& ask) {
   DSA_ASSIGN_OR_RETURN(const std::optional<bool> add_special,
                        fields.TakeBool("add_special_tokens"));
   const PythonValue* value = fields.Take("prompt");
   if (value == nullptr) {
     return InvalidArgument("prompt: missing: a string or an array of token ids");
   }
-  const bool lists =
+  const bool list =
       value->kind == Kind::kArray && !value->items.empty() && value->items[0].kind != Kind::kNumber;
-  if (lists && value->items.size() > 1) {
-    return Error{ErrorCode::kUnimplemented,
-                 fmt::format("prompt: {} prompts, at most 1", value->items.size())};
-  }
-  const PythonValue& prompt = lists ? value->items[0] : *value;
-  if (prompt.kind == Kind::kString) {
-    // As the model's tokenizer reads a text: with its control tokens.
-    ask.prompt = TextPrompt{.text = prompt.text, .parse_special = true, .add_bos = add_special};
+  if (!list) {
+    DSA_ASSIGN_OR_RETURN(ask.prompt, PromptFrom(*value, "prompt", add_special));
     return {};
   }
-  if (prompt.kind != Kind::kArray) {
-    return NotA("prompt", *value, "a string or an array of token ids");
+  DSA_RETURN_IF_ERROR(CheckAnswerCount(value->items.size(), 1, "prompt"));
+  for (std::size_t i = 0; i < value->items.size(); ++i) {
+    DSA_ASSIGN_OR_RETURN(Prompt prompt,
+                         PromptFrom(value->items[i], fmt::format("prompt[{}]", i), add_special));
+    ask.prompts.push_back(std::move(prompt));
   }
-  DSA_ASSIGN_OR_RETURN(ask.prompt, IdsOf(prompt, lists ? "prompt[0]" : "prompt"));
   return {};
 }
 
@@ -411,7 +420,7 @@ Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unkn
   if (endpoint == Endpoint::kChat) {
     DSA_ASSIGN_OR_RETURN(ask.prompt, TakeChat(fields));
   } else {
-    DSA_RETURN_IF_ERROR(TakePrompt(fields, ask));
+    DSA_RETURN_IF_ERROR(TakePrompts(fields, ask));
   }
   DSA_RETURN_IF_ERROR(TakeSampling(fields, ask));
   DSA_RETURN_IF_ERROR(TakeMaxTokens(fields, ask, names));
