@@ -12,12 +12,13 @@
 
 #include "common/status.h"
 #include "common/view.h"
+#include "kernels/backend_buffer.h"
+#include "kernels/scratch_limits.h"
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <utility>
 
 namespace dsa {
 
@@ -62,72 +63,11 @@ struct StoreLatentParams;
 struct SwiGluParams;
 struct UpdateBlockTablesParams;
 
-enum class MemoryKind : std::uint8_t { kDevice, kHost };
-
-// Memory of a backend, freed with its owner.  Must not outlive its backend.
-template <MemoryKind kKind>
-class BackendBuffer final {
- public:
-  BackendBuffer() = default;
-  BackendBuffer(Backend* backend, void* data, std::size_t bytes)
-      : backend_(backend), data_(data), bytes_(bytes) {}
-  BackendBuffer(BackendBuffer&& other) noexcept { *this = static_cast<BackendBuffer&&>(other); }
-  BackendBuffer& operator=(BackendBuffer&& other) noexcept {
-    if (this != &other) {
-      Reset();
-      backend_ = std::exchange(other.backend_, nullptr);
-      data_ = std::exchange(other.data_, nullptr);
-      bytes_ = std::exchange(other.bytes_, 0);
-    }
-    return *this;
-  }
-  BackendBuffer(const BackendBuffer&) = delete;
-  BackendBuffer& operator=(const BackendBuffer&) = delete;
-  ~BackendBuffer() { Reset(); }
-
-  void* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
-  template <typename T>
-  T* As() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void Reset();
-
-  Backend* backend_ = nullptr;
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-using DeviceBuffer = BackendBuffer<MemoryKind::kDevice>;
-// What the device reads and writes by itself while the host goes on: pinned on CUDA.
-using HostBuffer = BackendBuffer<MemoryKind::kHost>;
-
 // Names a recorded sequence of ops.  Small numbers, chosen by the caller.
 enum class GraphId : std::int32_t {};
 
 // Events of Mark and WaitFor are numbered from 0.
 inline constexpr int kEvents = 8;
-
-// The largest extents any op of a step may have; what scratch is sized from.
-struct ScratchLimits {
-  std::int64_t tokens_max;          // rows of a step
-  std::int64_t context_max;         // visible keys of a row
-  std::int64_t masked_context_max;  // visible keys of a row on the masked path; 0: path unused
-  std::int64_t hidden;              // D
-  std::int64_t heads;               // attention heads
-  std::int64_t nope;                // N, q/k width of a head without RoPE
-  std::int64_t value;               // V, value width of a head
-  std::int64_t index_heads;         // 0 without DSA
-  std::int64_t index_topk;          // 0 without DSA
-  std::int64_t experts;             // 0 without MoE
-  std::int64_t experts_per_token;
-  std::int64_t expert_width;      // I
-  std::int64_t linear_width_max;  // the largest K or N of any projection
-  std::int64_t logit_rows_max;
-  std::int64_t vocabulary;
-  DataType expert_sum_type = DataType::kF32;  // kF64: experts leave sums that are not rounded
-};
 
 class Backend {
  public:

@@ -13,9 +13,9 @@
 // same launch.
 #include "kernels/cuda/absorb_tile.cuh"
 #include "kernels/cuda/attend_latent.h"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/absorb_query.h"
@@ -186,13 +186,13 @@ bool cuda::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& abso
   return true;
 }
 
-void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
+void cuda::AbsorbQuery(const AbsorbQueryParams& params, cudaStream_t stream) {
   const AbsorbQueryExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
   }
   if (TensorCoresTake(params)) {
-    LaunchTensor<false>(params, {}, state_->stream);
+    LaunchTensor<false>(params, {}, stream);
     return;
   }
   cuda::DispatchFloat(params.q_nope.type, [&]<typename T>(T) {
@@ -203,7 +203,7 @@ void CudaBackend::AbsorbQuery(const AbsorbQueryParams& params) {
           static_cast<unsigned>((extents.tokens + Product::kTokens - 1) / Product::kTokens),
           static_cast<unsigned>(extents.heads));
       cuda::LaunchDependent(PlainAbsorbQueryKernel<T, W>, {.grid = grid, .threads = kThreads},
-                            state_->stream, params);
+                            stream, params);
     });
   });
 }

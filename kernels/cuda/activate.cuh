@@ -2,24 +2,13 @@
 // down reads, by half a warp per row and block of 128 columns.  Reads 4 T I bytes, writes T I.
 #pragma once
 
+#include "kernels/cuda/activate.h"
 #include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/swiglu.cuh"
-#include "kernels/ops/quantize_fp8.h"
 
 #include <cstdint>
 
 namespace dsa::cuda {
-
-struct ActivateParams {
-  ConstAnyMatrix gate;  // [T, I]
-  ConstAnyMatrix up;    // [T, I]
-  QuantizedView y;      // [T, I]
-
-  __host__ __device__ std::int64_t blocks() const {  // of 128 columns
-    return (gate.cols + kValuesPerScale - 1) / kValuesPerScale;
-  }
-  __host__ __device__ std::int64_t tasks() const { return gate.rows * blocks(); }
-};
 
 // Half a warp's task, all lanes of the warp; there may be none of this number.
 template <typename T>

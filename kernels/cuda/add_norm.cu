@@ -4,8 +4,8 @@
 // With b bytes per element (5 b + 1) T D bytes move: x and the residual are read, the residual, y
 // and its copy written.  Of a decode step all lies in the L2 cache: latency counts, so a row stays
 // in registers and the norm's weight is read before the kernels ahead have ended.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/norm_row.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/fused/add_norm.h"
 #include "kernels/ops/rms_norm.h"
 
@@ -36,7 +36,7 @@ __global__ __launch_bounds__(kThreads,
 
 }  // namespace
 
-void CudaBackend::AddNorm(const AddNormParams& params) {
+bool cuda::AddNorm(const AddNormParams& params, cudaStream_t stream) {
   const RmsNormExtents extents = Validate(RmsNormParams{.x = params.x,
                                                         .residual = params.residual,
                                                         .weight = params.weight,
@@ -49,17 +49,17 @@ void CudaBackend::AddNorm(const AddNormParams& params) {
                                .scale_format = params.y.fp8.format});
   }
   if (extents.tokens == 0) {
-    return;
+    return true;
   }
   if (extents.hidden > Row<float>::kColumnsMax || params.partial.data != nullptr) {
-    Backend::AddNorm(params);
-    return;
+    return false;
   }
   cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
     cuda::LaunchDependent(AddNormKernel<T>,
                           {.grid = static_cast<unsigned>(extents.tokens), .threads = kThreads},
-                          state_->stream, params);
+                          stream, params);
   });
+  return true;
 }
 
 }  // namespace dsa

@@ -3,14 +3,14 @@
 #include "kernels/cuda/attend_latent.h"
 
 #include "common/view_parts.h"
-#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/fused/attend.h"
 #include "kernels/ops/latent_attention.h"
 
 namespace dsa {
 
 void CudaBackend::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb) {
-  if (!cuda::RotateAndAbsorb(rope, absorb, state_->stream)) {
+  if (!cuda::RotateAndAbsorb(rope, absorb, stream())) {
     Rope(rope);
     AbsorbQuery(absorb);
   }
@@ -33,7 +33,7 @@ void CudaBackend::AttendLatent(const AttendLatentParams& params) {
                    .o_latent = params.o_latent});
   const ExpandValueParams expand{
       .o_latent = params.o_latent, .w_uv = attend.w_uv, .o = HeadsOf(attend.o.x, attend.q.heads)};
-  if (!cuda::ExpandAndQuantize(expand, attend.o.fp8, state_->stream)) {
+  if (!cuda::ExpandAndQuantize(expand, attend.o.fp8, stream())) {
     ExpandValue(expand);
     Quantize(*this, attend.o);
   }

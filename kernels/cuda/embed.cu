@@ -3,10 +3,10 @@
 // pages that the translation of addresses has forgotten, and each block would ask again.
 //
 // 2 * T * D elements move; memory-bound, and small beside a layer.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/embed.h"
 #include "kernels/ops/gather_rows.h"
 
@@ -67,17 +67,17 @@ void CopyRows(const ConstAnyMatrix& source, const std::int32_t* rows, const AnyM
 
 }  // namespace
 
-void CudaBackend::Embed(const EmbedParams& params) {
+void cuda::Embed(const EmbedParams& params, cudaStream_t stream) {
   const EmbedExtents extents = Validate(params);
   if (extents.tokens > 0) {
-    CopyRows(params.table, params.ids.data, params.x, state_->stream);
+    CopyRows(params.table, params.ids.data, params.x, stream);
   }
 }
 
-void CudaBackend::GatherRows(const GatherRowsParams& params) {
+void cuda::GatherRows(const GatherRowsParams& params, cudaStream_t stream) {
   const GatherRowsExtents extents = Validate(params);
   if (extents.rows > 0) {
-    CopyRows(params.x, params.rows.data, params.y, state_->stream);
+    CopyRows(params.x, params.rows.data, params.y, stream);
   }
 }
 

@@ -3,9 +3,9 @@
 //
 // With few rows the weights' 2 H V 512 bytes are the bound; the first stages of them are read
 // before the kernels ahead have ended.  Where the output has an fp8 copy, expand_and_quantize.cu.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/row_product.cuh"
 #include "kernels/ops/expand_value.h"
@@ -127,15 +127,15 @@ void Launch(const ExpandValueParams& params, const ExpandValueExtents& extents,
 
 }  // namespace
 
-void CudaBackend::ExpandValue(const ExpandValueParams& params) {
+void cuda::ExpandValue(const ExpandValueParams& params, cudaStream_t stream) {
   const ExpandValueExtents extents = Validate(params);
   if (extents.tokens == 0 || extents.value == 0) {
     return;
   }
   if (params.o_latent.type == DataType::kBf16 && params.w_uv.type == DataType::kBf16) {
     constexpr std::int64_t kFew = 8;
-    extents.tokens <= kFew ? Launch<8>(params, extents, state_->stream)
-                           : Launch<64>(params, extents, state_->stream);
+    extents.tokens <= kFew ? Launch<8>(params, extents, stream)
+                           : Launch<64>(params, extents, stream);
   } else {
     cuda::DispatchFloat(params.o_latent.type, [&]<typename T>(T) {
       cuda::DispatchFloat(params.w_uv.type, [&]<typename W>(W) {
@@ -143,7 +143,7 @@ void CudaBackend::ExpandValue(const ExpandValueParams& params) {
         cuda::LaunchDependent(
             PlainExpandValueKernel<T, W>,
             {.grid = GridOf(extents, Product::kWeightRows, Product::kTokens), .threads = kThreads},
-            state_->stream, params);
+            stream, params);
       });
     });
   }

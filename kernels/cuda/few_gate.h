@@ -1,7 +1,7 @@
 // Gate of 1 to 64 tokens in one launch, which also sorts the pairs for the experts behind it.
 #pragma once
 
-#include "kernels/cuda/pair_sort.cuh"
+#include "kernels/cuda/expert_pairs.h"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/ops/gate.h"
 

@@ -1,7 +1,7 @@
 // FillRandom: one thread per value, over a grid that goes round; bound by the integer hash.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/fill_random.h"
 
 #include <algorithm>
@@ -34,16 +34,16 @@ __global__ __launch_bounds__(kThreads) void FillRandomKernel(
 
 }  // namespace
 
-void CudaBackend::FillRandom(const FillRandomParams& params) {
+void cuda::FillRandom(const FillRandomParams& params, cudaStream_t stream) {
   const float factor = Validate(params);
   if (params.size == 0) {
     return;
   }
   const std::int64_t blocks = std::min((params.size + kThreads - 1) / kThreads, kBlocksMax);
-  FillRandomKernel<<<static_cast<unsigned>(blocks), kThreads, 0, state_->stream>>>(params, factor);
+  FillRandomKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params, factor);
   DSA_CUDA_CHECK(cudaGetLastError());
   // Products read weights before the kernels ahead of them have ended: dependent_launch.cuh.
-  DSA_CUDA_CHECK(cudaStreamSynchronize(state_->stream));
+  DSA_CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
 }  // namespace dsa

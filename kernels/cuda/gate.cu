@@ -8,11 +8,11 @@
 //
 // Few rows take one launch for both (few_gate.cuh).  The slices depend on D alone, so a row's bits
 // do not depend on the rows beside it.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/few_gate.h"
 #include "kernels/cuda/gate_choice.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/row_product.cuh"
 #include "kernels/cuda/scratch_arena.h"
@@ -147,31 +147,29 @@ std::int64_t cuda::GateScratchBytes(const ScratchLimits& limits) {
   return arena.used();
 }
 
-void CudaBackend::Gate(const GateParams& params) {
+void cuda::Gate(const GateParams& params, const DeviceBuffer& scratch, unsigned* counters,
+                cudaStream_t stream) {
   const GateExtents extents = Validate(params);
   DSA_CHECK(extents.experts <= kExpertsMax, "Gate: E={}, limit {}", extents.experts, kExpertsMax);
   if (extents.tokens == 0) {
     return;
   }
-  cuda::ScratchArena arena(state_->scratch);
+  cuda::ScratchArena arena(scratch);
   float* logits = TakeLogits(arena, extents.tokens, extents.hidden, extents.experts);
   arena.CheckFits("Gate");
 
   if (cuda::FewGateTakes(params)) {
-    cuda::FewGate({.gate = params,
-                   .preparation = nullptr,
-                   .logits = logits,
-                   .counters = state_->attention_counters.As<unsigned>()},
-                  state_->stream);
+    cuda::FewGate({.gate = params, .preparation = nullptr, .logits = logits, .counters = counters},
+                  stream);
     return;
   }
   if (params.x.type == DataType::kBf16 && params.weight.type == DataType::kBf16) {
-    LaunchLogits(params, logits, state_->stream);
+    LaunchLogits(params, logits, stream);
   } else {
-    LaunchPlainLogits(params, logits, state_->stream);
+    LaunchPlainLogits(params, logits, stream);
   }
   DSA_CUDA_CHECK(cudaGetLastError());
-  LaunchChoice(params, logits, state_->stream);
+  LaunchChoice(params, logits, stream);
 }
 
 }  // namespace dsa

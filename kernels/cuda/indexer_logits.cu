@@ -6,10 +6,10 @@
 //
 // 2 * 128 * H operations a key: compute-bound on the plain cores.  The fp8 format, which a server
 // uses, has its own kernel on the tensor cores.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/indexer_logits.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/kv_layout.h"
 
 namespace dsa {
@@ -71,13 +71,13 @@ __global__ __launch_bounds__(kThreads) void IndexerLogitsKernel(
 
 }  // namespace
 
-void CudaBackend::IndexerLogits(const IndexerLogitsParams& params) {
+void cuda::IndexerLogits(const IndexerLogitsParams& params, cudaStream_t stream) {
   const auto [tokens, heads] = Validate(params);
   if (tokens == 0) {
     return;
   }
   if (params.cache.format == KvFormat::kFp8) {
-    cuda::IndexerLogitsFp8(params, state_->stream);
+    cuda::IndexerLogitsFp8(params, stream);
     return;
   }
   const std::int64_t query_bytes = heads * kIndexerValues * 4;
@@ -86,7 +86,7 @@ void CudaBackend::IndexerLogits(const IndexerLogitsParams& params) {
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, kQueryBytesMax));
   const std::int64_t blocks = (params.scores.cols + kTokensPerBlock - 1) / kTokensPerBlock;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(tokens));
-  IndexerLogitsKernel<<<grid, kThreads, query_bytes, state_->stream>>>(params);
+  IndexerLogitsKernel<<<grid, kThreads, query_bytes, stream>>>(params);
   DSA_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -11,7 +11,6 @@
 // be joined in order.
 #include "common/view_parts.h"
 #include "kernels/cuda/attention_keys.cuh"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_arena.h"
@@ -236,15 +235,15 @@ cuda::AttentionParts TakeParts(cuda::ScratchArena& arena, std::int64_t row_heads
           .logs = nullptr};
 }
 
-cuda::AttentionParts FewHeadsParts(const DeviceBuffer& memory, int splits) {
+cuda::AttentionParts FewHeadsParts(float* memory, int splits) {
   static_assert(cuda::kFewHeadsPartValues ==
                 std::int64_t{cuda::kMultiprocessors} * cuda::kFewHeadsGroup * kLatentValues);
-  return {.outputs = memory.As<float>(),
+  return {.outputs = memory,
           .maxima = nullptr,
           .splits = splits,
           .is_binary = true,
           .counters = nullptr,
-          .logs = memory.As<float>() + cuda::kFewHeadsPartValues};
+          .logs = memory + cuda::kFewHeadsPartValues};
 }
 
 enum class Kernel : std::uint8_t { kPlain, kTensor, kManyHeads, kFewHeads };
@@ -368,12 +367,8 @@ std::int64_t cuda::LatentAttentionScratchBytes(const ScratchLimits& limits) {
   return std::max(parts.used(), latents.used());
 }
 
-void CudaBackend::PlanAttention(const PagedRows& /*rows*/, std::int64_t /*heads*/,
-                                bool batch_invariant) {
-  state_->batch_invariant = batch_invariant;
-}
-
-void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
+void cuda::LatentAttention(const LatentAttentionParams& params, const AttentionMeans& means,
+                           cudaStream_t stream) {
   const LatentAttentionExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
@@ -381,26 +376,26 @@ void CudaBackend::LatentAttention(const LatentAttentionParams& params) {
   const Kernel kernel = ChooseKernel(params);
   const std::int64_t groups = GroupsOf(kernel, extents.heads);
   const Splits plan =
-      PlanSplits(extents.tokens, groups, state_->multiprocessors, state_->batch_invariant);
-  if (IsChunk(params, kernel, plan, state_->limits)) {
-    cuda::ScratchArena arena(state_->scratch);
-    const cuda::LatentRows latents = cuda::TakeLatentRows(arena, ConvertedBlocks(state_->limits));
+      PlanSplits(extents.tokens, groups, means.multiprocessors, means.batch_invariant);
+  if (IsChunk(params, kernel, plan, means.limits)) {
+    cuda::ScratchArena arena(means.scratch);
+    const cuda::LatentRows latents = cuda::TakeLatentRows(arena, ConvertedBlocks(means.limits));
     arena.CheckFits("LatentAttention");
-    cuda::RunChunk(params, latents, state_->multiprocessors, state_->stream);
+    cuda::RunChunk(params, latents, means.multiprocessors, stream);
     return;
   }
   const std::int64_t heads =
       kernel == Kernel::kManyHeads ? groups * cuda::kManyHeadsGroup : extents.heads;
-  cuda::ScratchArena arena(state_->scratch);
+  cuda::ScratchArena arena(means.scratch);
   cuda::AttentionParts parts = kernel == Kernel::kFewHeads
-                                   ? FewHeadsParts(state_->attention_parts, plan.splits)
+                                   ? FewHeadsParts(means.few_heads_parts, plan.splits)
                                    : TakeParts(arena, std::min(extents.tokens, plan.rows) * heads,
                                                plan.splits, kernel != Kernel::kPlain);
-  parts.counters = state_->attention_counters.As<unsigned>();
+  parts.counters = means.counters;
   arena.CheckFits("LatentAttention");
   for (std::int64_t first = 0; first < extents.tokens; first += plan.rows) {
     const std::int64_t count = std::min(plan.rows, extents.tokens - first);
-    Launch(kernel, RowsOf(params, first, count), parts, state_->stream);
+    Launch(kernel, RowsOf(params, first, count), parts, stream);
   }
 }
 

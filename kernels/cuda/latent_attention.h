@@ -4,9 +4,11 @@
 // they go; a kernel attends to one range for some heads, and the ranges are joined in order.
 #pragma once
 
+#include "kernels/backend_buffer.h"
 #include "kernels/cuda/latent_rows.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/latent_attention.h"
+#include "kernels/scratch_limits.h"
 
 #include <cstdint>
 
@@ -34,6 +36,18 @@ struct AttentionParts {
 inline constexpr std::int64_t kFewHeadsPartValues = std::int64_t{kMultiprocessors} * 16 * 512;
 inline constexpr std::int64_t kFewHeadsPartBytes =
     (kFewHeadsPartValues + std::int64_t{kMultiprocessors} * 16 * kSplitsMax) * 4;
+
+// What LatentAttention has beside its parameters.
+struct AttentionMeans {
+  int multiprocessors;
+  bool batch_invariant;  // Backend::PlanAttention
+  const ScratchLimits& limits;
+  const DeviceBuffer& scratch;
+  float* few_heads_parts;  // kFewHeadsPartBytes of 0xFF between ops
+  unsigned* counters;      // kAttentionCounterBytes, zero between ops
+};
+void LatentAttention(const LatentAttentionParams& params, const AttentionMeans& means,
+                     cudaStream_t stream);
 
 // bfloat16 activations over a cache of fp8 or bfloat16, on the tensor cores: 64 heads a block,
 // fewer for few heads.

@@ -2,12 +2,9 @@
 // nothing to hand back: the device has failed, and with it the process.
 #pragma once
 
-#include "common/check.h"
 #include "common/view.h"
-#include "kernels/device_failure.h"
 
 #include <cstdint>
-#include <string>
 
 #include <cuda_runtime_api.h>
 
@@ -21,9 +18,7 @@
 
 namespace dsa::cuda {
 
-[[noreturn]] inline void CallFailed(const char* error, const char* file, int line) {
-  DeviceFailed(std::string(error) + " (" + file + ":" + std::to_string(line) + ")");
-}
+[[noreturn]] void CallFailed(const char* error, const char* file, int line);
 
 // Of an H100 or H200.  Only the shape of a grid may depend on it, no result.
 inline constexpr int kMultiprocessors = 132;

@@ -1,14 +1,8 @@
-// Linear and BlockScaledLinear: kernels for the few rows of a decode step (small_product.cuh,
-// narrow_product.cu), cuBLASLt, or a plain kernel, one warp per output element, where the
-// types of x and weight differ, and for small weights of odd extents that cuBLASLt does not take.
-// A large weight that it does not take would be a hundred times slower than it should be: that is
-// refused, never run.
-#include "kernels/cuda/cuda_state.h"
+// Linear and BlockScaledLinear of what no faster product takes (linear.cpp): one warp per output
+// element.
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
-#include "kernels/cuda/launch.h"
-#include "kernels/cuda/narrow_product.h"
-#include "kernels/cuda/small_product.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/linear.h"
@@ -83,46 +77,25 @@ dim3 GridOf(const LinearExtents& extents) {
 
 }  // namespace
 
-void CudaBackend::Linear(const LinearParams& params) {
+void cuda::PlainLinear(const LinearParams& params, cudaStream_t stream) {
   const LinearExtents extents = Validate(params);
-  if (extents.tokens == 0 || extents.outputs == 0) {
-    return;
-  }
-  if (cuda::NarrowProductTakes(params)) {
-    cuda::NarrowProduct(params, state_->stream);
-    return;
-  }
-  if (params.x.type == params.weight.type && state_->gemm.Multiply(params, state_->stream)) {
-    return;
-  }
   CheckPlain("Linear", extents);
-  cuda::DispatchFloat(params.x.type, [&]<typename X>(X) {
-    cuda::DispatchFloat(params.weight.type, [&]<typename W>(W) {
-      cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
-        cuda::LaunchDependent(LinearKernel<X, W, Y>, {.grid = GridOf(extents), .threads = kThreads},
-                              state_->stream, params);
+  DispatchFloat(params.x.type, [&]<typename X>(X) {
+    DispatchFloat(params.weight.type, [&]<typename W>(W) {
+      DispatchFloat(params.y.type, [&]<typename Y>(Y) {
+        LaunchDependent(LinearKernel<X, W, Y>, {.grid = GridOf(extents), .threads = kThreads},
+                        stream, params);
       });
     });
   });
 }
 
-void CudaBackend::BlockScaledLinear(const BlockScaledLinearParams& params) {
+void cuda::PlainBlockScaledLinear(const BlockScaledLinearParams& params, cudaStream_t stream) {
   const LinearExtents extents = Validate(params);
-  if (extents.tokens == 0 || extents.outputs == 0) {
-    return;
-  }
-  if (cuda::SmallProductTakes(params)) {
-    cuda::SmallProducts({&params, 1}, nullptr, state_->stream);
-    return;
-  }
-  DSA_CHECK(state_->scratch_reserved, "BlockScaledLinear: before ReserveScratch");
-  if (state_->gemm.MultiplyBlockScaled(params, state_->stream)) {
-    return;
-  }
   CheckPlain("BlockScaledLinear", extents);
-  cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
-    cuda::LaunchDependent(BlockScaledLinearKernel<Y>,
-                          {.grid = GridOf(extents), .threads = kThreads}, state_->stream, params);
+  DispatchFloat(params.y.type, [&]<typename Y>(Y) {
+    LaunchDependent(BlockScaledLinearKernel<Y>, {.grid = GridOf(extents), .threads = kThreads},
+                    stream, params);
   });
 }
 

@@ -10,11 +10,11 @@
 // anything else in float32 without them (masked_attention_plain.cuh).  Keys are visited in
 // ascending order, as many at a time as the kernel's tile has, from position 0 on: a row's bits
 // depend on its query, its keys and its selection alone.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/masked_attention.h"
 #include "kernels/cuda/masked_attention_plain.cuh"
 #include "kernels/cuda/masked_attention_tensor.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/scratch_arena.h"
 
 #include <algorithm>
@@ -173,18 +173,18 @@ std::int64_t cuda::MaskedAttentionScratchBytes(const ScratchLimits& limits) {
   return bytes;
 }
 
-void CudaBackend::MaskedAttention(const MaskedAttentionParams& params) {
+void cuda::MaskedAttention(const MaskedAttentionParams& params, const ScratchLimits& limits,
+                           const DeviceBuffer& memory, cudaStream_t stream) {
   const MaskedAttentionExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
   }
-  const ScratchLimits& limits = state_->limits;
   DSA_CHECK(limits.masked_context_max > 0, "MaskedAttention: no scratch, masked_context_max={}",
             limits.masked_context_max);
   const bool is_tensor = params.q.type == DataType::kBf16 && params.w_uk.type == DataType::kBf16 &&
                          params.w_uv.type == DataType::kBf16 &&
                          params.cache.format != KvFormat::kF32 && extents.value <= kTensorValuesMax;
-  cuda::ScratchArena arena(state_->scratch);
+  cuda::ScratchArena arena(memory);
   cuda::MaskedScratch scratch = TakeScratch(arena, {.tokens = extents.tokens,
                                                     .keys = WindowKeys(limits),
                                                     .heads = extents.heads,
@@ -197,15 +197,15 @@ void CudaBackend::MaskedAttention(const MaskedAttentionParams& params) {
   static_assert(cuda::MaskedTile<128>::kRows == cuda::kWarpgroupTile);
   scratch.rows_of_tile = cuda::kWarpgroupTile;
   scratch.keys_of_tile = is_warpgroup ? cuda::kWarpgroupTile : cuda::kMaskBits;
-  cuda::PlanRunsKernel<<<1, cuda::kPlanThreads, 0, state_->stream>>>(params.rows, scratch);
+  cuda::PlanRunsKernel<<<1, cuda::kPlanThreads, 0, stream>>>(params.rows, scratch);
   DSA_CUDA_CHECK(cudaGetLastError());
   if (is_warpgroup) {
-    cuda::MaskedWarpgroup(params, scratch, state_->stream);
+    cuda::MaskedWarpgroup(params, scratch, stream);
     return;
   }
   if (is_tensor) {
-    extents.value <= 128 ? LaunchTensor<128>(params, scratch, state_->stream)
-                         : LaunchTensor<kTensorValuesMax>(params, scratch, state_->stream);
+    extents.value <= 128 ? LaunchTensor<128>(params, scratch, stream)
+                         : LaunchTensor<kTensorValuesMax>(params, scratch, stream);
     return;
   }
   constexpr std::int64_t kWidthMax = cuda::PlainMasked<float, float>::kWidthMax;
@@ -217,7 +217,7 @@ void CudaBackend::MaskedAttention(const MaskedAttentionParams& params) {
   cuda::DispatchFloat(params.q.type, [&]<typename T>(T) {
     cuda::DispatchFloat(params.w_uk.type, [&]<typename W>(W) {
       cuda::DispatchFormat(params.cache.format, [&]<KvFormat kFormat>() {
-        LaunchResident(PlainMaskedKernel<T, W, kFormat>, 0, params, scratch, state_->stream);
+        LaunchResident(PlainMaskedKernel<T, W, kFormat>, 0, params, scratch, stream);
       });
     });
   });

@@ -1,9 +1,9 @@
 // PrepareIndexerQuery: one warp per token and head, eight warps a block.
 //
 // Reads 128 b H bytes a token and writes 128 H + 4 H for fp8; memory-bound.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/indexer_vector.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/prepare_indexer_query.h"
 
 namespace dsa {
@@ -43,7 +43,7 @@ __global__ __launch_bounds__(kThreads) void PrepareIndexerQueryKernel(
 
 }  // namespace
 
-void CudaBackend::PrepareIndexerQuery(const PrepareIndexerQueryParams& params) {
+void cuda::PrepareIndexerQuery(const PrepareIndexerQueryParams& params, cudaStream_t stream) {
   const auto [tokens, heads] = Validate(params);
   if (tokens == 0 || heads == 0) {
     return;
@@ -53,7 +53,7 @@ void CudaBackend::PrepareIndexerQuery(const PrepareIndexerQueryParams& params) {
   const dim3 grid(static_cast<unsigned>(tokens),
                   static_cast<unsigned>((heads + kWarps - 1) / kWarps));
   cuda::DispatchFloat(params.q.type, [&]<typename T>(T) {
-    PrepareIndexerQueryKernel<T><<<grid, kThreads, 0, state_->stream>>>(params, factor);
+    PrepareIndexerQueryKernel<T><<<grid, kThreads, 0, stream>>>(params, factor);
   });
   DSA_CUDA_CHECK(cudaGetLastError());
 }

@@ -2,7 +2,7 @@
 // others one by one.
 #include "kernels/fused/project.h"
 
-#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/narrow_product.h"
 #include "kernels/cuda/small_product.h"
 
@@ -46,9 +46,9 @@ void CudaBackend::Project(const ProjectParams& params) {
     Multiply(*this, params.x, others[i]->weight, others[i]->y);
   }
   if (count > 0) {
-    cuda::SmallProducts({small.data(), count}, narrow ? &*narrow : nullptr, state_->stream);
+    cuda::SmallProducts({small.data(), count}, narrow ? &*narrow : nullptr, stream());
   } else if (narrow) {
-    cuda::NarrowProduct(*narrow, state_->stream);
+    cuda::NarrowProduct(*narrow, stream());
   }
 }
 

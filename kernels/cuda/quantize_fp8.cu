@@ -1,8 +1,8 @@
 // QuantizeFp8: half a warp per row and block of 128 columns, eight values that lie together a lane.
 //
 // Reads b T K bytes, writes T K + 4 T K / 128.  Memory-bound.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/ops/quantize_fp8.h"
 
@@ -68,7 +68,7 @@ __global__ __launch_bounds__(kThreads) void QuantizeFp8Kernel(
 
 }  // namespace
 
-void CudaBackend::QuantizeFp8(const QuantizeFp8Params& params) {
+void cuda::QuantizeFp8(const QuantizeFp8Params& params, cudaStream_t stream) {
   const QuantizeFp8Extents extents = Validate(params);
   const std::int64_t tasks = extents.tokens * extents.blocks;
   if (tasks == 0) {
@@ -77,8 +77,8 @@ void CudaBackend::QuantizeFp8(const QuantizeFp8Params& params) {
   cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
     cuda::LaunchDependent(
         QuantizeFp8Kernel<T>,
-        {.grid = static_cast<unsigned>((tasks + kTasks - 1) / kTasks), .threads = kThreads},
-        state_->stream, params, extents.blocks);
+        {.grid = static_cast<unsigned>((tasks + kTasks - 1) / kTasks), .threads = kThreads}, stream,
+        params, extents.blocks);
   });
 }
 

@@ -2,8 +2,8 @@
 // bfloat16 activations.  Experts with many rows each take the launches of expert_tiles.h instead.
 #pragma once
 
-#include "kernels/cuda/activate.cuh"
-#include "kernels/cuda/pair_sort.cuh"
+#include "kernels/cuda/activate.h"
+#include "kernels/cuda/expert_pairs.h"
 #include "kernels/cuda/scratch_arena.h"
 #include "kernels/fused/activation.h"
 #include "kernels/ops/routed_experts.h"

@@ -5,10 +5,10 @@
 //
 // h is kept in shared memory between the two passes (4 D bytes), so x is read once: with b bytes an
 // element 2 b T D move, twice that with a residual.  Memory-bound.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/rms_norm.h"
 
 namespace dsa {
@@ -64,7 +64,7 @@ __global__ __launch_bounds__(kThreads) void RmsNormKernel(const __grid_constant_
 
 }  // namespace
 
-void CudaBackend::RmsNorm(const RmsNormParams& params) {
+void cuda::RmsNorm(const RmsNormParams& params, cudaStream_t stream) {
   const auto [tokens, hidden] = Validate(params);
   if (tokens == 0) {
     return;  // an empty grid is a launch error
@@ -78,7 +78,7 @@ void CudaBackend::RmsNorm(const RmsNormParams& params) {
     cuda::LaunchDependent(
         RmsNormKernel<T>,
         {.grid = static_cast<unsigned>(tokens), .threads = kThreads, .shared_bytes = shared_bytes},
-        state_->stream, params);
+        stream, params);
   });
 }
 

@@ -1,8 +1,8 @@
 // Rope: one thread a pair.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/rope.cuh"
 
 namespace dsa {
@@ -32,7 +32,7 @@ __global__ __launch_bounds__(kThreads) void RopeKernel(const __grid_constant__ R
 
 }  // namespace
 
-void CudaBackend::Rope(const RopeParams& params) {
+void cuda::Rope(const RopeParams& params, cudaStream_t stream) {
   const auto [tokens, heads, width] = Validate(params);
   const std::int64_t tasks = tokens * heads * (width / 2);
   if (tasks == 0) {
@@ -42,7 +42,7 @@ void CudaBackend::Rope(const RopeParams& params) {
     cuda::LaunchDependent(
         RopeKernel<T>,
         {.grid = static_cast<unsigned>((tasks + kThreads - 1) / kThreads), .threads = kThreads},
-        state_->stream, params);
+        stream, params);
   });
 }
 

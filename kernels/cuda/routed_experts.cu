@@ -16,8 +16,8 @@
 // for.  fp8 and bfloat16 weights run on the tensor cores; with float32 in either operand the
 // products are float32 without them.
 #include "common/view_parts.h"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/plain_product.cuh"
 #include "kernels/cuda/resident_experts.h"
@@ -262,13 +262,14 @@ std::int64_t cuda::RoutedExpertsScratchBytes(const ScratchLimits& limits) {
   return bytes;
 }
 
-void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
+void cuda::RoutedExperts(const RoutedExpertsParams& params, const DeviceBuffer& scratch,
+                         cudaStream_t stream) {
   const RoutedExpertsExtents extents = Validate(params);
   DSA_CHECK(params.gate.experts <= cuda::kSortThreads, "RoutedExperts: E={}, limit {}",
             params.gate.experts, cuda::kSortThreads);
   if (cuda::ResidentExpertsTakes(params)) {
     cuda::ResidentExperts({.routed = params, .shared_expert = nullptr, .quantized_input = nullptr},
-                          state_->scratch, state_->stream);
+                          scratch, stream);
     return;
   }
   const std::int64_t element_bytes = SizeOf(params.x.type);
@@ -292,7 +293,7 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                              .per_token = per_token,
                              .element_bytes = element_bytes,
                              .output_bytes = SizeOf(params.y.type)};
-    cuda::ScratchArena arena(state_->scratch);
+    cuda::ScratchArena arena(scratch);
     const Regions regions = TakeRegions(arena, shape);
     arena.CheckFits("RoutedExperts");
 
@@ -300,7 +301,7 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     constexpr std::int64_t kFewRows = 6;  // of an expert, in the mean
     const int tile_tokens = shape.pairs() <= kFewRows * shape.experts ? kTileTokensMin : 64;
     const std::int64_t tiles = shape.Tiles(tile_tokens);
-    SortPairsKernel<<<1, cuda::kSortThreads, 0, state_->stream>>>(
+    SortPairsKernel<<<1, cuda::kSortThreads, 0, stream>>>(
         {.experts = pass.experts,
          .first_expert = static_cast<std::int32_t>(params.first_expert),
          .expert_count = static_cast<int>(shape.experts),
@@ -319,7 +320,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                               .rows = tokens,
                               .cols = Fp8Blocks(shape.hidden),
                               .row_stride = Fp8Blocks(shape.hidden)},
-                   .scale_format = params.scale_format});
+                   .scale_format = params.scale_format},
+                  stream);
     }
 
     // Inner.
@@ -332,9 +334,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                               .x_rows = regions.sorted.tokens,
                               .y = {regions.gate, regions.up},
                               .y_rows = nullptr};
-    cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-      Launch<T, T>(inner, tiles, tile_tokens, 2, state_->stream);
-    });
+    cuda::DispatchFloat(params.x.type,
+                        [&]<typename T>(T) { Launch<T, T>(inner, tiles, tile_tokens, 2, stream); });
 
     // Activate.
     const AnyMatrix gate = {.data = regions.gate,
@@ -344,7 +345,7 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                             .row_stride = shape.width};
     AnyMatrix up = gate;
     up.data = regions.up;
-    SwiGlu({.gate = gate, .up = up, .y = gate});
+    SwiGlu({.gate = gate, .up = up, .y = gate}, stream);
     if (is_fp8) {
       QuantizeFp8({.x = gate,
                    .values = {.data = regions.inner,
@@ -355,7 +356,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
                               .rows = shape.pairs(),
                               .cols = Fp8Blocks(shape.width),
                               .row_stride = Fp8Blocks(shape.width)},
-                   .scale_format = params.scale_format});
+                   .scale_format = params.scale_format},
+                  stream);
     }
 
     // Outer.
@@ -371,9 +373,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
               nullptr},
         .y_rows = regions.sorted.pairs};
     cuda::DispatchFloat(params.x.type, [&]<typename T>(T) {
-      params.y.type == DataType::kF32
-          ? Launch<T, float>(outer, tiles, tile_tokens, 1, state_->stream)
-          : Launch<T, T>(outer, tiles, tile_tokens, 1, state_->stream);
+      params.y.type == DataType::kF32 ? Launch<T, float>(outer, tiles, tile_tokens, 1, stream)
+                                      : Launch<T, T>(outer, tiles, tile_tokens, 1, stream);
     });
 
     // Combine.
@@ -383,8 +384,8 @@ void CudaBackend::RoutedExperts(const RoutedExpertsParams& params) {
     cuda::DispatchFloat(params.y.type, [&]<typename Y>(Y) {
       const dim3 grid(static_cast<unsigned>((shape.hidden + kThreads - 1) / kThreads),
                       static_cast<unsigned>(tokens));
-      CombineKernel<Y><<<grid, kThreads, 0, state_->stream>>>(
-          pass, reinterpret_cast<const Y*>(regions.contributions));
+      CombineKernel<Y>
+          <<<grid, kThreads, 0, stream>>>(pass, reinterpret_cast<const Y*>(regions.contributions));
     });
     DSA_CUDA_CHECK(cudaGetLastError());
   }

@@ -13,10 +13,10 @@
 // that no order of additions changes a bit.  Two 32-bit atomics with a carry make a 64-bit one.
 #include "common/prng.h"
 #include "kernels/batch_view.h"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/sample.h"
 
 #include <cfloat>
@@ -525,7 +525,7 @@ __global__ __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void CudaBackend::Sample(const SampleParams& params) {
+void cuda::Sample(const SampleParams& params, cudaStream_t stream) {
   const SampleExtents extents = Validate(params);
   if (extents.rows == 0) {
     return;
@@ -541,7 +541,7 @@ void CudaBackend::Sample(const SampleParams& params) {
                         {.grid = static_cast<unsigned>(extents.rows * kBlocks),
                          .threads = kThreads,
                          .shared_bytes = shared_bytes},
-                        state_->stream, params, slice);
+                        stream, params, slice);
 }
 
 }  // namespace dsa

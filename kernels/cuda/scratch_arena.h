@@ -6,8 +6,9 @@
 #pragma once
 
 #include "common/check.h"
-#include "kernels/backend.h"
+#include "kernels/backend_buffer.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/scratch_limits.h"
 
 #include <cstdint>
 #include <string_view>

@@ -11,9 +11,9 @@
 // Keys are the scores' bits made monotone as unsigned integers, -0 mapped to +0.  Scores are read
 // four times, from L2 after the first; 4 bytes a key.  A row is one block's: with few rows the
 // bandwidth of few multiprocessors is the bound.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/row_selection.cuh"
 #include "kernels/cuda/score_order.cuh"
 #include "kernels/cuda/warp_sums.cuh"
@@ -222,7 +222,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void SelectTopKKernel(
 
 }  // namespace
 
-void CudaBackend::SelectTopK(const SelectTopKParams& params) {
+void cuda::SelectTopK(const SelectTopKParams& params, cudaStream_t stream) {
   const SelectTopKExtents extents = Validate(params);
   if (extents.tokens == 0) {
     return;
@@ -234,7 +234,7 @@ void CudaBackend::SelectTopK(const SelectTopKParams& params) {
       params.rows.visible_max > 0 ? params.rows.visible_max : params.scores.cols;
   const bool is_wide = extents.tokens <= cuda::kMultiprocessors && visible_max > kLong;
   const auto kernel = is_wide ? SelectTopKKernel<4, 1> : SelectTopKKernel<2, 2>;
-  kernel<<<static_cast<unsigned>(extents.tokens), kThreads, 0, state_->stream>>>(params);
+  kernel<<<static_cast<unsigned>(extents.tokens), kThreads, 0, stream>>>(params);
   DSA_CUDA_CHECK(cudaGetLastError());
 }
 

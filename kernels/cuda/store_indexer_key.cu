@@ -1,7 +1,7 @@
 // StoreIndexerKey: one warp per token, eight a block, all steps in registers.  Reads 128 b bytes a
 // token, writes 132; tiny.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/store_indexer_key.cuh"
 
 namespace dsa {
@@ -23,7 +23,7 @@ __global__ __launch_bounds__(kThreads) void StoreIndexerKeyKernel(
 
 }  // namespace
 
-void CudaBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
+void cuda::StoreIndexerKey(const StoreIndexerKeyParams& params, cudaStream_t stream) {
   const auto [tokens] = Validate(params);
   if (tokens == 0) {
     return;
@@ -32,7 +32,7 @@ void CudaBackend::StoreIndexerKey(const StoreIndexerKeyParams& params) {
     cuda::LaunchDependent(
         StoreIndexerKeyKernel<T>,
         {.grid = static_cast<unsigned>((tokens + kWarps - 1) / kWarps), .threads = kThreads},
-        state_->stream, params);
+        stream, params);
   });
 }
 

@@ -1,7 +1,7 @@
 // StoreLatent: one block of 128 threads per token (store_latent.cuh).  Reads 576 b bytes per token
 // and writes one record; memory-bound and tiny.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/store_latent.cuh"
 
 namespace dsa {
@@ -18,15 +18,15 @@ __global__ __launch_bounds__(kThreads) void StoreLatentKernel(
 
 }  // namespace
 
-void CudaBackend::StoreLatent(const StoreLatentParams& params) {
+void cuda::StoreLatent(const StoreLatentParams& params, cudaStream_t stream) {
   const auto [tokens] = Validate(params);
   if (tokens == 0) {
     return;
   }
   cuda::DispatchFloat(params.kv.type, [&, tokens = tokens]<typename T>(T) {
     cuda::LaunchDependent(StoreLatentKernel<T>,
-                          {.grid = static_cast<unsigned>(tokens), .threads = kThreads},
-                          state_->stream, params);
+                          {.grid = static_cast<unsigned>(tokens), .threads = kThreads}, stream,
+                          params);
   });
 }
 

@@ -1,8 +1,8 @@
 // SwiGlu: a thread per eight values of a row.  Reads 2 b T I bytes and writes b T I; memory-bound.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/swiglu.cuh"
 #include "kernels/ops/swiglu.h"
 
@@ -44,7 +44,7 @@ __global__ __launch_bounds__(kThreads) void SwiGluKernel(const __grid_constant__
 
 }  // namespace
 
-void CudaBackend::SwiGlu(const SwiGluParams& params) {
+void cuda::SwiGlu(const SwiGluParams& params, cudaStream_t stream) {
   const SwiGluExtents extents = Validate(params);
   const std::int64_t packs = (extents.width + kWidth - 1) / kWidth;
   const std::int64_t tasks = extents.tokens * packs;
@@ -55,7 +55,7 @@ void CudaBackend::SwiGlu(const SwiGluParams& params) {
     cuda::LaunchDependent(
         SwiGluKernel<T>,
         {.grid = static_cast<unsigned>((tasks + kThreads - 1) / kThreads), .threads = kThreads},
-        state_->stream, params, packs);
+        stream, params, packs);
   });
 }
 

@@ -1,8 +1,8 @@
 // UpdateBlockTables: one block of 64 threads an update.  A steady decode step changes one entry in
 // 64 rows; a prefix hit of 128K tokens writes 2,048 of one row, 32 a thread.
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/ops/update_block_tables.h"
 
 namespace dsa {
@@ -24,14 +24,14 @@ __global__ __launch_bounds__(kThreads) void UpdateBlockTablesKernel(const TableU
 
 }  // namespace
 
-void CudaBackend::UpdateBlockTables(const UpdateBlockTablesParams& params) {
+void cuda::UpdateBlockTables(const UpdateBlockTablesParams& params, cudaStream_t stream) {
   const UpdateBlockTablesExtents extents = Validate(params);
   if (extents.updates == 0) {
     return;
   }
   cuda::LaunchDependent(UpdateBlockTablesKernel,
                         {.grid = static_cast<unsigned>(extents.updates), .threads = kThreads},
-                        state_->stream, params.updates.data, params.blocks.data, params.tables);
+                        stream, params.updates.data, params.blocks.data, params.tables);
 }
 
 }  // namespace dsa

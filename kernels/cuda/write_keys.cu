@@ -7,8 +7,8 @@
 //
 // Some 5 KB per row, in the L2 cache: latency counts, so all three run side by side.
 #include "common/view_parts.h"
-#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/norm_row.cuh"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/store_indexer_key.cuh"
 #include "kernels/cuda/store_latent.cuh"
 #include "kernels/fused/write_keys.h"
@@ -86,7 +86,7 @@ bool IsTaken(const WriteKeysParams& params) {
 
 }  // namespace
 
-void CudaBackend::WriteKeys(const WriteKeysParams& params) {
+bool cuda::WriteKeys(const WriteKeysParams& params, cudaStream_t stream) {
   const bool has_query_latent = params.query_latent.x.data != nullptr;
   const auto latents = static_cast<int>(Validate(params.latent).tokens);
   const auto indexer_keys =
@@ -95,8 +95,7 @@ void CudaBackend::WriteKeys(const WriteKeysParams& params) {
     CheckQueryLatent(params);
   }
   if (!IsTaken(params)) {
-    Backend::WriteKeys(params);
-    return;
+    return false;
   }
   const Rows rows{
       .query_latent = params.query_latent,
@@ -109,13 +108,14 @@ void CudaBackend::WriteKeys(const WriteKeysParams& params) {
       .indexer_keys = indexer_keys};
   const int blocks = rows.query_latents + latents + (indexer_keys + kWarps - 1) / kWarps;
   if (blocks == 0) {
-    return;
+    return true;
   }
   cuda::DispatchFloat(params.latent.kv.type, [&]<typename T>(T) {
     cuda::LaunchDependent(WriteKeysKernel<T>,
-                          {.grid = static_cast<unsigned>(blocks), .threads = kThreads},
-                          state_->stream, rows);
+                          {.grid = static_cast<unsigned>(blocks), .threads = kThreads}, stream,
+                          rows);
   });
+  return true;
 }
 
 }  // namespace dsa

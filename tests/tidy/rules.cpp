@@ -249,7 +249,7 @@ std::vector<Complaint> CheckBannedWords(const Source& source) {
       {"cudaMalloc",
        std::regex(R"(\bcudaMalloc\w*\s*\()"),
        "cudaMalloc: memory belongs to the backend",
-       {"kernels/cuda/cuda_backend.cu", "kernels/cuda/graphs.cu"}},
+       {"kernels/cuda/cuda_backend.cpp", "kernels/cuda/graphs.cpp"}},
       {"throw", std::regex(R"(\bthrow\b)"), "throw: return an Error", {}},
       {"delete",
        std::regex(R"(\bdelete\s+[A-Za-z_(*]|\bdelete\[\])"),

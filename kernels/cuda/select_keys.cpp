@@ -6,6 +6,8 @@
 //
 // Each starts while the one before runs, and waits for what it reads of it.  The same selection as
 // the default body's, whose scores have the same bits: exact products, and sums in one order.
+#include "kernels/fused/select_keys.h"
+
 #include "common/view_parts.h"
 #include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/cuda_state.h"
@@ -14,7 +16,6 @@
 #include "kernels/cuda/index_selection.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch_arena.h"
-#include "kernels/fused/select_keys.h"
 #include "kernels/ops/indexer_logits.h"
 #include "kernels/ops/prepare_indexer_query.h"
 #include "kernels/ops/select_top_k.h"

@@ -1,23 +1,17 @@
 // What a step queues beside its ops: copies of pinned memory, events, and graphs.  A graph is what
 // the stream captured while the body ran: one launch a replay, no host work per node.
-#include "kernels/cuda/cuda_state.h"
-#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/graphs.h"
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
 
 namespace dsa {
 namespace {
 
 // A memset would keep its neighbours in the chain of launches from overlapping.
 constexpr std::size_t kSmallZeroBytes = 4096;
-constexpr unsigned kZeroThreads = 256;
-
-__global__ __launch_bounds__(kZeroThreads) void ZeroKernel(std::uint8_t* target, int bytes) {
-  cuda::StartAfterPredecessors();
-  for (int i = static_cast<int>(threadIdx.x); i < bytes; i += kZeroThreads) {
-    target[i] = 0;
-  }
-}
 
 }  // namespace
 
@@ -143,8 +137,7 @@ void CudaBackend::Zero(void* target, std::size_t bytes) {
     return;
   }
   if (bytes <= kSmallZeroBytes) {
-    cuda::LaunchDependent(ZeroKernel, {.grid = 1, .threads = kZeroThreads}, state_->stream,
-                          static_cast<std::uint8_t*>(target), static_cast<int>(bytes));
+    cuda::ZeroFew(target, bytes, state_->stream);
     return;
   }
   DSA_CUDA_CHECK(cudaMemsetAsync(target, 0, bytes, state_->stream));

@@ -1,5 +1,6 @@
-// The backend's device, its memory and scratch; graphs.cu has what is queued on its stream.
+// The backend's device, its memory and scratch; graphs.cpp has what is queued on its stream.
 #include "kernels/cuda/cuda_backend.h"
+
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/expert_exchange.h"
 #include "kernels/cuda/latent_attention.h"

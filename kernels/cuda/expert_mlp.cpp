@@ -5,12 +5,13 @@
 // tiles would begin a second wave and are not cut into parts of K, since rows are many or K is
 // short, its gate and up are computed before, by the gate's launch, and the experts' activates what
 // they gave and computes its down (docs/kernels/experts.md).
+#include "kernels/fused/expert_mlp.h"
+
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/few_gate.h"
 #include "kernels/cuda/product_and_gate.h"
 #include "kernels/cuda/resident_experts.h"
 #include "kernels/cuda/scratch_arena.h"
-#include "kernels/fused/expert_mlp.h"
 #include "kernels/fused/project.h"
 
 #include <array>
