@@ -34,7 +34,7 @@ const std::vector<std::pair<std::string, std::string>>& NamesByHeader() {
       {"cmath",
        "ceil cos exp exp2 fabs floor fma fmax frexp isfinite isinf isnan ldexp log log1p log2 nan "
        "nearbyintf "
-       "nextafter pow round sin sqrt"},
+       "nextafter pow round sin sqrt trunc"},
       {"concepts", "integral"},
       {"condition_variable", "condition_variable"},
       {"csignal", "signal"},
