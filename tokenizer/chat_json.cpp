@@ -212,13 +212,13 @@ Result<ChatMessage> ReadMessage(const PythonValue& value, const std::string& pat
   if (message.role != ChatRole::kTool && !message.tool_call_id.empty()) {
     return fields.MakeError("tool_call_id", "belongs to tool messages");
   }
-  std::vector<std::string_view> known = {"role",         "content", "reasoning_content",
-                                         "tool_calls",   "tools",   "response_format",
-                                         "tool_call_id", "prefix"};
-  if (message.role == ChatRole::kTool) {
-    known.push_back("name");  // of the function: the call says it already
+  // Of a participant, or of the function whose call says it already: no prompt has a place for it.
+  if (const Result<std::string> name = fields.TextOrEmpty("name"); !name.ok()) {
+    return name.error();
   }
-  DSA_RETURN_IF_ERROR(fields.CheckKeys(known));
+  DSA_RETURN_IF_ERROR(
+      fields.CheckKeys({"role", "content", "reasoning_content", "tool_calls", "tools",
+                        "response_format", "tool_call_id", "prefix", "name"}));
   return message;
 }
 

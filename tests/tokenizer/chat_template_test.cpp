@@ -198,8 +198,8 @@ TEST_CASE("what the format cannot express is refused by field", "[tokenizer][cha
        "messages[0].content: not null, a string or an array of text parts"},
       {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})",
        "messages[0].content[0].type: only text parts are supported, not \"image_url\""},
-      {R"({"messages": [{"role": "user", "content": "u", "name": "n"}]})",
-       "messages[0].name: not supported"},
+      {R"({"messages": [{"role": "user", "content": "u", "name": 5}]})",
+       "messages[0].name: not a string"},
       {R"({"messages": [{"role": "user", "content": "u", "prefix": true}]})",
        "messages[0].prefix: only the last message, an assistant's, can be continued"},
       {R"({"messages": [{"role": "assistant", "content": "a", "prefix": true}, )" + kUser + "]}",
@@ -247,7 +247,7 @@ TEST_CASE("what the format cannot express is refused by field", "[tokenizer][cha
         Render(R"({"messages": [{"role": "system", "tools": [{"type": "function", "function":
             {"name": "f"}}]}]})"));
   // Keys that say nothing are no error: clients send them.
-  CHECK(Render(R"({"messages": [{"role": "user", "content": "u", "name": null, "audio": null,
+  CHECK(Render(R"({"messages": [{"role": "user", "content": "u", "name": "n", "audio": null,
       "annotations": []}]})") == "<｜begin▁of▁sentence｜><｜User｜>u<｜Assistant｜></think>");
 }
 
