@@ -59,12 +59,9 @@ function(dsa_proto_library name)
       DEPENDS ${dependencies}
       WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
     list(APPEND sources ${base}.pb.cc)
-    # protoc gives every file the same names for its tables.
-    set_source_files_properties(${base}.pb.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endforeach()
   add_library(dsa_${name} STATIC ${sources})
   add_library(dsa::${name} ALIAS dsa_${name})
-  dsa_join_sources(dsa_${name})
   dsa_unsanitized(dsa_${name})  # like the library behind it
   target_include_directories(dsa_${name} SYSTEM PUBLIC ${generated_root})
   target_link_libraries(dsa_${name} PUBLIC dsa_grpc)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # clang-tidy over our C++ sources.  Most of its time goes into the headers that a source includes,
-# so it takes the unity sources of the cpu-asan preset, which join up to eight of ours; tools/test.sh
+# so it takes the joined sources of the cpu-asan preset, which are up to eight of ours; tools/test.sh
 # has built that preset by then.  What was clean is not checked again until a source of ours in it,
 # any header of ours or the rules change.
 set -euo pipefail
