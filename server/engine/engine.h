@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -59,6 +60,10 @@ struct Siblings {
   std::vector<std::shared_ptr<TokenSink>> sinks;  // at least one
 };
 
+inline Error NoMemoryForRequest() {
+  return {ErrorCode::kResourceExhausted, "not enough memory for this request"};
+}
+
 // The part of the engine that the API layer uses.  (engine/engine_loop.h holds the rest.)
 class Engine {
  public:
@@ -76,9 +81,14 @@ class Engine {
 
   // The same for one prompt,
   Status SubmitSiblings(Request request, std::span<const std::shared_ptr<TokenSink>> sinks) {
-    std::vector<Siblings> prompts(1);
+    std::vector<Siblings> prompts;
+    try {
+      prompts.resize(1);
+      prompts.front().sinks.assign(sinks.begin(), sinks.end());
+    } catch (const std::bad_alloc&) {
+      return NoMemoryForRequest();
+    }
     prompts.front().request = std::move(request);
-    prompts.front().sinks.assign(sinks.begin(), sinks.end());
     return SubmitTogether(std::move(prompts));
   }
   // and for one answer to it.

@@ -147,7 +147,7 @@ Status EngineLoop::SubmitTogether(std::vector<Siblings> prompts) {
     }
   } catch (const std::bad_alloc&) {
     state_->inbox.ReturnPlaces(places);
-    return Error{ErrorCode::kResourceExhausted, "not enough memory for this request"};
+    return NoMemoryForRequest();
   }
   if (!state_->inbox.TryPush(live)) {
     for (const std::unique_ptr<LiveRequest>& one : live) {
