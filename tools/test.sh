@@ -76,16 +76,17 @@ case $installed in
   *) exit "$installed" ;;
 esac
 step 'build (address and undefined-behaviour sanitizers)' tools/build.sh cpu-asan
-# clang-tidy reads what that build joined and generated.  With the lowest priority it takes what the steps
-# below leave idle: tests wait and sleep, and builds end with one core.
+step 'tests (address and undefined-behaviour sanitizers)' sanitized cpu-asan . "$repeated_cases"
+step 'build (thread sanitizer)' tools/build.sh cpu-tsan "${threaded_targets[@]}"
+step 'tests (thread sanitizer)' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases"
+# clang-tidy reads what the address sanitizer's build joined.  With the lowest priority it takes what the steps
+# below leave idle: builds end with one core, and tests wait and sleep.  Not beside sanitized cases: a process
+# that ends under a sanitizer yields its core, and a case of 36 processes took 60 s instead of 2 beside others.
 set -m  # a process group of its own, so that a step that fails ends it
 nice -n 19 tools/tidy.sh >build/tidy.log 2>&1 &
 set +m
 tidy=$!
 trap 'kill -- "-$tidy" 2>/dev/null || true' EXIT
-step 'tests (address and undefined-behaviour sanitizers)' sanitized cpu-asan . "$repeated_cases"
-step 'build (thread sanitizer)' tools/build.sh cpu-tsan "${threaded_targets[@]}"
-step 'tests (thread sanitizer)' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases"
 if command -v nvcc >/dev/null; then
   step 'build (cuda)' optimised cuda kernels_cuda_tests cuda_start_tests dsa_cuda_bench \
     dsa_collective_bench "${cuda_objects[@]}"
