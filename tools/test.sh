@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Everything that continuous integration checks, in the order of how fast it fails:
-# formatting, the optimised build, the sanitizers, the CUDA build, the optimised build's tests, and beside
-# these clang-tidy.
+# formatting, the optimised build, the sanitizers, the CUDA build and clang-tidy, the optimised build's tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # On a machine that compiles all this for the first time, ccache would preprocess every source, and then
@@ -79,9 +78,9 @@ step 'build (address and undefined-behaviour sanitizers)' tools/build.sh cpu-asa
 step 'tests (address and undefined-behaviour sanitizers)' sanitized cpu-asan . "$repeated_cases"
 step 'build (thread sanitizer)' tools/build.sh cpu-tsan "${threaded_targets[@]}"
 step 'tests (thread sanitizer)' sanitized cpu-tsan "$threaded_cases" "$arithmetic_cases|$too_slow_cases"
-# clang-tidy reads what the address sanitizer's build joined.  With the lowest priority it takes what the steps
-# below leave idle: builds end with one core, and tests wait and sleep.  Not beside sanitized cases: a process
-# that ends under a sanitizer yields its core, and a case of 36 processes took 60 s instead of 2 beside others.
+# clang-tidy reads what the address sanitizer's build joined.  With the lowest priority it takes what the CUDA
+# build leaves idle, and the rest of the machine behind it.  Not beside tests: a process that ends under a
+# sanitizer yields its core, and a case of 36 processes took 60 s instead of 2 beside such neighbours.
 set -m  # a process group of its own, so that a step that fails ends it
 nice -n 19 tools/tidy.sh >build/tidy.log 2>&1 &
 set +m
@@ -94,7 +93,7 @@ if command -v nvcc >/dev/null; then
 else
   echo '== build (cuda): skipped, no nvcc' >&2
 fi
-step 'tests (cpu)' ctest --preset cpu -j "$(nproc)" --output-log build/cpu-tests.log
 step 'clang-tidy' tidied
+step 'tests (cpu)' ctest --preset cpu -j "$(nproc)" --output-log build/cpu-tests.log
 # Again, so that the runner's closing line closes the log.
 grep -A 2 'tests passed' build/cpu-tests.log
