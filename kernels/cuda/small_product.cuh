@@ -393,8 +393,10 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
     Cursor at;
     float sum[P::kRegisters];
     for (int tile = share.first; tile < share.tiles; tile += share.step) {
+      // The compiler does not see that a warp of one warpgroup is none but the first one's, and
+      // has no register to spare for a slab of 64 rows' sums.
       Accumulate<kTokens, kSlabs>(ring, p.stages, at, share.k_end - share.k_first,
-                                  warp / kGroupWarps, sum);
+                                  kSlabs == 1 ? 0 : warp / kGroupWarps, sum);
       if (p.split > 1 &&
           !SumOverCluster<kTokens, kSlabs>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
