@@ -3,7 +3,8 @@
 //
 //   warps 0-7    few_gate.cuh, which is done before the product is: what it takes, three ways
 //                through the L2 cache, a choice and a sort, costs no time of its own
-//   warps 8-14   small_product.cuh
+//   warps 8-15   small_product.cuh, of which the last does nothing: registers go from one warpgroup
+//                to another
 #include "kernels/cuda/few_gate.cuh"
 #include "kernels/cuda/per_device.h"
 #include "kernels/cuda/product_and_gate.h"
@@ -15,11 +16,18 @@ namespace dsa::cuda {
 namespace {
 
 constexpr int kTokensMin = 17;  // fewer: the experts' launch computes the shared one whole
-constexpr int kBothThreads = few_gate::kThreads + small_product::Plan<64>::kThreads;
+constexpr int kBothThreads = few_gate::kThreads + small_product::Plan<64>::kBesideThreads;
 // Of shared memory, beside the product's: the gate's, and what its sort has of its own.
 constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 2048;
 static_assert(few_gate::kWarps % 4 == 0, "a warpgroup begins behind the gate's warps");
 static_assert(small_product::kTokensMax == few_gate::kTokensMax);
+constexpr int kWarpgroup = 128;
+constexpr int kGateRegisters = 136;
+static_assert(kBothThreads == few_gate::kThreads + 2 * kWarpgroup);
+static_assert(few_gate::kThreads * kGateRegisters +
+                  kWarpgroup * (small_product::kBesideConsumerRegisters +
+                                small_product::kBesideLoaderRegisters) ==
+              1 << 16);
 
 template <int kTokens>
 __global__ void __launch_bounds__(kBothThreads, 1)
@@ -33,6 +41,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
     small_product::Run<kTokens, 1, few_gate::kWarps>(maps, p, dynamic);
     return;
   }
+  ptx::RaiseRegisters<kGateRegisters>();
   if (p.split > 1) {
     ptx::ClusterArrive();  // as the product's threads do
   }

@@ -92,6 +92,9 @@ struct Plan {
   static constexpr int kConsumerWarps = kSlabs * kGroupWarps;
   static constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
+  // In whole warpgroups, of which the last has a warp too many.
+  static constexpr int kBesideThreads =
+      (kWarps + kGroupWarps - 1) / kGroupWarps * kGroupWarps * kWarpSize;
   static constexpr int kTileRows = kSlabs * kSlabRows;
   static constexpr int kWeightBytes = kSlabs * kSlabBytes;
   static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
@@ -141,6 +144,11 @@ __device__ Ring MakeRing(const void* shared, int stages) {
 }
 
 enum NamedBarrier { kProductMeets = 2 };
+
+// Beside other warps, of which a thread has as many registers as one of the launch: those that load
+// need few, and 64 rows' sums are more than are left.
+inline constexpr int kBesideConsumerRegisters = 152;
+inline constexpr int kBesideLoaderRegisters = 88;
 
 // What a block computes: tiles first, first + step, ... and of each the blocks of K
 // [k_first, k_end).
@@ -349,8 +357,9 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
   return true;
 }
 
-// The products by Plan::kThreads threads of a block, from warp kFirstWarp on, a multiple of four.
-// Where a cluster splits K, other threads of the block arrive at the cluster's barrier, once.
+// The products by Plan::kThreads threads of a block; by Plan::kBesideThreads from warp kFirstWarp
+// on, a multiple of four, where others are ahead of them.  Where a cluster splits K, those arrive
+// at the cluster's barrier, once.
 template <int kTokens, int kSlabs, int kFirstWarp>
 __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t* shared) {
   using P = Plan<kTokens, kSlabs>;
@@ -377,19 +386,27 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
   if constexpr (kFirstWarp == 0) {
     __syncthreads();
   } else {
-    ptx::NamedBarrierSync(kProductMeets, P::kThreads);
+    ptx::NamedBarrierSync(kProductMeets, P::kBesideThreads);
   }
   if (p.split > 1) {
     ptx::ClusterArrive();
   }
 
-  if (warp == kConsumerWarps) {
-    if (lane == 0) {
-      LoadWeights<kSlabs>(maps, p, ring, share);
+  if (warp >= kConsumerWarps) {
+    if constexpr (kFirstWarp > 0) {
+      ptx::LowerRegisters<kBesideLoaderRegisters>();
     }
-  } else if (warp > kConsumerWarps) {
-    LoadInput<kTokens, kSlabs>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
+    if (warp == kConsumerWarps) {
+      if (lane == 0) {
+        LoadWeights<kSlabs>(maps, p, ring, share);
+      }
+    } else if (warp < P::kWarps) {
+      LoadInput<kTokens, kSlabs>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
+    }
   } else {
+    if constexpr (kFirstWarp > 0) {
+      ptx::RaiseRegisters<kBesideConsumerRegisters>();
+    }
     Cursor at;
     float sum[P::kRegisters];
     for (int tile = share.first; tile < share.tiles; tile += share.step) {
