@@ -153,6 +153,7 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
     SyncGate();
     const int first = group * kTileTokens;
     const int count = min(tokens - first, kAtOnce * kTileTokens);
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count * kExperts; i += kThreads) {
       const int token = i / kExperts;
       const int expert = i % kExperts;

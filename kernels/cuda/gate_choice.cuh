@@ -60,10 +60,12 @@ __device__ int TakeLargest(unsigned (&keys)[kPerLane], int lane) {
 __device__ inline float SumOfTwoLargest(const float* values, int count, int lanes, int lane) {
   float first = -FLT_MAX;
   float second = -FLT_MAX;
+#pragma unroll 1
   for (int i = lane % lanes; i < count; i += lanes) {
     second = fmaxf(second, fminf(first, values[i]));
     first = fmaxf(first, values[i]);
   }
+#pragma unroll 1
   for (int offset = 1; offset < lanes; offset *= 2) {
     const float other_first = __shfl_xor_sync(kAllLanes, first, offset);
     const float other_second = __shfl_xor_sync(kAllLanes, second, offset);
@@ -98,6 +100,7 @@ __device__ void DropGroups(const GateParams& p, float* biased, int lane,
       }
     }
   }
+#pragma unroll 1
   for (int i = 0; i < static_cast<int>(p.groups_kept); ++i) {
     TakeLargest(group_keys, lane);
   }
@@ -194,6 +197,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
   // Choice.
   const int chosen = static_cast<int>(p.experts.cols);
   float sum = 0.0F;
+#pragma unroll 1
   for (int k = 0; k < chosen; ++k) {
     const int id = TakeLargest(keys, lane);
     sum += shared.scores[id];
@@ -204,6 +208,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
   __syncwarp();
   constexpr float kTiny = 1e-20F;  // keeps a sum of zeros from dividing by zero
   const float divisor = p.normalize ? sum + kTiny : 1.0F;
+#pragma unroll 1  // of one turn
   for (int k = lane; k < chosen; k += kWarpSize) {
     const int id = shared.chosen[k];
     p.experts.Row(token)[k] = id;

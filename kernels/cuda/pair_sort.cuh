@@ -45,8 +45,11 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   __shared__ int tiles_used;
   const int thread = static_cast<int>(threadIdx.x);
   const int slots = choice.slots();
+  // Loops of one to three turns stay loops: unrolled, with a division each, they are 25 KB of
+  // instructions that a decode step meets once a layer, cold.
   cursors[thread] = 0;
   ptx::NamedBarrierSync(kSortMeets, kThreads);
+#pragma unroll 1
   for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
     const int expert = choice.ExpertOf(pair / slots, pair % slots);
     if (expert >= 0) {
@@ -61,6 +64,7 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   const int first = static_cast<int>(sums & 0xFFFFFFFFU);
   const int first_tile = static_cast<int>(sums >> 32);
   cursors[thread] = first;
+#pragma unroll 1
   for (int i = 0; i < tiles; ++i) {
     sorted.tiles[first_tile + i] = {.expert = thread,
                                     .first = first + i * tile_tokens,
@@ -71,9 +75,11 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
     *sorted.tiles_used = tiles_used;
   }
   ptx::NamedBarrierSync(kSortMeets, kThreads);
+#pragma unroll 1
   for (int i = tiles_used + thread; i < tiles_max; i += kThreads) {
     sorted.tiles[i] = {};
   }
+#pragma unroll 1
   for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
     const int expert = choice.ExpertOf(pair / slots, pair % slots);
     const int place = expert >= 0 ? atomicAdd(&cursors[expert], 1) : -1;
@@ -90,6 +96,7 @@ __device__ inline void AnnounceRows(const PairPreparation& p) {
   if (p.rows_ready == nullptr) {
     return;
   }
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.early_counter_count; i += kWarpSize) {
     p.early_counters[i] = 0;
   }
@@ -101,6 +108,7 @@ __device__ inline void AnnounceRows(const PairPreparation& p) {
 }
 template <int kThreads>
 __device__ void PreparePairs(const PairPreparation& p) {
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kThreads) {
     p.counters[i] = 0;
   }
