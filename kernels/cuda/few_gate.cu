@@ -7,7 +7,7 @@ namespace dsa::cuda {
 namespace {
 
 template <int kTiles>
-__global__ __launch_bounds__(few_gate::kThreads) void FewGateKernel(
+__global__ __launch_bounds__(few_gate::kThreads, 1) void FewGateKernel(
     const __grid_constant__ few_gate::FewGateParams p) {
   __shared__ few_gate::BlockShared shared;
   ptx::AllowSuccessor();

@@ -7,6 +7,10 @@
 //   choose   a warp per token in the first blocks, once all parts are there
 //   sort     the block that has chosen last
 //
+// Blocks that choose rehearse the choice and the sort before the kernels ahead have ended: their
+// instructions would else come when all wait for them, one line after the other, behind the weights
+// that the experts' launch has asked for by then.
+//
 // 3.7 MB of weights at V3.2's extents: 1.2 us at the memory's rate.  What counts is one way through
 // the L2 cache each for x, for the parts and for the choice.
 #pragma once
@@ -86,6 +90,24 @@ __device__ inline void LoadRow(const void* matrix, std::int64_t row_stride, int 
   }
 }
 
+// Asks for the weights of this block's experts, 64 columns of one a lane, in no register: what is
+// rehearsed needs those.
+__device__ inline void PrefetchWeights(const GateParams& gate) {
+  constexpr int kLineColumns = 64;
+  static_assert(kExperts * kWarpColumns == kWarpSize * kLineColumns);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int tiles = ExpertTiles(gate.weight.rows);
+  const std::int64_t expert = static_cast<int>(blockIdx.x) % tiles * kExperts + lane / 2;
+  const std::int64_t column = static_cast<int>(blockIdx.x) / tiles * kGateSliceColumns +
+                              warp * kWarpColumns + lane % 2 * kLineColumns;
+  if (expert < gate.weight.rows && column < gate.x.cols) {
+    asm volatile(
+        "prefetch.global.L2 [%0];" ::"l"(static_cast<const __nv_bfloat16*>(gate.weight.data) +
+                                         expert * gate.weight.row_stride + column));
+  }
+}
+
 // The sums of a warp's stages for eight tokens.
 __device__ inline void MultiplyTile(const uint4 (&low)[kPacks], const uint4 (&high)[kPacks],
                                     const uint4 (&x)[kPacks], int warp, int lane, int token,
@@ -108,12 +130,12 @@ __device__ inline void MultiplyTile(const uint4 (&low)[kPacks], const uint4 (&hi
 
 // This block's part of the logits.  kLoaded tiles of tokens are in registers at once.
 template <int kTiles, int kLoaded>
-__device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
+__device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread) {
   constexpr int kAtOnce = kTiles < kGroupTiles ? kTiles : kGroupTiles;
   static_assert(kTiles % kLoaded == 0 && kLoaded % kAtOnce == 0);
   const GateParams& gate = p.gate;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = thread / kWarpSize;
+  const int lane = thread % kWarpSize;
   const int experts = static_cast<int>(gate.weight.rows);
   const int tokens = static_cast<int>(gate.x.rows);
   const int columns = static_cast<int>(gate.x.cols);
@@ -154,7 +176,7 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared) {
     const int first = group * kTileTokens;
     const int count = min(tokens - first, kAtOnce * kTileTokens);
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < count * kExperts; i += kThreads) {
+    for (int i = thread; i < count * kExperts; i += kThreads) {
       const int token = i / kExperts;
       const int expert = i % kExperts;
       float sum = 0.0F;
@@ -212,6 +234,14 @@ __device__ inline void WaitForParts(const unsigned* counter, unsigned parts) {
   SyncGate();
 }
 
+// A thread's number anew: the compiler would else compute in front of a loop whatever follows from
+// it, and keep it in registers that there are not.
+__device__ inline int ThreadAnew() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
 // The gate by the block's first kThreads threads: a part of the logits, then the choice for a token
 // a warp or none of both.  Blocks of the grid: as many as Parts or Choosers, at least, and all
 // there at once.
@@ -222,37 +252,46 @@ __device__ void Run(const FewGateParams& p, BlockShared& shared) {
   const int tokens = static_cast<int>(p.gate.x.rows);
   const int choosers = Choosers(p.gate);
   const bool is_alone = parts == 1 && choosers == 1;  // nobody to wait for
-  if (block < choosers && static_cast<int>(threadIdx.x) < kPerLane) {
-    // The bias comes to the L2 cache before the logits are there.
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(
-        p.gate.bias.data +
-        min(static_cast<std::int64_t>(threadIdx.x) * kWarpSize, p.gate.bias.size - 1)));
+  const bool is_chooser = block < choosers;
+  if (is_chooser && block < parts) {
+    PrefetchWeights(p.gate);
   }
-  if (block < parts) {
-    Multiply<kTiles, kLoaded>(p, shared);  // ends with a barrier
-    if (threadIdx.x == 0 && !is_alone) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
+  // One loop, so that what is rehearsed and what counts are the same instructions.
+#pragma unroll 1
+  for (int turn = is_chooser ? 0 : 1; turn < 2; ++turn) {
+    const bool is_rehearsal = turn == 0;
+    const int thread = ThreadAnew();
+    const int warp = thread / kWarpSize;
+    const int token = block * kWarps + warp;
+    if (!is_rehearsal) {
+      if (block < parts) {
+        Multiply<kTiles, kLoaded>(p, shared, thread);  // ends with a barrier
+        if (threadIdx.x == 0 && !is_alone) {
+          asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
+        }
+      } else {
+        ptx::WaitForPredecessors();
+      }
+      if (!is_chooser) {
+        return;
+      }
+      if (!is_alone) {
+        WaitForParts(p.counters, static_cast<unsigned>(parts));
+      }
+      if (!p.sorts && threadIdx.x == 0) {
+        CountChooser(p.counters, choosers);  // beside the choice: nobody waits for it
+      }
     }
-  } else {
-    ptx::WaitForPredecessors();
-  }
-  if (block >= choosers) {
-    return;
-  }
-  if (!is_alone) {
-    WaitForParts(p.counters, static_cast<unsigned>(parts));
-  }
-  if (!p.sorts && threadIdx.x == 0) {
-    CountChooser(p.counters, choosers);  // beside the choice: nobody waits for it
-  }
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int token = block * kWarps + warp;
-  if (token < tokens) {
-    ChooseExperts<kPerLane>(p.gate, p.logits, token, static_cast<int>(threadIdx.x) % kWarpSize,
-                            shared.choices[warp]);
-  }
-  if (p.sorts && IsLast(p.counters, choosers)) {
-    PreparePairs<kThreads>(p.preparation);
+    if (token < tokens) {
+      ChooseExperts<kPerLane>(p.gate, p.logits, token, thread % kWarpSize, shared.choices[warp],
+                              is_rehearsal);
+    }
+    if (p.sorts && (is_rehearsal || IsLast(p.counters, choosers))) {
+      PreparePairs<kThreads>(p.preparation, is_rehearsal);
+    }
+    if (is_rehearsal) {
+      SyncGate();  // shared memory is free again
+    }
   }
 }
 

@@ -119,10 +119,11 @@ __device__ void DropGroups(const GateParams& p, float* biased, int lane,
   }
 }
 
-// The logits of a token, of which a lane gets 32 i + lane in sums[i]: its parts in order.
+// The logits of a token, of which a lane gets 32 i + lane in sums[i]: its parts in order.  Those of
+// experts from `end` on are not read.
 template <int kPerLane>
 __device__ void AddLogitParts(const GateParams& p, const float* logits, std::int64_t token,
-                              int lane, float (&sums)[kPerLane]) {
+                              int lane, int end, float (&sums)[kPerLane]) {
   constexpr int kAtOnce = 64 / kPerLane;  // as many loads are under way
   const int slices = static_cast<int>(GateSlices(p.x.cols));
   const int experts = static_cast<int>(p.weight.rows);
@@ -133,7 +134,7 @@ __device__ void AddLogitParts(const GateParams& p, const float* logits, std::int
     for (int slice = 0; slice < kAtOnce; ++slice) {
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
-        const bool exists = first + slice < slices && i * kWarpSize + lane < experts;
+        const bool exists = first + slice < slices && i * kWarpSize + lane < end;
         loaded[slice][i] =
             exists ? __ldcg(parts + (first + slice) * p.x.rows * experts + i * kWarpSize) : 0.0F;
       }
@@ -158,12 +159,14 @@ struct ChoiceShared {
   };
 };
 
-// The experts and weights of one token, by a warp.  E <= 32 kPerLane.
+// The experts and weights of one token, by a warp.  E <= 32 kPerLane.  A rehearsal goes through the
+// same instructions, reads nothing but the bias and writes nothing: before the kernels ahead have
+// ended it brings them to the caches.
 template <int kPerLane>
 __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int64_t token,
-                              int lane, ChoiceShared<kPerLane>& shared) {
+                              int lane, ChoiceShared<kPerLane>& shared, bool is_rehearsal = false) {
   const int experts = static_cast<int>(p.weight.rows);
-  const bool is_counted = p.expert_pairs.data != nullptr &&
+  const bool is_counted = !is_rehearsal && p.expert_pairs.data != nullptr &&
                           (p.live_rows.data == nullptr || token < __ldg(p.live_rows.data));
 
   // Scores.
@@ -174,7 +177,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
     bias[i] = e < experts ? p.bias.data[e] : 0.0F;
   }
   float sums[kPerLane] = {};
-  AddLogitParts<kPerLane>(p, logits, token, lane, sums);
+  AddLogitParts<kPerLane>(p, logits, token, lane, is_rehearsal ? 0 : experts, sums);
   unsigned keys[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
@@ -211,8 +214,11 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
 #pragma unroll 1  // of one turn
   for (int k = lane; k < chosen; k += kWarpSize) {
     const int id = shared.chosen[k];
-    p.experts.Row(token)[k] = id;
-    p.weights.Row(token)[k] = shared.scores[id] / divisor * p.scale;
+    const float weight = shared.scores[id] / divisor * p.scale;
+    if (!is_rehearsal) {
+      p.experts.Row(token)[k] = id;
+      p.weights.Row(token)[k] = weight;
+    }
     if (is_counted) {
       atomicAdd(p.expert_pairs.data + id, 1);  // nobody waits for it
     }

@@ -37,21 +37,25 @@ __device__ unsigned long long ExclusiveSum(unsigned long long value) {
 }
 
 // By the first kThreads threads of one block, of which thread e has expert e.  The order of an
-// expert's pairs is open: no result may depend on it.
+// expert's pairs is open: no result may depend on it.  A rehearsal takes all pairs for the first
+// expert's, and reads and writes shared memory alone.
 template <int kThreads = kSortThreads>
 __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_max,
-                          const SortedPairs& sorted) {
+                          const SortedPairs& sorted, bool is_rehearsal = false) {
   __shared__ int cursors[kThreads];  // counts, then where an expert's next pair goes
   __shared__ int tiles_used;
   const int thread = static_cast<int>(threadIdx.x);
   const int slots = choice.slots();
+  const auto expert_of = [&](int pair) {
+    return is_rehearsal ? 0 : choice.ExpertOf(pair / slots, pair % slots);
+  };
   // Loops of one to three turns stay loops: unrolled, with a division each, they are 25 KB of
   // instructions that a decode step meets once a layer, cold.
   cursors[thread] = 0;
   ptx::NamedBarrierSync(kSortMeets, kThreads);
 #pragma unroll 1
   for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
-    const int expert = choice.ExpertOf(pair / slots, pair % slots);
+    const int expert = expert_of(pair);
     if (expert >= 0) {
       atomicAdd(&cursors[expert], 1);
     }
@@ -65,24 +69,29 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   const int first_tile = static_cast<int>(sums >> 32);
   cursors[thread] = first;
 #pragma unroll 1
-  for (int i = 0; i < tiles; ++i) {
+  for (int i = 0; i < (is_rehearsal ? 0 : tiles); ++i) {
     sorted.tiles[first_tile + i] = {.expert = thread,
                                     .first = first + i * tile_tokens,
                                     .count = min(tile_tokens, count - i * tile_tokens)};
   }
   if (thread == kThreads - 1) {
     tiles_used = first_tile + tiles;
-    *sorted.tiles_used = tiles_used;
+    if (!is_rehearsal) {
+      *sorted.tiles_used = tiles_used;
+    }
   }
   ptx::NamedBarrierSync(kSortMeets, kThreads);
 #pragma unroll 1
-  for (int i = tiles_used + thread; i < tiles_max; i += kThreads) {
+  for (int i = tiles_used + thread; i < (is_rehearsal ? 0 : tiles_max); i += kThreads) {
     sorted.tiles[i] = {};
   }
 #pragma unroll 1
   for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
-    const int expert = choice.ExpertOf(pair / slots, pair % slots);
+    const int expert = expert_of(pair);
     const int place = expert >= 0 ? atomicAdd(&cursors[expert], 1) : -1;
+    if (is_rehearsal) {
+      continue;
+    }
     if (expert >= 0) {
       sorted.tokens[place] = pair / slots;
       sorted.pairs[place] = pair;
@@ -107,12 +116,13 @@ __device__ inline void AnnounceRows(const PairPreparation& p) {
   }
 }
 template <int kThreads>
-__device__ void PreparePairs(const PairPreparation& p) {
+__device__ void PreparePairs(const PairPreparation& p, bool is_rehearsal = false) {
+  const int counters = is_rehearsal ? 0 : p.counter_count;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < p.counter_count; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < counters; i += kThreads) {
     p.counters[i] = 0;
   }
-  SortPairs<kThreads>(p.choice, p.tile_tokens, p.tiles_max, p.sorted);
+  SortPairs<kThreads>(p.choice, p.tile_tokens, p.tiles_max, p.sorted, is_rehearsal);
 }
 
 }  // namespace dsa::cuda

@@ -189,6 +189,80 @@ class ForgetfulOverrides final : public ForwardingBackend {
   std::size_t forgotten_;
 };
 
+// What fused ops leave, one right behind the other: a launch that rehearses, or reads ahead, does
+// so while those before it still run.
+class Chain final {
+ public:
+  explicit Chain(const testing::LayerSizes& sizes)
+      : layer_(testing::TestBackend(), sizes, KvFormat::kFp8),
+        norm_(layer_.AddNorm()),
+        keys_(layer_.WriteKeys()),
+        experts_{layer_.ExpertMlp(), layer_.ExpertMlp()} {}
+
+  // `waits`: for the end of each op before the next one is queued.
+  void Run(bool waits) {
+    Backend& backend = testing::TestBackend();
+    const auto wait = [&] {
+      if (waits) {
+        backend.Synchronize();
+      }
+    };
+    for (int turn = 0; turn < 3; ++turn) {
+      for (std::size_t i = 0; i < experts_.size(); ++i) {
+        backend.ExpertMlp(experts_[i]);
+        wait();
+        backend.ExpertMlp(experts_[1 - i]);
+        wait();
+        backend.AddNorm(norm_);
+        wait();
+        backend.WriteKeys(keys_);
+        wait();
+        backend.AddNorm(norm_);
+        wait();
+      }
+    }
+    backend.Synchronize();
+  }
+
+  std::vector<std::vector<std::byte>> Outputs() const {
+    std::vector<std::vector<std::byte>> outputs;
+    const auto add = [&](const void* data, std::int64_t bytes) {
+      outputs.emplace_back(static_cast<std::size_t>(bytes));
+      testing::TestBackend().CopyToHost(outputs.back().data(), data, outputs.back().size());
+    };
+    const auto add_rows = [&](const AnyMatrix& m) {
+      REQUIRE(m.row_stride == m.cols);
+      add(m.data, m.rows * m.cols * SizeOf(m.type));
+    };
+    const auto add_activation = [&](const Activation& y) {
+      add_rows(y.x);
+      const std::int64_t rows = y.x.rows;
+      if (y.fp8.values.data != nullptr) {
+        add(y.fp8.values.data, rows * y.fp8.values.row_stride);
+        add(y.fp8.scales.data, rows * y.fp8.scales.row_stride * std::int64_t{sizeof(float)});
+      }
+    };
+    for (const ExpertMlpParams& experts : experts_) {
+      const GateParams& gate = experts.gate;
+      add_rows(experts.routed.y);
+      add(gate.experts.data, gate.experts.rows * gate.experts.cols * std::int64_t{sizeof(float)});
+      add(gate.weights.data, gate.weights.rows * gate.weights.cols * std::int64_t{sizeof(float)});
+      add(gate.expert_pairs.data, gate.expert_pairs.size * std::int64_t{sizeof(std::int32_t)});
+    }
+    add_rows(norm_.residual);
+    add_activation(norm_.y);
+    add_activation(keys_.query_latent);
+    testing::TestBackend().Synchronize();
+    return outputs;
+  }
+
+ private:
+  FusedLayer layer_;
+  AddNormParams norm_;
+  WriteKeysParams keys_;
+  std::vector<ExpertMlpParams> experts_;
+};
+
 }  // namespace
 
 TEST_CASE("overrides agree with the default bodies at the real model's extents",
@@ -205,6 +279,24 @@ TEST_CASE("overrides agree with the default bodies at the real model's extents",
   FusedLayer masked(testing::TestBackend(), sizes, format);
   check.AttendMasked(masked.AttendMasked());
   testing::CheckDifferences(check);
+}
+
+TEST_CASE("an op right behind others leaves what it leaves alone", "[kernels][fused][real_sizes]") {
+  testing::LayerSizes sizes = GENERATE(kSmallLayer, kRealLayer);
+  sizes.group = 1;
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 16, 17, 64);
+  CAPTURE(sizes.hidden, sizes.rows);
+  Chain alone(sizes);
+  alone.Run(true);
+  Chain chained(sizes);
+  chained.Run(false);
+  const auto expected = alone.Outputs();
+  const auto outputs = chained.Outputs();
+  REQUIRE(outputs.size() == expected.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    CAPTURE(i);
+    CHECK(outputs[i] == expected[i]);
+  }
 }
 
 TEST_CASE("an override is not compared with itself", "[kernels][fused]") {
