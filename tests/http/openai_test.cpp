@@ -16,6 +16,8 @@ using testing::FreePort;
 using testing::Get;
 using testing::HttpServing;
 using testing::LastDelta;
+using testing::MustParse;
+using testing::ParseEvents;
 using testing::Post;
 using testing::RawClient;
 using testing::Reply;
@@ -24,28 +26,8 @@ using testing::SteppedEngine;
 constexpr std::string_view kChat = "/v1/chat/completions";
 constexpr std::string_view kCompletions = "/v1/completions";
 
-Json Parse(const std::string& text) {
-  Result<Json> json = ParseJson(text, "answer");
-  REQUIRE(json.ok());
-  return std::move(json).value();
-}
-
-// The events of a stream; "[DONE]" as a string.
-std::vector<Json> Events(const std::string& body) {
-  std::vector<Json> events;
-  std::size_t at = 0;
-  for (std::size_t end = 0; (end = body.find("\n\n", at)) != std::string::npos; at = end + 2) {
-    const std::string line = body.substr(at, end - at);
-    REQUIRE(line.rfind("data: ", 0) == 0);
-    const std::string data = line.substr(6);
-    events.push_back(data == "[DONE]" ? Json(data) : Parse(data));
-  }
-  CHECK(at == body.size());
-  return events;
-}
-
 std::string ErrorMessage(const Reply& reply) {
-  return Parse(reply.body)["error"]["message"].get<std::string>();
+  return MustParse(reply.body)["error"]["message"].get<std::string>();
 }
 
 TEST_CASE("simple routes answer, others are told what is wrong", "[http]") {
@@ -54,19 +36,19 @@ TEST_CASE("simple routes answer, others are told what is wrong", "[http]") {
   const auto ask = [&](const std::string& request) { return Exchange(serving.port(), request); };
   CHECK(ask(Get("/health")).status == 200);
   CHECK(ask(Get("/ready?verbose=1")).status == 200);
-  CHECK(Parse(ask(Get("/version")).body) == Json{{"version", "9"}});
+  CHECK(MustParse(ask(Get("/version")).body) == Json{{"version", "9"}});
   const Reply models = ask(Get("/v1/models"));
   CHECK(models.headers.at("content-type") == "application/json");
-  CHECK(Parse(models.body)["object"] == "list");
-  CHECK(Parse(models.body)["data"][0]["id"] == "m");
-  CHECK(Parse(models.body)["data"][0]["max_model_len"] == 4096);
-  CHECK(Parse(models.body)["data"][0]["created"] > 1'700'000'000);
-  CHECK(Parse(ask(Get("/v1/models/m")).body)["id"] == "m");
+  CHECK(MustParse(models.body)["object"] == "list");
+  CHECK(MustParse(models.body)["data"][0]["id"] == "m");
+  CHECK(MustParse(models.body)["data"][0]["max_model_len"] == 4096);
+  CHECK(MustParse(models.body)["data"][0]["created"] > 1'700'000'000);
+  CHECK(MustParse(ask(Get("/v1/models/m")).body)["id"] == "m");
 
   const Reply unknown = ask(Get("/v1/models/other"));
   CHECK(unknown.status == 404);
   CHECK(ErrorMessage(unknown) == "model: \"other\" is not served; \"m\" is");
-  CHECK(Parse(unknown.body)["error"]["code"] == "model_not_found");
+  CHECK(MustParse(unknown.body)["error"]["code"] == "model_not_found");
   CHECK(ask(Get("/v2")).status == 404);
   const Reply method = ask(Get(kChat));
   CHECK(method.status == 405);
@@ -103,7 +85,7 @@ TEST_CASE("a completion comes whole", "[http]") {
   REQUIRE(reply.status == 200);
   CHECK(reply.headers.at("x-request-id") == "mine");
   CHECK(reply.headers.at("x-dsa-instance").size() == 32);
-  const Json answer = Parse(reply.body);
+  const Json answer = MustParse(reply.body);
   CHECK(answer["id"] == "cmpl-mine");
   CHECK(answer["object"] == "text_completion");
   CHECK(answer["model"] == "m");
@@ -130,17 +112,16 @@ TEST_CASE("a completion comes as a stream", "[http]") {
     CHECK(reply->status == 200);
     CHECK(reply->headers.at("content-type") == "text/event-stream; charset=utf-8");
     CHECK(reply->headers.count("x-request-id") == 1);
-    const std::vector<Json> events = Events(reply->body);
-    REQUIRE(events.size() >= 3);
-    CHECK(events.back() == "[DONE]");
-    const Json& usage = events[events.size() - 2];
+    const std::vector<Json> events = ParseEvents(reply->body);
+    REQUIRE(events.size() >= 2);
+    const Json& usage = events.back();
     CHECK(usage["choices"].empty());
     CHECK(usage["usage"]["completion_tokens"] == 8);
     std::string text;
-    for (std::size_t i = 0; i + 2 < events.size(); ++i) {
+    for (std::size_t i = 0; i + 1 < events.size(); ++i) {
       const Json& choice = events[i]["choices"][0];
       text += choice["text"].get<std::string>();
-      CHECK(choice["finish_reason"].is_null() == (i + 3 < events.size()));
+      CHECK(choice["finish_reason"].is_null() == (i + 2 < events.size()));
       CHECK(events[i].at("usage").is_null());
     }
     CHECK(text == "cdefghij");
@@ -179,9 +160,9 @@ TEST_CASE("a chat has reasoning, content and tool calls", "[http][chat]") {
        {R"("thinking": {"type": "enabled"})", R"("chat_template_kwargs": {"thinking": true})",
         R"("reasoning_effort": "high")"}) {
     const Json answer =
-        Parse(AskFake(serving, engine, Post(kChat, fmt::format("{{{}, {}}}", messages, thinking)),
-                      deltas())
-                  .body);
+        MustParse(AskFake(serving, engine,
+                          Post(kChat, fmt::format("{{{}, {}}}", messages, thinking)), deltas())
+                      .body);
     const Json& choice = answer["choices"][0];
     CHECK(answer["object"] == "chat.completion");
     CHECK(choice["message"]["role"] == "assistant");
@@ -213,16 +194,16 @@ TEST_CASE("a chat has reasoning, content and tool calls", "[http][chat]") {
       deltas());
   std::string reasoning;
   std::string content;
-  const std::vector<Json> events = Events(stream.body);
-  for (std::size_t i = 0; i + 1 < events.size(); ++i) {
+  const std::vector<Json> events = ParseEvents(stream.body);
+  for (std::size_t i = 0; i < events.size(); ++i) {
     const Json& delta = events[i]["choices"][0]["delta"];
     CHECK((delta.count("role") == 1) == (i == 0));
     CHECK(events[i].count("usage") == 0);
     reasoning += delta.value("reasoning_content", "");
     content += delta.value("content", "");
   }
-  CHECK(events.back() == "[DONE]");
-  CHECK(events[events.size() - 2]["choices"][0]["finish_reason"] == "stop");
+  REQUIRE_FALSE(events.empty());
+  CHECK(events.back()["choices"][0]["finish_reason"] == "stop");
   CHECK(reasoning == "because");
   CHECK(content == "Hello");
 
@@ -248,17 +229,17 @@ TEST_CASE("tool calls come with an id, and the finish says so", "[http][chat]") 
                                            stream)),
                    std::move(deltas));
   };
-  const Json choice = Parse(ask("false").body)["choices"][0];
+  const Json choice = MustParse(ask("false").body)["choices"][0];
   CHECK(choice["finish_reason"] == "tool_calls");
   CHECK(choice["message"]["content"].is_null());
   const Json& call = choice["message"]["tool_calls"][0];
   CHECK(call["type"] == "function");
   CHECK_FALSE(call["id"].get<std::string>().empty());
   CHECK(call["function"]["name"] == "f");
-  CHECK(Parse(call["function"]["arguments"].get<std::string>()) == Json{{"x", 1}});
+  CHECK(MustParse(call["function"]["arguments"].get<std::string>()) == Json{{"x", 1}});
   bool called = false;
-  for (const Json& event : Events(ask("true").body)) {
-    if (event.is_object() && event["choices"][0]["delta"].count("tool_calls") == 1) {
+  for (const Json& event : ParseEvents(ask("true").body)) {
+    if (event["choices"][0]["delta"].count("tool_calls") == 1) {
       called = true;
       CHECK(event["choices"][0]["delta"]["tool_calls"][0]["index"] == 0);
       CHECK(event["choices"][0]["delta"]["tool_calls"][0]["function"]["name"] == "f");
@@ -373,7 +354,7 @@ TEST_CASE("what cannot be done is refused by name", "[http]") {
     const std::optional<Reply> reply = client.Read();
     REQUIRE(reply);
     CHECK(reply->status == one.status);
-    const Json error = Parse(reply->body)["error"];
+    const Json error = MustParse(reply->body)["error"];
     CHECK(error["message"].get<std::string>().substr(0, one.message.size()) == one.message);
     if (!one.param.empty()) {
       CHECK(error["param"] == one.param);
@@ -419,7 +400,7 @@ TEST_CASE("how a request ends decides the status, or the last event", "[http]") 
       AskFake(serving, engine, Post(kCompletions, R"({"prompt": [1], "stream": true})"),
               {Delta("a", {1}), last});
   CHECK(stream.status == 200);
-  const std::vector<Json> events = Events(stream.body);
+  const std::vector<Json> events = ParseEvents(stream.body, testing::StreamEnd::kFailed);
   REQUIRE(events.size() == 2);
   CHECK(events[0]["choices"][0]["text"] == "a");
   CHECK(events[1]["error"]["message"] == "it broke");
@@ -431,13 +412,13 @@ TEST_CASE("text and tokens go both ways", "[http]") {
   const auto ask = [&](std::string_view path, const std::string& body) {
     return Exchange(serving.port(), Post(path, body));
   };
-  const Json tokens = Parse(ask("/tokenize", R"({"model": "m", "prompt": "Grüße"})").body);
+  const Json tokens = MustParse(ask("/tokenize", R"({"model": "m", "prompt": "Grüße"})").body);
   CHECK(tokens["count"] == tokens["tokens"].size());
   CHECK(tokens["max_model_len"] == 4096);
-  const Json text = Parse(ask("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()).body);
+  const Json text = MustParse(ask("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()).body);
   CHECK(text["prompt"] == "Grüße");
   const Json chat =
-      Parse(ask("/tokenize", R"({"messages": [{"role": "user", "content": "Grüße"}]})").body);
+      MustParse(ask("/tokenize", R"({"messages": [{"role": "user", "content": "Grüße"}]})").body);
   CHECK(chat["count"].get<int>() > tokens["count"].get<int>());
   const auto told = [&](const std::string& role) {
     return ask("/tokenize", R"({"messages": [{"role": ")" + role + R"(", "content": "Be brief."},
@@ -460,7 +441,7 @@ TEST_CASE("text and tokens go both ways", "[http]") {
   for (int i = 0; i < 20'000; ++i) {
     large += "word ";
   }
-  const Json many = Parse(ask("/tokenize", R"({"prompt": ")" + large + "\"}").body);
+  const Json many = MustParse(ask("/tokenize", R"({"prompt": ")" + large + "\"}").body);
   CHECK(many["count"].get<int>() > 20'000);
 }
 

@@ -26,6 +26,8 @@ using testing::FakeEngine;
 using testing::FreePort;
 using testing::HttpServing;
 using testing::LastDelta;
+using testing::MustParse;
+using testing::ParseEvents;
 using testing::Post;
 using testing::RawClient;
 using testing::Reply;
@@ -33,26 +35,6 @@ using testing::SteppedEngine;
 using testing::Submitted;
 
 constexpr std::string_view kPath = "/v1/completions";
-
-Json Parse(const std::string& text) {
-  Result<Json> json = ParseJson(text, "answer");
-  REQUIRE(json.ok());
-  return std::move(json).value();
-}
-
-// But for the last one, "[DONE]".
-std::vector<Json> Events(const std::string& body) {
-  std::vector<Json> events;
-  std::size_t at = 0;
-  for (std::size_t end = 0; (end = body.find("\n\n", at)) != std::string::npos; at = end + 2) {
-    const std::string data = body.substr(at, end - at).substr(std::string_view("data: ").size());
-    if (data != "[DONE]") {
-      events.push_back(Parse(data));
-    }
-  }
-  CHECK(body.ends_with("data: [DONE]\n\n"));
-  return events;
-}
 
 std::string Body(const std::string& prompts, const std::string& fields) {
   return fmt::format(R"({{"prompt": {}, {}}})", prompts, fields);
@@ -129,7 +111,7 @@ TEST_CASE("each of several prompts has n choices, those of the first first", "[h
   AnswerFour(all);
   const Reply reply = client.Read().value_or(Reply{});
   REQUIRE(reply.status == 200);
-  const Json answer = Parse(reply.body);
+  const Json answer = MustParse(reply.body);
   REQUIRE(answer["choices"].size() == 4);
   for (std::size_t i = 0; i < 4; ++i) {
     CHECK(answer["choices"][i]["index"] == i);
@@ -147,7 +129,7 @@ TEST_CASE("a stream of several prompts has pieces of all of them", "[http][promp
       kPath,
       Body(kTwoPrompts, R"("n": 2, "stream": true, "stream_options": {"include_usage": true})")));
   AnswerFour(WaitForAll(engine, 0, 4));
-  const std::vector<Json> events = Events(client.Read().value_or(Reply{}).body);
+  const std::vector<Json> events = ParseEvents(client.Read().value_or(Reply{}).body);
   REQUIRE_FALSE(events.empty());
   std::map<int, std::string> texts;
   std::map<int, std::string> ends;
@@ -187,7 +169,7 @@ TEST_CASE("each answer begins with its own prompt", "[http][prompts]") {
   CHECK(all[0].request.prompt_logprobs == 1);
   CHECK(all[2].request.prompt_logprobs == 1);
   AnswerFour(all);
-  const Json whole = Parse(client.Read().value_or(Reply{}).body);
+  const Json whole = MustParse(client.Read().value_or(Reply{}).body);
   for (std::size_t i = 0; i < 4; ++i) {
     const Json& choice = whole["choices"][i];
     check(choice["text"], choice["logprobs"]["token_logprobs"], i);
@@ -197,7 +179,7 @@ TEST_CASE("each answer begins with its own prompt", "[http][prompts]") {
   AnswerFour(WaitForAll(engine, 4, 4));
   std::map<std::size_t, std::string> texts;
   std::map<std::size_t, Json> logprobs;
-  for (const Json& event : Events(client.Read().value_or(Reply{}).body)) {
+  for (const Json& event : ParseEvents(client.Read().value_or(Reply{}).body)) {
     const Json& choice = event["choices"][0];
     texts[choice["index"]] += choice["text"].get<std::string>();
     Json& of_choice = logprobs.emplace(choice["index"], Json::array()).first->second;
@@ -218,7 +200,7 @@ TEST_CASE("each of several prompts has its log-probabilities as vLLM says them",
   RawClient client(serving.port());
   client.Send(Post(kPath, Body(kTwoPrompts, R"("n": 2, "prompt_logprobs": 1)")));
   AnswerFour(WaitForAll(engine, 0, 4));
-  const Json answer = Parse(client.Read().value_or(Reply{}).body);
+  const Json answer = MustParse(client.Read().value_or(Reply{}).body);
   for (std::size_t i = 0; i < 4; ++i) {
     const Json& said = answer["choices"][i]["prompt_logprobs"];
     REQUIRE(said.size() == 2);
@@ -235,7 +217,7 @@ TEST_CASE("a list of one prompt is that prompt", "[http][prompts]") {
   const std::vector<Submitted> all = WaitForAll(engine, 0, 1);
   CHECK(all[0].request.prompt == std::vector<TokenId>{TokenId{5}, TokenId{7}});
   all[0].sink->OnDelta(LastDelta(FinishReason::kStop));
-  CHECK(Parse(client.Read().value_or(Reply{}).body)["choices"].size() == 1);
+  CHECK(MustParse(client.Read().value_or(Reply{}).body)["choices"].size() == 1);
 }
 
 TEST_CASE("what is wrong with one of several prompts is said with its index", "[http][prompts]") {
@@ -281,7 +263,7 @@ TEST_CASE("what is wrong with one of several prompts is said with its index", "[
     client.Send(Post(kPath, fmt::format(R"({{"prompt": {}{}}})", one.prompts, one.fields)));
     const Reply reply = client.Read().value_or(Reply{});
     CHECK(reply.status == 400);
-    const Json error = Parse(reply.body)["error"];
+    const Json error = MustParse(reply.body)["error"];
     CHECK(error["message"].get<std::string>().substr(0, one.message.size()) == one.message);
     CHECK(error["param"] == (one.param.empty() ? Json(nullptr) : Json(one.param)));
   }
@@ -329,7 +311,7 @@ TEST_CASE("several prompts are queued all or none", "[http][prompts]") {
   CHECK(full.headers.count("retry-after") == 1);
   CHECK(engine.loop().Load().waiting + engine.loop().Load().running == 50);
   engine.steps().Resume();
-  const Json answer = Parse(first.Read().value_or(Reply{}).body);
+  const Json answer = MustParse(first.Read().value_or(Reply{}).body);
   CHECK(answer["choices"].size() == 50);
   CHECK(answer["usage"]["completion_tokens"] == 100);
   CHECK(answer["usage"]["prompt_tokens"] == 25);
@@ -342,7 +324,7 @@ TEST_CASE("answers to several prompts are those to each alone", "[http][prompts]
   const auto choices = [&](const std::string& prompt, const std::string& fields) {
     const Reply reply = Exchange(serving.port(), Post(kPath, Body(prompt, fields)));
     REQUIRE(reply.status == 200);
-    return Parse(reply.body)["choices"];
+    return MustParse(reply.body)["choices"];
   };
   const std::string prompts[] = {"[1]", "[2, 3, 4, 5, 6, 7]", "[8, 9]"};
   const std::string list = fmt::format("[{}, {}, {}]", prompts[0], prompts[1], prompts[2]);
@@ -392,7 +374,7 @@ TEST_CASE("an operator ends the answers to all prompts of a request", "[http][pr
       Eventually([&] { return engine.loop().Load().waiting + engine.loop().Load().running == 3; }));
   CHECK(engine.loop().Abort("three"));
   engine.steps().Resume();
-  const Json answer = Parse(client.Read().value_or(Reply{}).body);
+  const Json answer = MustParse(client.Read().value_or(Reply{}).body);
   REQUIRE(answer["choices"].size() == 3);
   for (const Json& choice : answer["choices"]) {
     CHECK(choice["finish_reason"] == "abort");

@@ -1,9 +1,13 @@
 #include "tests/http/serving.h"
 
 #include "common/check.h"
+#include "common/json.h"
 #include "tests/paths.h"
 
+#include <string_view>
 #include <utility>
+
+#include <catch2/catch.hpp>
 
 namespace dsa::testing {
 const Tokenizer& ChatTokenizer() {
@@ -25,6 +29,34 @@ HttpServing::HttpServing(Engine& engine, const Tokenizer* tokenizer, const HttpS
   Result<std::unique_ptr<HttpServer>> server = HttpServer::Start(config, *context_);
   DSA_CHECK(server.ok(), "HttpServing: {}", server.error().message);
   server_ = std::move(server).value();
+}
+
+Json MustParse(const std::string& text) {
+  CAPTURE(text);
+  Result<Json> json = ParseJson(text, "answer");
+  REQUIRE(json.ok());
+  return std::move(json).value();
+}
+
+std::vector<Json> ParseEvents(const std::string& body, StreamEnd end) {
+  constexpr std::string_view kField = "data: ";
+  constexpr std::string_view kBlank = "\n\n";
+  constexpr std::string_view kDone = "data: [DONE]\n\n";
+  CAPTURE(body);
+  std::string_view rest = body;
+  if (end == StreamEnd::kDone) {
+    REQUIRE(rest.ends_with(kDone));
+    rest.remove_suffix(kDone.size());
+  }
+  std::vector<Json> events;
+  while (!rest.empty()) {
+    REQUIRE(rest.starts_with(kField));
+    const std::size_t size = rest.find(kBlank);
+    REQUIRE(size != std::string_view::npos);
+    events.push_back(MustParse(std::string(rest.substr(kField.size(), size - kField.size()))));
+    rest.remove_prefix(size + kBlank.size());
+  }
+  return events;
 }
 
 }  // namespace dsa::testing

@@ -6,8 +6,12 @@
 #include "tests/api/fake_engine.h"
 #include "tests/engine/stepped_engine.h"
 
+#include <cstdint>
 #include <memory>
-#include <string_view>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 namespace dsa::testing {
 
@@ -31,5 +35,15 @@ class HttpServing final {
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<HttpServer> server_;
 };
+
+// JSON of an answer, as common/json.h has it.  Fails the case where it is none.
+nlohmann::ordered_json MustParse(const std::string& text);
+
+// Of a stream that went well "[DONE]" is the last event, of one that failed there is none.
+enum class StreamEnd : std::uint8_t { kDone, kFailed };
+
+// The events of a stream but for "[DONE]".  Fails the case where the body is anything else.
+std::vector<nlohmann::ordered_json> ParseEvents(const std::string& body,
+                                                StreamEnd end = StreamEnd::kDone);
 
 }  // namespace dsa::testing
