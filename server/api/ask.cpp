@@ -1,5 +1,6 @@
 #include "server/api/ask.h"
 
+#include "common/check.h"
 #include "scheduler/validate.h"
 
 #include <algorithm>
@@ -196,7 +197,7 @@ Result<std::int64_t> ResolveMaxTokens(const Ask& ask, std::int64_t prompt_tokens
   if (max_tokens < low || max_tokens > left) {
     return InvalidArgument(fmt::format("{}: {} is not in [{}, {}]: the context has {} and {} {}",
                                        names.max_tokens, max_tokens, low, left, context_length,
-                                       ask.prompts.empty() ? "the prompt" : names.prompt,
+                                       ask.prompts.size() == 1 ? "the prompt" : names.prompt,
                                        prompt_tokens));
   }
   return max_tokens;
@@ -313,20 +314,22 @@ Status CheckAnswerCount(std::size_t prompts, std::int64_t answers, std::string_v
 }
 
 Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context) {
+  DSA_CHECK(!ask.prompts.empty(), "Resolve: a call without a prompt");
   DSA_RETURN_IF_ERROR(CheckModel(ask.model, names.model, context));
   Generation generation;
   generation.answers = ask.n.value_or(1);
-  if (ask.prompts.empty()) {
-    DSA_ASSIGN_OR_RETURN(ResolvedPrompt prompt, ResolveOne(ask.prompt, ask, names, context));
-    generation.prompts.push_back(std::move(prompt));
-  }
   DSA_RETURN_IF_ERROR(CheckInt(names.n, generation.answers, 1, kAnswersMax));
   DSA_RETURN_IF_ERROR(CheckAnswerCount(ask.prompts.size(), generation.answers, names.prompt));
+  if (const Chat* chat = std::get_if<Chat>(&ask.prompts.front())) {
+    generation.format = {.chat = context.model.chat_format, .thinking = BeginsReasoning(*chat)};
+  }
   for (std::size_t i = 0; i < ask.prompts.size(); ++i) {
     const std::string path = fmt::format("{}[{}]", names.prompt, i);
     FieldNames of_prompt = names;
-    of_prompt.prompt = path;
-    of_prompt.token_ids = path;
+    if (ask.prompts.size() > 1) {
+      of_prompt.prompt = path;
+      of_prompt.token_ids = path;
+    }
     DSA_ASSIGN_OR_RETURN(ResolvedPrompt prompt,
                          ResolveOne(ask.prompts[i], ask, of_prompt, context));
     generation.prompts.push_back(std::move(prompt));
@@ -335,9 +338,6 @@ Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceCont
   DSA_RETURN_IF_ERROR(ResolvePromptLogprobs(ask, names, context, generation));
   generation.cost = ask.report_cost ? ReportCost::kYes : ReportCost::kNo;
   generation.logprobs = ask.logprobs ? ReportLogprobs::kYes : ReportLogprobs::kNo;
-  if (const Chat* chat = std::get_if<Chat>(&ask.prompt); chat != nullptr && ask.prompts.empty()) {
-    generation.format = {.chat = context.model.chat_format, .thinking = BeginsReasoning(*chat)};
-  }
   return generation;
 }
 

@@ -44,10 +44,9 @@ struct AskedBias {
 
 // Absent is what the client did not say.  Values are as it said them: any.
 struct Ask {
-  std::string request_id{};  // "": one is made
-  std::string model{};       // "": the one served
-  Prompt prompt{};
-  std::vector<Prompt> prompts{};  // in its place, where a client sent a list: each is answered
+  std::string request_id{};       // "": one is made
+  std::string model{};            // "": the one served
+  std::vector<Prompt> prompts{};  // at least one; each is answered.  A chat is alone
   Delivery delivery = Delivery::kWhole;
 
   std::optional<float> temperature{};
@@ -125,7 +124,7 @@ Status CheckAnswerCount(std::size_t prompts, std::int64_t answers, std::string_v
 
 // Renders and encodes the prompts, checks every range, for each prompt by itself, fills what was
 // not said from the model's defaults, draws the seeds.  INVALID_ARGUMENT with the protocol's own
-// name of the field, and the index of a prompt of a list, NOT_FOUND for another model, or
+// name of the field, and the index of a prompt of several, NOT_FOUND for another model, or
 // FAILED_PRECONDITION where the model has no chat format or no tokenizer.
 Result<Generation> Resolve(Ask&& ask, const FieldNames& names, const ServiceContext& context);
 

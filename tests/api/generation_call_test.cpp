@@ -119,7 +119,7 @@ struct World {
 
 Ask Ids() {
   Ask ask;
-  ask.prompt = IdPrompt{1, 2};
+  ask.prompts = {IdPrompt{1, 2}};
   return ask;
 }
 
@@ -306,10 +306,14 @@ TEST_CASE("errors name fields as the protocol does", "[api][call]") {
   ask.model = "x";
   CHECK(message(ask).rfind("the_model: \"x\" is not served", 0) == 0);
   ask.model = "";
-  ask.prompt = IdPrompt{1, 100};
+  ask.prompts = {IdPrompt{1, 100}};
   CHECK(message(ask) == "the_ids[1]: 100 is not in [0, 100)");
-  ask.prompt = IdPrompt{};
+  ask.prompts = {IdPrompt{}};
   CHECK(message(ask) == "the_prompt: empty: at least one token");
+  ask.prompts = {IdPrompt{1}, IdPrompt{}};
+  CHECK(message(ask) == "the_prompt[1]: empty: at least one token");
+  ask.prompts = {IdPrompt{1}, IdPrompt{1, 100}};
+  CHECK(message(ask) == "the_prompt[1][1]: 100 is not in [0, 100)");
 }
 
 TEST_CASE("a client that has left gets nothing more", "[api][call]") {

@@ -50,7 +50,7 @@ std::string XaiAsked(const GetCompletionsRequest& request) {
   std::string text = fmt::format("{} t={} p={} seed={} max={} lp={} top={} thinking={}", ask.model,
                                  number(ask.temperature), number(ask.top_p), number(ask.seed),
                                  number(ask.max_tokens), ask.logprobs, number(ask.top_logprobs),
-                                 std::get<Chat>(ask.prompt).thinking);
+                                 std::get<Chat>(ask.prompts.front()).thinking);
   text += ask.n.value_or(1) == 1 ? "" : fmt::format(" n={}", *ask.n);
   if (ask.frequency_penalty.value_or(0.0F) != 0.0F || ask.presence_penalty.value_or(0.0F) != 0.0F) {
     text += fmt::format(" penalties {} {}", number(ask.frequency_penalty),
@@ -59,7 +59,7 @@ std::string XaiAsked(const GetCompletionsRequest& request) {
   for (const std::string& stop : ask.stop) {
     text += " stop:" + stop;
   }
-  for (const ChatMessage& message : std::get<Chat>(ask.prompt).messages) {
+  for (const ChatMessage& message : std::get<Chat>(ask.prompts.front()).messages) {
     text += fmt::format(" [{} {} {} {}", static_cast<int>(message.role),
                         message.content.value_or("none"), message.reasoning_content,
                         message.tool_call_id);
@@ -68,7 +68,7 @@ std::string XaiAsked(const GetCompletionsRequest& request) {
     }
     text += "]";
   }
-  for (const std::string& tool : std::get<Chat>(ask.prompt).tools) {
+  for (const std::string& tool : std::get<Chat>(ask.prompts.front()).tools) {
     text += " tool " + tool;
   }
   return text;

@@ -127,7 +127,8 @@ Result<Chat> ToChat(const v1::Conversation& message, const ChatFieldNames& names
 
 Status ToAsk(const v1::ChatRequest& message, Ask& ask) {
   DSA_RETURN_IF_ERROR(ReadCommon(message, ask));
-  DSA_ASSIGN_OR_RETURN(ask.prompt, ReadChat(message, kFieldNames.chat));
+  DSA_ASSIGN_OR_RETURN(Chat chat, ReadChat(message, kFieldNames.chat));
+  ask.prompts.emplace_back(std::move(chat));
   return {};
 }
 
@@ -143,7 +144,8 @@ Status ToAsk(const v1::CompletionRequest& message, Ask& ask) {
     if (message.has_add_bos()) {
       return InvalidArgument("add_bos: only for text");
     }
-    ask.prompt = IdPrompt(message.token_ids().ids().begin(), message.token_ids().ids().end());
+    ask.prompts.emplace_back(
+        IdPrompt(message.token_ids().ids().begin(), message.token_ids().ids().end()));
     return {};
   }
   if (!message.has_text()) {
@@ -153,7 +155,7 @@ Status ToAsk(const v1::CompletionRequest& message, Ask& ask) {
   if (message.has_add_bos()) {
     prompt.add_bos = message.add_bos();
   }
-  ask.prompt = std::move(prompt);
+  ask.prompts.emplace_back(std::move(prompt));
   return {};
 }
 

@@ -247,11 +247,11 @@ Status ToAsk(const engine::GenerateRequest& message, Ask& ask) {
   ReadSampling(message.sampling_params(), ask);
   switch (message.input_case()) {
     case engine::GenerateRequest::kTokenized:
-      ask.prompt =
-          IdPrompt(message.tokenized().input_ids().begin(), message.tokenized().input_ids().end());
+      ask.prompts.emplace_back(
+          IdPrompt(message.tokenized().input_ids().begin(), message.tokenized().input_ids().end()));
       return {};
     case engine::GenerateRequest::kText:
-      ask.prompt = TextPrompt{.text = message.text(), .parse_special = true};
+      ask.prompts.emplace_back(TextPrompt{.text = message.text(), .parse_special = true});
       return {};
     case engine::GenerateRequest::INPUT_NOT_SET: break;
   }

@@ -142,7 +142,8 @@ Result<Chat> ReadXaiChat(const xai_api::GetCompletionsRequest& message) {
 Status ToAsk(const xai_api::GetCompletionsRequest& message, Ask& ask) {
   DSA_RETURN_IF_ERROR(CheckXaiDone(message));
   ask.model = message.model();
-  DSA_ASSIGN_OR_RETURN(ask.prompt, ReadXaiChat(message));
+  DSA_ASSIGN_OR_RETURN(Chat chat, ReadXaiChat(message));
+  ask.prompts.emplace_back(std::move(chat));
   ask.logprobs = message.logprobs();
   if (message.has_top_logprobs() && (message.logprobs() || message.top_logprobs() != 0)) {
     ask.top_logprobs = message.top_logprobs();

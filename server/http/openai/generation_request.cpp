@@ -295,7 +295,7 @@ Result<Prompt> PromptFrom(const PythonValue& value, const std::string& path,
 }
 
 // One, or a list of them.
-Status TakePrompts(RequestFields& fields, Ask& ask) {
+Status TakePrompts(RequestFields& fields, Ask& ask, FieldNames& names) {
   DSA_ASSIGN_OR_RETURN(const std::optional<bool> add_special,
                        fields.TakeBool("add_special_tokens"));
   const PythonValue* value = fields.Take("prompt");
@@ -305,7 +305,8 @@ Status TakePrompts(RequestFields& fields, Ask& ask) {
   const bool list =
       value->kind == Kind::kArray && !value->items.empty() && value->items[0].kind != Kind::kNumber;
   if (!list) {
-    DSA_ASSIGN_OR_RETURN(ask.prompt, PromptFrom(*value, "prompt", add_special));
+    DSA_ASSIGN_OR_RETURN(Prompt prompt, PromptFrom(*value, "prompt", add_special));
+    ask.prompts.push_back(std::move(prompt));
     return {};
   }
   DSA_RETURN_IF_ERROR(CheckAnswerCount(value->items.size(), 1, "prompt"));
@@ -313,6 +314,10 @@ Status TakePrompts(RequestFields& fields, Ask& ask) {
     DSA_ASSIGN_OR_RETURN(Prompt prompt,
                          PromptFrom(value->items[i], fmt::format("prompt[{}]", i), add_special));
     ask.prompts.push_back(std::move(prompt));
+  }
+  if (ask.prompts.size() == 1) {
+    names.prompt = "prompt[0]";
+    names.token_ids = names.prompt;
   }
   return {};
 }
@@ -418,9 +423,10 @@ Status ReadGeneration(Endpoint endpoint, std::string_view body, UnknownKeys unkn
   ask.model = model.value_or("");
   DSA_RETURN_IF_ERROR(TakeStream(fields, ask, form));
   if (endpoint == Endpoint::kChat) {
-    DSA_ASSIGN_OR_RETURN(ask.prompt, TakeChat(fields));
+    DSA_ASSIGN_OR_RETURN(Chat chat, TakeChat(fields));
+    ask.prompts.emplace_back(std::move(chat));
   } else {
-    DSA_RETURN_IF_ERROR(TakePrompts(fields, ask));
+    DSA_RETURN_IF_ERROR(TakePrompts(fields, ask, names));
   }
   DSA_RETURN_IF_ERROR(TakeSampling(fields, ask));
   DSA_RETURN_IF_ERROR(TakeMaxTokens(fields, ask, names));
