@@ -4,9 +4,9 @@
 #include "server/http/loop_probe.h"
 #include "server/http/response_head.h"
 #include "server/http/session_exchange.h"
+#include "server/http/session_timer.h"
 
 #include <array>
-#include <chrono>
 #include <optional>
 #include <set>
 #include <system_error>
@@ -16,7 +16,6 @@
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
 #include <fmt/format.h>
 #include <sys/socket.h>
@@ -134,16 +133,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void Arm(std::int64_t limit_ms) {
-    timer_.expires_after(std::chrono::milliseconds(limit_ms));
-    timer_.async_wait([self = shared_from_this(), armed = ++armed_](const ErrorOf& error) {
-      if (!error && armed == self->armed_) {
-        self->OnTimeout();
-      }
-    });
-  }
-  void Disarm() {
-    ++armed_;
-    timer_.cancel();
+    timer_.Arm(limit_ms, [self = shared_from_this()] { self->OnTimeout(); });
   }
   void OnTimeout() {
     if (phase_ == Phase::kReading && place_.is_awaited()) {
@@ -231,16 +221,20 @@ class Session final : public std::enable_shared_from_this<Session> {
 
   void Parse() {
     if (!parser_) {
-      phase_ = Phase::kReading;
-      const TransportConfig& config = context_.config;
-      parser_.emplace(
-          RequestLimits{.header_bytes_max = static_cast<std::size_t>(config.header_bytes_max),
-                        .body_bytes_max = static_cast<std::size_t>(config.body_bytes_max)});
-      Arm(config.header_ms_max);
+      parser_.emplace(RequestLimits{.header_bytes_max = context_.config.header_bytes_max,
+                                    .body_bytes_max = context_.config.body_bytes_max});
     }
     const bool had_header = parser_->header_done();
     input_.erase(0, parser_->Feed(input_));
     Count(static_cast<std::int64_t>(parser_->body_bytes() + input_.size()));
+    if (!parser_->has_begun()) {
+      BecomeIdle();  // a few times at most: empty lines have a limit
+      return;
+    }
+    if (phase_ != Phase::kReading) {
+      phase_ = Phase::kReading;
+      Arm(context_.config.header_ms_max);
+    }
     if (parser_->fault()) {
       Refuse(HttpFault(*parser_->fault()));
     } else if (context_.memory_bytes.load(std::memory_order_relaxed) >
@@ -280,7 +274,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   }
 
   void StartAnswer(bool keep_alive, bool chunked, bool head_only) {
-    Disarm();
+    timer_.Disarm();
     head_only_ = head_only;
     phase_ = Phase::kAnswering;
     keep_alive_ = keep_alive;
@@ -320,7 +314,7 @@ class Session final : public std::enable_shared_from_this<Session> {
       }
       return;
     }
-    Disarm();
+    timer_.Disarm();
     if (const std::shared_ptr<HttpCall> call = std::exchange(call_, nullptr)) {
       if (!ok) {
         call->OnGone();
@@ -368,7 +362,7 @@ class Session final : public std::enable_shared_from_this<Session> {
       return;
     }
     phase_ = Phase::kClosed;
-    Disarm();
+    timer_.Disarm();
     place_.Give();
     CloseSocket();
     parser_.reset();
@@ -387,8 +381,7 @@ class Session final : public std::enable_shared_from_this<Session> {
   ConnectionContext& context_;
   Sessions& sessions_;
   Protocol::socket socket_;
-  asio::steady_timer timer_;
-  std::uint64_t armed_ = 0;  // the last time that the timer was armed
+  SessionTimer timer_;
 
   Phase phase_ = Phase::kIdle;
   bool waiting_ = false;  // for bytes

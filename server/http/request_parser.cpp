@@ -1,6 +1,7 @@
 #include "server/http/request_parser.h"
 
 #include <cstdint>
+#include <iterator>
 #include <utility>
 
 #include <boost/asio/buffer.hpp>
@@ -34,20 +35,35 @@ HttpFault FaultOf(const boost::system::error_code& error, const RequestLimits& l
 struct RequestParser::State {
   RequestLimits limits;
   http::request_parser<http::string_body> parser;
+  int empty_lines = 0;
+  bool has_begun = false;
 };
 
 RequestParser::RequestParser(const RequestLimits& limits) : state_(std::make_unique<State>()) {
   state_->limits = limits;
   state_->parser.header_limit(static_cast<std::uint32_t>(limits.header_bytes_max));
-  state_->parser.body_limit(limits.body_bytes_max);
+  state_->parser.body_limit(static_cast<std::uint64_t>(limits.body_bytes_max));
   state_->parser.eager(true);  // the body too
 }
 
 RequestParser::~RequestParser() = default;
 
-std::size_t RequestParser::Feed(std::string_view bytes) {
+// Half an empty line stays where it is until its other half shows what it is.
+std::size_t RequestParser::TakeEmptyLines(std::string_view bytes) {
+  constexpr std::string_view kLine = "\r\n";
   std::size_t taken = 0;
-  while (taken < bytes.size() && !done() && !fault_) {
+  while (state_->empty_lines < kEmptyLinesMax && bytes.substr(taken).starts_with(kLine)) {
+    taken += kLine.size();
+    ++state_->empty_lines;
+  }
+  const std::string_view rest = bytes.substr(taken);
+  state_->has_begun = rest.size() >= kLine.size() || !kLine.starts_with(rest);
+  return taken;
+}
+
+std::size_t RequestParser::Feed(std::string_view bytes) {
+  std::size_t taken = has_begun() ? 0 : TakeEmptyLines(bytes);
+  while (has_begun() && taken < bytes.size() && !done() && !fault_) {
     boost::system::error_code error;
     const std::string_view rest = bytes.substr(taken);
     const std::size_t used =
@@ -55,7 +71,7 @@ std::size_t RequestParser::Feed(std::string_view bytes) {
     taken += used;
     if (error == http::error::need_more) {
       // A chunk's own header has no limit in the parser.
-      if (used == 0 && rest.size() > state_->limits.header_bytes_max) {
+      if (used == 0 && std::ssize(rest) > state_->limits.header_bytes_max) {
         fault_ = FaultOf(http::make_error_code(http::error::header_limit), state_->limits);
       } else if (used == 0) {
         break;
@@ -78,6 +94,10 @@ bool RequestParser::HasOtherCoding() const {
   const auto& message = state_->parser.get();
   return message.count(http::field::transfer_encoding) > 0 &&
          !boost::beast::iequals(message[http::field::transfer_encoding], "chunked");
+}
+
+bool RequestParser::has_begun() const {
+  return state_->has_begun;
 }
 
 bool RequestParser::header_done() const {

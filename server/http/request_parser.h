@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,9 +28,13 @@ struct HttpFault {
 };
 
 struct RequestLimits {
-  std::size_t header_bytes_max;
-  std::size_t body_bytes_max;
+  std::int64_t header_bytes_max;
+  std::int64_t body_bytes_max;
 };
+
+// Empty lines before a request that are ignored: RFC 9112, 2.2, asks for one, which some clients
+// send behind a body.  One more is no request.
+inline constexpr int kEmptyLinesMax = 4;
 
 class RequestParser final {
  public:
@@ -42,6 +47,7 @@ class RequestParser final {
   // Nothing more after done() or fault().
   std::size_t Feed(std::string_view bytes);
 
+  bool has_begun() const;  // more has come than empty lines
   bool header_done() const;
   bool done() const;
   const std::optional<HttpFault>& fault() const { return fault_; }
@@ -58,6 +64,7 @@ class RequestParser final {
   HttpRequest Take();
 
  private:
+  std::size_t TakeEmptyLines(std::string_view bytes);
   bool HasOtherCoding() const;
 
   struct State;

@@ -278,6 +278,36 @@ TEST_CASE("requests sent ahead are answered in order", "[http][abuse]") {
   CHECK(answered == kRequests);
 }
 
+TEST_CASE("an empty line behind a body harms neither the next request nor an idle connection",
+          "[http]") {
+  SteppedEngine engine;
+  HttpServerConfig hasty = FreePort();
+  hasty.header_ms_max = 50;
+  HttpServing serving(engine.loop(), nullptr, hasty);
+  RawClient client(serving.port());
+  const auto answers = [&](int status) { return client.Read().value_or(Reply{}).status == status; };
+  client.Send("\r\n" + Completion(2, false) + "\r\n" + Completion(2, true) + "\r\n\r\n" +
+              Get("/health"));
+  CHECK(answers(200));
+  CHECK(answers(200));
+  CHECK(answers(200));
+  // Sent ahead of its answer's end, and behind it: nothing has begun that could be late.
+  for (const std::string& request : {Completion(2, false) + "\r\n", Get("/health")}) {
+    client.Send(request);
+    CHECK(answers(200));
+    client.Send("\r\n\r");
+    LetThreadsRead(serving.port());
+    std::this_thread::sleep_for(std::chrono::milliseconds(3 * hasty.header_ms_max));
+    client.Send("\n");
+  }
+  client.Send(Get("/health"));
+  CHECK(answers(200));
+  // One line too many is an answer of its own.
+  client.Send("\r\n\r\n\r\n\r\n\r\n" + Get("/health"));
+  CHECK(answers(400));
+  CHECK(client.IsClosed());
+}
+
 TEST_CASE("a client that does not read is dropped, and others get their tokens", "[http][abuse]") {
   constexpr int kAhead = 3;
   // By what waits for it, or by how long its write has been waiting: far longer than a busy machine

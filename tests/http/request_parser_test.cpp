@@ -43,6 +43,43 @@ TEST_CASE("a request is the same however its bytes are cut", "[http][parser]") {
   }
 }
 
+TEST_CASE("empty lines before a request are not of it, up to a number", "[http][parser]") {
+  const std::string request = testing::Get("/a");
+  std::string lines;
+  for (int count = 0; count <= kEmptyLinesMax + 1; ++count, lines += "\r\n") {
+    const std::string bytes = lines + request;
+    for (std::size_t size = 1; size <= bytes.size(); ++size) {
+      RequestParser parser(kLimits);
+      CAPTURE(count, size);
+      const std::string left = FeedIn(parser, bytes, size);
+      CHECK(parser.has_begun());
+      REQUIRE(parser.done() == (count <= kEmptyLinesMax));
+      if (parser.done()) {
+        CHECK(left.empty());
+        CHECK(parser.Take().target == "/a");
+      } else {
+        REQUIRE(parser.fault());
+        CHECK(parser.fault()->status == 400);
+      }
+    }
+  }
+}
+
+TEST_CASE("a request begins behind its empty lines", "[http][parser]") {
+  RequestParser parser(kLimits);
+  CHECK(parser.Feed("") == 0);
+  CHECK(parser.Feed("\r") == 0);  // of which line is not known yet
+  CHECK(parser.Feed("\r\n\r") == 2);
+  CHECK_FALSE(parser.has_begun());
+  CHECK_FALSE(parser.header_done());
+  CHECK_FALSE(parser.fault());
+  CHECK(parser.Feed("\r\nG") == 2);
+  CHECK(parser.has_begun());
+  const std::string request = testing::Get("/a");
+  CHECK(parser.Feed(request) == request.size());
+  CHECK(parser.done());
+}
+
 TEST_CASE("what is behind a request is not taken", "[http][parser]") {
   RequestParser parser(kLimits);
   const std::string first = testing::Post("/a", "{}");
@@ -71,6 +108,11 @@ TEST_CASE("what is too large or no HTTP is a fault", "[http][parser]") {
       {"\x16\x03\x01\x02", 400},  // TLS
       {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
       {"GET /a\r\n\r\n", 400},
+      {"\n" + testing::Get("/a"), 400},
+      {"\r\r\n" + testing::Get("/a"), 400},
+      {"\r" + testing::Get("/a"), 400},
+      {" \r\n" + testing::Get("/a"), 400},
+      {"\r\n\n" + testing::Get("/a"), 400},
   };
   for (const Case& one : cases) {
     for (const std::size_t size : {std::size_t{1}, std::size_t{16}, one.bytes.size()}) {
