@@ -1,7 +1,6 @@
 #include "server/http/request_parser.h"
 
 #include <cstdint>
-#include <iterator>
 #include <utility>
 
 #include <boost/asio/buffer.hpp>
@@ -71,7 +70,7 @@ std::size_t RequestParser::Feed(std::string_view bytes) {
     taken += used;
     if (error == http::error::need_more) {
       // A chunk's own header has no limit in the parser.
-      if (used == 0 && std::ssize(rest) > state_->limits.header_bytes_max) {
+      if (used == 0 && static_cast<std::int64_t>(rest.size()) > state_->limits.header_bytes_max) {
         fault_ = FaultOf(http::make_error_code(http::error::header_limit), state_->limits);
       } else if (used == 0) {
         break;
