@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/device_check.h"
 #include "kernels/cuda/expert_exchange.h"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/launch.h"
@@ -26,23 +27,10 @@ Status CheckStart(const char* what, cudaError_t status) {
   return Unavailable(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// 13000 is "13.0".
-std::string VersionText(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
 Status CheckDriver() {
   int driver = 0;  // stays 0 where there is none
   DSA_RETURN_IF_ERROR(CheckStart("asking for the driver", cudaDriverGetVersion(&driver)));
-  if (driver == 0) {
-    return Unavailable("no NVIDIA driver found, needed is one for CUDA " +
-                       VersionText(CUDART_VERSION) + " and a Hopper GPU");
-  }
-  if (driver < CUDART_VERSION) {
-    return Unavailable("the driver is made for CUDA " + VersionText(driver) + ", needed is " +
-                       VersionText(CUDART_VERSION));
-  }
-  return {};
+  return cuda::CheckDriverVersion(driver);
 }
 
 // Makes a device the thread's for a moment: memory is asked for by whoever loads a model, for many.
@@ -96,11 +84,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
   cudaDeviceProp properties{};
   DSA_RETURN_IF_ERROR(
       CheckStart("reading its properties", cudaGetDeviceProperties(&properties, device)));
-  if (properties.major != 9 || properties.minor != 0) {
-    return Unavailable(std::string(properties.name) + " has compute capability " +
-                       std::to_string(properties.major) + "." + std::to_string(properties.minor) +
-                       ", needed is 9.0 (Hopper)");
-  }
+  DSA_RETURN_IF_ERROR(cuda::CheckArchitecture(properties.name, properties.major, properties.minor));
   auto state = std::make_unique<State>();
   state->device = device;
   state->multiprocessors = properties.multiProcessorCount;

@@ -1,8 +1,15 @@
 // What the CUDA backend says before it has a device.  These run anywhere, with a GPU or without.
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device_check.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/ops/block_scaled_linear.h"
+#include "kernels/ops/linear.h"
+#include "tests/this_program.h"
 
 #include <algorithm>
+#include <csignal>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -55,6 +62,90 @@ TEST_CASE("a device that is not there is refused in one line", "[cuda_start]") {
   CHECK((Contains(made.error().message, "no NVIDIA driver found, needed is one for CUDA 13") ||
          Contains(made.error().message, "CUDA devices") ||
          Contains(made.error().message, "no CUDA-capable device")));
+}
+
+TEST_CASE("a driver too old, or none, is refused with found and needed", "[cuda_start]") {
+  const auto message = [](int version) {
+    const Status status = cuda::CheckDriverVersion(version);
+    CHECK((status.ok() || status.error().code == ErrorCode::kFailedPrecondition));
+    return status.ok() ? std::string() : status.error().message;
+  };
+  const std::string needed =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  CHECK(message(0) ==
+        "no NVIDIA driver found, needed is one for CUDA " + needed + " and a Hopper GPU");
+  CHECK(message(12080) == "the driver is made for CUDA 12.8, needed is " + needed);
+  CHECK_FALSE(message(CUDART_VERSION - 10).empty());
+  CHECK(message(CUDART_VERSION).empty());
+  CHECK(message(CUDART_VERSION + 1010).empty());
+}
+
+TEST_CASE("a GPU that is no Hopper is refused with found and needed", "[cuda_start]") {
+  CHECK(cuda::CheckArchitecture("NVIDIA H200", 9, 0).ok());
+  struct Case {
+    const char* name;
+    int major, minor;
+    const char* message;
+  };
+  for (const Case& one :
+       {Case{"NVIDIA A100", 8, 0, "NVIDIA A100 has compute capability 8.0, needed is 9.0 (Hopper)"},
+        Case{"x", 9, 1, "x has compute capability 9.1, needed is 9.0 (Hopper)"},
+        Case{"NVIDIA B200", 10, 0,
+             "NVIDIA B200 has compute capability 10.0, needed is 9.0 (Hopper)"}}) {
+    const Status status = cuda::CheckArchitecture(one.name, one.major, one.minor);
+    REQUIRE_FALSE(status.ok());
+    CHECK(status.error().code == ErrorCode::kFailedPrecondition);
+    CHECK(status.error().message == one.message);
+  }
+}
+
+// Their sizes are looked at before anything is queued, so they need neither memory nor a device.
+TEST_CASE("a large product in float32 and bfloat16, which cuBLASLt does not take",
+          "[.slow_product]") {
+  float nothing = 0;
+  constexpr std::int64_t kInputs = 7168;
+  cuda::PlainLinear(
+      {.x = {.data = &nothing,
+             .type = DataType::kF32,
+             .rows = 1,
+             .cols = kInputs,
+             .row_stride = kInputs},
+       .weight = {.data = &nothing,
+                  .type = DataType::kBf16,
+                  .rows = 4096,
+                  .cols = kInputs,
+                  .row_stride = kInputs},
+       .y =
+           {.data = &nothing, .type = DataType::kF32, .rows = 1, .cols = 4096, .row_stride = 4096}},
+      nullptr);
+}
+TEST_CASE("a large product in fp8 that no fast kernel takes", "[.slow_fp8_product]") {
+  Fp8E4m3 values{};
+  float scale = 1;
+  constexpr std::int64_t kInputs = 7168;
+  cuda::PlainBlockScaledLinear(
+      {.x = {.data = &values, .rows = 1, .cols = kInputs, .row_stride = kInputs},
+       .x_scales = {.data = &scale, .rows = 1, .cols = 56, .row_stride = 56},
+       .weight = {.data = &values, .rows = 4100, .cols = kInputs, .row_stride = kInputs},
+       .weight_scales = {.data = &scale, .rows = 33, .cols = 56, .row_stride = 56},
+       .y = {.data = &scale, .type = DataType::kF32, .rows = 1, .cols = 4100, .row_stride = 4100}},
+      nullptr);
+}
+
+TEST_CASE("a product that would be a hundred times too slow ends the process, by its size",
+          "[cuda_start]") {
+  struct Case {
+    const char* tag;
+    const char* message;
+  };
+  for (const Case& one :
+       {Case{"[.slow_product]", "Linear: no fast product for N=4096 K=7168: "},
+        Case{"[.slow_fp8_product]", "BlockScaledLinear: no fast product for N=4100 K=7168: "}}) {
+    const testing::EndedProgram ended = testing::RunThisProgram(one.tag);
+    CAPTURE(one.tag, ended.err);
+    CHECK(ended.exit_code == 256 + SIGABRT);
+    CHECK(Contains(ended.err, one.message));
+  }
 }
 
 }  // namespace dsa
