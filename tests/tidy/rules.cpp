@@ -1,6 +1,10 @@
 #include "tests/tidy/rules.h"
 
+#include <array>
+#include <map>
+#include <optional>
 #include <regex>
+#include <span>
 #include <sstream>
 #include <utility>
 
@@ -106,8 +110,12 @@ std::vector<Complaint> CheckIncludes(const Source& source, const IncludeGraph& g
   return complaints;
 }
 
-std::vector<Complaint> CheckReach(const std::vector<Source>& sources) {
-  std::map<std::string, std::vector<std::string>> includes;
+namespace {
+
+using Includes = std::map<std::string, std::vector<std::string>>;
+
+Includes IncludesOf(const std::vector<Source>& sources) {
+  Includes includes;
   for (const Source& source : sources) {
     for (const std::string& line : Lines(source.text)) {
       if (std::string included = Included(line, '"', '"'); !included.empty()) {
@@ -115,26 +123,65 @@ std::vector<Complaint> CheckReach(const std::vector<Source>& sources) {
       }
     }
   }
+  return includes;
+}
+
+// The way from a file to the first one under any of `folders`, itself included; nullopt: there is
+// none.
+std::optional<std::string> WayTo(const std::string& from, std::span<const std::string_view> folders,
+                                 const Includes& includes) {
+  std::map<std::string, std::string> ways = {{from, ""}};
+  std::vector<std::string> open = {from};
+  while (!open.empty()) {
+    const std::string path = std::move(open.back());
+    open.pop_back();
+    for (const std::string_view folder : folders) {
+      if (IsUnder(path, folder)) {
+        return ways[path];
+      }
+    }
+    const auto found = includes.find(path);
+    if (found == includes.end()) {
+      continue;
+    }
+    for (const std::string& included : found->second) {
+      if (ways.emplace(included, ways[path] + " " + included).second) {
+        open.push_back(included);
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::vector<Complaint> CheckReach(const std::vector<Source>& sources) {
+  static constexpr std::array<std::string_view, 2> kFolders = {"kernels", "model"};
+  const Includes includes = IncludesOf(sources);
   std::vector<Complaint> complaints;
   for (const Source& source : sources) {
     if (!IsUnder(source.path, "server/api") && !IsUnder(source.path, "server/grpc") &&
         !IsUnder(source.path, "server/http")) {
       continue;
     }
-    std::map<std::string, std::string> ways = {{source.path, ""}};
-    std::vector<std::string> open = {source.path};
-    while (!open.empty()) {
-      const std::string path = std::move(open.back());
-      open.pop_back();
-      if (IsUnder(path, "kernels") || IsUnder(path, "model")) {
-        complaints.push_back({source.path, 0, "depends on" + ways[path]});
-        break;
-      }
-      for (const std::string& included : includes[path]) {
-        if (ways.emplace(included, ways[path] + " " + included).second) {
-          open.push_back(included);
-        }
-      }
+    if (const auto way = WayTo(source.path, kFolders, includes)) {
+      complaints.push_back({source.path, 0, "depends on" + *way});
+    }
+  }
+  return complaints;
+}
+
+std::vector<Complaint> CheckOpReach(const std::vector<Source>& sources) {
+  static constexpr std::array<std::string_view, 2> kFolders = {"kernels/ops", "kernels/fused"};
+  const Includes includes = IncludesOf(sources);
+  std::vector<Complaint> complaints;
+  for (const char* header :
+       {"kernels/backend.h", "kernels/forwarding_backend.h", "kernels/cpu/cpu_backend.h",
+        "kernels/cuda/cuda_backend.h", "kernels/cuda/cuda_state.h", "kernels/cuda/ops.h"}) {
+    if (includes.count(header) == 0) {
+      complaints.push_back({header, 0, "is not there"});
+    } else if (const auto way = WayTo(header, kFolders, includes)) {
+      complaints.push_back({header, 0, "depends on" + *way});
     }
   }
   return complaints;

@@ -35,6 +35,9 @@ std::vector<Complaint> CheckIncludes(const Source& source, const IncludeGraph& g
 // Nothing of the API depends on a header of kernels/ or model/, however far: one complaint per
 // file, with the way there.
 std::vector<Complaint> CheckReach(const std::vector<Source>& sources);
+// What every op's user includes depends on no op's own header, however far: a change of one op
+// compiles that op's users.
+std::vector<Complaint> CheckOpReach(const std::vector<Source>& sources);
 // Libraries that only some folders may see: gRPC, protobuf, spdlog, nlohmann, CUDA.
 std::vector<Complaint> CheckLibraries(const Source& source);
 std::vector<Complaint> CheckSizes(const Source& source);

@@ -119,6 +119,25 @@ TEST_CASE("the API depends on no kernel, however far", "[tidy]") {
         "kernels/backend.h");
 }
 
+TEST_CASE("an op's header is read by its users alone", "[tidy]") {
+  for (const Complaint& complaint : CheckOpReach(Sources())) {
+    INFO(complaint.path << ": " << complaint.what);
+    CHECK(false);
+  }
+  std::vector<Source> sources = Sources();
+  const auto backend = std::find_if(sources.begin(), sources.end(), [](const Source& source) {
+    return source.path == "kernels/backend.h";
+  });
+  REQUIRE(backend != sources.end());
+  backend->text += "#include \"kernels/fused/activation.h\"\n";
+  const std::vector<Complaint> complaints = CheckOpReach(sources);
+  REQUIRE(complaints.size() == 5);  // all but ops.h, which knows no backend
+  CHECK(complaints[0].path == "kernels/backend.h");
+  CHECK(complaints[0].what == "depends on kernels/fused/activation.h");
+  sources.erase(backend);
+  CHECK(CheckOpReach(sources).front().what == "is not there");
+}
+
 TEST_CASE("libraries stay in the folders they belong to", "[tidy]") {
   RequireNone(CheckLibraries);
 }
