@@ -1,5 +1,5 @@
-// Speeds of the small model through gRPC on the same host.  Prints; the figures are compared by
-// people, so nothing fails here but a wrong count of tokens.
+// Speeds of the small model through gRPC on the same host.  Printed, for people to compare; what
+// fails is below what was asked of an H100 and a host of 16 cores.
 #include "proto/completion.grpc.pb.h"
 #include "tests/gpu/gpu_checks.h"
 
@@ -14,6 +14,9 @@ namespace {
 
 constexpr std::size_t kPromptTokens = 200;
 constexpr std::int64_t kAnswerTokens = 512;
+constexpr double kOneStreamMin = 1'500;  // tokens a second
+constexpr double kManyStreamsMin = 25'000;
+constexpr double kFirstTokenSecondsMax = 0.160;  // behind 16,000 tokens
 
 struct Timed {
   std::int64_t tokens = 0;
@@ -50,8 +53,8 @@ Timed Stream(const std::shared_ptr<grpc::Channel>& channel, std::size_t first_to
   return timed;
 }
 
-// Streams at once, each with a prompt of its own.
-void MeasureStreams(const testing::GpuServer& server, std::size_t streams, const char* name) {
+// Streams at once, each with a prompt of its own; tokens a second of all.
+double MeasureStreams(const testing::GpuServer& server, std::size_t streams, const char* name) {
   std::vector<Timed> timed(streams);
   std::vector<std::thread> threads;
   const double start = testing::Now();
@@ -71,8 +74,10 @@ void MeasureStreams(const testing::GpuServer& server, std::size_t streams, const
     tokens += one.tokens;
     first_max = std::max(first_max, one.first_s);
   }
+  const double tokens_per_s = static_cast<double>(tokens) / seconds;
   fmt::print("speed  {}streams={:3}  {:8.0f} tokens/s  first token after {:.1f} ms at most\n", name,
-             streams, static_cast<double>(tokens) / seconds, first_max * 1e3);
+             streams, tokens_per_s, first_max * 1e3);
+  return tokens_per_s;
 }
 
 }  // namespace
@@ -81,13 +86,14 @@ TEST_CASE("speeds of the small model through gRPC", "[speed]") {
   const std::unique_ptr<Backend> cuda = testing::MustMake("cuda");
   const testing::GpuServer server(*cuda, 18'000, 64);
   (void)Stream(server.channel, 0, kPromptTokens, kAnswerTokens);  // warm
-  for (const std::size_t streams : {1, 8, 64}) {
-    MeasureStreams(server, streams, "");
-  }
+  CHECK(MeasureStreams(server, 1, "") >= kOneStreamMin);
+  (void)MeasureStreams(server, 8, "");
+  CHECK(MeasureStreams(server, 64, "") >= kManyStreamsMin);
   for (const std::size_t prompt : {std::size_t{4000}, std::size_t{16'000}}) {
     const Timed one = Stream(server.channel, 5003 + prompt, prompt, 16);
     CHECK(one.tokens == 16);
     fmt::print("speed  prompt={:6}  first token after {:.1f} ms\n", prompt, one.first_s * 1e3);
+    CHECK(one.first_s <= kFirstTokenSecondsMax);
   }
 }
 
@@ -102,7 +108,7 @@ TEST_CASE("speeds with batch_invariant", "[speed]") {
   const testing::GpuServer server(*cuda, config);
   (void)Stream(server.channel, 0, kPromptTokens, kAnswerTokens);  // warm
   for (const std::size_t streams : {1, 64}) {
-    MeasureStreams(server, streams, "batch_invariant  ");
+    (void)MeasureStreams(server, streams, "batch_invariant  ");
   }
 }
 
