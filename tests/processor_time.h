@@ -2,6 +2,8 @@
 // while, changes nothing of it.
 #pragma once
 
+#include "common/clock.h"
+
 #include <ctime>
 
 namespace dsa::testing {
@@ -20,5 +22,14 @@ double ProcessorSecondsOf(const Work& work) {
   work();
   return ProcessorSeconds() - before;
 }
+
+// Time that passes while this process works.
+class ProcessorClock final : public Clock {
+ public:
+  MonotonicUs NowUs() const override {
+    constexpr double kUsPerSecond = 1e6;
+    return static_cast<MonotonicUs>(ProcessorSeconds() * kUsPerSecond);
+  }
+};
 
 }  // namespace dsa::testing

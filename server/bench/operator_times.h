@@ -5,10 +5,10 @@
 // others: a step recorded with one op alone and replayed (StepRunner).  Thread of the backend.
 #pragma once
 
+#include "common/clock.h"
 #include "kernels/forwarding_backend.h"
 
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -88,11 +88,12 @@ using OperatorTimes = std::array<double, kOperatorNames.size()>;
 class OperatorBackend final : public ForwardingBackend {
  public:
   // `fused`: fused ops are passed on whole, else as the plain ops that define them.
-  OperatorBackend(Backend& inner, bool fused) : ForwardingBackend(inner), fused_(fused) {}
+  OperatorBackend(Backend& inner, bool fused, const Clock& clock)
+      : ForwardingBackend(inner), fused_(fused), clock_(clock) {}
 
   bool fused() const { return fused_; }
 
-  // From now on calls are timed by the host's clock, from nothing; or not timed.
+  // From now on calls are timed, from nothing; or not timed.
   void Start() {
     times_us_.fill(0);
     timing_ = true;
@@ -154,13 +155,13 @@ class OperatorBackend final : public ForwardingBackend {
       (inner_.*call)(params);
       return;
     }
-    const auto start = std::chrono::steady_clock::now();
+    const MonotonicUs start = clock_.NowUs();
     (inner_.*call)(params);
-    times_us_[static_cast<std::size_t>(name)] +=
-        std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+    times_us_[static_cast<std::size_t>(name)] += static_cast<double>(clock_.NowUs() - start);
   }
 
   const bool fused_;
+  const Clock& clock_;
   bool timing_ = false;
   std::optional<Operator> wanted_;
   int calls_ = 0;

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <functional>
@@ -54,10 +53,11 @@ bool IsEnough(std::vector<double> times, const RepeatLimits& limits, double seco
 
 class Sweep final {
  public:
-  Sweep(const PositionOptions& options, const PositionSizes& sizes,
+  Sweep(const PositionOptions& options, const PositionSizes& sizes, const Clock& clock,
         const std::atomic<bool>& interrupted, PositionResult& result)
       : options_(options),
         sizes_(sizes),
+        clock_(clock),
         interrupted_(interrupted),
         result_(result),
         points_(2 * static_cast<std::int64_t>(sizes.positions.size()) *
@@ -66,9 +66,8 @@ class Sweep final {
   void MeasureArm(const BenchModel& model, Attention attention);
 
  private:
-  using Clock = std::chrono::steady_clock;
-  static double Since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
+  double SecondsSince(MonotonicUs start) const {
+    return static_cast<double>(clock_.NowUs() - start) / kUsPerSecond;
   }
   using Positions = std::vector<std::int64_t>;
   // The positions that fit; the others are skipped.
@@ -87,17 +86,18 @@ class Sweep final {
 
   const PositionOptions& options_;
   const PositionSizes& sizes_;
+  const Clock& clock_;
   const std::atomic<bool>& interrupted_;
   PositionResult& result_;
   const std::int64_t points_;
   std::int64_t done_ = 0;
   std::int64_t batch_max_ = 0;  // the largest that fits, found by the first arm; 0: not yet
   ProgressLine progress_;
-  const Clock::time_point start_ = Clock::now();
+  const MonotonicUs start_ = clock_.NowUs();
 };
 
 void Sweep::Show(const std::string& what) {
-  const double elapsed = Since(start_);
+  const double elapsed = SecondsSince(start_);
   const double left =
       done_ > 0 ? elapsed / static_cast<double>(done_) * static_cast<double>(points_ - done_) : 0;
   progress_.Show(fmt::format("{} of {} points, {}{}", done_, points_, what,
@@ -124,12 +124,12 @@ void Sweep::Keep(PositionRow row, std::vector<double> times) {
 
 // Its clock starts with the first call: filling caches before is not counted.
 std::function<bool(const std::vector<double>&)> Sweep::KeepGoing() const {
-  return [this, start = Clock::time_point()](const std::vector<double>& times) mutable {
+  return [this, start = MonotonicUs{0}](const std::vector<double>& times) mutable {
     if (times.empty()) {
-      start = Clock::now();
+      start = clock_.NowUs();
     }
     return !interrupted_.load(std::memory_order_relaxed) &&
-           !IsEnough(times, sizes_.repeats, Since(start));
+           !IsEnough(times, sizes_.repeats, SecondsSince(start));
   };
 }
 
@@ -286,7 +286,8 @@ Status Sweep::PrefillArm(const BenchModel& model, Attention attention, const Pos
   DSA_ASSIGN_OR_RETURN(
       const std::unique_ptr<StepRunner> runner,
       StepRunner::Create(
-          model, sizes_.RunnerOptions(false, attention, kPrefillSequences, positions.back())));
+          model, sizes_.RunnerOptions(false, attention, kPrefillSequences, positions.back()),
+          clock_));
   result_.device_name = runner->device_name();
   if (attention == Attention::kSparse) {
     result_.masked_until = runner->masked_until();
@@ -314,9 +315,10 @@ Status Sweep::DecodeArm(const BenchModel& model, Attention attention, const Posi
             model, sizes_.RunnerOptions(true, attention, sizes_.batch_max, positions.back())),
         options_.batch);
   }
-  DSA_ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                       StepRunner::Create(model, sizes_.RunnerOptions(true, attention, batch_max_,
-                                                                      positions.back())));
+  DSA_ASSIGN_OR_RETURN(
+      const std::unique_ptr<StepRunner> runner,
+      StepRunner::Create(model, sizes_.RunnerOptions(true, attention, batch_max_, positions.back()),
+                         clock_));
   std::vector<std::int64_t> batches = {options_.batch};
   if (batch_max_ > options_.batch) {
     batches.push_back(batch_max_);
@@ -366,7 +368,7 @@ std::string ModelName(const PositionOptions& options) {
 
 }  // namespace
 
-Result<PositionResult> MeasurePositions(const PositionOptions& options,
+Result<PositionResult> MeasurePositions(const PositionOptions& options, const Clock& clock,
                                         const std::atomic<bool>& interrupted) {
   constexpr std::array<std::string_view, 2> kFiles = {"position.csv", "position.json"};
   DSA_RETURN_IF_ERROR(PrepareFolder(options.output, kFiles));
@@ -400,7 +402,7 @@ Result<PositionResult> MeasurePositions(const PositionOptions& options,
   result.config = config;
   result.model_name = ModelName(options);
   result.kv_format = config.default_kv_format();
-  Sweep sweep(options, sizes, interrupted, result);
+  Sweep sweep(options, sizes, clock, interrupted, result);
   for (const Attention attention : {Attention::kSparse, Attention::kDense}) {
     sweep.MeasureArm(model, attention);
   }

@@ -2,6 +2,7 @@
 // and its dense twin, from steps of the real engine.  Main thread.
 #pragma once
 
+#include "common/clock.h"
 #include "common/status.h"
 #include "server/bench/operator_times.h"
 #include "server/bench/position_fit.h"
@@ -98,8 +99,8 @@ struct PositionResult {
   bool is_cut() const { return whole.layers != config.layers; }
 };
 
-// Measures; errors of single points are in `skipped`, an error returned is of them all.
-Result<PositionResult> MeasurePositions(const PositionOptions& options,
+// Measures by `clock`; errors of single points are in `skipped`, an error returned is of them all.
+Result<PositionResult> MeasurePositions(const PositionOptions& options, const Clock& clock,
                                         const std::atomic<bool>& interrupted);
 
 // Writes position.csv, .json, .gnuplot and, where gnuplot is installed, .png and .svg; prints the

@@ -1,6 +1,5 @@
 #include "server/bench/step_runner.h"
 
-#include "common/clock.h"
 #include "common/prng.h"
 #include "model/load_progress.h"
 #include "server/bench/copying_executor.h"
@@ -11,7 +10,6 @@
 #include "server/masked_border.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include <fmt/core.h>
@@ -58,10 +56,6 @@ ModelConfig WithoutIndexer(ModelConfig config) {
   return config;
 }
 
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 ModelExecutorConfig ExecutorConfigOf(const BenchModel& model, const StepRunnerOptions& options) {
   const ModelConfig& config = model.ConfigOf(options.attention);
   return {.limits = {.tokens_max = options.chunk_tokens,
@@ -100,19 +94,22 @@ Result<BenchModel> LoadBenchModel(const ModelSource& source, const std::string& 
 }
 
 struct StepRunner::State {
-  State(const BenchModel& loaded, const StepRunnerOptions& sizes)
-      : config(loaded.ConfigOf(sizes.attention)), on_cpu(loaded.on_cpu()), options(sizes) {}
+  State(const BenchModel& loaded, const StepRunnerOptions& sizes, const Clock& timing)
+      : config(loaded.ConfigOf(sizes.attention)),
+        on_cpu(loaded.on_cpu()),
+        options(sizes),
+        clock(timing) {}
 
   const ModelConfig& config;
   const bool on_cpu;
   const StepRunnerOptions options;
+  const Clock& clock;
   std::int64_t masked_until = 0;
   // Destroyed in reverse.
   std::unique_ptr<Backend> device;
   std::unique_ptr<OperatorBackend> backend;
   std::unique_ptr<ModelExecutor> model;
   std::unique_ptr<CopyingExecutor> executor;
-  SteadyClock clock;
   std::unique_ptr<EngineLoop> engine;
   std::uint64_t own_prompts = 0;  // made so far
 
@@ -262,7 +259,8 @@ std::int64_t StepRunner::FittingSequences(const BenchModel& model, StepRunnerOpt
 }
 
 Result<std::unique_ptr<StepRunner>> StepRunner::Create(const BenchModel& model,
-                                                       const StepRunnerOptions& options) {
+                                                       const StepRunnerOptions& options,
+                                                       const Clock& clock) {
   if (FittingSequences(model, options) < options.sequences_max) {
     return Error{ErrorCode::kFailedPrecondition,
                  fmt::format("batch: {} sequences of {} tokens do not fit into the {} bytes that "
@@ -270,10 +268,10 @@ Result<std::unique_ptr<StepRunner>> StepRunner::Create(const BenchModel& model,
                              options.sequences_max, options.context_tokens,
                              model.backend->AvailableBytes(), FittingSequences(model, options))};
   }
-  auto state = std::make_unique<State>(model, options);
+  auto state = std::make_unique<State>(model, options, clock);
   // Of its own: a backend's scratch is one executor's.
   DSA_ASSIGN_OR_RETURN(state->device, MakeBackend(model.device, model.threads));
-  state->backend = std::make_unique<OperatorBackend>(*state->device, !model.on_cpu());
+  state->backend = std::make_unique<OperatorBackend>(*state->device, !model.on_cpu(), clock);
   const ModelExecutorConfig config = ExecutorConfigOf(model, options);
   DSA_ASSIGN_OR_RETURN(
       state->model,
@@ -360,13 +358,13 @@ Result<std::vector<double>> StepRunner::MeasureDecode(
 // Microseconds of one of so many replays that the host's clock counts little.
 double StepRunner::State::MeasureGraph(GraphId graph) const {
   const auto run = [&](int times) {
-    const auto start = std::chrono::steady_clock::now();
+    const MonotonicUs start = clock.NowUs();
     for (int i = 0; i < times; ++i) {
       backend->Replay(graph);
     }
     backend->Mark(kSectionEvent);
     backend->WaitFor(kSectionEvent);
-    return SecondsSince(start);
+    return static_cast<double>(clock.NowUs() - start) / kUsPerSecond;
   };
   const double once = run(1);
   const int repeats = std::min(static_cast<int>(kSectionSecondsWanted / once), kSectionRepeatsMax);

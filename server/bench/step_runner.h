@@ -8,6 +8,7 @@
 // the prefix cache.  Only computing steps are timed, and none of them mixes prefill with decode.
 #pragma once
 
+#include "common/clock.h"
 #include "common/status.h"
 #include "server/bench/operator_times.h"
 #include "server/engine/model_executor.h"
@@ -56,9 +57,11 @@ struct StepRunnerOptions {
 
 class StepRunner final {
  public:
-  // The model outlives the runner.  FAILED_PRECONDITION where memory is short.
+  // The model and the clock, by which all is timed, outlive the runner.  FAILED_PRECONDITION where
+  // memory is short.
   static Result<std::unique_ptr<StepRunner>> Create(const BenchModel& model,
-                                                    const StepRunnerOptions& options);
+                                                    const StepRunnerOptions& options,
+                                                    const Clock& clock);
   // The largest sequences_max up to options' whose caches fit, all parts of a step beside them; 0
   // where one does not.
   static std::int64_t FittingSequences(const BenchModel& model, StepRunnerOptions options);

@@ -1,4 +1,5 @@
 // `dsa bench position`: what a token costs against its position.
+#include "common/clock.h"
 #include "model/model_slice.h"
 #include "server/bench/position_bench.h"
 #include "server/cli/commands.h"
@@ -15,7 +16,7 @@ constexpr std::int64_t kPositionMax = std::int64_t{1} << 24;
 constexpr std::int64_t kRowsMax = std::int64_t{1} << 20;
 
 int RunPosition(const bench::PositionOptions& options) {
-  const auto result = bench::MeasurePositions(options, InterruptFlag());
+  const auto result = bench::MeasurePositions(options, SteadyClock(), InterruptFlag());
   if (!result.ok()) {
     return ReportError(result.error());
   }

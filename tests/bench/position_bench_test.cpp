@@ -1,11 +1,16 @@
 // `dsa bench position`, the real binary, with the model that ships: the shape of its files and what
-// must hold of any measurement, not how fast this machine is.
+// must hold of any measurement.  What steps cost beside each other is measured in this process, by
+// the processor time that they take: neither the machine nor its neighbours change that.
+#include "server/bench/position_bench.h"
+
 #include "common/json.h"
 #include "tests/e2e/process.h"
 #include "tests/paths.h"
+#include "tests/processor_time.h"
 #include "tests/temporary_folder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -70,7 +75,7 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   const TemporaryFolder folder;
   const std::string output = folder / "out";
   const Ended ended =
-      testing::RunDsa({"bench", "position", "--model", Model(), "--quick", "--max-position", "8192",
+      testing::RunDsa({"bench", "position", "--model", Model(), "--quick", "--max-position", "2048",
                        "--gpu-hour-usd", "3.6", "--output", output},
                       "");
   CAPTURE(ended.err, ended.out);
@@ -98,16 +103,9 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   REQUIRE(curves.size() == 6);
   for (const auto& [name, curve] : curves) {
     CAPTURE(name);
-    CHECK(curve.size() >= 6);
-    CHECK(Number(curve.back(), "pos_mid") > 8000);
+    CHECK(curve.size() == 6);
+    CHECK(Number(curve.back(), "pos_mid") > 2000);
   }
-  // Dense attention reads 8K keys where DSA reads 256, a step of 28 ms against one of 6 or so.
-  const auto last = [&](const std::string& name) {
-    return Number(curves.at(name).back(), "gpu_us_per_token");
-  };
-  CHECK(last("decode dense 4") > 1.3 * last("decode sparse 4"));
-  CHECK(last("prefill dense 1") > 1.3 * last("prefill sparse 1"));
-  CHECK(last("decode dense 4") > 1.5 * Number(curves.at("decode dense 4")[0], "gpu_us_per_token"));
 
   const Json json = Json::parse(FileText(output + "/position.json"));
   CHECK(json["complete"] == true);
@@ -115,10 +113,8 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   CHECK(json["points"].size() == lines.size());
   CHECK(json["decomposition"].size() == 8);  // of batch 1 decode also attention alone
   CHECK(json["summary"].size() == 4);
-  CHECK(json["prompts"].size() >= 3);
-  // About 1; neighbours on the machine may slow either.
-  CHECK(json["computed_to_copied_step"].get<double>() > 0.3);
-  CHECK(json["computed_to_copied_step"].get<double>() < 3);
+  CHECK_FALSE(json["prompts"].empty());
+  CHECK(json["computed_to_copied_step"].get<double>() > 0);
   for (const Json& point : json["points"]) {
     if (point["phase"] == "decode") {  // 5 layers; selected keys, and all index keys to select from
       const double keys = point["pos_mid"];
@@ -133,7 +129,7 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
   for (const Json& row : json["operators"]) {
     const double share = row["operators_us"].get<double>() / row["step_us"].get<double>();
     CAPTURE(row["attn"], row["position"], share);
-    CHECK(share > 0.5);
+    CHECK(share > 0);
     CHECK(share <= 1.0);
     CHECK(row["operators"].contains("latent_attention"));
     // The index keys are always written, the scores needed beyond 256 keys only; the twin has none.
@@ -144,11 +140,60 @@ TEST_CASE("a quick run draws the curves of DSA and its dense twin", "[bench][pos
       CHECK(row["operators"].contains("indexer_logits") == (sparse && position > 256));
     }
   }
-  CHECK(ended.out.find("DSA is cheaper than dense from position") != std::string::npos);
+  CHECK(ended.out.find("; at 20") != std::string::npos);  // and what dense costs there
   CHECK(FileText(output + "/position.gnuplot").find("V3.2-Exp (paper x ") != std::string::npos);
   const bool pictures = std::filesystem::exists(output + "/position.png") &&
                         std::filesystem::exists(output + "/position.svg");
   CHECK(pictures != (ended.err.find("no picture: gnuplot") != std::string::npos));
+}
+
+TEST_CASE("steps of DSA work less than dense ones where the context is long", "[bench][position]") {
+  using bench::Attention;
+  const TemporaryFolder folder;
+  bench::PositionOptions options;
+  options.model = Model();
+  options.threads = 1;
+  options.quick = true;
+  options.position_max = 4096;
+  options.output = folder / "out";
+  const testing::ProcessorClock clock;
+  const std::atomic<bool> interrupted = false;
+  const auto measured = bench::MeasurePositions(options, clock, interrupted);
+  REQUIRE(measured.ok());
+  const bench::PositionResult& result = measured.value();
+  CHECK(result.complete);
+  const auto cost = [&](bool decode, Attention attention, std::int64_t batch) {
+    const auto curve = bench::CurveOf(result, decode, attention, batch);
+    REQUIRE(curve.size() >= 6);
+    CHECK(curve.back().position > 4000);
+    return std::pair(curve.front().cost_us, curve.back().cost_us);
+  };
+  // Dense attention reads 4K keys where DSA reads 256.
+  const auto dense = cost(true, Attention::kDense, 4);
+  CHECK(dense.second > 1.3 * cost(true, Attention::kSparse, 4).second);
+  CHECK(cost(false, Attention::kDense, 1).second > 1.3 * cost(false, Attention::kSparse, 1).second);
+  CHECK(dense.second > 1.5 * dense.first);
+  for (const std::string& sentence : bench::PositionSentences(result)) {
+    CAPTURE(sentence);
+    CHECK(sentence.find("DSA is cheaper than dense from position") != std::string::npos);
+  }
+  CHECK(result.computed_to_copied.value_or(0) == Approx(1).margin(0.5));
+  int with_operators = 0;
+  for (const bench::PositionRow& row : result.rows) {
+    CHECK(row.step_us > 0);
+    if (row.operators) {
+      ++with_operators;
+      double sum_us = 0;
+      for (const double us : row.operators->times_us) {
+        sum_us += us;
+      }
+      CAPTURE(row.position, bench::NameOf(row.attention));
+      CHECK(sum_us > 0.5 * row.operators->step_us);
+      CHECK(sum_us <= row.operators->step_us);
+      CHECK(row.operators->to_plain == Approx(1).margin(0.7));
+    }
+  }
+  CHECK(with_operators > 10);
 }
 
 TEST_CASE("an interrupted run writes what it has, marked as incomplete", "[bench][position]") {
@@ -190,7 +235,8 @@ TEST_CASE("a slice of the layers is scaled to all of them, and says so", "[bench
     const double ratio = scaled["points"][i]["step_ms_p50"].get<double>() /
                          json["points"][i]["step_ms_p50"].get<double>();
     // Embedding and head stay as they are; of the 3 layers 2 have experts, of the 5 there are 4.
-    CHECK(ratio > 1.2);
+    // How each operator is scaled: position_fit_test.
+    CHECK(ratio > 1.0);
     CHECK(ratio < 2.0);
   }
   CHECK(CsvLines(FileText(output + "/position.csv"))[0].at("layers") == "3");

@@ -2,6 +2,7 @@
 #include "server/bench/position_fit.h"
 
 #include "common/prng.h"
+#include "server/bench/position_bench.h"
 
 #include <algorithm>
 #include <cmath>
@@ -93,6 +94,60 @@ TEST_CASE("the crossing is where the other curve becomes dearer and stays so", "
   CHECK(*Crossing(flat, curve({12, 8, 14, 20})) == Approx(100 + 100.0 / 3));
   CHECK(*Crossing(flat, curve({11, 12, 13, 14})) == 0);
   CHECK_FALSE(Crossing(flat, curve({6, 8, 9, 10})));
+}
+
+TEST_CASE("each operator is scaled by its own layers, and the rest by all", "[bench][fit]") {
+  PositionResult result{.config = {},
+                        .whole = {},
+                        .model_name = "m",
+                        .device_name = "d",
+                        .kv_format = KvFormat::kFp8,
+                        .rows = {},
+                        .fits = {},
+                        .computed_to_copied = {},
+                        .skipped = {}};
+  result.config.layers = 3;
+  result.config.dense_layers = 1;
+  result.whole.layers = 13;
+  result.whole.dense_layers = 3;
+  PointOperators operators{.step_us = 110, .to_plain = 1.1, .times_us = {}};
+  const auto time_us = [](PointOperators& of, Operator name) -> double& {
+    return of.times_us[static_cast<std::size_t>(name)];
+  };
+  time_us(operators, Operator::kHead) = 7;
+  time_us(operators, Operator::kGatedMlp) = 11;
+  time_us(operators, Operator::kExpertMlp) = 13;
+  time_us(operators, Operator::kAttend) = 17;
+  result.rows.push_back({.decode = true,
+                         .attention = Attention::kSparse,
+                         .position = 64,
+                         .start = 60,
+                         .end = 68,
+                         .batch = 2,
+                         .chunk = 2,
+                         .steps = 8,
+                         .step_us = 60,  // 12 of it no operator's
+                         .step_us_p10 = 30,
+                         .step_us_p90 = 120,
+                         .error_us = 6,
+                         .operators = operators});
+  PositionResult scaled = ScaledToWhole(result);
+  CHECK(scaled.is_scaled);
+  CHECK(scaled.config.layers == 13);
+  REQUIRE(scaled.rows.size() == 1);
+  PositionRow& row = scaled.rows[0];
+  const double expected = 7 + 11 * 3.0 + 13 * 10.0 / 2 + (17 + 12) * 13.0 / 3;
+  CHECK(row.step_us == Approx(expected));
+  CHECK(row.step_us_p10 == Approx(expected / 2));
+  CHECK(row.step_us_p90 == Approx(expected * 2));
+  CHECK(row.error_us == Approx(expected / 10));
+  REQUIRE(row.operators);
+  CHECK(row.operators->step_us == Approx(110 * expected / 60));
+  CHECK(time_us(*row.operators, Operator::kHead) == 7);
+  CHECK(time_us(*row.operators, Operator::kGatedMlp) == Approx(33));
+  CHECK(time_us(*row.operators, Operator::kExpertMlp) == Approx(65));
+  CHECK(time_us(*row.operators, Operator::kAttend) == Approx(17 * 13.0 / 3));
+  CHECK(row.steps == 8);
 }
 
 }  // namespace dsa::bench
