@@ -2,6 +2,7 @@
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device_check.h"
+#include "kernels/cuda/index_selection.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/ops/block_scaled_linear.h"
 #include "kernels/ops/linear.h"
@@ -96,6 +97,19 @@ TEST_CASE("a GPU that is no Hopper is refused with found and needed", "[cuda_sta
     REQUIRE_FALSE(status.ok());
     CHECK(status.error().code == ErrorCode::kFailedPrecondition);
     CHECK(status.error().message == one.message);
+  }
+}
+
+TEST_CASE("a row of a million keys has blocks enough, however many rows there are",
+          "[cuda_start]") {
+  constexpr std::int64_t kBlockKeysMax = std::int64_t{1} << 19;  // IndexSelection's contract
+  for (const std::int64_t keys : {8192, 65537, 131072, 1 << 19, (1 << 19) + 1, 1 << 20, 1 << 23}) {
+    for (const std::int64_t rows : {1, 8, 9, 64, 132, 133, 2048, 8192}) {
+      const std::int64_t cluster = cuda::IndexSelectionCluster(rows, keys);
+      CAPTURE(keys, rows, cluster);
+      CHECK((cluster == 1 || cluster == 2 || cluster == 4 || cluster == 8 || cluster == 16));
+      CHECK((keys + cluster - 1) / cluster <= kBlockKeysMax);
+    }
   }
 }
 

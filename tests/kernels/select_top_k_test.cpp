@@ -172,7 +172,7 @@ TEST_CASE("SelectTopK equals a full sort", "[kernels][select_top_k]") {
 }
 
 TEST_CASE("SelectTopK selects 2048 of a long context", "[kernels][select_top_k][slow]") {
-  const auto context = GENERATE(as<std::int64_t>(), 2049, 131072);
+  const auto context = GENERATE(as<std::int64_t>(), 2049, 131072, 1 << 20);
   std::mt19937 engine(42);
   for (const int mode : {0, 1, 6, 8}) {
     CAPTURE(context, mode);
