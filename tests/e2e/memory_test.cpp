@@ -131,6 +131,46 @@ TEST_CASE("the automatic cache takes what the rest leaves, and no server more th
   CHECK(ExitCode(App::StartOn(backend, config).error()) == 3);
 }
 
+TEST_CASE("a CUDA device's cache leaves its reserve free, and one that does not fit is named",
+          "[e2e][memory]") {
+  CpuBackend cpu(2);
+  LimitedBackend backend(cpu);
+  Backend* const only = &backend;
+  const Checkpoint checkpoint = Checkpoint::Open(TinyModel()).value();
+  ServerConfig config = TinyConfig();
+  config.device = "cuda";
+  config.device_memory_reserve_bytes = 100 * kMiB;
+  const auto sizes = [&] {
+    return SizeServer(config,
+                      {.config = checkpoint.config(),
+                       .weight_bytes = [](const RankPlace&) { return std::int64_t{1'000'000}; },
+                       .vocabulary_limit = 400},
+                      {&only, 1});
+  };
+  backend.available = 500 * kMiB;
+  const ServerSizes roomy = sizes().value();
+  CHECK(roomy.engine.blocks == 16 * 8);
+  CHECK(roomy.memory.reserve == 100 * kMiB);
+  CHECK(roomy.memory.host == 0);  // requests and texts are not on the device
+  CHECK_FALSE(roomy.executor.recorded.empty());
+  const std::int64_t block = roomy.memory.executor.cache / (roomy.engine.blocks + 1);
+  backend.available = roomy.memory.needed() - 20 * block;
+  CHECK(sizes().value().engine.blocks == 16 * 8 - 20);
+  config.device_memory_reserve_bytes += 5 * block;
+  CHECK(sizes().value().engine.blocks == 16 * 8 - 25);
+  CHECK(sizes().value().memory.needed() == backend.available);
+  config.device_memory_reserve_bytes = backend.available;
+  const Error error = sizes().error();
+  CAPTURE(error.message);
+  CHECK(ExitCode(error) == 3);
+  CHECK(error.message.starts_with("not enough memory: "));
+  const std::string have = fmt::format("{:.2f} MB", static_cast<double>(backend.available) / 1e6);
+  CHECK(error.message.find("reserve " + have) != std::string::npos);
+  CHECK(error.message.find("; " + have + " available") != std::string::npos);
+  CHECK(error.message.find("or device_memory_reserve_bytes") != std::string::npos);
+  CHECK(error.message.find('\n') == std::string::npos);
+}
+
 TEST_CASE("the memory that a refusal asks for suffices, and little less does not",
           "[e2e][memory]") {
   CpuBackend cpu(2);
