@@ -13,6 +13,7 @@
 #include "common/status.h"
 #include "common/view.h"
 #include "kernels/backend_buffer.h"
+#include "kernels/op_params.h"
 #include "kernels/scratch_limits.h"
 
 #include <cstddef>
@@ -24,44 +25,6 @@ namespace dsa {
 
 class Backend;
 struct PagedRows;
-
-// Fused ops.
-struct AddNormParams;
-struct AttendLatentParams;
-struct AttendMaskedParams;
-struct ExpertMlpParams;
-struct GatedMlpParams;
-struct ProjectParams;
-struct SelectKeysParams;
-struct WriteKeysParams;
-
-// Plain ops, and those of several ranks (kernels/comm/collectives.h).
-struct AbsorbQueryParams;
-struct AllGatherParams;
-struct AllReduceParams;
-struct BlockScaledLinearParams;
-struct CombineParams;
-struct DispatchParams;
-struct EmbedParams;
-struct ExpandValueParams;
-struct FillRandomParams;
-struct GateParams;
-struct GatherRowsParams;
-struct IndexerLogitsParams;
-struct LatentAttentionParams;
-struct LinearParams;
-struct MaskedAttentionParams;
-struct PrepareIndexerQueryParams;
-struct QuantizeFp8Params;
-struct RmsNormParams;
-struct RopeParams;
-struct RoutedExpertsParams;
-struct SampleParams;
-struct SelectTopKParams;
-struct StoreIndexerKeyParams;
-struct StoreLatentParams;
-struct SwiGluParams;
-struct UpdateBlockTablesParams;
 
 // Names a recorded sequence of ops.  Small numbers, chosen by the caller.
 enum class GraphId : std::int32_t {};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/backend_buffer.h"
+#include "kernels/op_params.h"
 
 #include <cstddef>
 
@@ -11,30 +12,7 @@
 
 namespace dsa {
 
-struct AbsorbQueryParams;
-struct AddNormParams;
-struct BlockScaledLinearParams;
-struct EmbedParams;
-struct ExpandValueParams;
-struct FillRandomParams;
-struct GateParams;
-struct GatherRowsParams;
-struct IndexerLogitsParams;
-struct LinearParams;
-struct MaskedAttentionParams;
-struct PrepareIndexerQueryParams;
-struct QuantizeFp8Params;
-struct RmsNormParams;
-struct RopeParams;
-struct RoutedExpertsParams;
-struct SampleParams;
 struct ScratchLimits;
-struct SelectTopKParams;
-struct StoreIndexerKeyParams;
-struct StoreLatentParams;
-struct SwiGluParams;
-struct UpdateBlockTablesParams;
-struct WriteKeysParams;
 
 namespace cuda {
 
