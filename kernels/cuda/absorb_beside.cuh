@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels/cuda/absorb_tile.cuh"
-#include "kernels/cuda/index_selection.h"
+#include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/ptx/dependency.cuh"
 #include "kernels/cuda/ptx/shared_memory.cuh"
 
@@ -29,7 +29,7 @@ class Beside final {
   static_assert(kSharedBytes <= 227 * 1024);
 
   // `worker` of `workers` blocks.
-  __device__ Beside(const BesideParams& p, std::uint8_t* shared, int worker, int workers)
+  __device__ Beside(const RotateAndAbsorbParams& p, std::uint8_t* shared, int worker, int workers)
       : p_(p),
         team_(static_cast<int>(threadIdx.x) / kThreads),
         thread_(static_cast<int>(threadIdx.x) % kThreads),
@@ -41,8 +41,8 @@ class Beside final {
         step_(workers * kTeams) {}
 
   __device__ void Run() {
-    Place load = At(first_);
-    Place ahead = load;  // of the weights that no kernel writes
+    Step load = FirstOf(first_);
+    Step ahead = load;  // of the weights that no kernel writes
     for (int i = 0; i < kRing - 1; ++i) {
       LoadWeights(i, ahead);
       Next(ahead);
@@ -55,10 +55,10 @@ class Beside final {
       Next(load);
     }
     int slot = 0;
-    for (Place at = At(first_); at.tile < tiles_;) {
+    for (Step step = FirstOf(first_); step.tile < tiles_;) {
+      const Place at = step.at;
       const Rotation<kTokens> rotation(p_.rope, at.column_tile, at.first_token, at.head, thread_);
       typename T::Totals totals = {};
-      const Place tile = at;
       for (int stage = 0; stage < stages_; ++stage) {
         ptx::WaitForCopies<kRing - 2>();
         Meet();  // everybody's copies are there, and the slot before is read no more
@@ -71,9 +71,9 @@ class Beside final {
         if (stage + 1 < stages_) {
           slot = slot + 1 == kRing ? 0 : slot + 1;
         }
-        Next(at);
+        Next(step);
       }
-      Store(Slot(slot), tile, totals);
+      Store(Slot(slot), at, totals);
       slot = slot + 1 == kRing ? 0 : slot + 1;
       rotation.Store();
     }
@@ -81,35 +81,29 @@ class Beside final {
   }
 
  private:
-  struct Place {
+  struct Step {
     int tile;
     int stage;
-    int column_tile;
-    std::int64_t first_token;
-    std::int64_t head;
+    Place at;
   };
-  __device__ Place At(int tile) const {
-    return {.tile = tile,
-            .stage = 0,
-            .column_tile = tile % kColumnTiles,
-            .first_token = tile / kColumnTiles % token_tiles_ * std::int64_t{kTokens},
-            .head = tile / kColumnTiles / token_tiles_};
+  __device__ Step FirstOf(int tile) const {
+    return {.tile = tile, .stage = 0, .at = Place::Of(tile, token_tiles_, kTokens)};
   }
-  __device__ void Next(Place& place) const {
-    if (++place.stage == stages_) {
-      place = At(place.tile + step_);
+  __device__ void Next(Step& step) const {
+    if (++step.stage == stages_) {
+      step = FirstOf(step.tile + step_);
     }
   }
   __device__ std::uint8_t* Slot(int slot) const { return ring_ + slot * T::kStageBytes; }
-  __device__ void LoadWeights(int slot, const Place& place) const {
-    if (place.tile < tiles_) {
-      T::LoadWeights(Slot(slot), p_.absorb, place.stage * kDepth, place.column_tile * kColumns,
-                     place.head, thread_);
+  __device__ void LoadWeights(int slot, const Step& step) const {
+    if (step.tile < tiles_) {
+      T::LoadWeights(Slot(slot), p_.absorb, step.stage * kDepth, step.at.column_tile * kColumns,
+                     step.at.head, thread_);
     }
   }
-  __device__ void LoadQueries(int slot, const Place& place) const {
-    if (place.tile < tiles_) {
-      T::LoadQueries(Slot(slot), p_.absorb, place.stage * kDepth, place.first_token, place.head,
+  __device__ void LoadQueries(int slot, const Step& step) const {
+    if (step.tile < tiles_) {
+      T::LoadQueries(Slot(slot), p_.absorb, step.stage * kDepth, step.at.first_token, step.at.head,
                      thread_);
     }
   }
@@ -121,7 +115,7 @@ class Beside final {
   __device__ int Token() const { return thread_ / kWarpSize % T::kTokenWarps * T::kTokenTiles * 8; }
 
   // Through the slot that was multiplied last to whole rows.
-  __device__ void Store(std::uint8_t* slot, const Place& tile,
+  __device__ void Store(std::uint8_t* slot, const Place& at,
                         const typename T::Totals& totals) const {
     Meet();
     const int lane = thread_ % kWarpSize;
@@ -142,19 +136,19 @@ class Beside final {
     constexpr int kLanes = kColumns / 8;  // of a row, 16 bytes each
     const int chunk = thread_ % kLanes;
     auto* const output = static_cast<__nv_bfloat16*>(p_.absorb.q_latent.data) +
-                         tile.head * p_.absorb.q_latent.head_stride + tile.column_tile * kColumns +
+                         at.head * p_.absorb.q_latent.head_stride + at.column_tile * kColumns +
                          chunk * 8;
 #pragma unroll
     for (int first = 0; first < kTokens; first += kThreads / kLanes) {
       const int t = first + thread_ / kLanes;
-      if (t < kTokens && tile.first_token + t < p_.absorb.q_latent.rows) {
-        *reinterpret_cast<uint4*>(output + (tile.first_token + t) * p_.absorb.q_latent.row_stride) =
+      if (t < kTokens && at.first_token + t < p_.absorb.q_latent.rows) {
+        *reinterpret_cast<uint4*>(output + (at.first_token + t) * p_.absorb.q_latent.row_stride) =
             *reinterpret_cast<const uint4*>(slot + t * kRowBytes + chunk * 16);
       }
     }
   }
 
-  const BesideParams& p_;
+  const RotateAndAbsorbParams& p_;
   int team_;
   int thread_;
   std::uint8_t* ring_;

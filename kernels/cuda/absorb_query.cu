@@ -23,96 +23,31 @@
 namespace dsa {
 namespace {
 
-using cuda::absorb::kColumns;
 using cuda::absorb::kColumnTiles;
-using cuda::absorb::kDepth;
-using cuda::absorb::kResultStride;
-using cuda::absorb::kStages;
 using cuda::absorb::kThreads;
-using cuda::absorb::Rotation;
 using cuda::absorb::Tile;
-
-struct NoRotation {
-  __device__ void Store() const {}
-};
 
 // Grid: tiles of latent values, tiles of tokens, heads.  kRotates: the queries' RoPE columns as
 // well.
 template <int kTokens, bool kRotates>
 __global__ __launch_bounds__(kThreads) void AbsorbQueryKernel(
     const __grid_constant__ AbsorbQueryParams p, const __grid_constant__ RopeParams rope) {
-  using T = Tile<kTokens>;
   extern __shared__ __align__(16) std::uint8_t shared[];
-  const int first_column = static_cast<int>(blockIdx.x) * kColumns;
-  const std::int64_t first_token = blockIdx.y * std::int64_t{kTokens};
-  const std::int64_t head = blockIdx.z;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / cuda::kWarpSize;
-  const int column = warp / T::kTokenWarps * T::kColumnTiles * 16;
-  const int token = warp % T::kTokenWarps * T::kTokenTiles * 8;
-  const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
-  typename T::Totals totals = {};
+  const cuda::absorb::Place at = {.column_tile = static_cast<int>(blockIdx.x),
+                                  .first_token = blockIdx.y * std::int64_t{kTokens},
+                                  .head = blockIdx.z};
   cuda::ptx::AllowSuccessor();
-  for (int stage = 0; stage < min(stages, kStages); ++stage) {
-    T::LoadWeights(shared + stage * T::kStageBytes, p, stage * kDepth, first_column, head, thread);
-  }
+  cuda::absorb::LoadFirstWeights<kTokens>(p, at, shared);
   cuda::ptx::WaitForPredecessors();
-  T::LoadQueries(shared, p, 0, first_token, head, thread);
-  cuda::ptx::CommitCopies();
-  const auto rotation = [&] {
-    if constexpr (kRotates) {
-      return Rotation<kTokens>(rope, static_cast<int>(blockIdx.x), first_token, head, thread);
-    } else {
-      return NoRotation{};
-    }
-  }();
-  for (int stage = 0; stage < stages; ++stage) {
-    if (stage + 1 < stages) {
-      std::uint8_t* const next = shared + (stage + 1) % kStages * T::kStageBytes;
-      if (stage + 1 >= kStages) {
-        T::LoadWeights(next, p, (stage + 1) * kDepth, first_column, head, thread);
-      }
-      T::LoadQueries(next, p, (stage + 1) * kDepth, first_token, head, thread);
-    }
-    cuda::ptx::CommitCopies();
-    cuda::ptx::WaitForCopies<1>();
-    __syncthreads();
-    T::Multiply(shared + stage % kStages * T::kStageBytes, column, token, totals);
-    __syncthreads();
+  cuda::absorb::LoadFirstQueries<kTokens>(p, at, shared);
+  if constexpr (kRotates) {
+    cuda::absorb::Finish<kTokens>(
+        p, at, shared,
+        cuda::absorb::Rotation<kTokens>(rope, at.column_tile, at.first_token, at.head,
+                                        static_cast<int>(threadIdx.x)));
+  } else {
+    cuda::absorb::Finish<kTokens>(p, at, shared, cuda::absorb::NoRotation{});
   }
-  auto* results = reinterpret_cast<float*>(shared);
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-#pragma unroll
-  for (int m = 0; m < T::kColumnTiles; ++m) {
-#pragma unroll
-    for (int t = 0; t < T::kTokenTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        results[(token + t * 8 + lane % 4 * 2 + i % 2) * kResultStride + column + m * 16 +
-                lane / 4 + i / 2 * 8] = totals[m][t][i];
-      }
-    }
-  }
-  __syncthreads();
-  // 16 lanes store a token's tile.
-  constexpr int kWidth = 8;
-  constexpr int kLanes = kColumns / kWidth;
-  const int value = static_cast<int>(threadIdx.x) % kLanes * kWidth;
-  auto* const output = static_cast<__nv_bfloat16*>(p.q_latent.data) +
-                       head * p.q_latent.head_stride + first_column + value;
-#pragma unroll
-  for (int first = 0; first < kTokens; first += kThreads / kLanes) {
-    const int t = first + static_cast<int>(threadIdx.x) / kLanes;
-    if (t < kTokens && first_token + t < p.q_latent.rows) {
-      cuda::Pack<__nv_bfloat16, kWidth> rounded;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        rounded.values[i] = __float2bfloat16_rn(results[t * kResultStride + value + i]);
-      }
-      cuda::StorePack(output + (first_token + t) * p.q_latent.row_stride, rounded);
-    }
-  }
-  rotation.Store();
 }
 
 template <typename T, typename W>
@@ -169,19 +104,18 @@ bool TensorCoresTake(const AbsorbQueryParams& params) {
 
 }  // namespace
 
-bool cuda::TakesRotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb) {
-  return TensorCoresTake(absorb) && rope.x.type == DataType::kBf16;
+bool cuda::TakesRotateAndAbsorb(const RotateAndAbsorbParams& params) {
+  return TensorCoresTake(params.absorb) && params.rope.x.type == DataType::kBf16;
 }
 
-bool cuda::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb,
-                           cudaStream_t stream) {
-  Validate(rope);
-  const AbsorbQueryExtents extents = Validate(absorb);
-  if (!TakesRotateAndAbsorb(rope, absorb)) {
+bool cuda::RotateAndAbsorb(const RotateAndAbsorbParams& params, cudaStream_t stream) {
+  Validate(params.rope);
+  const AbsorbQueryExtents extents = Validate(params.absorb);
+  if (!TakesRotateAndAbsorb(params)) {
     return false;
   }
   if (extents.tokens > 0) {
-    LaunchTensor<true>(absorb, rope, stream);
+    LaunchTensor<true>(params.absorb, params.rope, stream);
   }
   return true;
 }

@@ -1,6 +1,6 @@
 // Tiles of AbsorbQuery on the tensor cores, and the rotation beside them: what its own kernel and
-// the blocks beside a selection share.  A tile is 128 latent values of a head for kTokens rows, by
-// 256 threads, whose number among them is `thread`.
+// that of the indexer's queries share.  A tile is 128 latent values of a head for kTokens rows, by
+// a block of 256 threads.
 #pragma once
 
 #include "kernels/cuda/element.cuh"
@@ -144,5 +144,104 @@ class Rotation final {
   float cosine_[kTurns];
   float sine_[kTurns];
 };
+
+struct NoRotation {
+  __device__ void Store() const {}
+};
+
+// A tile of a head: where it begins.
+struct Place {
+  int column_tile;
+  std::int64_t first_token;
+  std::int64_t head;
+
+  // Of tiles in the order of columns, tokens, heads.
+  __device__ static Place Of(int tile, int token_tiles, int tokens) {
+    return {.column_tile = tile % kColumnTiles,
+            .first_token = tile / kColumnTiles % token_tiles * std::int64_t{tokens},
+            .head = tile / kColumnTiles / token_tiles};
+  }
+};
+
+// The weights of the first stages, which no kernel writes.
+template <int kTokens>
+__device__ void LoadFirstWeights(const AbsorbQueryParams& p, const Place& at,
+                                 std::uint8_t* shared) {
+  using T = Tile<kTokens>;
+  const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
+  for (int stage = 0; stage < min(stages, kStages); ++stage) {
+    T::LoadWeights(shared + stage * T::kStageBytes, p, stage * kDepth, at.column_tile * kColumns,
+                   at.head, static_cast<int>(threadIdx.x));
+  }
+}
+
+// And the queries of the first, once they are written.
+template <int kTokens>
+__device__ void LoadFirstQueries(const AbsorbQueryParams& p, const Place& at,
+                                 std::uint8_t* shared) {
+  Tile<kTokens>::LoadQueries(shared, p, 0, at.first_token, at.head, static_cast<int>(threadIdx.x));
+  ptx::CommitCopies();
+}
+
+// The rest of a tile; what is rotated is stored behind it.
+template <int kTokens, typename AnyRotation>
+__device__ void Finish(const AbsorbQueryParams& p, const Place& at, std::uint8_t* shared,
+                       const AnyRotation& rotation) {
+  using T = Tile<kTokens>;
+  const int first_column = at.column_tile * kColumns;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarpSize;
+  const int column = warp / T::kTokenWarps * T::kColumnTiles * 16;
+  const int token = warp % T::kTokenWarps * T::kTokenTiles * 8;
+  const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
+  typename T::Totals totals = {};
+  for (int stage = 0; stage < stages; ++stage) {
+    if (stage + 1 < stages) {
+      std::uint8_t* const next = shared + (stage + 1) % kStages * T::kStageBytes;
+      if (stage + 1 >= kStages) {
+        T::LoadWeights(next, p, (stage + 1) * kDepth, first_column, at.head, thread);
+      }
+      T::LoadQueries(next, p, (stage + 1) * kDepth, at.first_token, at.head, thread);
+    }
+    ptx::CommitCopies();
+    ptx::WaitForCopies<1>();
+    __syncthreads();
+    T::Multiply(shared + stage % kStages * T::kStageBytes, column, token, totals);
+    __syncthreads();
+  }
+  auto* results = reinterpret_cast<float*>(shared);
+  const int lane = thread % kWarpSize;
+#pragma unroll
+  for (int m = 0; m < T::kColumnTiles; ++m) {
+#pragma unroll
+    for (int t = 0; t < T::kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        results[(token + t * 8 + lane % 4 * 2 + i % 2) * kResultStride + column + m * 16 +
+                lane / 4 + i / 2 * 8] = totals[m][t][i];
+      }
+    }
+  }
+  __syncthreads();
+  // 16 lanes store a token's tile.
+  constexpr int kWidth = 8;
+  constexpr int kLanes = kColumns / kWidth;
+  const int value = thread % kLanes * kWidth;
+  auto* const output = static_cast<__nv_bfloat16*>(p.q_latent.data) +
+                       at.head * p.q_latent.head_stride + first_column + value;
+#pragma unroll
+  for (int first = 0; first < kTokens; first += kThreads / kLanes) {
+    const int t = first + thread / kLanes;
+    if (t < kTokens && at.first_token + t < p.q_latent.rows) {
+      Pack<__nv_bfloat16, kWidth> rounded;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        rounded.values[i] = __float2bfloat16_rn(results[t * kResultStride + value + i]);
+      }
+      StorePack(output + (at.first_token + t) * p.q_latent.row_stride, rounded);
+    }
+  }
+  rotation.Store();
+}
 
 }  // namespace dsa::cuda::absorb

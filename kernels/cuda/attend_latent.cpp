@@ -9,10 +9,10 @@
 
 namespace dsa {
 
-void CudaBackend::RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb) {
-  if (!cuda::RotateAndAbsorb(rope, absorb, stream())) {
-    Rope(rope);
-    AbsorbQuery(absorb);
+void CudaBackend::RotateAndAbsorb(const cuda::RotateAndAbsorbParams& params) {
+  if (!cuda::RotateAndAbsorb(params, stream())) {
+    Rope(params.rope);
+    AbsorbQuery(params.absorb);
   }
 }
 
@@ -22,7 +22,7 @@ void CudaBackend::AttendLatent(const AttendLatentParams& params) {
   const AnyTensor3 q_rope = ColumnsOf(attend.q, nope, kLatentRopeValues);
   if (!params.is_absorbed) {
     const QueriesToAbsorb queries = QueriesOf(params);
-    RotateAndAbsorb(RopeOf(queries, attend.rows), AbsorbOf(queries));
+    RotateAndAbsorb({.rope = RopeOf(queries, attend.rows), .absorb = AbsorbOf(queries)});
   }
   LatentAttention({.q_latent = params.q_latent,
                    .q_rope = q_rope,

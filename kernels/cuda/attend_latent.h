@@ -13,10 +13,14 @@
 
 namespace dsa::cuda {
 
-// Whether RotateAndAbsorb takes them.
-bool TakesRotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb);
 // Rope and AbsorbQuery: queries [T, H, N] and their RoPE columns [T, H, 64], rotated in place.
-bool RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb, cudaStream_t stream);
+struct RotateAndAbsorbParams {
+  RopeParams rope;
+  AbsorbQueryParams absorb;
+};
+bool RotateAndAbsorb(const RotateAndAbsorbParams& params, cudaStream_t stream);
+// Whether it takes them.
+bool TakesRotateAndAbsorb(const RotateAndAbsorbParams& params);
 // ExpandValue and QuantizeFp8 of its output [T, H * V]: a head's values are whole blocks of 128.
 bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8,
                        cudaStream_t stream);

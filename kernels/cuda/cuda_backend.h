@@ -13,6 +13,7 @@ namespace cuda {
 struct ExchangeTable;
 struct PeerSeat;
 struct PeerTable;
+struct RotateAndAbsorbParams;
 }  // namespace cuda
 struct CollectiveCall;
 struct ExpertRange;
@@ -111,7 +112,7 @@ class CudaBackend final : public Backend {
   // CHECK-fails while a graph is being recorded.
   void CheckNotRecording(const char* call) const;
   // Rope and AbsorbQuery, in one launch where they can.
-  void RotateAndAbsorb(const RopeParams& rope, const AbsorbQueryParams& absorb);
+  void RotateAndAbsorb(const cuda::RotateAndAbsorbParams& params);
   // Where the ranks of a collective meet on their devices; null once the group has failed.
   // CHECK-fails of a backend in no group.
   const cuda::PeerTable* Peers(const CollectiveCall& call, const cuda::PeerSeat& seat);

@@ -10,6 +10,8 @@
 
 namespace dsa::cuda {
 
+struct RotateAndAbsorbParams;
+
 struct IndexQueriesParams {
   ConstAnyTensor3 q;                     // [T, H, 128]
   Vector<const std::int32_t> positions;  // [T]
@@ -25,5 +27,9 @@ struct IndexQueriesParams {
 // Everything queued before it has ended when it begins its work, and only then may the kernel
 // behind it start.
 void PrepareIndexQueries(const IndexQueriesParams& params, cudaStream_t stream);
+// The same, and RotateAndAbsorb of the same rows, in one launch.  False, having queued nothing, for
+// more rows than decode has, other types than bfloat16, and what RotateAndAbsorb does not take.
+bool PrepareIndexQueriesAndAbsorb(const IndexQueriesParams& params,
+                                  const RotateAndAbsorbParams& queries, cudaStream_t stream);
 
 }  // namespace dsa::cuda

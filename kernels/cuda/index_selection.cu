@@ -65,16 +65,18 @@ void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, in
   }
 }
 
-bool IndexSelectionAndAbsorb(const SelectTopKParams& params, const std::int32_t* work, int cluster,
-                             const absorb::BesideParams& beside, cudaStream_t stream) {
+bool LeavesRoomToAbsorb(std::int64_t rows, int cluster, const RotateAndAbsorbParams& queries) {
+  return index_selection::AbsorbBlocks(queries) <=
+         (kMultiprocessors - rows * cluster) / cluster * cluster;
+}
+
+void IndexSelectionAndAbsorb(const SelectTopKParams& params, const std::int32_t* work, int cluster,
+                             const RotateAndAbsorbParams& queries, cudaStream_t stream) {
   using namespace index_selection;
-  const std::int64_t spare = (kMultiprocessors - params.scores.rows * cluster) / cluster * cluster;
-  if (AbsorbBlocks(beside) > spare) {
-    return false;
-  }
-  const std::int64_t blocks = (AbsorbBlocks(beside) + cluster - 1) / cluster * cluster;
-  LaunchBeside(ParamsOf(params, work, cluster), beside, static_cast<int>(blocks), stream);
-  return true;
+  DSA_CHECK(LeavesRoomToAbsorb(params.scores.rows, cluster, queries),
+            "IndexSelectionAndAbsorb: no room beside {} rows", params.scores.rows);
+  const std::int64_t blocks = (AbsorbBlocks(queries) + cluster - 1) / cluster * cluster;
+  LaunchBeside(ParamsOf(params, work, cluster), queries, static_cast<int>(blocks), stream);
 }
 
 }  // namespace dsa::cuda

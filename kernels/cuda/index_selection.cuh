@@ -656,9 +656,9 @@ void AllowClusters() {
 }
 
 // Blocks in which no thread has a second tile to rotate and absorb.
-std::int64_t AbsorbBlocks(const absorb::BesideParams& beside);
+std::int64_t AbsorbBlocks(const RotateAndAbsorbParams& queries);
 // Blocks of clusters of a launch that selects, and so many more that rotate and absorb.
-void LaunchBeside(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
+void LaunchBeside(const KernelParams& p, const RotateAndAbsorbParams& queries, int blocks,
                   cudaStream_t stream);
 
 }  // namespace dsa::cuda::index_selection

@@ -1,8 +1,6 @@
 // SelectTopK of rows whose scores IndexScores has counted: the second half of SelectKeys.
 #pragma once
 
-#include "kernels/ops/absorb_query.h"
-#include "kernels/ops/rope.h"
 #include "kernels/ops/select_top_k.h"
 
 #include <cstdint>
@@ -11,12 +9,7 @@
 
 namespace dsa::cuda {
 
-namespace absorb {
-struct BesideParams {
-  RopeParams rope;           // bfloat16
-  AbsorbQueryParams absorb;  // bfloat16 with rows of whole 16 bytes
-};
-}  // namespace absorb
+struct RotateAndAbsorbParams;
 
 inline constexpr std::int64_t kIndexSelectionMax = 2048;  // k
 
@@ -28,10 +21,12 @@ int IndexSelectionCluster(std::int64_t rows, std::int64_t visible_max);
 void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, int cluster,
                     cudaStream_t stream);
 
-// The same beside RotateAndAbsorb of as many rows, in one launch.  False, having queued nothing,
-// where rows and clusters do not leave a multiprocessor to every two tiles of it: more tiles take
-// longer there than in a launch of their own.
-bool IndexSelectionAndAbsorb(const SelectTopKParams& params, const std::int32_t* work, int cluster,
-                             const absorb::BesideParams& beside, cudaStream_t stream);
+// Whether rows and clusters leave a multiprocessor to every two tiles of RotateAndAbsorb: more
+// tiles would take longer beside a selection than elsewhere.
+bool LeavesRoomToAbsorb(std::int64_t rows, int cluster, const RotateAndAbsorbParams& queries);
+// IndexSelection, and beside it RotateAndAbsorb of the same rows, in one launch.  Requires that
+// room.
+void IndexSelectionAndAbsorb(const SelectTopKParams& params, const std::int32_t* work, int cluster,
+                             const RotateAndAbsorbParams& queries, cudaStream_t stream);
 
 }  // namespace dsa::cuda

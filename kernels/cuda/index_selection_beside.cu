@@ -12,7 +12,7 @@ constexpr int kMany = 64;
 
 template <int kTokens>
 __global__ __launch_bounds__(Wide::kThreads, Wide::kBlocks) void IndexSelectionAndAbsorbKernel(
-    const __grid_constant__ KernelParams p, const __grid_constant__ absorb::BesideParams beside) {
+    const __grid_constant__ KernelParams p, const __grid_constant__ RotateAndAbsorbParams queries) {
   static_assert(Wide::kThreads == absorb::kTeams * absorb::kThreads);
   extern __shared__ __align__(16) std::uint8_t memory[];
   const int selecting = static_cast<int>(p.call.scores.rows) * p.cluster;
@@ -20,14 +20,14 @@ __global__ __launch_bounds__(Wide::kThreads, Wide::kBlocks) void IndexSelectionA
   if (block < selecting) {
     Selection<Wide>(p, *reinterpret_cast<Shared<Wide>*>(memory)).Run(p);
   } else {
-    absorb::Beside<kTokens>(beside, memory, block - selecting,
+    absorb::Beside<kTokens>(queries, memory, block - selecting,
                             static_cast<int>(gridDim.x) - selecting)
         .Run();
   }
 }
 
 template <int kTokens>
-void Launch(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
+void Launch(const KernelParams& p, const RotateAndAbsorbParams& queries, int blocks,
             cudaStream_t stream) {
   const auto kernel = IndexSelectionAndAbsorbKernel<kTokens>;
   AllowClusters<IndexSelectionAndAbsorbKernel<kTokens>>();
@@ -39,22 +39,22 @@ void Launch(const KernelParams& p, const absorb::BesideParams& beside, int block
        .shared_bytes =
            std::max<std::int64_t>(SharedBytes<Wide>(p), absorb::Beside<kTokens>::kSharedBytes),
        .cluster = cluster},
-      stream, p, beside);
+      stream, p, queries);
 }
 
 }  // namespace
 
-std::int64_t AbsorbBlocks(const absorb::BesideParams& beside) {
-  const ConstAnyTensor3& q = beside.absorb.q_nope;
+std::int64_t AbsorbBlocks(const RotateAndAbsorbParams& queries) {
+  const ConstAnyTensor3& q = queries.absorb.q_nope;
   const std::int64_t rows = q.rows <= kFew ? kFew : kMany;
   const std::int64_t tiles = absorb::kColumnTiles * ((q.rows + rows - 1) / rows) * q.heads;
   return (tiles + absorb::kTeams - 1) / absorb::kTeams;
 }
 
-void LaunchBeside(const KernelParams& p, const absorb::BesideParams& beside, int blocks,
+void LaunchBeside(const KernelParams& p, const RotateAndAbsorbParams& queries, int blocks,
                   cudaStream_t stream) {
-  beside.absorb.q_nope.rows <= kFew ? Launch<kFew>(p, beside, blocks, stream)
-                                    : Launch<kMany>(p, beside, blocks, stream);
+  queries.absorb.q_nope.rows <= kFew ? Launch<kFew>(p, queries, blocks, stream)
+                                     : Launch<kMany>(p, queries, blocks, stream);
 }
 
 }  // namespace dsa::cuda::index_selection

@@ -2,7 +2,10 @@
 //
 //   PrepareIndexQueries   queries as the tensor cores read them, and cleared work memory
 //   IndexScores           scores and a histogram of each row's
-//   IndexSelection        the exact top k; of few rows beside RotateAndAbsorb, one launch of both
+//   IndexSelection        the exact top k
+//
+// In decode RotateAndAbsorb is part of a launch as well: of the last, where few tiles have
+// multiprocessors that the selection leaves, else of the first.
 //
 // Each starts while the one before runs, and waits for what it reads of it.  The same selection as
 // the default body's, whose scores have the same bits: exact products, and sums in one order.
@@ -77,22 +80,31 @@ SelectTopKParams SelectionOf(const SelectKeysParams& tile) {
           .faults = tile.faults};
 }
 
-// Returns whether `beside` was done as well.
+// Returns whether `absorbed`, unless null, was done as well.
 bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scratch,
-                const cuda::absorb::BesideParams* beside, cudaStream_t stream) {
+                const cuda::RotateAndAbsorbParams* absorbed, cudaStream_t stream) {
   const SelectTopKParams selection = SelectionOf(tile);
   (void)Validate(selection);
   const int padded_heads = cuda::PaddedIndexHeads(tile.q.heads);
-  cuda::PrepareIndexQueries({.q = tile.q,
-                             .positions = tile.rows.positions,
-                             .table = tile.table,
-                             .layout = tile.layout,
-                             .head_weights = tile.head_weights,
-                             .padded_heads = padded_heads,
-                             .queries = scratch.queries,
-                             .weights = scratch.weights,
-                             .work = scratch.work},
-                            stream);
+  const cuda::IndexQueriesParams queries = {.q = tile.q,
+                                            .positions = tile.rows.positions,
+                                            .table = tile.table,
+                                            .layout = tile.layout,
+                                            .head_weights = tile.head_weights,
+                                            .padded_heads = padded_heads,
+                                            .queries = scratch.queries,
+                                            .weights = scratch.weights,
+                                            .work = scratch.work};
+  const std::int64_t visible_max =
+      tile.rows.visible_max > 0 ? tile.rows.visible_max : tile.scores.cols;
+  const int cluster = cuda::IndexSelectionCluster(tile.q.rows, visible_max);
+  const bool absorbs_last = absorbed != nullptr && cuda::TakesRotateAndAbsorb(*absorbed) &&
+                            cuda::LeavesRoomToAbsorb(tile.q.rows, cluster, *absorbed);
+  const bool absorbs_first = absorbed != nullptr && !absorbs_last &&
+                             cuda::PrepareIndexQueriesAndAbsorb(queries, *absorbed, stream);
+  if (!absorbs_first) {
+    cuda::PrepareIndexQueries(queries, stream);
+  }
   cuda::IndexScores({.queries = scratch.queries,
                      .weights = scratch.weights,
                      .padded_heads = padded_heads,
@@ -103,15 +115,12 @@ bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
                      .scores = tile.scores,
                      .work = scratch.work},
                     stream);
-  const std::int64_t visible_max =
-      tile.rows.visible_max > 0 ? tile.rows.visible_max : tile.scores.cols;
-  const int cluster = cuda::IndexSelectionCluster(tile.q.rows, visible_max);
-  if (beside != nullptr &&
-      cuda::IndexSelectionAndAbsorb(selection, scratch.work, cluster, *beside, stream)) {
-    return true;
+  if (absorbs_last) {
+    cuda::IndexSelectionAndAbsorb(selection, scratch.work, cluster, *absorbed, stream);
+  } else {
+    cuda::IndexSelection(selection, scratch.work, cluster, stream);
   }
-  cuda::IndexSelection(selection, scratch.work, cluster, stream);
-  return false;
+  return absorbs_first || absorbs_last;
 }
 
 }  // namespace
@@ -149,21 +158,22 @@ void CudaBackend::SelectKeys(const SelectKeysParams& params) {
   const Scratch scratch = TakeScratch(arena, std::min(tile, tokens), params.q.heads);
   arena.CheckFits("SelectKeys");
   const int unit_rows = UnitRows(params.rows, tokens);
-  std::optional<cuda::absorb::BesideParams> beside;
+  std::optional<cuda::RotateAndAbsorbParams> absorbed;
   if (params.absorbed) {
-    beside = {.rope = RopeOf(*params.absorbed, params.rows), .absorb = AbsorbOf(*params.absorbed)};
-    (void)Validate(beside->rope);
-    (void)Validate(beside->absorb);
+    absorbed = {.rope = RopeOf(*params.absorbed, params.rows),
+                .absorb = AbsorbOf(*params.absorbed)};
+    Validate(absorbed->rope);
+    (void)Validate(absorbed->absorb);
   }
-  const bool fits =
-      beside && tokens <= tile && cuda::TakesRotateAndAbsorb(beside->rope, beside->absorb);
+  const bool is_one_tile = tokens <= tile;
   bool is_absorbed = false;
   for (std::int64_t first = 0; first < tokens; first += tile) {
-    is_absorbed = SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows,
-                             scratch, fits ? &*beside : nullptr, state_->stream);
+    is_absorbed =
+        SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows, scratch,
+                   absorbed && is_one_tile ? &*absorbed : nullptr, state_->stream);
   }
-  if (beside && !is_absorbed) {
-    RotateAndAbsorb(beside->rope, beside->absorb);
+  if (absorbed && !is_absorbed) {
+    RotateAndAbsorb(*absorbed);
   }
 }
 

@@ -12,7 +12,7 @@ namespace dsa {
 namespace {
 
 constexpr std::int64_t kPosition = 8192;
-constexpr std::int64_t kLaunchesMax = 14;  // 46 before there were fused ops
+constexpr std::int64_t kLaunchesMax = 13;  // 46 before there were fused ops
 
 std::int64_t NodesOfStep(std::int64_t rows, std::int64_t layers) {
   auto config = LoadModelConfig("configs/models/deepseek-v32-ep32");

@@ -281,6 +281,22 @@ TEST_CASE("overrides agree with the default bodies at the real model's extents",
   testing::CheckDifferences(check);
 }
 
+// Queries of few heads are absorbed beside the selection, of many beside the indexer's queries.
+TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[kernels][fused]") {
+  testing::LayerSizes sizes = kSmallLayer;
+  sizes.heads = kRealLayer.heads;
+  sizes.group = 1;
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 9, 70);
+  sizes.score_rows = sizes.rows;
+  CAPTURE(sizes.rows);
+  OverrideCheck check(testing::TestBackend());
+  FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
+  check.SelectKeys(layer.SelectKeysAndAbsorb());
+  testing::CheckDifferences(check);
+  const SelectKeysParams again = layer.SelectKeysAndAbsorb();
+  CHECK(KernelsOf([&] { testing::TestBackend().SelectKeys(again); }).size() == 3);
+}
+
 TEST_CASE("an op right behind others leaves what it leaves alone", "[kernels][fused][real_sizes]") {
   testing::LayerSizes sizes = GENERATE(kSmallLayer, kRealLayer);
   sizes.group = 1;
