@@ -3,7 +3,8 @@
 //
 // With b bytes per element (5 b + 1) T D bytes move: x and the residual are read, the residual, y
 // and its copy written.  Of a decode step all lies in the L2 cache: latency counts, so a row stays
-// in registers and the norm's weight is read before the kernels ahead have ended.
+// in registers, and before the kernels ahead have ended the norm's weight is read and all is gone
+// through once: no instruction comes behind the weights that other launches ask for.
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/fused/add_norm.h"
@@ -17,6 +18,10 @@ constexpr int kThreads = 512;
 // blocks of it: of 4,096 rows one alone leaves a multiprocessor waiting at each of its barriers.
 constexpr int kPacks = 2;
 
+// Of more rows a rehearsal costs more than it gives: steps of 12 and 16 rows became 0.5 and 0.9 %
+// slower, of 1 to 8 rows 0.2 to 0.8 % faster.
+constexpr unsigned kRehearsedRows = 8;
+
 template <typename T>
 using Row = cuda::NormRow<T, kThreads, kPacks>;
 
@@ -25,13 +30,20 @@ __global__ __launch_bounds__(kThreads,
                              2) void AddNormKernel(const __grid_constant__ AddNormParams p) {
   cuda::ptx::AllowSuccessor();
   const Row<T> norm(p.weight.data, p.x.cols);
-  cuda::ptx::WaitForPredecessors();
   const std::int64_t row = blockIdx.x;
   T* const residual = p.residual.data == nullptr
                           ? nullptr
                           : static_cast<T*>(p.residual.data) + row * p.residual.row_stride;
-  norm.Run(static_cast<const T*>(p.x.data) + row * p.x.row_stride, residual, p.eps,
-           static_cast<T*>(p.y.x.data) + row * p.y.x.row_stride, p.y.fp8, row);
+  // One loop, so that what is rehearsed and what counts are the same instructions.
+#pragma unroll 1
+  for (int turn = gridDim.x <= kRehearsedRows ? 0 : 1; turn < 2; ++turn) {
+    const bool is_rehearsal = turn == 0;
+    if (!is_rehearsal) {
+      cuda::ptx::WaitForPredecessors();
+    }
+    norm.Run(static_cast<const T*>(p.x.data) + row * p.x.row_stride, residual, p.eps,
+             static_cast<T*>(p.y.x.data) + row * p.y.x.row_stride, p.y.fp8, row, is_rehearsal);
+  }
 }
 
 }  // namespace

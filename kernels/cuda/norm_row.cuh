@@ -32,15 +32,17 @@ class NormRow final {
   }
 
   // y = norm(x + residual), residual = x + residual where it is not null, and y's fp8 copy in row
-  // `row` of `fp8` where it has values.  x and y may be the same.  Every thread calls it.
+  // `row` of `fp8` where it has values.  x and y may be the same.  Every thread calls it.  A
+  // rehearsal goes through the same instructions and reads and writes no row.
   __device__ void Run(const T* x, T* residual, float eps, T* y, const QuantizedView& fp8,
-                      std::int64_t row) const {
+                      std::int64_t row, bool is_rehearsal = false) const {
+    const int end = is_rehearsal ? 0 : cols_;
     // All reads before the first write, which they might alias for all that the compiler knows.
     Pack<T, kWidth> packed[kPacks] = {};
     Pack<T, kWidth> added[kPacks] = {};
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
-      if (Column(i) < cols_) {
+      if (Column(i) < end) {
         packed[i] = LoadPack<kWidth>(x + Column(i));
         if (residual != nullptr) {
           added[i] = LoadPack<kWidth>(residual + Column(i));
@@ -60,7 +62,7 @@ class NormRow final {
         }
         sum_of_squares += h[i][j] * h[i][j];
       }
-      if (residual != nullptr && Column(i) < cols_) {
+      if (residual != nullptr && Column(i) < end) {
         StorePack(residual + Column(i), added[i]);
       }
     }
@@ -69,7 +71,7 @@ class NormRow final {
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       if (i * kThreads * kWidth < cols_) {  // of the block: all lanes quantize together
-        Store(h[i], scale, weight_[i], Column(i), y, fp8, row);
+        Store(h[i], scale, weight_[i], Column(i), end, y, fp8, row);
       }
     }
   }
@@ -80,8 +82,9 @@ class NormRow final {
   }
 
   __device__ void Store(const float (&h)[kWidth], float scale, const Pack<float, kWidth>& weight,
-                        int column, T* y, const QuantizedView& fp8, std::int64_t row) const {
-    const bool exists = column < cols_;
+                        int column, int end, T* y, const QuantizedView& fp8,
+                        std::int64_t row) const {
+    const bool exists = column < end;
     Pack<T, kWidth> normed;
     float values[kWidth];
 #pragma unroll
