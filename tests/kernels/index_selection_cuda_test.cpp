@@ -231,6 +231,14 @@ TEST_CASE("IndexSelection equals a sort of hard scores in clusters of 16",
   HardSelection(k, {2049, 6500, 70001, 131072}, 131072).Check(16);
 }
 
+TEST_CASE("IndexSelection equals a sort of a million hard scores",
+          "[kernels][select_keys][real_sizes]") {
+  const HardSelection selection(2048, {1 << 20}, 2049);
+  for (const int cluster : {4, 8, 16}) {  // fewer blocks have no room for so many keys
+    selection.Check(cluster);
+  }
+}
+
 TEST_CASE("IndexSelection equals a sort of hard scores, more short rows than blocks",
           "[kernels][select_keys]") {
   const HardSelection selection(2048,

@@ -192,6 +192,19 @@ TEST_CASE("SelectKeys equals its default body, one long row",
       .Check();
 }
 
+TEST_CASE("SelectKeys of rows of a million keys equals its default body",
+          "[kernels][select_keys][real_sizes]") {
+  constexpr std::int64_t kContext = 1 << 20;
+  const auto rows = GENERATE(OneEach({1 << 20}), OneEach({(1 << 20) - 1, 1, 700'001}));
+  Problem({.rows = rows,
+           .sequences = rows.size(),
+           .context = kContext,
+           .heads = 64,
+           .k = 2048,
+           .score_rows = rows.size()})
+      .Check();
+}
+
 TEST_CASE("SelectKeys equals its default body, groups of rows", "[kernels][select_keys]") {
   const auto group = GENERATE(as<std::int32_t>(), 2, 3, 4);
   CAPTURE(group);
