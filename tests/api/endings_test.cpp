@@ -244,7 +244,13 @@ void Play::Happen() {
       relay_.Cut();
       victim_->Wait();
       return;
-    case Event::kAbort: server_.engine().Abort(case_.id()); return;
+    case Event::kAbort:
+      if (case_.moment == Moment::kQueued) {  // its place is taken before it can be named
+        REQUIRE(Eventually([this] { return server_.engine().Abort(case_.id()); }));
+      } else {
+        server_.engine().Abort(case_.id());
+      }
+      return;
     case Event::kDrain:  // and then the rest is aborted
       server_.server().BeginDrain();
       drain_ = std::thread([this] { server_.engine().Drain(0); });
