@@ -63,10 +63,11 @@ __device__ __forceinline__ void LoadIndexKeys(const std::uint8_t* block, int fir
   }
 }
 
-// By all threads of a warpgroup; `queries` is an address of shared memory, a multiple of 1,024.
+// Begins a product, by all threads of a warpgroup; `queries` is an address of shared memory, a
+// multiple of 1,024.
 template <int kHeads>  // of all rows together
-__device__ __forceinline__ void MultiplyIndexKeys(const IndexKeys& keys, unsigned queries,
-                                                  float (&products)[kHeads / 2]) {
+__device__ __forceinline__ void BeginProduct(const IndexKeys& keys, unsigned queries,
+                                             float (&products)[kHeads / 2]) {
   const std::uint64_t tile = ptx::SwizzledTile(queries);
   ptx::WgmmaFence();
 #pragma unroll
@@ -74,6 +75,12 @@ __device__ __forceinline__ void MultiplyIndexKeys(const IndexKeys& keys, unsigne
     ptx::WgmmaFp8Registers<kHeads>::Run(products, keys[step], tile + 2 * step, step > 0);
   }
   ptx::WgmmaCommit();
+}
+// And ends it.
+template <int kHeads>
+__device__ __forceinline__ void MultiplyIndexKeys(const IndexKeys& keys, unsigned queries,
+                                                  float (&products)[kHeads / 2]) {
+  BeginProduct<kHeads>(keys, queries, products);
   ptx::WgmmaWait<0>();
   ptx::PinRegisters(products);
 }
@@ -97,6 +104,37 @@ __device__ __forceinline__ void AddHeads(float weight, float next, const float* 
 __device__ __forceinline__ float SumOfPair(const float (&sums)[2], int lane) {
   const bool is_odd = lane % 2 != 0;
   return (is_odd ? sums[1] : sums[0]) + __shfl_xor_sync(kAllLanes, is_odd ? sums[0] : sums[1], 1);
+}
+
+// A lane's weights of a row, in the order of WeightPlace.
+template <int kHeads>
+using IndexWeights = float4[kHeads / 16];
+template <int kHeads>
+__device__ __forceinline__ void LoadIndexWeights(const float* weights, int lane,
+                                                 IndexWeights<kHeads>& to) {
+  const auto* fours = reinterpret_cast<const float4*>(weights) + lane % 4;
+#pragma unroll
+  for (int i = 0; i < kHeads / 16; ++i) {
+    to[i] = fours[4 * i];
+  }
+}
+// SumOfPair of a row's products.
+template <int kHeads>
+__device__ __forceinline__ float SumOfHeads(const IndexWeights<kHeads>& weights,
+                                            const float* products, int lane) {
+  float of_keys[2] = {};
+#pragma unroll
+  for (int i = 0; i < kHeads / 16; ++i) {
+    AddHeads(weights[i].x, weights[i].y, products + 8 * i, of_keys);
+    AddHeads(weights[i].z, weights[i].w, products + 8 * i + 4, of_keys);
+  }
+  return SumOfPair(of_keys, lane);
+}
+// Of two such sums: a score before its scale, of the first key in even lanes, of the second in odd
+// ones; of the first row in lanes 0 and 1 of a quad, of the last in 2 and 3.
+__device__ __forceinline__ float SumOfRows(float first, float last, int lane) {
+  const bool is_upper = lane % 4 >= 2;
+  return (is_upper ? last : first) + __shfl_xor_sync(kAllLanes, is_upper ? first : last, 2);
 }
 
 }  // namespace dsa::cuda

@@ -360,7 +360,7 @@ class Consumer final {
         lane_(thread_ % kWarpSize),
         token_(FirstKey(thread_ % 128)),
         k_(static_cast<int>(p.call.k)),
-        stage_({.index = thread_ / 128, .parity = 0}) {}
+        stage_({.index = __shfl_sync(kAllLanes, thread_ / 128, 0), .parity = 0}) {}
 
   __device__ void ScoreAll() {
     int skip = stage_.index;  // pages until this group's next
@@ -380,6 +380,9 @@ class Consumer final {
         first_position_ = shared_.positions[unit.first];
       }
       int page = run.from + skip;
+      if (unit.last - unit.first + 1 == kUnit && first_position_ >= k_) {
+        page = ScorePagePairs(run, page);
+      }
       for (; page < run.to; page += kGroups) {
         ScorePage(unit, page);
       }
@@ -389,10 +392,15 @@ class Consumer final {
 
  private:
   static constexpr int kQueryBytes = PreparedQueryBytes(kHeads);
+  static constexpr int kUnit = kRowGroupMax;
 
   __device__ Run NextRun() {
     ptx::BarrierWait(shared_.run_full + 8 * run_.index, run_.parity);
-    const Run run = shared_.runs[run_.index];
+    Run run = shared_.runs[run_.index];
+    run.last = __shfl_sync(kAllLanes, run.last, 0);
+    run.from = __shfl_sync(kAllLanes, run.from, 0);
+    run.to = __shfl_sync(kAllLanes, run.to, 0);
+    run.first = __shfl_sync(kAllLanes, run.first, 0);
     __syncwarp();
     if (lane_ == 0) {
       ptx::BarrierArrive(shared_.run_empty + 8 * run_.index);
@@ -449,28 +457,18 @@ class Consumer final {
   template <int kRows>
   using Products = float[kRows * kHeads / 2];
 
-  // A score before its scale: of key token_ in even lanes, token_ + 8 in odd ones; of the first row
-  // in lanes 0 and 1 of a quad, of the last in 2 and 3.
+  // Of key token_ in even lanes, token_ + 8 in odd ones.
   template <int kRows>
   __device__ __forceinline__ float Sum(const float* weights,
                                        const Products<kRows>& products) const {
     float sums[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      const auto* fours = reinterpret_cast<const float4*>(weights + row * kHeads) + lane_ % 4;
-      float of_keys[2] = {};
-#pragma unroll
-      for (int i = 0; i < kHeads / 16; ++i) {
-        const float4 four = fours[4 * i];
-        const float* of_heads = products + row * kHeads / 2 + 8 * i;
-        AddHeads(four.x, four.y, of_heads, of_keys);
-        AddHeads(four.z, four.w, of_heads + 4, of_keys);
-      }
-      sums[row] = SumOfPair(of_keys, lane_);
+      IndexWeights<kHeads> of_row;
+      LoadIndexWeights<kHeads>(weights + row * kHeads, lane_, of_row);
+      sums[row] = SumOfHeads<kHeads>(of_row, products + row * kHeads / 2, lane_);
     }
-    const bool is_upper = lane_ % 4 >= 2;
-    return (is_upper ? sums[kRows - 1] : sums[0]) +
-           __shfl_xor_sync(kAllLanes, is_upper ? sums[0] : sums[kRows - 1], 2);
+    return SumOfRows(sums[0], sums[kRows - 1], lane_);
   }
   // Writes and counts a score where the row sees the key; `row` is of the unit.
   __device__ __forceinline__ void Keep(float score, float* to, int row, int key) const {
@@ -515,6 +513,76 @@ class Consumer final {
       }
       __syncwarp();
     }
+  }
+
+  // Pages of this group two at a time, for units of kUnit rows, as long as all of them see all of a
+  // page; a row at a time: while one product is summed up the next is made, and a row's weights
+  // serve both pages.  Returns the first page that is left.
+  __device__ __forceinline__ int ScorePagePairs(const Run& unit, int page) {
+    const int end = min(unit.to, (first_position_ + 1) / kTokensPerBlock);
+    const int place = slot_.index * p_.call.unit_rows;
+    const unsigned queries = ptx::SharedAddress(shared_.queries) + place * kQueryBytes;
+    const float* weights = shared_.weights + place * kHeads;
+    const int my_row = lane_ / 2 % 2;  // of two
+    constexpr int kApart = kGroups * kTokensPerBlock;
+    const std::int64_t stride = p_.call.scores.row_stride;
+    float* to[kUnit / 2];
+    bool has_nan[kUnit / 2] = {};
+    int* histograms = shared_.histograms + my_row * kScoreBins;
+#pragma unroll
+    for (int i = 0; i < kUnit / 2; ++i) {
+      to[i] = p_.call.scores.Row(unit.first) + (2 * i + my_row) * stride + page * kTokensPerBlock +
+              token_ + lane_ % 2 * 8;
+    }
+    for (; page + kGroups < end; page += 2 * kGroups) {
+      IndexKeys keys[2];
+      float scales[2];
+      Products<1> products[2];
+      scales[0] = TakeKeys(keys[0]);
+      BeginProduct<kHeads>(keys[0], queries, products[0]);
+      scales[1] = TakeKeys(keys[1]);
+      float first[2];  // sums of the first of two rows
+#pragma unroll
+      for (int row = 0; row < kUnit; ++row) {
+        IndexWeights<kHeads> of_row;
+        LoadIndexWeights<kHeads>(weights + row * kHeads, lane_, of_row);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          // The product behind this one.
+          if (half == 0) {
+            BeginProduct<kHeads>(keys[1], queries + row * kQueryBytes, products[1]);
+            ptx::WgmmaWait<1>();
+          } else if (row + 1 < kUnit) {
+            BeginProduct<kHeads>(keys[0], queries + (row + 1) * kQueryBytes, products[0]);
+            ptx::WgmmaWait<1>();
+          } else {
+            ptx::WgmmaWait<0>();
+          }
+          ptx::PinRegisters(products[half]);
+          const float sum = SumOfHeads<kHeads>(of_row, products[half], lane_);
+          if (row % 2 == 0) {
+            first[half] = sum;
+          } else {
+            const float score = SumOfRows(first[half], sum, lane_) * scales[half];
+            to[row / 2][half * kApart] = score;
+            has_nan[row / 2] = has_nan[row / 2] || isnan(score);
+            atomicAdd(histograms + row / 2 * 2 * kScoreBins + ScoreBin(score), 1);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kUnit / 2; ++i) {
+        to[i] += 2 * kApart;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kUnit / 2; ++i) {
+      if (has_nan[i]) {
+        p_.call.work[std::int64_t{first_row_ + 2 * i + my_row} * kRowWorkInts + kNanFlag] = 1;
+      }
+    }
+    __syncwarp();
+    return page;
   }
 
   const KernelParams& p_;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -277,6 +278,27 @@ TEST_CASE("SelectKeys equals its default body, a long prompt", "[kernels][select
       .Check(*made.value());
 }
 
+TEST_CASE("SelectKeys equals its default body, a prompt of more rows than two tiles",
+          "[kernels][select_keys]") {
+  const auto score_rows = GENERATE(as<std::int64_t>(), 900, 1024);
+  CAPTURE(score_rows);
+  auto made = CudaBackend::Make(0);
+  REQUIRE(made.ok());
+  ScratchLimits limits = testing::kTestLimits;
+  limits.tokens_max = 2301;
+  REQUIRE(made.value()->ReserveScratch(limits).ok());
+  testing::RowList rows{.positions = std::vector<std::int32_t>(2301),
+                        .sequences = std::vector<std::int32_t>(2301, 0)};
+  std::iota(rows.positions.begin(), rows.positions.end(), 100);
+  Problem({.rows = rows,
+           .sequences = 1,
+           .context = 2432,
+           .heads = 16,
+           .k = 64,
+           .score_rows = score_rows})
+      .Check(*made.value());
+}
+
 TEST_CASE("SelectKeys reports a NaN of its own row alone", "[kernels][select_keys]") {
   Problem problem({.rows = OneEach({4000, 3000, 3500}),
                    .sequences = 3,
@@ -293,6 +315,36 @@ TEST_CASE("SelectKeys reports a NaN of its own row alone", "[kernels][select_key
   problem.Check();
   const Output output = problem.Run(testing::TestBackend());
   CHECK(output.faults == std::vector<std::int32_t>{4, 4 | kRowFaultIndexerNan, 4});
+}
+
+TEST_CASE("SelectKeys reports a NaN of its own rows alone, a long prompt",
+          "[kernels][select_keys]") {
+  auto made = CudaBackend::Make(0);
+  REQUIRE(made.ok());
+  ScratchLimits limits = testing::kTestLimits;
+  limits.tokens_max = 300;
+  REQUIRE(made.value()->ReserveScratch(limits).ok());
+  testing::RowList rows{.positions = std::vector<std::int32_t>(300),
+                        .sequences = std::vector<std::int32_t>(300, 0)};
+  std::iota(rows.positions.begin(), rows.positions.end(), 1700);
+  Problem problem(
+      {.rows = rows, .sequences = 1, .context = 2048, .heads = 64, .k = 300, .score_rows = 300});
+  constexpr std::int32_t kSpoiledKey = 1897;
+  const std::int64_t slot = problem.layout().Slot(0, kSpoiledKey);
+  problem.cache()[static_cast<std::size_t>(slot / 64 * 8448 + slot % 64 * 128 + 77)] = 0x7F;
+  const std::vector<std::int32_t> spoiled = {8, 21, 34, 47, 100, 101};  // each place of a unit
+  for (const std::int32_t row : spoiled) {
+    problem.head_weights()[static_cast<std::size_t>(row) * 64 + 13] =
+        std::numeric_limits<float>::quiet_NaN();
+  }
+  problem.Check(*made.value());
+  const Output output = problem.Run(*made.value());
+  for (std::int32_t row = 0; row < 300; ++row) {
+    const bool is_spoiled = 1700 + row >= kSpoiledKey ||
+                            std::find(spoiled.begin(), spoiled.end(), row) != spoiled.end();
+    CHECK(output.faults[static_cast<std::size_t>(row)] ==
+          (is_spoiled ? 4 | kRowFaultIndexerNan : 4));
+  }
 }
 
 TEST_CASE("SelectKeys of equal scores selects the first keys", "[kernels][select_keys]") {
