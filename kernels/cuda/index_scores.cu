@@ -11,18 +11,10 @@
 //
 // A unit is up to `unit_rows` rows of one sequence at consecutive positions: their keys are read
 // once.  A score's bits depend on its key and query alone.
-#include "kernels/cuda/dependent_launch.cuh"
-#include "kernels/cuda/element.cuh"
-#include "kernels/cuda/index_products.cuh"
-#include "kernels/cuda/index_scores.h"
-#include "kernels/cuda/per_device.h"
-#include "kernels/cuda/ptx/shared_memory.cuh"
-#include "kernels/cuda/score_order.cuh"
-#include "kernels/cuda/warp_sums.cuh"
-
-#include <algorithm>
+#include "kernels/cuda/index_scores_block.cuh"
 
 namespace dsa::cuda {
+namespace index_scores {
 namespace {
 
 constexpr int kGroups = 3;
@@ -34,136 +26,6 @@ constexpr int kConsumerRegisters = 152;
 constexpr int kProducerRegisters = 56;
 static_assert(kConsumers * kConsumerRegisters + 128 * kProducerRegisters <= kThreads * 128);
 constexpr int kStagesMax = 24;
-constexpr int kRuns = 8;
-constexpr int kQuerySlots = 2;
-constexpr int kSharedBytesMax = 227 * 1024;
-constexpr int kAllConsumers = 1;  // a named barrier
-
-// Where things lie in shared memory; the queries first.
-struct Layout {
-  int stages;
-  int ring;
-  int weights;     // kQuerySlots x unit_rows
-  int histograms;  // unit_rows
-  int first_page;  // of each row, counted over all rows
-  int positions;
-  int sequences;
-  int runs;
-  int barriers;
-  int bytes;
-};
-
-Layout MakeLayout(int padded_heads, int unit_rows, int rows) {
-  const int query_bytes = kQuerySlots * unit_rows * PreparedQueryBytes(padded_heads);
-  const int weight_bytes = kQuerySlots * unit_rows * padded_heads * 4;
-  const int row_bytes = (rows + 3) / 4 * 16;  // 4 a row
-  const int fixed = query_bytes + weight_bytes + unit_rows * kScoreBins * 4 + 16 + 3 * row_bytes +
-                    kRuns * 16 + (2 * kRuns + 2 * kQuerySlots) * 8;
-  const int fitting = (kSharedBytesMax - fixed) / (IndexerBlock::kBytes + 2 * 8);
-  // A stage is always the same group's.  Otherwise a group could wait for a stage's next but one
-  // filling (copies do not end in the order they began in), which a barrier's parity cannot tell
-  // from the last.
-  Layout layout{};
-  layout.stages = std::min(fitting, kStagesMax) / kGroups * kGroups;
-  layout.ring = query_bytes;
-  layout.weights = layout.ring + layout.stages * IndexerBlock::kBytes;
-  layout.histograms = layout.weights + weight_bytes;
-  layout.first_page = layout.histograms + unit_rows * kScoreBins * 4;
-  layout.positions = layout.first_page + row_bytes + 16;
-  layout.sequences = layout.positions + row_bytes;
-  layout.runs = layout.sequences + row_bytes;
-  layout.barriers = layout.runs + kRuns * 16;
-  layout.bytes = layout.barriers + (2 * layout.stages + 2 * kRuns + 2 * kQuerySlots) * 8;
-  return layout;
-}
-
-struct KernelParams {
-  IndexScoresParams call;
-  Layout layout;
-};
-
-// Pages [from, to) of the unit of rows first .. last; last < 0: no more.
-struct Run {
-  int last;
-  int from;
-  int to;
-  int first;
-};
-
-// A block's shared memory.
-struct Shared {
-  std::uint8_t* ring;
-  std::uint8_t* queries;
-  float* weights;
-  int* histograms;
-  int* first_page;
-  int* positions;
-  int* sequences;
-  Run* runs;
-  unsigned full;  // barriers, 8 bytes each: of a stage
-  unsigned empty;
-  unsigned run_full;
-  unsigned run_empty;
-  unsigned query_full;
-  unsigned query_empty;
-
-  __device__ Shared(std::uint8_t* base, const Layout& layout)
-      : ring(base + layout.ring),
-        queries(base),
-        weights(reinterpret_cast<float*>(base + layout.weights)),
-        histograms(reinterpret_cast<int*>(base + layout.histograms)),
-        first_page(reinterpret_cast<int*>(base + layout.first_page)),
-        positions(reinterpret_cast<int*>(base + layout.positions)),
-        sequences(reinterpret_cast<int*>(base + layout.sequences)),
-        runs(reinterpret_cast<Run*>(base + layout.runs)),
-        full(ptx::SharedAddress(base + layout.barriers)),
-        empty(full + 8 * layout.stages),
-        run_full(empty + 8 * layout.stages),
-        run_empty(run_full + 8 * kRuns),
-        query_full(run_empty + 8 * kRuns),
-        query_empty(query_full + 8 * kQuerySlots) {}
-
-  __device__ void InitBarriers(int stages) const {
-    for (int stage = 0; stage < stages; ++stage) {
-      ptx::BarrierInit(full + 8 * stage, 1);
-      ptx::BarrierInit(empty + 8 * stage, 4);
-    }
-    for (int run = 0; run < kRuns; ++run) {
-      ptx::BarrierInit(run_full + 8 * run, 1);
-      ptx::BarrierInit(run_empty + 8 * run, kConsumerWarps + 1);
-    }
-    for (int slot = 0; slot < kQuerySlots; ++slot) {
-      ptx::BarrierInit(query_full + 8 * slot, 1);
-      ptx::BarrierInit(query_empty + 8 * slot, 1);
-    }
-    ptx::BarrierInitFence();
-  }
-  // Whether row r is of the sequence of the row before and stands right behind it.
-  __device__ bool Continues(int row) const {
-    return sequences[row] == sequences[row - 1] && positions[row] == positions[row - 1] + 1;
-  }
-  __device__ int FirstOfUnit(int last, int unit_rows) const {
-    int first = last;
-    while (first % unit_rows != 0 && Continues(first)) {
-      --first;
-    }
-    return first;
-  }
-};
-
-// A place in a ring, and the parity of the phase that its barrier is in.
-struct Place {
-  int index;
-  unsigned parity;
-  __device__ void Advance(int by, int size) {
-    index += by;
-    if (index >= size) {
-      index -= size;
-      parity ^= 1U;
-    }
-  }
-};
-
 // All threads: the pages of a unit count at its last row.
 __device__ void CountPages(const Shared& shared, int rows, int unit_rows) {
   const auto thread = static_cast<int>(threadIdx.x);
@@ -191,26 +53,6 @@ __device__ void CountPages(const Shared& shared, int rows, int unit_rows) {
     shared.first_page[0] = 0;
   }
 }
-
-// What a block takes of all pages.
-struct Share {
-  int begin;
-  int end;
-  bool has_pieces;
-  int shared_pages;  // the others are handed out in pieces
-  int piece_pages;
-  int all_pages;
-  __device__ Share(int pages, bool is_prompt) : all_pages(pages) {
-    const auto blocks = static_cast<int>(gridDim.x);
-    // Multiprocessors are equally fast at the products of a prompt, and a piece would be another
-    // unit's.
-    has_pieces = pages >= blocks * 32 && !is_prompt;
-    piece_pages = pages >= blocks * 256 ? 16 : 8;
-    shared_pages = has_pieces ? pages / 8 * 6 : pages;
-    begin = static_cast<int>(std::int64_t{shared_pages} * blockIdx.x / blocks);
-    end = static_cast<int>(std::int64_t{shared_pages} * (blockIdx.x + 1) / blocks);
-  }
-};
 
 // Warp 12.
 class PageProducer final {
@@ -607,7 +449,7 @@ __global__ __launch_bounds__(kThreads,
   const int warp = thread / kWarpSize;
   const auto rows = static_cast<int>(p.call.rows.positions.size);
   if (thread == 0) {
-    shared.InitBarriers(p.layout.stages);
+    shared.InitBarriers(p.layout.stages, kConsumerWarps);
   }
   for (int row = thread; row < rows; row += kThreads) {
     shared.positions[row] = p.call.rows.positions.data[row];
@@ -648,23 +490,29 @@ void Launch(const IndexScoresParams& params, cudaStream_t stream) {
   });
   const KernelParams p{
       .call = params,
-      .layout = MakeLayout(kHeads, params.unit_rows, static_cast<int>(params.rows.positions.size))};
+      .layout = MakeLayout(kHeads, params.unit_rows, static_cast<int>(params.rows.positions.size),
+                           kStagesMax, kGroups)};
   LaunchDependent(kernel,
                   {.grid = kMultiprocessors, .threads = kThreads, .shared_bytes = p.layout.bytes},
                   stream, p);
 }
 
 }  // namespace
+}  // namespace index_scores
 
 void IndexScores(const IndexScoresParams& params, cudaStream_t stream) {
   DSA_CHECK(params.rows.positions.size <= kIndexScoreRowsMax, "IndexScores: {} rows, at most {}",
             params.rows.positions.size, kIndexScoreRowsMax);
   DSA_CHECK(params.unit_rows >= 1 && params.unit_rows <= kRowGroupMax,
             "IndexScores: {} rows a unit, at most {}", params.unit_rows, kRowGroupMax);
+  if (params.unit_rows == 1 && params.rows.positions.size <= index_scores::kFewRowsMax) {
+    index_scores::LaunchFew(params, stream);
+    return;
+  }
   switch (params.padded_heads) {
-    case 16: Launch<16>(params, stream); return;
-    case 32: Launch<32>(params, stream); return;
-    case 64: Launch<64>(params, stream); return;
+    case 16: index_scores::Launch<16>(params, stream); return;
+    case 32: index_scores::Launch<32>(params, stream); return;
+    case 64: index_scores::Launch<64>(params, stream); return;
     default: DSA_CHECK(false, "IndexScores: {} heads", params.padded_heads);
   }
 }

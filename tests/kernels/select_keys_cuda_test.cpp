@@ -425,6 +425,45 @@ TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernel
       .Check();
 }
 
+// Up to 16 rows are scored by a kernel of their own.
+TEST_CASE("SelectKeys equals its default body, rows of sequences in another order",
+          "[kernels][select_keys]") {
+  const auto count = GENERATE(as<std::int32_t>(), 9, 16, 17, 97, 133);
+  testing::RowList rows;
+  rows.sequences.resize(static_cast<std::size_t>(count));
+  rows.positions.resize(static_cast<std::size_t>(count));
+  for (std::int32_t row = 0; row < count; ++row) {
+    const auto i = static_cast<std::size_t>(row);
+    rows.sequences[i] = row * 5 % count;
+    rows.positions[i] = row % 11 == 3 ? row : 1500 + row * 131 % 2500;
+  }
+  Problem({.rows = rows,
+           .sequences = count,
+           .context = 4032,
+           .heads = 16,
+           .k = 512,
+           .score_rows = count})
+      .Check();
+}
+
+// From 4,224 pages on the last quarter is handed out in pieces.
+TEST_CASE("SelectKeys equals its default body, pages handed out in pieces",
+          "[kernels][select_keys]") {
+  constexpr std::int32_t kCount = 16;
+  testing::RowList rows;
+  for (std::int32_t row = 0; row < kCount; ++row) {
+    rows.sequences.push_back(row * 5 % kCount);
+    rows.positions.push_back(16'900 + row * 7 % kCount * 13);
+  }
+  Problem({.rows = rows,
+           .sequences = kCount,
+           .context = 17'152,
+           .heads = 16,
+           .k = 2048,
+           .score_rows = kCount})
+      .Check();
+}
+
 TEST_CASE("SelectKeys replayed gives the same each time", "[kernels][select_keys]") {
   const Problem problem({.rows = OneEach({30000, 1, 20000, 2100, 8000, 64, 30000, 29000}),
                          .sequences = 8,
