@@ -178,8 +178,12 @@ void BenchCase(const DeviceBench& bench, const Case& shape) {
   const auto clear = [&] { backend.Zero(memory.data(), memory.bytes()); };
   const auto score = [&] { cuda::IndexScores(operands.Scores(), backend.stream()); };
   const auto select = [&] {
-    cuda::IndexSelection(operands.Selection(), memory.As<std::int32_t>(),
-                         cuda::IndexSelectionCluster(shape.rows, shape.context), backend.stream());
+    const auto* work_memory = memory.As<const std::int32_t>();
+    if (!cuda::IndexSelectionOfFew(operands.Selection(), work_memory, backend.stream())) {
+      cuda::IndexSelection(operands.Selection(), work_memory,
+                           cuda::IndexSelectionCluster(shape.rows, shape.context),
+                           backend.stream());
+    }
   };
   bench.PreparedRow("  scores and selection", name, work, clear, [&] {
     score();

@@ -21,6 +21,11 @@ int IndexSelectionCluster(std::int64_t rows, std::int64_t visible_max);
 void IndexSelection(const SelectTopKParams& params, const std::int32_t* work, int cluster,
                     cudaStream_t stream);
 
+// The same of few rows, in clusters of the size that it chooses.  False, having queued nothing,
+// where rows or keys are too many, or scores are not in whole 16 bytes.
+bool IndexSelectionOfFew(const SelectTopKParams& params, const std::int32_t* work,
+                         cudaStream_t stream);
+
 // Whether rows and clusters leave a multiprocessor to every two tiles of RotateAndAbsorb: more
 // tiles would take longer beside a selection than elsewhere.
 bool LeavesRoomToAbsorb(std::int64_t rows, int cluster, const RotateAndAbsorbParams& queries);

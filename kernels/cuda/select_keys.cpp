@@ -117,7 +117,7 @@ bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
                     stream);
   if (absorbs_last) {
     cuda::IndexSelectionAndAbsorb(selection, scratch.work, cluster, *absorbed, stream);
-  } else {
+  } else if (!cuda::IndexSelectionOfFew(selection, scratch.work, stream)) {
     cuda::IndexSelection(selection, scratch.work, cluster, stream);
   }
   return absorbs_first || absorbs_last;

@@ -146,7 +146,8 @@ class HardSelection final {
 
   std::size_t rows() const { return rows_.size(); }
 
-  void Check(int cluster) const {
+  // By IndexSelectionOfFew where `few_rows` is above 0, so many rows at a time.
+  void Check(int cluster, std::int64_t few_rows = 0) const {
     Backend& backend = testing::TestBackend();
     const auto rows = static_cast<std::int64_t>(rows_.size());
     const DeviceArray<std::int32_t> work(work_);
@@ -158,15 +159,26 @@ class HardSelection final {
     const auto counts = DeviceArray<std::int32_t>::Poisoned(rows);
     const DeviceArray<std::int32_t> faults(
         std::vector<std::int32_t>(static_cast<std::size_t>(rows), 4));
-    cuda::IndexSelection({.scores = scores_->AsConstMatrix(rows, context_),
-                          .rows = device_rows_->View(),
-                          .k = k_,
-                          .slots = slots.AsMatrix(rows, k_),
-                          .mask = mask.AsMatrix(rows, words),
-                          .positions = positions.AsMatrix(rows, k_),
-                          .counts = counts.AsVector(),
-                          .faults = faults.AsVector()},
-                         work.data(), cluster, dynamic_cast<CudaBackend&>(backend).stream());
+    const cudaStream_t stream = dynamic_cast<CudaBackend&>(backend).stream();
+    const std::int64_t rows_each = few_rows > 0 ? few_rows : rows;
+    for (std::int64_t first = 0; first < rows; first += rows_each) {
+      const std::int64_t count = std::min(rows_each, rows - first);
+      const SelectTopKParams params{
+          .scores = RowsOf(scores_->AsConstMatrix(rows, context_), first, count),
+          .rows = RowsOf(device_rows_->View(), first, count),
+          .k = k_,
+          .slots = RowsOf(slots.AsMatrix(rows, k_), first, count),
+          .mask = RowsOf(mask.AsMatrix(rows, words), first, count),
+          .positions = RowsOf(positions.AsMatrix(rows, k_), first, count),
+          .counts = RowsOf(counts.AsVector(), first, count),
+          .faults = RowsOf(faults.AsVector(), first, count)};
+      const std::int32_t* of_rows = work.data() + first * static_cast<std::int64_t>(kRowWork);
+      if (few_rows > 0) {
+        REQUIRE(cuda::IndexSelectionOfFew(params, of_rows, stream));
+      } else {
+        cuda::IndexSelection(params, of_rows, cluster, stream);
+      }
+    }
     const auto actual = positions.Download();
     const auto actual_slots = slots.Download();
     const auto actual_mask = mask.Download();
@@ -237,6 +249,22 @@ TEST_CASE("IndexSelection equals a sort of a million hard scores",
   for (const int cluster : {4, 8, 16}) {  // fewer blocks have no room for so many keys
     selection.Check(cluster);
   }
+}
+
+TEST_CASE("IndexSelectionOfFew equals a sort of hard scores", "[kernels][select_keys]") {
+  const auto k = GENERATE(as<std::int64_t>(), 1, 63, 2047, 2048);
+  const HardSelection short_rows(k, {2049, 4097, 6500, 8128}, 8128);
+  for (const std::int64_t rows : {16, 66, 132}) {  // in clusters of 8 and 2, and alone
+    short_rows.Check(0, rows);
+  }
+  HardSelection(k, {2049, 6500, 16320}, 16320).Check(0, 66);
+  HardSelection(k, {2049, 30001, 65472}, 65472).Check(0, 16);
+}
+
+TEST_CASE("IndexSelectionOfFew equals a sort of hard scores in clusters of 16",
+          "[kernels][select_keys][sixteen_blocks]") {
+  const auto k = GENERATE(as<std::int64_t>(), 63, 2048);
+  HardSelection(k, {2049, 6500, 70001, 131008}, 131008).Check(0, 8);
 }
 
 TEST_CASE("IndexSelection equals a sort of hard scores, more short rows than blocks",
