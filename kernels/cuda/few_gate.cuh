@@ -21,6 +21,8 @@
 #include "kernels/cuda/pair_sort.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 
+#include <algorithm>
+
 namespace dsa::cuda::few_gate {
 
 inline constexpr int kWarps = 8;
@@ -43,21 +45,6 @@ __device__ inline void SyncGate() {
   ptx::NamedBarrierSync(kGateMeets, kThreads);
 }
 
-struct FewGateParams {
-  GateParams gate;
-  float* logits;
-  unsigned* counters;
-  bool sorts;
-  PairPreparation preparation;
-
-  explicit FewGateParams(const FewGateCall& call)
-      : gate(call.gate),
-        logits(call.logits),
-        counters(call.counters),
-        sorts(call.preparation != nullptr),
-        preparation(sorts ? *call.preparation : PairPreparation{}) {}
-};
-
 union BlockShared {
   float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
   ChoiceShared<kPerLane> choices[kWarps];
@@ -66,7 +53,7 @@ union BlockShared {
 __host__ __device__ inline int ExpertTiles(std::int64_t experts) {
   return static_cast<int>((experts + kExperts - 1) / kExperts);
 }
-// Blocks that compute a part of the logits.
+// Blocks that compute a part of the logits of one group of tokens.
 __host__ __device__ inline int Parts(const GateParams& p) {
   return ExpertTiles(p.weight.rows) * static_cast<int>(GateSlices(p.x.cols));
 }
@@ -74,6 +61,42 @@ __host__ __device__ inline int Parts(const GateParams& p) {
 __host__ __device__ inline int Choosers(const GateParams& p) {
   return (static_cast<int>(p.x.rows) + kWarps - 1) / kWarps;
 }
+
+struct FewGateParams {
+  GateParams gate;
+  float* logits;
+  unsigned* counters;
+  bool sorts;
+  PairPreparation preparation;
+  int groups = 1;         // of tokens, whose logits are computed by blocks of their own
+  int group_tokens;       // of all but the last
+  int first_chooser = 0;  // of the blocks
+
+  explicit FewGateParams(const FewGateCall& call)
+      : gate(call.gate),
+        logits(call.logits),
+        counters(call.counters),
+        sorts(call.preparation != nullptr),
+        preparation(sorts ? *call.preparation : PairPreparation{}),
+        group_tokens(static_cast<int>(call.gate.x.rows)) {}
+  // Blocks that compute a part of the logits.
+  __host__ __device__ int Parts() const { return few_gate::Parts(gate) * groups; }
+  __host__ __device__ int Blocks() const {
+    const int choosers = first_chooser + Choosers(gate);
+    return Parts() > choosers ? Parts() : choosers;
+  }
+  // For a launch of so many blocks, which has multiprocessors to spare: a block's way to its part
+  // is the shorter the fewer tokens it has, and who chooses has no part if there are enough.
+  void SpreadOver(int blocks) {
+    const int parts = few_gate::Parts(gate);
+    const int tiles = (static_cast<int>(gate.x.rows) + kTileTokens - 1) / kTileTokens;
+    const int wanted = std::clamp((blocks - Choosers(gate)) / parts, 1, tiles);
+    const int group_tiles = (tiles + wanted - 1) / wanted;
+    groups = (tiles + group_tiles - 1) / group_tiles;
+    group_tokens = group_tiles * kTileTokens;
+    first_chooser = Parts() + Choosers(gate) <= blocks ? Parts() : 0;
+  }
+};
 
 // A lane's packs of one row, zeros beyond its end.  Lane 4 g + q of a warp reads 16 bytes of row g:
 // the order of columns within a product is free if both operands have the same.
@@ -98,9 +121,10 @@ __device__ inline void PrefetchWeights(const GateParams& gate) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int tiles = ExpertTiles(gate.weight.rows);
-  const std::int64_t expert = static_cast<int>(blockIdx.x) % tiles * kExperts + lane / 2;
-  const std::int64_t column = static_cast<int>(blockIdx.x) / tiles * kGateSliceColumns +
-                              warp * kWarpColumns + lane % 2 * kLineColumns;
+  const int part = static_cast<int>(blockIdx.x) % Parts(gate);
+  const std::int64_t expert = part % tiles * kExperts + lane / 2;
+  const std::int64_t column =
+      part / tiles * kGateSliceColumns + warp * kWarpColumns + lane % 2 * kLineColumns;
   if (expert < gate.weight.rows && column < gate.x.cols) {
     asm volatile(
         "prefetch.global.L2 [%0];" ::"l"(static_cast<const __nv_bfloat16*>(gate.weight.data) +
@@ -137,11 +161,14 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
   const int experts = static_cast<int>(gate.weight.rows);
+  const int part = static_cast<int>(blockIdx.x) % Parts(gate);
   const int tokens = static_cast<int>(gate.x.rows);
+  const int own_first = static_cast<int>(blockIdx.x) / Parts(gate) * p.group_tokens;
+  const int own_tokens = min(tokens - own_first, p.group_tokens);
   const int columns = static_cast<int>(gate.x.cols);
   const int tiles = ExpertTiles(experts);
-  const int first_expert = static_cast<int>(blockIdx.x) % tiles * kExperts;
-  const int slice = static_cast<int>(blockIdx.x) / tiles;
+  const int first_expert = part % tiles * kExperts;
+  const int slice = part / tiles;
   const int column = slice * kGateSliceColumns + warp * kWarpColumns + lane % 4 * kPackColumns;
   uint4 low[kPacks];
   uint4 high[kPacks];
@@ -156,25 +183,25 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
   uint4 x[kLoaded][kPacks];
 #pragma unroll
   for (int group = 0; group < kTiles; group += kAtOnce) {
-    if (group * kTileTokens >= tokens) {
+    if (group * kTileTokens >= own_tokens) {
       break;
     }
     if (group % kLoaded == 0) {
 #pragma unroll
       for (int tile = 0; tile < kLoaded; ++tile) {
-        LoadRow(gate.x.data, gate.x.row_stride, (group + tile) * kTileTokens + lane / 4, tokens,
-                column, columns, x[tile]);
+        LoadRow(gate.x.data, gate.x.row_stride, own_first + (group + tile) * kTileTokens + lane / 4,
+                own_first + own_tokens, column, columns, x[tile]);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kAtOnce; ++tile) {
-      if ((group + tile) * kTileTokens < tokens) {
+      if ((group + tile) * kTileTokens < own_tokens) {
         MultiplyTile(low, high, x[group % kLoaded + tile], warp, lane, tile * kTileTokens, shared);
       }
     }
     SyncGate();
-    const int first = group * kTileTokens;
-    const int count = min(tokens - first, kAtOnce * kTileTokens);
+    const int first = own_first + group * kTileTokens;
+    const int count = min(own_first + own_tokens - first, kAtOnce * kTileTokens);
 #pragma unroll 1
     for (int i = thread; i < count * kExperts; i += kThreads) {
       const int token = i / kExperts;
@@ -248,11 +275,12 @@ __device__ inline int ThreadAnew() {
 template <int kTiles, int kLoaded = kTiles>  // of eight tokens
 __device__ void Run(const FewGateParams& p, BlockShared& shared) {
   const int block = static_cast<int>(blockIdx.x);
-  const int parts = Parts(p.gate);
+  const int parts = p.Parts();
   const int tokens = static_cast<int>(p.gate.x.rows);
   const int choosers = Choosers(p.gate);
-  const bool is_alone = parts == 1 && choosers == 1;  // nobody to wait for
-  const bool is_chooser = block < choosers;
+  const int chooser = block - p.first_chooser;
+  const bool is_chooser = chooser >= 0 && chooser < choosers;
+  const bool is_alone = parts == 1 && choosers == 1 && p.first_chooser == 0;  // nobody to wait for
   if (is_chooser && block < parts) {
     PrefetchWeights(p.gate);
   }
@@ -262,7 +290,7 @@ __device__ void Run(const FewGateParams& p, BlockShared& shared) {
     const bool is_rehearsal = turn == 0;
     const int thread = ThreadAnew();
     const int warp = thread / kWarpSize;
-    const int token = block * kWarps + warp;
+    const int token = chooser * kWarps + warp;
     if (!is_rehearsal) {
       if (block < parts) {
         Multiply<kTiles, kLoaded>(p, shared, thread);  // ends with a barrier

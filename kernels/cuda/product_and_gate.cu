@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
   if (p.split > 1) {
     ptx::ClusterArrive();  // as the product's threads do
   }
-  if (static_cast<int>(blockIdx.x) <
-      max(few_gate::Parts(gate.gate), few_gate::Choosers(gate.gate))) {
+  if (static_cast<int>(blockIdx.x) < gate.Blocks()) {
     few_gate::Run<kTokens / few_gate::kTileTokens, few_gate::kGroupTiles>(gate, shared);
   }
 }
@@ -57,6 +56,8 @@ void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall
   const small_product::Launch launch = small_product::MakeLaunch<kTokens, 1>(
       products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
   const auto kernel = ProductsAndGateKernel<kTokens>;
+  few_gate::FewGateParams gate_params(gate);
+  gate_params.SpreadOver(launch.blocks);
   static PerDevice attribute;
   attribute.Once([&] {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -67,7 +68,7 @@ void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall
                    .threads = kBothThreads,
                    .shared_bytes = launch.shared_bytes,
                    .cluster = static_cast<unsigned>(launch.params.split)},
-                  stream, launch.maps, launch.params, few_gate::FewGateParams(gate));
+                  stream, launch.maps, launch.params, gate_params);
 }
 
 }  // namespace

@@ -25,11 +25,10 @@ __device__ inline Task NextTask(BlockShared<kPaired>& shared, Cursor& turn, int 
 // Where a lane of the input warp reads: rows of x or of the inner activations, and scales.
 template <Inner kInner, bool kPaired>
 struct InputSource {
-  static constexpr int kPairs = Layout<kPaired>::kPairs;
   static constexpr int kChunks = kValuesPerScale / 16;
   static constexpr int kRowsAtOnce = kWarpSize / kChunks;
-  static constexpr int kRows = kPairs / kRowsAtOnce;  // of a lane
-  static constexpr int kScaleRows = kPairs / kWarpSize;
+  static constexpr int kRows = kTilePairs / kRowsAtOnce;  // of a lane
+  static constexpr int kScaleRows = kTilePairs / kWarpSize;
   // Of a lane's first column in each of its rows; of the first scale.  Offsets, since pointers of
   // 16 rows would not stay in registers.
   const Fp8E4m3* values;
@@ -81,8 +80,9 @@ struct InputSource {
       const Matrix<const float>& scales = lane == 0 ? p.scales[kind].gate : p.scales[kind].up;
       weight_scales = scales.Row(own * outer_blocks + task.column);
     } else {
-      // The last tile may have one box only.
-      const int box = min(2 * task.column + lane % 2, inner_blocks - 1);
+      // The last tile may have one box only.  Of a pair either block has one.
+      const int own_box = kPaired ? static_cast<int>(ptx::ClusterRank()) : lane % 2;
+      const int box = min(2 * task.column + own_box, inner_blocks - 1);
       weight_scales = p.scales[kind].down.Row(own * inner_blocks + box);
     }
   }
@@ -128,11 +128,11 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
     if (task.kind == TaskKind::kOuter) {
       const bool is_given = kInner != Inner::kWhole && task.expert == p.choice.expert_count;
       const int warps = is_given ? static_cast<int>(gridDim.x)  // that activate
-                                 : p.width / kBoxRows * kConsumerWarps * (kPaired ? 2 : 1);
+                                 : p.width / kBoxRows * kInnerSignals<kPaired>;
       WaitUntil(p.counters.inner_done + task.group, warps, 64, lane);
     }
     for (int k = task.first_block; k < task.end_block; ++k) {
-      if (at.turn % kInputWarps != input_warp) {
+      if (at.turn % ring.kInputWarps != input_warp) {
         at.Next(ring.kStages);
         continue;
       }
@@ -158,7 +158,7 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
         }
       }
       if (lane < 2) {
-        ptx::CopyAsync4(scales + (Source::kPairs + lane) * 4, source.weight_scales + k);
+        ptx::CopyAsync4(scales + (kTilePairs + lane) * 4, source.weight_scales + k);
       }
       ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
       if (at.turn == input_warp && lane == 0) {

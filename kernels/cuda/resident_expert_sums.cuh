@@ -103,8 +103,7 @@ __device__ inline void Sum(const ExpertsParams& p, const Work& work, int lane) {
     }
     const TokenSlots slots(p, item % tokens, lane);
     if (tile != ready) {
-      WaitUntil(p.counters.outer_done + tile, work.groups * kConsumerWarps * (kPaired ? 2 : 1), 200,
-                lane);
+      WaitUntil(p.counters.outer_done + tile, work.groups * kOuterSignals<kPaired, Y>, 200, lane);
       ready = tile;
     }
     SumColumns<Y>(p, item % tokens, slots, tile * std::int64_t{kSumColumns} + lane * 8, lane);

@@ -16,29 +16,35 @@ namespace dsa::cuda::resident_experts {
 inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = kConsumerWarps * kWarpSize;
 inline constexpr int kWeightWarp = 8;
-inline constexpr int kInputWarps = 2;  // from 9 on
-inline constexpr int kSumWarp = kWeightWarp + kInputWarps + 1;
-inline constexpr int kThreads = 384;
 inline constexpr int kTilePairs = 64;
-// Per thread: 64 pairs take two products' sums at once.
-inline constexpr int kConsumerRegisters = 200;
-inline constexpr int kOtherRegisters = 104;
-inline constexpr int kBoxRows = 128;  // of one copy; also of gate, or of up, in a tile
+inline constexpr int kTileRows = 256;           // weight rows
+inline constexpr int kBoxRows = kTileRows / 2;  // of gate, or of up, in a tile
 inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
-inline constexpr int kTileRows = 2 * kBoxRows;
-inline constexpr int kTileBytes = 2 * kBoxBytes;
-// Of a block's shared memory.  kPaired: two blocks have the same tiles, half of the pairs each.
+// What a block is made of.  kPaired: two blocks have the same tiles, half of the weight rows each.
 template <bool kPaired>
 struct Layout {
-  static constexpr int kPairs = kPaired ? kTilePairs / 2 : kTilePairs;  // of a tile, in this block
-  static constexpr int kInputBytes = kPairs * kValuesPerScale;
-  static constexpr int kScaleBytes = (kPairs + 2) * 4;  // of the pairs and of both boxes
-  static constexpr int kStages = kPaired ? 6 : 5;
+  static constexpr int kInputWarps = kPaired ? 4 : 2;  // behind the weights' warp
+  static constexpr int kSumWarp = kWeightWarp + kInputWarps + 1;
+  // Behind it, where consumers leave what a tile gave in shared memory.
+  static constexpr int kStoreWarps = kPaired ? 2 : 0;
+  static constexpr int kThreads = kPaired ? 512 : 384;
+  // Per thread.  Of consumers: sums of 64 pairs, and those of two products under way.
+  static constexpr int kConsumerRegisters = kPaired ? 152 : 200;
+  static constexpr int kOtherRegisters = 104;
+  static constexpr int kOutputs = kPaired ? kBoxRows / 2 : kBoxRows;  // of an inner tile, here
+  static constexpr int kCopies = kPaired ? 4 : 2;                     // of a stage
+  static constexpr int kTileBytes = 2 * kOutputs * kValuesPerScale;
+  static constexpr int kCopyBytes = kTileBytes / kCopies;
+  static constexpr int kCopyRows = kCopyBytes / kValuesPerScale;
+  static constexpr int kPackedStride = kOutputs + 16;
+  static constexpr int kInputBytes = kTilePairs * kValuesPerScale;
+  static constexpr int kScaleBytes = (kTilePairs + 2) * 4;  // of the pairs and of both boxes
+  static constexpr int kStages = kPaired ? 8 : 5;
   static constexpr int kStageBytes = kTileBytes + kInputBytes + kScaleBytes + 2 * 8;
   static constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
 };
 inline constexpr int kQueue = 4;  // tiles announced ahead
-inline constexpr int kMail = 8;   // more than the second block of a pair can be behind: its stages
+inline constexpr int kMail = 4;   // tiles that the second block of a pair may be behind
 // Of the first tile, asked for before rows of x are: behind whole rings of all blocks they would
 // come when the memory has nothing more to do.
 inline constexpr int kFirstWeights = 2;
@@ -49,7 +55,6 @@ inline constexpr int kPartPacks = kConsumers * kPartPairs / 4;  // float4 of a p
 inline constexpr int kGuessedStages = 5;
 inline constexpr int kSumColumns = kTileRows;
 inline constexpr int kManySums = 17;  // rows from which on consumers add sums when no tile is left
-inline constexpr int kPackedStride = kBoxRows + 16;
 
 enum NamedBarrier { kConsumersMeet = 1 };
 enum Which { kRouted, kShared, kKinds };
@@ -110,6 +115,14 @@ struct ExpertsParams {
   int width;
 };
 
+// Warps that announce an outer tile, or an inner one, of both blocks where two have it.
+template <bool kPaired, typename Y>
+inline constexpr int kOuterSignals = kPaired ? 2 * (sizeof(Y) == 2 ? Layout<true>::kStoreWarps
+                                                                   : kConsumerWarps)
+                                             : kConsumerWarps;
+template <bool kPaired>
+inline constexpr int kInnerSignals = kPaired ? 2 * Layout<true>::kStoreWarps : kConsumerWarps;
+
 // kSkipped: stages that a guess has asked for and nobody wants; kNone: no tile is left.
 enum class TaskKind : int { kPart, kInner, kOuter, kSkipped, kNone };
 
@@ -127,17 +140,54 @@ struct alignas(16) Task {
   int end_block;
 };
 
+// What consumers, and warps that store, do first, while the gate still chooses: the ends of an
+// inner and of an outer tile, of which nothing is stored, so that their instructions are in the
+// caches, as they run once per tile, and all wait for them, while the memory system is busy with
+// weights.
+inline constexpr int kRehearsals = 2;
+__device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
+  const int tokens = static_cast<int>(p.x.rows);
+  const int mean = tokens * static_cast<int>(p.choice.experts.cols) / p.choice.expert_count;
+  return {.kind = index == 0 ? TaskKind::kInner : TaskKind::kOuter,
+          .column = 0,
+          .part = 0,
+          .group = -1,
+          .expert = 0,
+          .first = 0,
+          .count = min(min(max(mean, 1), tokens), kTilePairs),
+          .stored = 0,
+          .first_block = 0,
+          .end_block = 0};
+}
+
+// Of consumers, at the ends of tiles.
+inline constexpr int kStagedStride = kBoxRows + 8;
 template <bool kPaired>
-struct BlockShared {
-  std::uint8_t packed[Layout<kPaired>::kPairs][kPackedStride];
-  float maxima[kConsumerWarps][Layout<kPaired>::kPairs];
+struct EndShared;
+template <>
+struct EndShared<false> {
+  std::uint8_t packed[kTilePairs][Layout<false>::kPackedStride];
+  float maxima[kConsumerWarps][kTilePairs];
+};
+template <>
+struct EndShared<true> {
+  std::uint8_t packed[kTilePairs][Layout<true>::kPackedStride];
+  float maxima[2][4][kTilePairs];  // of the warpgroups of both blocks, tiles in turns
+  __nv_bfloat16 staged[kTilePairs][kStagedStride];  // of an outer tile
+  std::uint64_t maxima_there;
+  std::uint64_t stores_ready;  // packed or staged, by the consumers
+  std::uint64_t stores_read;   // by the warps that store
+};
+template <bool kPaired>
+struct BlockShared : EndShared<kPaired> {
   Task queue[kQueue];
   std::uint64_t announced[kQueue];
   std::uint64_t taken[kQueue];
   std::uint64_t rows_there;    // rows of x may be read
   std::uint64_t inputs_asked;  // of the first tile, by the input warps
   uint4 mail[kMail];  // what the first block of a pair has taken: item, expert, first, count
-  std::uint64_t mail_there[kMail];
+  std::uint64_t mail_there[kMail];  // in the second
+  std::uint64_t mail_read[kMail];   // in the first
 };
 
 // The items of a launch, in this order: parts of the shared expert's inner tiles; inner tiles of
@@ -257,7 +307,7 @@ struct Ring : Layout<kPaired> {
   unsigned empty;  // 8 bytes a stage: the consumer warps
   __device__ explicit Ring(const void* shared)
       : tiles((ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment),
-        inputs(tiles + L::kStages * kTileBytes),
+        inputs(tiles + L::kStages * L::kTileBytes),
         scales(inputs + L::kStages * L::kInputBytes),
         full((scales + L::kStages * L::kScaleBytes + 7) & ~7U),
         empty(full + 8 * L::kStages) {}

@@ -130,24 +130,28 @@ Matrix<const float> AllScales(const StackedWeight& weight) {
           .cols = cols,
           .row_stride = cols};
 }
-CUtensorMap MapOf(const LinearWeight& weight) {
+CUtensorMap MapOf(const LinearWeight& weight, int box_rows) {
   return WeightMap({.data = static_cast<const Fp8E4m3*>(weight.weight.data),
                     .rows = weight.weight.rows,
                     .cols = weight.weight.cols,
                     .row_stride = weight.weight.row_stride},
-                   kBoxRows);
+                   box_rows);
 }
 
 ExpertMaps MapsOf(const ResidentExpertsParams& params) {
   const RoutedExpertsParams& routed = params.routed;
   ExpertMaps maps{};
-  maps.gate[kRouted] = WeightMap(AllRows(routed.gate), kBoxRows);
-  maps.up[kRouted] = WeightMap(AllRows(routed.up), kBoxRows);
-  maps.down[kRouted] = WeightMap(AllRows(routed.down), kBoxRows);
-  if (params.shared_expert != nullptr) {
-    maps.gate[kShared] = MapOf(params.shared_expert->gate);
-    maps.up[kShared] = MapOf(params.shared_expert->up);
-    maps.down[kShared] = MapOf(params.shared_expert->down);
+  const SharedExpert* const shared = params.shared_expert;
+  const bool is_paired =
+      shared != nullptr && shared->given != nullptr && routed.contributions.data == nullptr;
+  const int rows = is_paired ? Layout<true>::kCopyRows : Layout<false>::kCopyRows;
+  maps.gate[kRouted] = WeightMap(AllRows(routed.gate), rows);
+  maps.up[kRouted] = WeightMap(AllRows(routed.up), rows);
+  maps.down[kRouted] = WeightMap(AllRows(routed.down), rows);
+  if (shared != nullptr) {
+    maps.gate[kShared] = MapOf(shared->gate, rows);
+    maps.up[kShared] = MapOf(shared->up, rows);
+    maps.down[kShared] = MapOf(shared->down, rows);
   }
   return maps;
 }

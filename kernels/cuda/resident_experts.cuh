@@ -18,11 +18,10 @@
 //                gate and up of the shared expert: then its activation is all that is waited for
 //
 //   pairs of blocks   where gate and up of the shared expert are given, so from 17 rows on: two
-//                blocks take the same tiles and compute half of the pairs each.  Either brings a
-//                half of a stage's weights to both, which costs the L2 cache no more than before.
-//                Inner tiles of eight experts are two waves of tiles of half the time then, and
-//                while one wave ends, weights of the next stream; outer tiles begin with those of
-//                experts whose inner tiles were in the first
+//                blocks take the same tiles and compute half of the weight rows each
+//                (resident_expert_shares.cuh).  Inner tiles of eight experts are two waves of tiles
+//                of half the time then, and while one wave ends, weights of the next stream; outer
+//                tiles begin with those of experts whose inner tiles were in the first.
 //
 //   warps 0-7    two warpgroups, 2 x 64 weight rows each, 8 to 64 pairs on the N side
 //   warp 8       one thread: takes tiles, announces them, asks for weights by tensor map
@@ -31,6 +30,11 @@
 //                activates what was given of it; then adds a token's
 //                contributions, 256 columns at a time, as soon as all experts have given theirs,
 //                while the others stream on; at the end all warps help
+// In pairs of blocks:
+//   warps 0-7    two warpgroups, 64 weight rows each on the N side, 64 pairs on the M side
+//   warps 9-12   rows of x, whose stages come twice as often
+//   warp 13      activates and adds, as warp 11
+//   warps 14, 15 store what consumers leave in shared memory, and announce it
 //
 // A pair's bits depend on its row, its expert and the order of K alone.
 #pragma once
@@ -41,6 +45,7 @@
 #include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/ptx/peer_block.cuh"
 #include "kernels/cuda/resident_expert_input.cuh"
+#include "kernels/cuda/resident_expert_shares.cuh"
 #include "kernels/cuda/resident_expert_split.cuh"
 #include "kernels/cuda/resident_expert_sums.cuh"
 #include "kernels/cuda/resident_expert_work.cuh"
@@ -56,57 +61,48 @@
 
 namespace dsa::cuda::resident_experts {
 
-// The two boxes of a tile: maps and their first rows.
+// The copies that bring a stage of a tile, or this block's half of it: maps and their first rows.
+template <bool kPaired>
 struct Boxes {
-  const CUtensorMap* maps[2];
-  int rows[2];
+  using L = Layout<kPaired>;
+  const CUtensorMap* maps[2];  // of copies in turns
+  int rows[L::kCopies];
   __device__ Boxes(const ExpertMaps& maps_of, const ExpertsParams& p, bool is_inner, int expert,
                    int column) {
     const int kind = expert == p.choice.expert_count ? kShared : kRouted;
     const int own = kind == kShared ? 0 : expert;
     maps[0] = is_inner ? &maps_of.gate[kind] : &maps_of.down[kind];
     maps[1] = is_inner ? &maps_of.up[kind] : maps[0];
-    rows[0] = is_inner ? own * p.width + column * kBoxRows
-                       : own * static_cast<int>(p.x.cols) + column * kTileRows;
-    rows[1] = is_inner ? rows[0] : rows[0] + kBoxRows;
+    const int first = is_inner ? own * p.width + column * kBoxRows
+                               : own * static_cast<int>(p.x.cols) + column * kTileRows;
+    const int rank = kPaired ? static_cast<int>(ptx::ClusterRank()) : 0;
+#pragma unroll
+    for (int i = 0; i < L::kCopies; ++i) {
+      const int inner = rank * L::kOutputs + i / 2 * L::kCopyRows;
+      const int outer = rank * kBoxRows + i * L::kCopyRows;
+      rows[i] = first + (is_inner ? inner : outer);
+    }
   }
 };
 
 // Blocks [first, end) of K.
 template <bool kPaired>
-__device__ inline void StreamTile(const Boxes& boxes, const Ring<kPaired>& ring, Cursor& at,
-                                  int first, int end, std::uint64_t policy) {
-  const int rank = kPaired ? static_cast<int>(ptx::ClusterRank()) : 0;
+__device__ inline void StreamTile(const Boxes<kPaired>& boxes, const Ring<kPaired>& ring,
+                                  Cursor& at, int first, int end, std::uint64_t policy) {
   for (int k = first; k < end; ++k) {
     if (at.turn >= ring.kStages) {
       ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
     }
     const unsigned full = ring.full + 8 * at.stage;
-    const unsigned target = ring.tiles + at.stage * kTileBytes;
-    ptx::BarrierExpect(full, kTileBytes);
-    if constexpr (kPaired) {
-      ptx::CopyBoxToBlocks(target + rank * kBoxBytes, boxes.maps[rank], full, k * kValuesPerScale,
-                           boxes.rows[rank], 3, policy);
-    } else {
-      ptx::CopyBox(target, boxes.maps[0], full, k * kValuesPerScale, boxes.rows[0], policy);
-      ptx::CopyBox(target + kBoxBytes, boxes.maps[1], full, k * kValuesPerScale, boxes.rows[1],
-                   policy);
+    const unsigned target = ring.tiles + at.stage * ring.kTileBytes;
+    ptx::BarrierExpect(full, ring.kTileBytes);
+#pragma unroll
+    for (int i = 0; i < ring.kCopies; ++i) {
+      ptx::CopyBox(target + i * ring.kCopyBytes, boxes.maps[i % 2], full, k * kValuesPerScale,
+                   boxes.rows[i], policy);
     }
     at.Next(ring.kStages);
   }
-}
-
-// What this block computes of a tile: half of the pairs, where two blocks share its weights.
-template <bool kPaired>
-__device__ inline Task Share(Task task) {
-  if constexpr (kPaired) {
-    const int half = (task.count + 1) / 2;
-    const bool is_second = ptx::ClusterRank() > 0;
-    task.first += is_second ? half : 0;
-    task.count = is_second ? task.count - half : half;
-    task.stored = task.count;
-  }
-  return task;
 }
 
 // The tiles that a block takes without asking: the first, and where that is a part, of which all
@@ -132,14 +128,14 @@ __device__ inline Guess LoadPart(const ExpertMaps& maps, const ExpertsParams& p,
   shared.queue[turn.stage] = task;
   ptx::BarrierArrive(ptx::SharedAddress(shared.announced + turn.stage));
   turn.Next(kQueue);
-  StreamTile<false>(Boxes(maps, p, true, task.expert, task.column), ring, at, task.first_block,
-                    task.end_block, policy);
+  StreamTile<false>(Boxes<false>(maps, p, true, task.expert, task.column), ring, at,
+                    task.first_block, task.end_block, policy);
   const int whole = item + static_cast<int>(gridDim.x) - least.first_whole;
   Guess guess{.expert = whole / least.inner_tiles, .column = whole % least.inner_tiles};
   if (p.guesses_hit && whole >= 0 && guess.expert < p.choice.expert_count) {
     guess.stages = min(kGuessedStages, least.inner_blocks);
-    StreamTile<false>(Boxes(maps, p, true, guess.expert, guess.column), ring, at, 0, guess.stages,
-                      policy);
+    StreamTile<false>(Boxes<false>(maps, p, true, guess.expert, guess.column), ring, at, 0,
+                      guess.stages, policy);
   }
   return guess;
 }
@@ -180,7 +176,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
   }
   bool is_first = true;
   while (true) {
-    Task task = Share<kPaired>(work.TaskOf(item, group));
+    Task task = work.TaskOf(item, group);
     if constexpr (kInner == Inner::kParts) {
       if (work.IsPart(item)) {
         task = work.PartOf(item, p);
@@ -211,7 +207,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     if (task.kind == TaskKind::kNone) {
       break;
     }
-    const Boxes boxes(maps, p, task.kind != TaskKind::kOuter, task.expert, task.column);
+    const Boxes<kPaired> boxes(maps, p, task.kind != TaskKind::kOuter, task.expert, task.column);
     const int first = task.first_block + guess.stages;
     const int end = task.end_block;
     guess.stages = 0;
@@ -238,6 +234,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     if (takes) {
       group = next < work.items() ? p.sorted.tiles[work.Group(next)] : PairTile{};
       if constexpr (kPaired) {
+        ptx::BarrierWait(ptx::SharedAddress(shared.mail_read + mail.stage), mail.phase ^ 1U);
         ptx::StoreWords4InBlock(
             ptx::AddressInBlock(ptx::SharedAddress(shared.mail + mail.stage), 1),
             make_uint4(next, group.expert, group.first, group.count),
@@ -255,6 +252,8 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
       group = {.expert = static_cast<int>(sent_item.y),
                .first = static_cast<int>(sent_item.z),
                .count = static_cast<int>(sent_item.w)};
+      ptx::BarrierArriveInBlock(
+          ptx::AddressInBlock(ptx::SharedAddress(shared.mail_read + mail.stage), 0));
       mail.Next(kMail);
     }
     item = next;
@@ -276,76 +275,43 @@ __device__ inline void ActivateGiven(const ExpertsParams& p, const Work& work, i
   Signal(p.counters.inner_done + work.groups - 1, lane);
 }
 
-// A consumer warp is done with a stage.
-template <bool kPaired>
-__device__ inline void Release(const Ring<kPaired>& ring, int stage, int lane) {
-  __syncwarp();
-  if constexpr (kPaired) {  // either block brings a half of the weights to both
-    if (lane < 2) {
-      ptx::BarrierArriveInBlock(ptx::AddressInBlock(ring.empty + 8 * stage, lane));
-    }
-  } else if (lane == 0) {
-    ptx::BarrierArrive(ring.empty + 8 * stage);
-  }
-}
-
-// One warpgroup's 64 rows of both boxes over `blocks` stages.  In pairs of blocks a stage lasts
-// half as long, and its products begin before the sums of the one ahead are added: all that a turn
-// begins end in it, as the compiler serialises products whose registers live across a loop's end.
-template <int kTokens, bool kPaired>
-__device__ void Accumulate(const Ring<kPaired>& ring, Cursor& at, int blocks, int warpgroup,
-                           int lane, float (&sum)[2][kTokens / 2]) {
-  constexpr int kAtOnce = kPaired ? 2 : 1;
-  const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    constexpr int kCount = sizeof...(kIndex);
-    float partial[2 * kCount][kTokens / 2];
-    float scales[kTokens / 4];
-    int stage[kCount];
-    (
-        [&] {
-          stage[kIndex] = at.stage;
-          ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
-          ptx::AsyncProxyFence();  // rows of x were written by threads
-          at.Next(ring.kStages);
-          const unsigned slab = ring.tiles + stage[kIndex] * kTileBytes + warpgroup * kSlabBytes;
-          const unsigned inputs = ring.inputs + stage[kIndex] * ring.kInputBytes;
-          BeginStage<kTokens>(slab, inputs, partial[2 * kIndex]);
-          BeginStage<kTokens>(slab + kBoxBytes, inputs, partial[2 * kIndex + 1]);
-        }(),
-        ...);
-    (
-        [&] {
-          const unsigned scales_at = ring.scales + stage[kIndex] * ring.kScaleBytes;
-          const unsigned weight_scales_at = scales_at + ring.kPairs * 4;
-          LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
-          ptx::WgmmaWait<2 * (kCount - kIndex) - 1>();
-          AddStage<kTokens>(partial[2 * kIndex], scales, sum[0]);
-          LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
-          ptx::WgmmaWait<2 * (kCount - kIndex) - 2>();
-          AddStage<kTokens>(partial[2 * kIndex + 1], scales, sum[1]);
-          Release(ring, stage[kIndex], lane);
-        }(),
-        ...);
-  };
+// One warpgroup's 64 rows of both boxes over `blocks` stages.
+template <int kTokens>
+__device__ void Accumulate(const Ring<false>& ring, Cursor& at, int blocks, int warpgroup, int lane,
+                           float (&sum)[2][kTokens / 2]) {
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     sum[0][i] = 0.0F;
     sum[1][i] = 0.0F;
   }
-  int block = 0;
-  for (; block + kAtOnce <= blocks; block += kAtOnce) {
-    turn(std::make_integer_sequence<int, kAtOnce>{});
-  }
-  if constexpr (kAtOnce > 1) {
-    for (; block < blocks; ++block) {
-      turn(std::make_integer_sequence<int, 1>{});
+  for (int block = 0; block < blocks; ++block) {
+    ptx::BarrierWait(ring.full + 8 * at.stage, at.phase);
+    ptx::AsyncProxyFence();  // rows of x were written by threads
+    const unsigned slab = ring.tiles + at.stage * ring.kTileBytes + warpgroup * kSlabBytes;
+    const unsigned inputs = ring.inputs + at.stage * ring.kInputBytes;
+    const unsigned scales_at = ring.scales + at.stage * ring.kScaleBytes;
+    const unsigned weight_scales_at = scales_at + kTilePairs * 4;
+    float partial[2][kTokens / 2];
+    float scales[kTokens / 4];
+    BeginStage<kTokens>(slab, inputs, partial[0]);
+    BeginStage<kTokens>(slab + ring.kCopyBytes, inputs, partial[1]);
+    LoadStageScales<kTokens>(scales_at, weight_scales_at, lane, scales);
+    ptx::WgmmaWait<1>();
+    AddStage<kTokens>(partial[0], scales, sum[0]);
+    LoadStageScales<kTokens>(scales_at, weight_scales_at + 4, lane, scales);
+    ptx::WgmmaWait<0>();
+    AddStage<kTokens>(partial[1], scales, sum[1]);
+    __syncwarp();
+    if (lane == 0) {
+      ptx::BarrierArrive(ring.empty + 8 * at.stage);
     }
+    at.Next(ring.kStages);
   }
 }
 
 // SwiGLU of gate (sum[0]) and up (sum[1]), quantized over the tile's 128 outputs.
-template <int kTokens, bool kPaired>
-__device__ void StoreInner(const ExpertsParams& p, BlockShared<kPaired>& shared, const Task& task,
+template <int kTokens>
+__device__ void StoreInner(const ExpertsParams& p, BlockShared<false>& shared, const Task& task,
                            int warp, int lane, float (&sum)[2][kTokens / 2]) {
   const auto index = [](int c) { return c / 2 * 4 + c % 2; };  // two outputs of pair c of a lane
   const auto pair_of = [&](int c) { return c / 2 * 8 + 2 * (lane % 4) + c % 2; };
@@ -426,10 +392,9 @@ __device__ void StoreOuter(const ExpertsParams& p, const Task& task, int warp, i
   }
 }
 
-template <int kTokens, typename Y, Inner kInner, bool kLeaves, bool kPaired>
-__device__ void RunTask(const ExpertsParams& p, BlockShared<kPaired>& shared,
-                        const Ring<kPaired>& ring, const Task& task, Cursor& at, int warp,
-                        int lane) {
+template <int kTokens, typename Y, Inner kInner, bool kLeaves>
+__device__ void RunTask(const ExpertsParams& p, BlockShared<false>& shared, const Ring<false>& ring,
+                        const Task& task, Cursor& at, int warp, int lane) {
   float sum[2][kTokens / 2];
   Accumulate<kTokens>(ring, at, task.end_block - task.first_block, warp / 4, lane, sum);
   if (task.kind == TaskKind::kOuter) {
@@ -441,42 +406,31 @@ __device__ void RunTask(const ExpertsParams& p, BlockShared<kPaired>& shared,
   }
 }
 
-// What runs first, while the gate still chooses: the ends of an inner and of an outer tile, of
-// which nothing is stored, so that their instructions are in the caches, as they run once per tile,
-// and all wait for them, while the memory system is busy with weights.
-template <bool kPaired>
-__device__ inline Task RehearsalOf(const ExpertsParams& p, int index) {
-  const int tokens = static_cast<int>(p.x.rows);
-  const int mean = tokens * static_cast<int>(p.choice.experts.cols) / p.choice.expert_count;
-  return {.kind = index == 0 ? TaskKind::kInner : TaskKind::kOuter,
-          .group = -1,
-          .count = min(min(max(mean, 1), tokens), kTilePairs) / (kPaired ? 2 : 1)};
-}
-
 // Waits for the kernels ahead, behind the rehearsals.
 template <typename Y, Inner kInner, bool kLeaves, bool kPaired>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& shared,
                                const Ring<kPaired>& ring, int warp, int lane) {
-  constexpr int kRehearsals = 2;
   Cursor at;
+  Ends ends;
   Cursor turn;
   for (int index = 0;; ++index) {
-    const Task task =
-        index < kRehearsals ? RehearsalOf<kPaired>(p, index) : NextTask(shared, turn, lane);
+    const Task task = index < kRehearsals ? RehearsalOf(p, index) : NextTask(shared, turn, lane);
     if (index >= kRehearsals && task.kind != TaskKind::kPart) {
       ptx::WaitForPredecessors();
     }
     if (task.kind == TaskKind::kNone) {
       return;
     }
-    if (task.count <= 8) {
-      RunTask<8, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+    if constexpr (kPaired) {
+      RunShare<Y>(p, shared, ring, task, at, ends, warp, lane);
+    } else if (task.count <= 8) {
+      RunTask<8, Y, kInner, kLeaves>(p, shared, ring, task, at, warp, lane);
     } else if (task.count <= 16) {
-      RunTask<16, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
-    } else if (kPaired || task.count <= 32) {
-      RunTask<32, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
-    } else if constexpr (!kPaired) {
-      RunTask<64, Y, kInner, kLeaves, kPaired>(p, shared, ring, task, at, warp, lane);
+      RunTask<16, Y, kInner, kLeaves>(p, shared, ring, task, at, warp, lane);
+    } else if (task.count <= 32) {
+      RunTask<32, Y, kInner, kLeaves>(p, shared, ring, task, at, warp, lane);
+    } else {
+      RunTask<64, Y, kInner, kLeaves>(p, shared, ring, task, at, warp, lane);
     }
   }
 }
@@ -484,12 +438,12 @@ __device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& sha
 // Y: bfloat16, or float32 of a rank that leaves its part of the sum.  kGiven: gate and up of the
 // shared expert are there.  kLeaves: contributions are left by pair.
 template <typename Y, Inner kInner, bool kLeaves>
-__global__ static void __launch_bounds__(kThreads, 1)
+__global__ static void __launch_bounds__(Layout<kInner == Inner::kGiven>::kThreads, 1)
     ResidentExpertsKernel(const __grid_constant__ ExpertMaps maps,
                           const __grid_constant__ ExpertsParams p) {
   extern __shared__ std::uint8_t dynamic[];
   constexpr bool kPaired = kInner == Inner::kGiven;
-  constexpr int kBlocks = kPaired ? 2 : 1;
+  using L = Layout<kPaired>;
   __shared__ __align__(16) BlockShared<kPaired> shared;
   const Ring<kPaired> ring(dynamic);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -497,16 +451,23 @@ __global__ static void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < ring.kStages; ++stage) {
       ptx::BarrierInit(ring.full + 8 * stage, 1 + kWarpSize);
-      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps * kBlocks);
+      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
     }
     for (int i = 0; i < kQueue; ++i) {
       ptx::BarrierInit(ptx::SharedAddress(shared.announced + i), 1);
-      ptx::BarrierInit(ptx::SharedAddress(shared.taken + i), kInputWarps + kConsumerWarps);
+      ptx::BarrierInit(ptx::SharedAddress(shared.taken + i),
+                       L::kInputWarps + L::kStoreWarps + kConsumerWarps);
     }
     ptx::BarrierInit(ptx::SharedAddress(&shared.rows_there), 1);
-    ptx::BarrierInit(ptx::SharedAddress(&shared.inputs_asked), kInputWarps);
+    ptx::BarrierInit(ptx::SharedAddress(&shared.inputs_asked), L::kInputWarps);
     for (int i = 0; i < kMail; ++i) {
       ptx::BarrierInit(ptx::SharedAddress(shared.mail_there + i), 1);
+      ptx::BarrierInit(ptx::SharedAddress(shared.mail_read + i), 1);
+    }
+    if constexpr (kPaired) {
+      ptx::BarrierInit(ptx::SharedAddress(&shared.maxima_there), 1);
+      ptx::BarrierInit(ptx::SharedAddress(&shared.stores_ready), kConsumerWarps);
+      ptx::BarrierInit(ptx::SharedAddress(&shared.stores_read), L::kStoreWarps);
     }
     ptx::BarrierInitFence();
     ptx::AsyncProxyFence();
@@ -518,21 +479,25 @@ __global__ static void __launch_bounds__(kThreads, 1)
     ptx::ClusterWait();
   }
   if (warp >= kConsumerWarps) {
-    ptx::LowerRegisters<kOtherRegisters>();
+    ptx::LowerRegisters<L::kOtherRegisters>();
     if (warp == kWeightWarp) {
       if (lane == 0) {
         LoadWeights<kInner, kPaired>(maps, p, shared, ring);
       }
-    } else if (warp < kSumWarp) {
+    } else if (warp < L::kSumWarp) {
       if constexpr (kInner != Inner::kParts) {
         ptx::WaitForPredecessors();
       }
       LoadInput<kInner>(p, shared, ring, warp - kWeightWarp - 1, lane);
+    } else if constexpr (kPaired) {
+      if (warp > L::kSumWarp) {
+        StoreTiles<Y>(p, shared, warp - L::kSumWarp - 1, lane);
+      }
     }
     __syncwarp();
     ptx::WaitForPredecessors();
     const Work work(p, *p.sorted.tiles_used);
-    if (warp == kSumWarp) {
+    if (warp == L::kSumWarp) {
       if constexpr (kInner == Inner::kParts) {
         ActivateParts(p, work, lane);
       } else if constexpr (kInner == Inner::kGiven) {
@@ -544,7 +509,7 @@ __global__ static void __launch_bounds__(kThreads, 1)
       Sum<Y, kPaired>(p, work, lane);
     }
   } else {
-    ptx::RaiseRegisters<kConsumerRegisters>();
+    ptx::RaiseRegisters<L::kConsumerRegisters>();
     Consume<Y, kInner, kLeaves, kPaired>(p, shared, ring, warp, lane);
     if constexpr (!kLeaves) {
       __syncwarp();
@@ -588,7 +553,7 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
       attribute.val.clusterDim = {kCluster, 1, 1};
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(kCluster);
-      config.blockDim = dim3(kThreads);
+      config.blockDim = dim3(Layout<kPaired>::kThreads);
       config.dynamicSmemBytes = kBytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
@@ -599,7 +564,7 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
   });
   LaunchDependent(kernel,
                   {.grid = kCluster * static_cast<unsigned>(clusters),
-                   .threads = kThreads,
+                   .threads = Layout<kPaired>::kThreads,
                    .shared_bytes = kBytes,
                    .cluster = kCluster},
                   stream, maps, params);
