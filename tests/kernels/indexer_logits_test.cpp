@@ -4,6 +4,7 @@
 
 #include "tests/kernels/paged_cache.h"
 
+#include <array>
 #include <cmath>
 
 namespace dsa::indexer_logits_test {
@@ -147,6 +148,49 @@ TEST_CASE("IndexerLogits matches its equation", "[kernels][indexer_logits]") {
       format == KvFormat::kFp8 ? testing::Fp8ProductTolerance(DataType::kF32) : 5e-7;
   CHECK(testing::RelativeError(actual, expected) < tolerance);
   CHECK(beyond_unwritten == 0);
+}
+
+// What a block's scale makes of its scores must not be lost beside another block's.
+TEST_CASE("IndexerLogits of keys of every magnitude", "[kernels][indexer_logits]") {
+  static constexpr std::array kMagnitudes = {1e4F, 1e-6F, 1.0F};
+  const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32);
+  const auto heads = GENERATE(as<std::int64_t>(), 6, 64);
+  CAPTURE(testing::Name(format), heads);
+  Input input = MakeInput(DataType::kBf16, format, heads);
+  const auto group_of = [](std::int64_t position) {
+    return static_cast<std::size_t>(position / kTokensPerBlock) % kMagnitudes.size();
+  };
+  for (std::int64_t sequence = 0; sequence < 3; ++sequence) {
+    for (std::int64_t position = 0; position < 240; ++position) {
+      const auto seed = static_cast<std::uint32_t>(sequence * 1000 + position);
+      testing::EncodeIndexerKey(
+          input.format, input.cache, input.layout.Slot(sequence, position),
+          testing::RandomFloat(128, kMagnitudes.at(group_of(position)), seed));
+    }
+  }
+
+  const std::vector<float> scores = Run(testing::TestBackend(), input);
+
+  std::array<std::vector<float>, kMagnitudes.size()> actual;
+  std::array<std::vector<double>, kMagnitudes.size()> expected;
+  for (std::size_t row = 0; row < input.rows.positions.size(); ++row) {
+    for (std::int32_t s = 0; s <= input.rows.positions[row]; ++s) {
+      const std::int64_t slot = input.layout.Slot(input.rows.sequences[row], s);
+      actual.at(group_of(s))
+          .push_back(
+              scores[row * static_cast<std::size_t>(input.context) + static_cast<std::size_t>(s)]);
+      expected.at(group_of(s))
+          .push_back(ExpectedScore(input, row,
+                                   testing::DecodeIndexerKey(input.format, input.cache, slot)));
+    }
+  }
+  const double tolerance =
+      format == KvFormat::kFp8 ? testing::Fp8ProductTolerance(DataType::kF32) : 5e-7;
+  for (std::size_t group = 0; group < kMagnitudes.size(); ++group) {
+    CAPTURE(kMagnitudes.at(group));
+    REQUIRE(actual.at(group).size() > 100);
+    CHECK(testing::RelativeError(actual.at(group), expected.at(group)) < tolerance);
+  }
 }
 
 TEST_CASE("IndexerLogits of a row depends on that row alone", "[kernels][indexer_logits]") {
