@@ -45,6 +45,9 @@ class Gemm final {
   // CHECK-fails on more rows or columns than Reserve was told.
   bool MultiplyBlockScaled(const BlockScaledLinearParams& params, cudaStream_t stream);
 
+  // Shapes of weights that were planned and are kept.
+  std::size_t plans() const { return plans_.size(); }
+
  private:
   struct Problem {
     cudaDataType_t input;
