@@ -25,8 +25,9 @@ struct PagedLayout {
   std::int64_t blocks;               // of the cache
 
   std::int64_t Slot(std::int64_t sequence, std::int64_t position) const {
-    return tables[static_cast<std::size_t>(sequence * blocks_each + position / 64)] * 64 +
-           position % 64;
+    const std::int64_t block =
+        tables[static_cast<std::size_t>(sequence * blocks_each + position / 64)];
+    return block * 64 + position % 64;
   }
 };
 PagedLayout ShuffledBlocks(std::int64_t sequences, std::int64_t blocks_each, std::uint32_t seed);

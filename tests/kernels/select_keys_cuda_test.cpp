@@ -412,9 +412,9 @@ TEST_CASE("SelectKeys of equal scores about the threshold",
 
 TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernels][select_keys]") {
   const auto step = GENERATE(as<std::int32_t>(), 1, 37, 130);
-  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t> lengths(64);
   for (std::int32_t row = 0; row < 64; ++row) {
-    lengths.push_back(1 + (row * 29 % 64) * step);
+    lengths[static_cast<std::size_t>(row)] = 1 + (row * 29 % 64) * step;
   }
   Problem({.rows = OneEach(lengths),
            .sequences = 64,
