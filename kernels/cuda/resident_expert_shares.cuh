@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cuda/fp8_stage.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/peer_block.cuh"
 #include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/resident_expert_input.cuh"
@@ -174,7 +175,7 @@ __device__ inline void LeaveOuter(BlockShared<true>& shared, Ends& ends, int war
         const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
         pieces[i] = *reinterpret_cast<const unsigned*>(&both);
       }
-      ptx::StorePieces(
+      ptx::StoreMatrices(
           ptx::SharedAddress(&shared.staged[warp % 4 * 16 + 8 * half + lane % 8]
                                            [warp / 4 * kSlabRows + (first + lane / 8) * 8]),
           pieces);

@@ -39,17 +39,6 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned
       "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v)
       : "memory");
 }
-// To the same place of every block of the cluster in `blocks`, a bit each, where the bytes count on
-// that block's barrier.
-__device__ inline void CopyBoxToBlocks(unsigned target, const CUtensorMap* map, unsigned barrier,
-                                       int col, int row, std::uint16_t blocks,
-                                       std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(target),
-      "l"(map), "r"(barrier), "r"(col), "r"(row), "h"(blocks), "l"(policy)
-      : "memory");
-}
 // Between writes of memory by threads, shared or global, and its reading by the copy engine: by the
 // writer before it tells, and by the reader after it was told.
 __device__ inline void CopyEngineFence() {

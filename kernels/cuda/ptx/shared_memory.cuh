@@ -35,11 +35,6 @@ __device__ inline unsigned LoadWord(unsigned address) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
   return word;
 }
-__device__ inline uint2 LoadWords2(unsigned address) {
-  uint2 words;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address));
-  return words;
-}
 __device__ inline uint4 LoadWords4(unsigned address) {
   uint4 words;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -52,21 +47,11 @@ __device__ inline void StoreWords4(unsigned address, uint4 words) {
                "r"(words.y), "r"(words.z), "r"(words.w)
                : "memory");
 }
-// Stores 8 x 8 pieces of 16-bit values: lane 4 g + q has values 2 q and 2 q + 1 of row g of each
-// piece, and lane 8 i + r the address of 16 bytes, row r of piece i.
-__device__ inline void StorePieces(unsigned address, const unsigned (&pieces)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-               "r"(pieces[0]), "r"(pieces[1]), "r"(pieces[2]), "r"(pieces[3])
-               : "memory");
-}
 __device__ inline void StoreWord(unsigned address, unsigned word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 __device__ inline void StoreFloat(unsigned address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-__device__ inline void StoreByte(unsigned address, unsigned byte) {
-  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
 }
 
 // Barriers, 8 bytes each.  A phase ends when all arrivals and all expected bytes have come.
