@@ -15,6 +15,9 @@ constexpr char kControl[] = "too many frames that carry nothing";
 constexpr double kCancelBurstSeconds = 10;
 constexpr double kEarnedPerStream = 8;
 constexpr double kEarnedPerServerFrame = 4;  // two window updates, a ping, and one to spare
+// Kept of these beside what may be sent at once: a client that stood still for half a second
+// answers all that came meanwhile, on all of its streams.
+constexpr double kEarnedMaxPerStream = 64 * kEarnedPerServerFrame;
 constexpr std::uint32_t kTinyDataBytes = 64;
 
 }  // namespace
@@ -93,7 +96,7 @@ const char* ConnectionGuard::JudgeHeaders(const FrameHeader& frame, MonotonicUs 
   if (opens && !share_.MayOpen(limits_.streams_max, now_us)) {
     return kWaits;
   }
-  if (!opens && !control_.Take(1, now_us)) {
+  if (!opens && !TakeControl(1, now_us)) {
     return kControl;
   }
   block_bytes_ = 0;
@@ -130,7 +133,23 @@ const char* ConnectionGuard::JudgeReset(const FrameHeader& frame, MonotonicUs no
 const char* ConnectionGuard::JudgeControl(const FrameHeader& frame, MonotonicUs now_us) {
   constexpr std::uint32_t kBytesPerToken = 64;
   const std::uint32_t cost = 1 + frame.payload_bytes / kBytesPerToken;
-  return control_.Take(cost, now_us) ? nullptr : kControl;
+  return TakeControl(cost, now_us) ? nullptr : kControl;
+}
+
+bool ConnectionGuard::TakeControl(double cost, MonotonicUs now_us) {
+  if (earned_ >= cost) {
+    earned_ -= cost;
+    return true;
+  }
+  return control_.Take(cost, now_us);
+}
+
+void ConnectionGuard::EarnControl() {
+  if (earned_ < kEarnedMaxPerStream * static_cast<double>(open_.size())) {
+    earned_ += kEarnedPerServerFrame;
+  } else {
+    control_.Give(kEarnedPerServerFrame);
+  }
 }
 
 // Of something that the server has sent.
@@ -206,7 +225,7 @@ void ConnectionGuard::Observe(std::string_view bytes, MonotonicUs now_us) {
 void ConnectionGuard::ObserveFrame(const FrameHeader& frame, MonotonicUs now_us) {
   const bool carries = frame.type == FrameType::kData || frame.type == FrameType::kHeaders;
   if (carries) {
-    control_.Give(kEarnedPerServerFrame);
+    EarnControl();
   }
   if (carries && frame.end_stream()) {
     if (Remove(frame.stream)) {

@@ -30,7 +30,8 @@ struct GuardLimits {
   std::int64_t header_bytes_max = std::int64_t{32} << 10;  // of a block as it is sent
   std::int64_t cancels_per_s = 100;                        // and ten times as many at once
   // Frames that carry no call: settings, pings, priorities, window updates, empty or tiny data,
-  // unknown ones.  What the server sends and the streams that are opened earn more.
+  // unknown ones.  What the server sends and the streams that are opened earn more, which is kept
+  // beside the burst where the server has sent much at once.
   std::int64_t control_frames_per_s = 200;
   std::int64_t control_frames_burst = 1000;
 };
@@ -77,6 +78,8 @@ class ConnectionGuard final {
   const char* JudgeBlock(const FrameHeader& frame);
   const char* JudgeReset(const FrameHeader& frame, MonotonicUs now_us);
   const char* JudgeControl(const FrameHeader& frame, MonotonicUs now_us);
+  bool TakeControl(double cost, MonotonicUs now_us);
+  void EarnControl();
   bool IsAnswer(const FrameHeader& frame);
   void BeginPayload(const FrameHeader& frame);
   bool PassPayload(std::string_view bytes);
@@ -87,6 +90,7 @@ class ConnectionGuard final {
   StreamBudget::Share share_;
   TokenBucket cancels_;
   TokenBucket control_;
+  double earned_ = 0;                // by the server's frames, beside control_
   std::vector<std::uint32_t> open_;  // ascending
 
   // The client's side.

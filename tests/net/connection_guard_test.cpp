@@ -269,6 +269,38 @@ TEST_CASE("frames that carry nothing have an allowance, which the server's own e
   CHECK(talk.reason == "too many frames that carry nothing");
 }
 
+TEST_CASE("a client that stood still answers what came on all of its streams", "[net][guard]") {
+  constexpr std::uint32_t kStreams = 256;
+  constexpr int kMessages = 60;  // of each, more together than may be answered at once otherwise
+  const std::string update = Frame(kWindowUpdateFrame, 0, 0, kCancel);
+  Talk talk;
+  for (std::uint32_t i = 0; i < kStreams; ++i) {
+    REQUIRE(talk.Says(Open(2 * i + 1)) == Next::kBytes);
+  }
+  const auto answer = [&] {
+    for (int message = 0; message < kMessages; ++message) {
+      for (std::uint32_t i = 0; i < kStreams; ++i) {
+        talk.guard.Observe(Frame(kDataFrame, 0, 2 * i + 1, "token"), talk.now_us);
+      }
+    }
+    return talk.SaysTimes(2 * kMessages * static_cast<int>(kStreams), update);
+  };
+  CHECK(answer() == Next::kBytes);
+  CHECK(answer() == Next::kBytes);
+  CHECK(talk.SaysTimes(64 * 4 * static_cast<int>(kStreams) + 1001, update) == Next::kRefuse);
+}
+
+TEST_CASE("what one stream's messages earn is not kept without end", "[net][guard]") {
+  const std::string update = Frame(kWindowUpdateFrame, 0, 0, kCancel);
+  const auto sent = GENERATE(1256, 1257);  // 1,000 at once, and 64 messages' four
+  Talk talk;
+  REQUIRE(talk.Says(Open(1)) == Next::kBytes);
+  for (int message = 0; message < 10'000; ++message) {
+    talk.guard.Observe(Frame(kDataFrame, 0, 1, "token"), talk.now_us);
+  }
+  CHECK(talk.SaysTimes(sent, update) == (sent == 1256 ? Next::kBytes : Next::kRefuse));
+}
+
 TEST_CASE("answers to the server's settings and pings are free", "[net][guard]") {
   GuardLimits limits;
   limits.control_frames_burst = 2;
