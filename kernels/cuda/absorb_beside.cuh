@@ -108,11 +108,8 @@ class Beside final {
     }
   }
   __device__ void Meet() const { ptx::NamedBarrierSync(1 + team_, kThreads); }
-  // Where the warp's part of a tile begins.
-  __device__ int Column() const {
-    return thread_ / kWarpSize / T::kTokenWarps * T::kColumnTiles * 16;
-  }
-  __device__ int Token() const { return thread_ / kWarpSize % T::kTokenWarps * T::kTokenTiles * 8; }
+  __device__ int Column() const { return T::Column(thread_ / kWarpSize); }
+  __device__ int Token() const { return T::Token(thread_ / kWarpSize); }
 
   // Through the slot that was multiplied last to whole rows.
   __device__ void Store(std::uint8_t* slot, const Place& at,

@@ -32,6 +32,10 @@ struct Tile {
 
   using Totals = float[kColumnTiles][kTokenTiles][4];
 
+  // Where a warp's part of a tile begins.
+  __device__ static int Column(int warp) { return warp / kTokenWarps * kColumnTiles * 16; }
+  __device__ static int Token(int warp) { return warp % kTokenWarps * kTokenTiles * 8; }
+
   // `first_n` of both: where the stage begins in N.
   __device__ static void LoadWeights(std::uint8_t* stage, const AbsorbQueryParams& p, int first_n,
                                      int first_column, std::int64_t head, int thread) {
@@ -191,8 +195,8 @@ __device__ void Finish(const AbsorbQueryParams& p, const Place& at, std::uint8_t
   const int first_column = at.column_tile * kColumns;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize;
-  const int column = warp / T::kTokenWarps * T::kColumnTiles * 16;
-  const int token = warp % T::kTokenWarps * T::kTokenTiles * 8;
+  const int column = T::Column(warp);
+  const int token = T::Token(warp);
   const int stages = (static_cast<int>(p.q_nope.cols) + kDepth - 1) / kDepth;
   typename T::Totals totals = {};
   for (int stage = 0; stage < stages; ++stage) {

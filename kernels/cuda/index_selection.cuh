@@ -117,6 +117,27 @@ struct Borders {
   float above;
 };
 
+// The digit at which a count of `digits`, from the highest down, reaches `missing`: adds it to the
+// threshold, leaves in `missing` what is then wanted of it, and returns how many have it.  Each
+// warp for itself, a lane has two digits.
+__device__ inline int FindDigit(const int* digits, int shift, int lane, int& missing,
+                                unsigned& threshold) {
+  static_assert(kDigits == 2 * kWarpSize);
+  const int digit = kDigits - 2 - 2 * lane;
+  const int2 counts = *reinterpret_cast<const int2*>(digits + digit);
+  const int count = counts.x + counts.y;
+  const auto inclusive = static_cast<int>(InclusiveWarpSum(static_cast<unsigned>(count), lane));
+  const int above = inclusive - count;
+  const unsigned lanes = __ballot_sync(kAllLanes, missing <= inclusive);
+  const int found = max(__ffs(static_cast<int>(lanes)) - 1, 0);
+  const bool is_upper = missing <= above + counts.y;
+  const int left = missing - above - (is_upper ? 0 : counts.y);
+  missing = max(__shfl_sync(kAllLanes, left, found), 0);
+  threshold |= __shfl_sync(kAllLanes, static_cast<unsigned>(digit + (is_upper ? 1 : 0)), found)
+               << shift;
+  return __shfl_sync(kAllLanes, is_upper ? counts.y : counts.x, found);
+}
+
 // One row in one block of a cluster.  Every member function is called by all threads.
 template <typename Size>
 class Selection final {
@@ -479,25 +500,9 @@ class Selection final {
         }
       });
       __syncthreads();
-      FindDigit(s_.digits[pass], shift);
+      FindDigit(s_.digits[pass], shift, lane_, missing_, threshold_);
       bits = shift;
     }
-  }
-  // Each warp for itself: a lane has two digits, from the highest down.
-  __device__ void FindDigit(const int* digits, int shift) {
-    static_assert(kDigits == 2 * kWarpSize);
-    const int digit = kDigits - 2 - 2 * lane_;
-    const int2 counts = *reinterpret_cast<const int2*>(digits + digit);
-    const int count = counts.x + counts.y;
-    const auto inclusive = static_cast<int>(InclusiveWarpSum(static_cast<unsigned>(count), lane_));
-    const int above = inclusive - count;
-    const unsigned lanes = __ballot_sync(kAllLanes, missing_ <= inclusive);
-    const int found = max(__ffs(static_cast<int>(lanes)) - 1, 0);
-    const bool is_upper = missing_ <= above + counts.y;
-    const int missing = missing_ - above - (is_upper ? 0 : counts.y);
-    missing_ = max(__shfl_sync(kAllLanes, missing, found), 0);
-    threshold_ |= __shfl_sync(kAllLanes, static_cast<unsigned>(digit + (is_upper ? 1 : 0)), found)
-                  << shift;
   }
   // This block's become bits; those of the blocks before are counted.
   __device__ void MarkCandidates() {

@@ -333,7 +333,7 @@ class FewSelection final {
         }
       });
       __syncthreads();
-      in_bin = FindDigit(s_.digits[pass], shift);
+      in_bin = FindDigit(s_.digits[pass], shift, lane_, missing_, threshold_);
       bits = shift;
     }
     if (bits > 0) {
@@ -373,23 +373,6 @@ class FewSelection final {
     __syncthreads();
     threshold_ = s_.threshold;
     missing_ = s_.missing;
-  }
-  // Each warp for itself: a lane has two digits, from the highest down.  Returns the digit's count.
-  __device__ int FindDigit(const int* digits, int shift) {
-    static_assert(kDigits == 2 * kWarpSize);
-    const int digit = kDigits - 2 - 2 * lane_;
-    const int2 counts = *reinterpret_cast<const int2*>(digits + digit);
-    const int count = counts.x + counts.y;
-    const auto inclusive = static_cast<int>(InclusiveWarpSum(static_cast<unsigned>(count), lane_));
-    const int above = inclusive - count;
-    const unsigned lanes = __ballot_sync(kAllLanes, missing_ <= inclusive);
-    const int found = max(__ffs(static_cast<int>(lanes)) - 1, 0);
-    const bool is_upper = missing_ <= above + counts.y;
-    const int missing = missing_ - above - (is_upper ? 0 : counts.y);
-    missing_ = max(__shfl_sync(kAllLanes, missing, found), 0);
-    threshold_ |= __shfl_sync(kAllLanes, static_cast<unsigned>(digit + (is_upper ? 1 : 0)), found)
-                  << shift;
-    return __shfl_sync(kAllLanes, is_upper ? counts.y : counts.x, found);
   }
   // Candidates of the blocks before; read behind the next barrier.
   __device__ void CountLower() {

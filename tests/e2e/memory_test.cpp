@@ -79,23 +79,27 @@ std::int64_t MibThatSuffice(const std::string& message) {
   return std::stol(message.substr(begin + 1, end - begin - 1));
 }
 
+constexpr std::int64_t kWeights = 1'000'000;
+
+Result<ServerSizes> SizesOf(const ServerConfig& config, const Checkpoint& checkpoint,
+                            Backend& backend) {
+  Backend* const only = &backend;
+  return SizeServer(config,
+                    {.config = checkpoint.config(),
+                     .weight_bytes = [](const RankPlace&) { return kWeights; },
+                     .vocabulary_limit = 400},
+                    {&only, 1});
+}
+
 }  // namespace
 
 TEST_CASE("the automatic cache takes what the rest leaves, and no server more than there is",
           "[e2e][memory]") {
   CpuBackend cpu(2);
   LimitedBackend backend(cpu);
-  Backend* const only = &backend;
   const Checkpoint checkpoint = Checkpoint::Open(TinyModel()).value();
-  constexpr std::int64_t kWeights = 1'000'000;
   ServerConfig config = TinyConfig();  // 16 sequences of 8 blocks
-  const auto sizes = [&] {
-    return SizeServer(config,
-                      {.config = checkpoint.config(),
-                       .weight_bytes = [](const RankPlace&) { return kWeights; },
-                       .vocabulary_limit = 400},
-                      {&only, 1});
-  };
+  const auto sizes = [&] { return SizesOf(config, checkpoint, backend); };
   backend.available = 500 * kMiB;  // here and below gRPC's part is at its least
   const ServerSizes roomy = sizes().value();
   CHECK(roomy.engine.blocks == 16 * 8);
@@ -135,18 +139,11 @@ TEST_CASE("a CUDA device's cache leaves its reserve free, and one that does not 
           "[e2e][memory]") {
   CpuBackend cpu(2);
   LimitedBackend backend(cpu);
-  Backend* const only = &backend;
   const Checkpoint checkpoint = Checkpoint::Open(TinyModel()).value();
   ServerConfig config = TinyConfig();
   config.device = "cuda";
   config.device_memory_reserve_bytes = 100 * kMiB;
-  const auto sizes = [&] {
-    return SizeServer(config,
-                      {.config = checkpoint.config(),
-                       .weight_bytes = [](const RankPlace&) { return std::int64_t{1'000'000}; },
-                       .vocabulary_limit = 400},
-                      {&only, 1});
-  };
+  const auto sizes = [&] { return SizesOf(config, checkpoint, backend); };
   backend.available = 500 * kMiB;
   const ServerSizes roomy = sizes().value();
   CHECK(roomy.engine.blocks == 16 * 8);
@@ -175,15 +172,10 @@ TEST_CASE("the memory that a refusal asks for suffices, and little less does not
           "[e2e][memory]") {
   CpuBackend cpu(2);
   LimitedBackend backend(cpu);
-  Backend* const only = &backend;
   const Checkpoint checkpoint = Checkpoint::Open(TinyModel()).value();
   const auto sizes = [&](const ServerConfig& config, std::int64_t available) {
     backend.available = available;
-    return SizeServer(config,
-                      {.config = checkpoint.config(),
-                       .weight_bytes = [](const RankPlace&) { return std::int64_t{1'000'000}; },
-                       .vocabulary_limit = 400},
-                      {&only, 1});
+    return SizesOf(config, checkpoint, backend);
   };
   ServerConfig plain = TinyConfig();
   ServerConfig large = TinyConfig();  // needs gigabytes, of which buffers take a share
