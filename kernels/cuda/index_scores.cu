@@ -76,7 +76,7 @@ class PageProducer final {
       begin = min(share_.shared_pages + piece * share_.piece_pages, share_.all_pages);
       end = min(begin + share_.piece_pages, share_.all_pages);
     }
-    Tell({.last = -1, .from = 0, .to = 0, .first = 0});
+    Tell(shared_, run_, {.last = -1, .from = 0, .to = 0, .first = 0}, lane_);
   }
 
  private:
@@ -91,15 +91,7 @@ class PageProducer final {
     }
     asked_ = true;
   }
-  __device__ void Tell(const Run& run) {
-    if (lane_ == 0) {
-      ptx::BarrierWait(shared_.run_empty + 8 * run_.index, run_.parity);
-      shared_.runs[run_.index] = run;
-      ptx::BarrierArrive(shared_.run_full + 8 * run_.index);
-    }
-    run_.Advance(1, kRuns);
-  }
-  __device__ void CopyPage(std::int32_t id) {
+  __device__ void CopyNext(std::int32_t id) {
     // Not before the ring is full for the first time: the wait would delay its pages.
     if (share_.has_pieces && !asked_ && (waited_ || copied_ == p_.layout.stages)) {
       AskForPiece();
@@ -107,10 +99,7 @@ class PageProducer final {
     if (lane_ == 0) {
       const unsigned full = shared_.full + 8 * stage_.index;
       ptx::BarrierWait(shared_.empty + 8 * stage_.index, stage_.parity);
-      ptx::BarrierExpect(full, IndexerBlock::kBytes);
-      ptx::CopyBulk(ptx::SharedAddress(shared_.ring + stage_.index * IndexerBlock::kBytes),
-                    p_.call.cache.data + std::int64_t{id} * IndexerBlock::kBytes,
-                    IndexerBlock::kBytes, full);
+      CopyPage(p_, shared_, id, stage_.index, full);
     }
     stage_.Advance(1, p_.layout.stages);
     ++copied_;
@@ -129,16 +118,18 @@ class PageProducer final {
       if (row_end <= page) {
         continue;  // not the last of a unit
       }
-      Tell({.last = row,
+      Tell(shared_, run_,
+           {.last = row,
             .from = page - first_page,
             .to = row_end - first_page,
-            .first = shared_.FirstOfUnit(row, p_.call.unit_rows)});
+            .first = shared_.FirstOfUnit(row, p_.call.unit_rows)},
+           lane_);
       const std::int32_t* table = p_.call.rows.block_tables.Row(shared_.sequences[row]);
       for (; page < row_end; page += kWarpSize) {
         const std::int32_t ids = page + lane_ < row_end ? table[page - first_page + lane_] : 0;
         const int count = min(kWarpSize, row_end - page);
         for (int i = 0; i < count; ++i) {
-          CopyPage(__shfl_sync(kAllLanes, ids, i));
+          CopyNext(__shfl_sync(kAllLanes, ids, i));
         }
       }
       page = row_end;

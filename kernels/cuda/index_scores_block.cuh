@@ -146,6 +146,24 @@ struct Place {
   }
 };
 
+// By the warp of pages: which come next, for consumers and the warp of queries.
+__device__ inline void Tell(const Shared& shared, Place& at, const Run& run, int lane) {
+  if (lane == 0) {
+    ptx::BarrierWait(shared.run_empty + 8 * at.index, at.parity);
+    shared.runs[at.index] = run;
+    ptx::BarrierArrive(shared.run_full + 8 * at.index);
+  }
+  at.Advance(1, kRuns);
+}
+// By a thread, where the stage is empty; `full` is its barrier.
+__device__ inline void CopyPage(const KernelParams& p, const Shared& shared, std::int32_t id,
+                                int stage, unsigned full) {
+  ptx::BarrierExpect(full, IndexerBlock::kBytes);
+  ptx::CopyBulk(ptx::SharedAddress(shared.ring + stage * IndexerBlock::kBytes),
+                p.call.cache.data + std::int64_t{id} * IndexerBlock::kBytes, IndexerBlock::kBytes,
+                full);
+}
+
 // What a block takes of all pages.
 struct Share {
   int begin;

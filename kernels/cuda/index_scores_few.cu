@@ -84,7 +84,7 @@ class PageWarp final {
       begin = min(share.shared_pages + piece * share.piece_pages, share.all_pages);
       end = min(begin + share.piece_pages, share.all_pages);
     }
-    Tell({.last = -1, .from = 0, .to = 0, .first = 0});
+    Tell(shared_, run_, {.last = -1, .from = 0, .to = 0, .first = 0}, lane_);
   }
 
  private:
@@ -101,14 +101,6 @@ class PageWarp final {
       next_piece_ = atomicAdd(p_.call.work + std::int64_t{rows_} * kRowWorkInts, 1);
     }
     asked_ = true;
-  }
-  __device__ void Tell(const Run& run) {
-    if (lane_ == 0) {
-      ptx::BarrierWait(shared_.run_empty + 8 * run_.index, run_.parity);
-      shared_.runs[run_.index] = run;
-      ptx::BarrierArrive(shared_.run_full + 8 * run_.index);
-    }
-    run_.Advance(1, kRuns);
   }
   // Pages [begin, end) of all rows, before whose ends lie `inclusive` pages.
   __device__ void CopyPages(int begin, int end, int inclusive, bool has_pieces) {
@@ -129,12 +121,12 @@ class PageWarp final {
   }
   __device__ void CopyRow(const Run& run, const std::int32_t* table, bool has_pieces) {
     int ids = run.from + lane_ < run.to ? table[run.from + lane_] : 0;
-    Tell(run);
+    Tell(shared_, run_, run, lane_);
     int page = run.from;
     if (copied_ == 0) {  // the ring is empty: a lane a page
       const int count = min(p_.layout.stages, run.to - run.from);
       if (lane_ < count) {
-        CopyPage(ids, lane_);
+        CopyPage(p_, shared_, ids, lane_, shared_.full + 8 * lane_);
       }
       stage_.Advance(count, p_.layout.stages);
       copied_ = count;
@@ -153,18 +145,11 @@ class PageWarp final {
       }
       if (lane_ == 0) {
         ptx::BarrierWait(shared_.empty + 8 * stage_.index, stage_.parity);
-        CopyPage(id, stage_.index);
+        CopyPage(p_, shared_, id, stage_.index, shared_.full + 8 * stage_.index);
       }
       stage_.Advance(1, p_.layout.stages);
       ++copied_;
     }
-  }
-  __device__ void CopyPage(std::int32_t id, int stage) const {
-    const unsigned full = shared_.full + 8 * stage;
-    ptx::BarrierExpect(full, IndexerBlock::kBytes);
-    ptx::CopyBulk(ptx::SharedAddress(shared_.ring + stage * IndexerBlock::kBytes),
-                  p_.call.cache.data + std::int64_t{id} * IndexerBlock::kBytes,
-                  IndexerBlock::kBytes, full);
   }
 
   const FewParams& p_;
