@@ -4,6 +4,8 @@
 //
 // Tiles lie in the 128-byte swizzle.  A lane 4 g + q of warp w holds in register 4 j + 2 h + i the
 // weight row 16 w + g + 8 h and the row 8 j + 2 q + i of x.
+// Where 64 rows of x are on the M side instead (LoadRowScales, AddRowStage, StoreRows), both change
+// places: the row 16 w + g + 8 h of x and the weight row 8 j + 2 q + i.
 #pragma once
 
 #include "kernels/cuda/element.cuh"
@@ -71,6 +73,49 @@ __device__ void AddStage(float (&partial)[kTokens / 2], const float (&scales)[kT
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) {
     sum[i] = fmaf(partial[i], scales[i / 4 * 2 + i % 2], sum[i]);
+  }
+}
+
+// The same where 64 rows of x are on the M side and 64 weight rows on the N side: a thread has two
+// rows of x, and all values of a row meet one product of scales.
+__device__ inline void LoadRowScales(unsigned x_scales, unsigned weight_scale, float (&scales)[2]) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4;
+  const float weight = ptx::LoadShared(weight_scale);
+  scales[0] = ptx::LoadShared(x_scales + row * 4) * weight;
+  scales[1] = ptx::LoadShared(x_scales + (row + 8) * 4) * weight;
+}
+__device__ inline void AddRowStage(float (&partial)[kSlabRows / 2], const float (&scales)[2],
+                                   float (&sum)[kSlabRows / 2]) {
+  ptx::PinRegisters(partial);
+#pragma unroll
+  for (int i = 0; i < kSlabRows / 2; ++i) {
+    sum[i] = fmaf(partial[i], scales[i / 2 % 2], sum[i]);
+  }
+}
+// A warp's rows of x of the first `tokens`, and of each the first `outputs` of 64, a multiple of 8.
+template <typename RowOf, typename Y>
+__device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
+                          const RowOf& row_of, Y /*type*/) {
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4 + 8 * half;
+    if (t < tokens) {
+      Y* const row = row_of(t) + 2 * (thread % 4);
+#pragma unroll
+      for (int j = 0; j < kSlabRows / 8; ++j) {
+        if (8 * j < outputs) {
+          const float first = sum[4 * j + 2 * half];
+          const float second = sum[4 * j + 2 * half + 1];
+          if constexpr (sizeof(Y) == 4) {
+            *reinterpret_cast<float2*>(row + 8 * j) = make_float2(first, second);
+          } else {
+            *reinterpret_cast<__nv_bfloat162*>(row + 8 * j) = __floats2bfloat162_rn(first, second);
+          }
+        }
+      }
+    }
   }
 }
 

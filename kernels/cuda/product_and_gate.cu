@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
   __shared__ few_gate::BlockShared shared;
   ptx::AllowSuccessor();
   if (static_cast<int>(threadIdx.x) >= few_gate::kThreads) {
-    small_product::Run<kTokens, 1, few_gate::kWarps>(maps, p, dynamic);
+    small_product::Run<small_product::Plan<kTokens>, few_gate::kWarps>(maps, p, dynamic);
     return;
   }
   ptx::RaiseRegisters<kGateRegisters>();
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
             cudaStream_t stream) {
-  const small_product::Launch launch = small_product::MakeLaunch<kTokens, 1>(
+  const small_product::Launch launch = small_product::MakeLaunch<small_product::Plan<kTokens>>(
       products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
   const auto kernel = ProductsAndGateKernel<kTokens>;
   few_gate::FewGateParams gate_params(gate);

@@ -1,50 +1,12 @@
 // Fp8 block-scaled products of 1 to 64 rows in a launch of their own (small_product.cuh).
-#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/small_product.cuh"
 
 namespace dsa::cuda {
 namespace {
 
 using small_product::kTokensMax;
-
-template <int kTokens>
-__global__ void __launch_bounds__(small_product::Plan<kTokens>::kThreads, 2)
-    SmallProductKernel(const __grid_constant__ small_product::Maps maps,
-                       const __grid_constant__ small_product::SmallProductParams p) {
-  extern __shared__ __align__(16) std::uint8_t shared[];
-  const int block = static_cast<int>(blockIdx.x);
-  if (block >= p.narrow_block) {
-    ptx::AllowSuccessor();
-    using P = small_product::Plan<kTokens>;
-    constexpr int kTokenParts = kTokens / P::kNarrowTokens;
-    const int cluster = (block - p.narrow_block) / p.split;
-    narrow_product::Run<P::kNarrowTokens / 8, P::kWarps>(
-        p.narrow,
-        {.output = cluster / kTokenParts * narrow_product::kOutputs,
-         .token = cluster % kTokenParts * P::kNarrowTokens},
-        *reinterpret_cast<typename P::Narrow*>(shared));
-    return;
-  }
-  small_product::Run<kTokens, 1, 0>(maps, p, shared);
-}
-
-template <int kTokens>
-void Launch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
-            cudaStream_t stream) {
-  const small_product::Launch launch = small_product::MakeLaunch<kTokens, 1>(products, narrow, {});
-  const auto kernel = SmallProductKernel<kTokens>;
-  static PerDevice attribute;
-  attribute.Once([&] {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                kBlockSharedBytesMax);
-  });
-  LaunchDependent(kernel,
-                  {.grid = static_cast<unsigned>(launch.blocks),
-                   .threads = small_product::Plan<kTokens>::kThreads,
-                   .shared_bytes = launch.shared_bytes,
-                   .cluster = static_cast<unsigned>(launch.params.split)},
-                  stream, launch.maps, launch.params);
-}
+using small_product::LaunchProducts;
+using small_product::Plan;
 
 bool IsAligned(const void* data, std::int64_t stride_bytes, std::int64_t alignment) {
   return reinterpret_cast<std::uintptr_t>(data) % alignment == 0 && stride_bytes % alignment == 0;
@@ -74,15 +36,13 @@ void SmallProducts(std::span<const BlockScaledLinearParams> products, const Line
   DSA_CHECK(narrow == nullptr || narrow->x.rows == tokens,
             "SmallProducts: a narrow product of {} rows beside {}", narrow->x.rows, tokens);
   if (tokens <= 8) {
-    Launch<8>(products, narrow, stream);
+    LaunchProducts<Plan<8>>(products, narrow, stream);
   } else if (tokens <= 16) {
-    Launch<16>(products, narrow, stream);
+    LaunchProducts<Plan<16>>(products, narrow, stream);
   } else if (tokens <= 32) {
-    Launch<32>(products, narrow, stream);
-  } else if (narrow == nullptr && small_product::IsWide(products)) {
-    small_product::LaunchWide(products, stream);
+    LaunchProducts<Plan<32>>(products, narrow, stream);
   } else {
-    Launch<64>(products, narrow, stream);
+    small_product::LaunchManyRows(products, narrow, stream);
   }
 }
 

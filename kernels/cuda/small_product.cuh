@@ -4,7 +4,9 @@
 //   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
 //
 // Weight rows lie on the M side of the tensor-core product, 64 an instruction, and rows of x on the
-// N side, 8 to 64: nothing is padded but the small operand.  A block works through tiles of
+// N side, 8 to 64: nothing is padded but the small operand.  From 33 rows on, where K is long, the
+// sides are changed: a thread then loads two scales of x a stage, not sixteen.  A block works
+// through tiles of
 //
 //   64 weight rows x 128 columns of K  |  kTokens rows of x x 128  |  kTokens + 1 scales
 //
@@ -33,6 +35,7 @@
 #include "kernels/cuda/fp8_stage.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/narrow_product.cuh"
+#include "kernels/cuda/per_device.h"
 #include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/small_product.h"
 #include "kernels/cuda/weight_map.h"
@@ -51,7 +54,7 @@ inline constexpr int kOutputsPerWarp = 16;
 // From so many rows on one warpgroup of a multiprocessor takes longer for short tiles than the
 // memory does; long ones would leave the last wave uneven.
 inline constexpr int kTwoBlocksTokens = 17;
-inline constexpr int kShortColumns = 2048;
+inline constexpr int kShortColumns = 2048;  // short; K beyond is long
 
 // One weight and what it gives.
 struct Part {
@@ -87,8 +90,14 @@ struct Maps {
   CUtensorMap x;
 };
 
-template <int kTokens, int kSlabs = 1>
+// Rows of x that a kernel takes, slabs of 64 weight rows of a tile, and which of both is on the M
+// side of the products.
+template <int kRows, int kTileSlabs = 1, bool kInputFirst = false>
 struct Plan {
+  static_assert(!kInputFirst || kRows == kSlabRows, "the M side has 64 rows");
+  static constexpr int kTokens = kRows;
+  static constexpr int kSlabs = kTileSlabs;
+  static constexpr bool kInputIsM = kInputFirst;
   static constexpr int kConsumerWarps = kSlabs * kGroupWarps;
   static constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
@@ -98,6 +107,8 @@ struct Plan {
   static constexpr int kTileRows = kSlabs * kSlabRows;
   static constexpr int kWeightBytes = kSlabs * kSlabBytes;
   static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
+  // Products of scales that a thread's values of a stage meet.
+  static constexpr int kScaleCount = kInputIsM ? 2 : kTokens / 4;
   static constexpr int kInputBytes = kTokens * kValuesPerScale;
   static constexpr int kScaleBytes = (kTokens + 4) * 4;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes + kScaleBytes + 2 * 8;
@@ -129,9 +140,8 @@ struct Ring {
       sums;  // partial sums of the other blocks, [owned warp][rank][registers / 4][lane] x 16 bytes
 };
 
-template <int kTokens, int kSlabs>
+template <typename P>
 __device__ Ring MakeRing(const void* shared, int stages) {
-  using P = Plan<kTokens, kSlabs>;
   Ring ring;
   ring.tiles = (ptx::SharedAddress(shared) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
   ring.inputs = ring.tiles + stages * P::kWeightBytes;
@@ -192,10 +202,10 @@ __device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const
   }
 }
 
-template <int kTokens, int kSlabs>
+template <typename P>
 __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const Ring& ring,
                           const Share& share, int input_warp, int lane) {
-  using P = Plan<kTokens, kSlabs>;
+  constexpr int kTokens = P::kTokens;
   constexpr int kChunkBytes = 16;
   constexpr int kChunks = kValuesPerScale / kChunkBytes;
   constexpr int kRowsAtOnce = kWarpSize / kChunks;
@@ -259,16 +269,16 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
 // One tile: sum += partial * scales over `blocks` stages.  Several partial sums are under way at
 // once, and all end in the turn that began them: the compiler serialises products whose registers
 // live across a loop's end.
-template <int kTokens, int kSlabs>
+template <typename P>
 __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks, int slab,
-                           float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens, kSlabs>;
+                           float (&sum)[P::kRegisters]) {
+  constexpr int kTokens = P::kTokens;
   constexpr int kRegisters = P::kRegisters;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const auto turn = [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
     constexpr int kCount = sizeof...(kIndex);
     float partial[kCount][kRegisters];
-    float scales[kCount][kTokens / 4];
+    float scales[kCount][P::kScaleCount];
     int stage[kCount];
     (
         [&] {
@@ -278,20 +288,27 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
             ptx::AsyncProxyFence();  // rows of x were written by threads
           }
           at.Next(stages);
-          BeginStage<kTokens>(ring.tiles + stage[kIndex] * P::kWeightBytes + slab * kSlabBytes,
-                              ring.inputs + stage[kIndex] * P::kInputBytes, partial[kIndex]);
+          const unsigned weights = ring.tiles + stage[kIndex] * P::kWeightBytes + slab * kSlabBytes;
+          const unsigned inputs = ring.inputs + stage[kIndex] * P::kInputBytes;
+          BeginStage<kTokens>(P::kInputIsM ? inputs : weights, P::kInputIsM ? weights : inputs,
+                              partial[kIndex]);
         }(),
         ...);
     const auto load_scales = [&](int index) {
       const unsigned from = ring.scales + stage[index] * P::kScaleBytes;
-      LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[index]);
+      if constexpr (P::kInputIsM) {
+        LoadRowScales(from, from + kTokens * 4, scales[index]);
+      } else {
+        LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[index]);
+      }
     };
-    if constexpr (kTokens < kTokensMax) {
+    constexpr bool kLoadsAllScales = P::kScaleCount < kTokensMax / 4;
+    if constexpr (kLoadsAllScales) {
       (load_scales(kIndex), ...);
     }
     (
         [&] {
-          if constexpr (kTokens == kTokensMax) {  // there are no registers for all of them
+          if constexpr (!kLoadsAllScales) {  // there are no registers for all of them
             load_scales(kIndex);
           }
           ptx::WgmmaWait<kCount - 1 - kIndex>();
@@ -299,7 +316,11 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
           if (lane == 0) {
             ptx::BarrierArrive(ring.empty + 8 * stage[kIndex]);
           }
-          AddStage<kTokens>(partial[kIndex], scales[kIndex], sum);
+          if constexpr (P::kInputIsM) {
+            AddRowStage(partial[kIndex], scales[kIndex], sum);
+          } else {
+            AddStage<kTokens>(partial[kIndex], scales[kIndex], sum);
+          }
         }(),
         ...);
   };
@@ -317,10 +338,9 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
 }
 
 // The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.
-template <int kTokens, int kSlabs>
+template <typename P>
 __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, int lane,
-                               float (&sum)[kTokens / 2]) {
-  using P = Plan<kTokens, kSlabs>;
+                               float (&sum)[P::kRegisters]) {
   constexpr int kConsumerWarps = P::kConsumerWarps;
   const int owner = warp * split / kConsumerWarps;
   const int first_owned = (owner * kConsumerWarps + split - 1) / split;
@@ -357,14 +377,13 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
   return true;
 }
 
-// The products by Plan::kThreads threads of a block; by Plan::kBesideThreads from warp kFirstWarp
+// The products by P::kThreads threads of a block; by P::kBesideThreads from warp kFirstWarp
 // on, a multiple of four, where others are ahead of them.  Where a cluster splits K, those arrive
 // at the cluster's barrier, once.
-template <int kTokens, int kSlabs, int kFirstWarp>
+template <typename P, int kFirstWarp>
 __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t* shared) {
-  using P = Plan<kTokens, kSlabs>;
   constexpr int kConsumerWarps = P::kConsumerWarps;
-  const Ring ring = MakeRing<kTokens, kSlabs>(shared, p.stages);
+  const Ring ring = MakeRing<P>(shared, p.stages);
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize - kFirstWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -398,10 +417,10 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
     }
     if (warp == kConsumerWarps) {
       if (lane == 0) {
-        LoadWeights<kSlabs>(maps, p, ring, share);
+        LoadWeights<P::kSlabs>(maps, p, ring, share);
       }
     } else if (warp < P::kWarps) {
-      LoadInput<kTokens, kSlabs>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
+      LoadInput<P>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
     }
   } else {
     if constexpr (kFirstWarp > 0) {
@@ -412,20 +431,24 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
     for (int tile = share.first; tile < share.tiles; tile += share.step) {
       // The compiler does not see that a warp of one warpgroup is none but the first one's, and
       // has no register to spare for a slab of 64 rows' sums.
-      Accumulate<kTokens, kSlabs>(ring, p.stages, at, share.k_end - share.k_first,
-                                  kSlabs == 1 ? 0 : warp / kGroupWarps, sum);
-      if (p.split > 1 &&
-          !SumOverCluster<kTokens, kSlabs>(ring, p.split, share.rank, warp, lane, sum)) {
+      const int slab = P::kSlabs == 1 ? 0 : warp / kGroupWarps;
+      Accumulate<P>(ring, p.stages, at, share.k_end - share.k_first, slab, sum);
+      if (p.split > 1 && !SumOverCluster<P>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
       const Part& part = p.parts[p.PartOf(tile)];
-      const int output = (tile - part.first_tile) * P::kTileRows + warp * kOutputsPerWarp;
+      const int output = (tile - part.first_tile) * P::kTileRows +
+                         (P::kInputIsM ? slab * kSlabRows : warp * kOutputsPerWarp);
       if (output < part.outputs) {
         const int tokens = static_cast<int>(p.x.rows);
         const auto store = [&]<typename Y>(Y type) {
           Y* const y = static_cast<Y*>(part.y) + output;
-          StoreSlab<kTokens>(
-              sum, tokens, lane, [&](int t) { return y + t * part.y_stride; }, type);
+          const auto row_of = [&](int t) { return y + t * part.y_stride; };
+          if constexpr (P::kInputIsM) {
+            StoreRows(sum, tokens, part.outputs - output, row_of, type);
+          } else {
+            StoreSlab<P::kTokens>(sum, tokens, lane, row_of, type);
+          }
         };
         if (part.y_type == DataType::kF32) {
           store(float{});
@@ -493,7 +516,7 @@ struct Grid {
   int blocks() const { return clusters * split; }
 };
 
-// A launch of Plan::kThreads threads a block, or with others beside them.
+// A launch of P::kThreads threads a block, or with others beside them.
 struct Launch {
   Maps maps;
   SmallProductParams params;
@@ -508,15 +531,14 @@ struct Beside {
   bool is_alone = false;
 };
 
-template <int kTokens, int kSlabs>
+template <typename P>
 Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
                   const Beside& beside) {
-  using P = Plan<kTokens, kSlabs>;
   const BlockScaledLinearParams& first = products.front();
   const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
   Maps maps{};
   if constexpr (P::kMapsInput) {
-    maps.x = WeightMap(first.x, kTokens);
+    maps.x = WeightMap(first.x, P::kTokens);
   }
   SmallProductParams params{.x = first.x,
                             .x_scales = first.x_scales,
@@ -539,12 +561,12 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
                        .first_tile = params.tiles};
     params.tiles += TilesOf(product, P::kTileRows);
   }
-  const auto [tiles, split, clusters] = Grid(products, beside.is_alone, kSlabs);
+  const auto [tiles, split, clusters] = Grid(products, beside.is_alone, P::kSlabs);
   const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
-                              narrow_product::kOutputs * (kTokens / P::kNarrowTokens);
+                              narrow_product::kOutputs * (P::kTokens / P::kNarrowTokens);
   const int all_blocks = (clusters + narrow_clusters) * split;
   const int per_multiprocessor =
-      !beside.is_alone && kSlabs == 1 && all_blocks > MultiprocessorsFor(split) ? 2 : 1;
+      !beside.is_alone && P::kSlabs == 1 && all_blocks > MultiprocessorsFor(split) ? 2 : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
                      kBlockSystemBytes - P::FixedBytes(split) - beside.shared_bytes;
   const int tiles_each = (tiles + clusters - 1) / clusters;
@@ -562,7 +584,48 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
   return {.maps = maps, .params = params, .blocks = all_blocks, .shared_bytes = shared_bytes};
 }
 
-// Of wide tiles: small_product_wide.cu.
-void LaunchWide(std::span<const BlockScaledLinearParams> products, cudaStream_t stream);
+template <typename P>
+__global__ void __launch_bounds__(P::kThreads, P::kSlabs == 1 ? 2 : 1)
+    SmallProductKernel(const __grid_constant__ Maps maps,
+                       const __grid_constant__ SmallProductParams p) {
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  const int block = static_cast<int>(blockIdx.x);
+  if constexpr (P::kSlabs == 1) {
+    if (block >= p.narrow_block) {
+      ptx::AllowSuccessor();
+      constexpr int kTokenParts = P::kTokens / P::kNarrowTokens;
+      const int cluster = (block - p.narrow_block) / p.split;
+      narrow_product::Run<P::kNarrowTokens / 8, P::kWarps>(
+          p.narrow,
+          {.output = cluster / kTokenParts * narrow_product::kOutputs,
+           .token = cluster % kTokenParts * P::kNarrowTokens},
+          *reinterpret_cast<typename P::Narrow*>(shared));
+      return;
+    }
+  }
+  Run<P, 0>(maps, p, shared);
+}
+
+template <typename P>
+void LaunchProducts(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
+                    cudaStream_t stream) {
+  const Launch launch = MakeLaunch<P>(products, narrow, {});
+  const auto kernel = SmallProductKernel<P>;
+  static PerDevice attribute;
+  attribute.Once([&] {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kBlockSharedBytesMax);
+  });
+  LaunchDependent(kernel,
+                  {.grid = static_cast<unsigned>(launch.blocks),
+                   .threads = P::kThreads,
+                   .shared_bytes = launch.shared_bytes,
+                   .cluster = static_cast<unsigned>(launch.params.split)},
+                  stream, launch.maps, launch.params);
+}
+
+// Of 33 to 64 rows: small_product_many_rows.cu.
+void LaunchManyRows(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
+                    cudaStream_t stream);
 
 }  // namespace dsa::cuda::small_product
