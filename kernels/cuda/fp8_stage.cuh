@@ -78,9 +78,14 @@ __device__ void AddStage(float (&partial)[kTokens / 2], const float (&scales)[kT
 
 // The same where 64 rows of x are on the M side and 64 weight rows on the N side: a thread has two
 // rows of x, and all values of a row meet one product of scales.
-__device__ inline void LoadRowScales(unsigned x_scales, unsigned weight_scale, float (&scales)[2]) {
+//
+// A thread's first row of x; the second is 8 further.
+__device__ inline int FirstRow() {
   const int thread = static_cast<int>(threadIdx.x);
-  const int row = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4;
+  return thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4;
+}
+__device__ inline void LoadRowScales(unsigned x_scales, unsigned weight_scale, float (&scales)[2]) {
+  const int row = FirstRow();
   const float weight = ptx::LoadShared(weight_scale);
   scales[0] = ptx::LoadShared(x_scales + row * 4) * weight;
   scales[1] = ptx::LoadShared(x_scales + (row + 8) * 4) * weight;
@@ -97,12 +102,12 @@ __device__ inline void AddRowStage(float (&partial)[kSlabRows / 2], const float 
 template <typename RowOf, typename Y>
 __device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
                           const RowOf& row_of, Y /*type*/) {
-  const int thread = static_cast<int>(threadIdx.x);
+  const int column = 2 * (static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int t = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4 + 8 * half;
+    const int t = FirstRow() + 8 * half;
     if (t < tokens) {
-      Y* const row = row_of(t) + 2 * (thread % 4);
+      Y* const row = row_of(t) + column;
 #pragma unroll
       for (int j = 0; j < kSlabRows / 8; ++j) {
         if (8 * j < outputs) {
