@@ -51,10 +51,9 @@ inline constexpr int kInputWarps = 2;
 inline constexpr int kTokensMax = 64;
 inline constexpr int kWideTokens = 33;  // from so many rows on tiles may be wide
 inline constexpr int kOutputsPerWarp = 16;
-// From so many rows on one warpgroup of a multiprocessor takes longer for short tiles than the
-// memory does; long ones would leave the last wave uneven.
-inline constexpr int kTwoBlocksTokens = 17;
-inline constexpr int kShortColumns = 2048;  // short; K beyond is long
+// Up to here K is short: one warpgroup of a multiprocessor takes as long for such tiles as the
+// memory does, so two blocks share one; longer ones would leave the last wave uneven.
+inline constexpr int kShortColumns = 2048;
 
 // One weight and what it gives.
 struct Part {
@@ -509,8 +508,7 @@ struct Grid {
     }
     split = SplitOf(slab_tiles, products.front().x.cols);
     const Matrix<const Fp8E4m3>& x = products.front().x;
-    const int per_multiprocessor =
-        !is_alone && slabs == 1 && x.rows >= kTwoBlocksTokens && x.cols <= kShortColumns ? 2 : 1;
+    const int per_multiprocessor = !is_alone && slabs == 1 && x.cols <= kShortColumns ? 2 : 1;
     clusters = split > 1 ? tiles : std::min(tiles, per_multiprocessor * kMultiprocessors);
   }
   int blocks() const { return clusters * split; }
