@@ -124,6 +124,46 @@ __device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int out
   }
 }
 
+// The same by 16 bytes, whole sectors: four lanes have 2 of 8 neighbouring outputs of a row each,
+// and turn 4 x 4 such pairs until each lane has 8.  Rows must be 16-byte aligned.
+template <typename RowOf>
+__device__ void StoreRowsBy16(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
+                              const RowOf& row_of) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int place = thread % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4 + 8 * half;
+#pragma unroll
+    for (int group = 0; group < kSlabRows / 32; ++group) {
+      unsigned pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int from = 4 * (4 * group + i) + 2 * half;
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(sum[from], sum[from + 1]);
+        pairs[i] = *reinterpret_cast<const unsigned*>(&pair);
+      }
+#pragma unroll
+      for (int apart = 1; apart <= 2; apart *= 2) {
+        const bool is_upper = (place & apart) != 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int low = apart == 1 ? 2 * i : i;
+          const unsigned sent = is_upper ? pairs[low] : pairs[low + apart];
+          const unsigned got = __shfl_xor_sync(0xffffffffU, sent, apart);
+          pairs[low] = is_upper ? got : pairs[low];
+          pairs[low + apart] = is_upper ? pairs[low + apart] : got;
+        }
+      }
+      const int output = 8 * (4 * group + place);
+      if (t < tokens && output < outputs) {
+        *reinterpret_cast<uint4*>(row_of(t) + output) =
+            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      }
+    }
+  }
+}
+
 // A warp's 16 outputs of the first `tokens` rows, row t from row_of(t) on.
 template <int kTokens, typename RowOf>
 __device__ void StoreSlab(const float (&sum)[kTokens / 2], int tokens, int lane,

@@ -4,9 +4,8 @@
 //   y[t, n] = sum over blocks b of x_scales[t, b] * weight_scales[n / 128, b] * (x[t, b] . w[n, b])
 //
 // Weight rows lie on the M side of the tensor-core product, 64 an instruction, and rows of x on the
-// N side, 8 to 64: nothing is padded but the small operand.  From 33 rows on, where K is long, the
-// sides are changed: a thread then loads two scales of x a stage, not sixteen.  A block works
-// through tiles of
+// N side, 8 to 64: nothing is padded but the small operand.  From 33 rows on the sides are changed:
+// a thread then loads two scales of x a stage, not sixteen.  A block works through tiles of
 //
 //   64 weight rows x 128 columns of K  |  kTokens rows of x x 128  |  kTokens + 1 scales
 //
@@ -18,8 +17,8 @@
 //                beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would
 //                take a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
 //
-// A wide tile has 128 weight rows and a warpgroup more: 64 rows of x are as many bytes as a tile of
-// 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.
+// A wide tile has 128 weight rows, on the M side, and a warpgroup more: 64 rows of x are as many
+// bytes as a tile of 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
@@ -376,6 +375,25 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
   return true;
 }
 
+// Stores of 16 bytes where a block has tile after tile: the next one's products wait for them.  Of
+// one tile, split among blocks, what counts is the time to the first store, and turning is longer.
+template <typename RowOf, typename Y>
+__device__ void StoreTile(const SmallProductParams& p, const Part& part,
+                          const float (&sum)[kSlabRows / 2], int outputs, const RowOf& row_of,
+                          Y type) {
+  const int tokens = static_cast<int>(p.x.rows);
+  if constexpr (sizeof(Y) == 2) {
+    constexpr int kAlignment = 16;
+    const bool is_aligned = reinterpret_cast<std::uintptr_t>(part.y) % kAlignment == 0 &&
+                            part.y_stride * sizeof(Y) % kAlignment == 0;
+    if (p.split == 1 && is_aligned) {
+      StoreRowsBy16(sum, tokens, outputs, row_of);
+      return;
+    }
+  }
+  StoreRows(sum, tokens, outputs, row_of, type);
+}
+
 // The products by P::kThreads threads of a block; by P::kBesideThreads from warp kFirstWarp
 // on, a multiple of four, where others are ahead of them.  Where a cluster splits K, those arrive
 // at the cluster's barrier, once.
@@ -444,7 +462,7 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
           Y* const y = static_cast<Y*>(part.y) + output;
           const auto row_of = [&](int t) { return y + t * part.y_stride; };
           if constexpr (P::kInputIsM) {
-            StoreRows(sum, tokens, part.outputs - output, row_of, type);
+            StoreTile(p, part, sum, part.outputs - output, row_of, type);
           } else {
             StoreSlab<P::kTokens>(sum, tokens, lane, row_of, type);
           }

@@ -52,9 +52,12 @@ testing::DeviceTensor RunBlockScaled(Backend& backend, DataType type, const Fp8C
   const testing::DeviceArray<float> scales(backend, testing::ToFloats(x.scales));
   const testing::DeviceArray<Fp8E4m3> weights(backend, testing::ToFp8(weight.values));
   const testing::DeviceArray<float> weight_scales(backend, testing::ToFloats(weight.scales));
-  auto y = testing::DeviceTensor::Poisoned(
-      backend, type,
-      {.rows = x.values.rows, .cols = weight.values.rows, .row_stride = weight.values.rows + 8});
+  // Of some shape, aligned to two values and no more: whoever stores more at once must look.
+  const std::int64_t beyond = weight.values.rows == 8512 ? 2 : 8;
+  auto y = testing::DeviceTensor::Poisoned(backend, type,
+                                           {.rows = x.values.rows,
+                                            .cols = weight.values.rows,
+                                            .row_stride = weight.values.rows + beyond});
   backend.BlockScaledLinear(
       {.x = values.AsConstMatrix(x.values.rows, x.values.cols),
        .x_scales = scales.AsConstMatrix(x.scales.rows, x.scales.cols),
