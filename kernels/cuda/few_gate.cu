@@ -29,7 +29,8 @@ int FewGateBlocks(const GateParams& params) {
 }
 
 float* TakeFewGateLogits(ScratchArena& arena, const GateParams& params) {
-  return arena.Take<float>(GateSlices(params.x.cols) * params.x.rows * params.weight.rows);
+  return arena.Take<float>(GateSlices(params.x.cols) * params.x.rows *
+                           GateLogitStride(params.weight.rows));
 }
 
 void FewGate(const FewGateCall& call, cudaStream_t stream) {

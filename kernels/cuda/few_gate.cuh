@@ -7,6 +7,9 @@
 //   choose   a warp per token in the first blocks, once all parts are there
 //   sort     the block that has chosen last
 //
+// Where blocks are to spare that compute nothing, those choose, with twice as many warps each: on a
+// multiprocessor to which weights stream, whatever is read comes behind them.
+//
 // Blocks that choose rehearse the choice and the sort before the kernels ahead have ended: their
 // instructions would else come when all wait for them, one line after the other, behind the weights
 // that the experts' launch has asked for by then.
@@ -27,6 +30,7 @@ namespace dsa::cuda::few_gate {
 
 inline constexpr int kWarps = 8;
 inline constexpr int kThreads = kWarps * kWarpSize;
+inline constexpr int kApartWarps = 16;  // of a block that does nothing but choose (ChooseApart)
 inline constexpr int kTokensMax = 64;
 inline constexpr int kExperts = 16;  // of a block
 inline constexpr int kWarpColumns = kGateSliceColumns / kWarps;
@@ -41,13 +45,14 @@ inline constexpr int kPerLane = static_cast<int>(kFewGateExperts) / kWarpSize;
 static_assert(kFewGateExperts == kThreads, "a thread per expert sorts");
 
 enum NamedBarrier { kGateMeets = kSortMeets };  // of the warps that are the gate's
+template <int kAll = kThreads>
 __device__ inline void SyncGate() {
-  ptx::NamedBarrierSync(kGateMeets, kThreads);
+  ptx::NamedBarrierSync(kGateMeets, kAll);
 }
 
 union BlockShared {
   float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
-  ChoiceShared<kPerLane> choices[kWarps];
+  ChoiceShared<kPerLane> choices[kApartWarps];
 };
 
 __host__ __device__ inline int ExpertTiles(std::int64_t experts) {
@@ -62,15 +67,22 @@ __host__ __device__ inline int Choosers(const GateParams& p) {
   return (static_cast<int>(p.x.rows) + kWarps - 1) / kWarps;
 }
 
+// The same where they do nothing else.
+inline int ApartChoosers(const GateParams& p) {
+  return (static_cast<int>(p.x.rows) + kApartWarps - 1) / kApartWarps;
+}
+
 struct FewGateParams {
   GateParams gate;
   float* logits;
   unsigned* counters;
   bool sorts;
   PairPreparation preparation;
-  int groups = 1;         // of tokens, whose logits are computed by blocks of their own
-  int group_tokens;       // of all but the last
-  int first_chooser = 0;  // of the blocks
+  int groups = 1;      // of tokens, whose logits are computed by blocks of their own
+  int group_tokens;    // of all but the last
+  int first_part = 0;  // of the blocks
+  int first_chooser = 0;
+  int choosers;
 
   explicit FewGateParams(const FewGateCall& call)
       : gate(call.gate),
@@ -78,23 +90,27 @@ struct FewGateParams {
         counters(call.counters),
         sorts(call.preparation != nullptr),
         preparation(sorts ? *call.preparation : PairPreparation{}),
-        group_tokens(static_cast<int>(call.gate.x.rows)) {}
+        group_tokens(static_cast<int>(call.gate.x.rows)),
+        choosers(Choosers(call.gate)) {}
   // Blocks that compute a part of the logits.
   __host__ __device__ int Parts() const { return few_gate::Parts(gate) * groups; }
   __host__ __device__ int Blocks() const {
-    const int choosers = first_chooser + Choosers(gate);
-    return Parts() > choosers ? Parts() : choosers;
+    const int end = first_chooser + choosers;
+    return first_part + Parts() > end ? first_part + Parts() : end;
   }
   // For a launch of so many blocks, which has multiprocessors to spare: a block's way to its part
   // is the shorter the fewer tokens it has, and who chooses has no part if there are enough.
-  void SpreadOver(int blocks) {
+  // `apart`: so many blocks more, ahead of the others, of which ApartChoosers choose; or none.
+  void SpreadOver(int blocks, int apart) {
     const int parts = few_gate::Parts(gate);
     const int tiles = (static_cast<int>(gate.x.rows) + kTileTokens - 1) / kTileTokens;
-    const int wanted = std::clamp((blocks - Choosers(gate)) / parts, 1, tiles);
+    const int wanted = std::clamp((blocks - (apart > 0 ? 0 : choosers)) / parts, 1, tiles);
     const int group_tiles = (tiles + wanted - 1) / wanted;
     groups = (tiles + group_tiles - 1) / group_tiles;
     group_tokens = group_tiles * kTileTokens;
-    first_chooser = Parts() + Choosers(gate) <= blocks ? Parts() : 0;
+    first_part = apart;
+    first_chooser = apart == 0 && Parts() + choosers <= blocks ? Parts() : 0;
+    choosers = apart > 0 ? ApartChoosers(gate) : choosers;
   }
 };
 
@@ -115,13 +131,13 @@ __device__ inline void LoadRow(const void* matrix, std::int64_t row_stride, int 
 
 // Asks for the weights of this block's experts, 64 columns of one a lane, in no register: what is
 // rehearsed needs those.
-__device__ inline void PrefetchWeights(const GateParams& gate) {
+__device__ inline void PrefetchWeights(const GateParams& gate, int block) {
   constexpr int kLineColumns = 64;
   static_assert(kExperts * kWarpColumns == kWarpSize * kLineColumns);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int tiles = ExpertTiles(gate.weight.rows);
-  const int part = static_cast<int>(blockIdx.x) % Parts(gate);
+  const int part = block % Parts(gate);
   const std::int64_t expert = part % tiles * kExperts + lane / 2;
   const std::int64_t column =
       part / tiles * kGateSliceColumns + warp * kWarpColumns + lane % 2 * kLineColumns;
@@ -161,9 +177,10 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
   const int warp = thread / kWarpSize;
   const int lane = thread % kWarpSize;
   const int experts = static_cast<int>(gate.weight.rows);
-  const int part = static_cast<int>(blockIdx.x) % Parts(gate);
+  const int block = static_cast<int>(blockIdx.x) - p.first_part;
+  const int part = block % Parts(gate);
   const int tokens = static_cast<int>(gate.x.rows);
-  const int own_first = static_cast<int>(blockIdx.x) / Parts(gate) * p.group_tokens;
+  const int own_first = block / Parts(gate) * p.group_tokens;
   const int own_tokens = min(tokens - own_first, p.group_tokens);
   const int columns = static_cast<int>(gate.x.cols);
   const int tiles = ExpertTiles(experts);
@@ -177,7 +194,7 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
   LoadRow(gate.weight.data, gate.weight.row_stride, first_expert + lane / 4 + 8, experts, column,
           columns, high);
   ptx::WaitForPredecessors();
-  if (p.sorts && blockIdx.x == 0 && warp == 0) {
+  if (p.sorts && block == 0 && warp == 0) {
     AnnounceRows(p.preparation);
   }
   uint4 x[kLoaded][kPacks];
@@ -212,7 +229,8 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
         sum += shared.sums[stage][token][expert];
       }
       if (first_expert + expert < experts) {
-        p.logits[(static_cast<std::int64_t>(slice) * tokens + first + token) * experts +
+        p.logits[(static_cast<std::int64_t>(slice) * tokens + first + token) *
+                     GateLogitStride(experts) +
                  first_expert + expert] = sum;
       }
     }
@@ -224,17 +242,25 @@ __device__ void Multiply(const FewGateParams& p, BlockShared& shared, int thread
 // zero.  One thread, once all parts were there.
 __device__ inline bool CountChooser(unsigned* counters, int count) {
   const unsigned last = static_cast<unsigned>(count) - 1;
-  if (count > 1 && atomicInc(counters + 1, last) != last) {  // the word wraps to 0
-    return false;
+  if (count > 1) {
+    unsigned before;  // the word wraps to 0
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counters + 1), "r"(last)
+                 : "memory");
+    if (before != last) {
+      return false;
+    }
   }
   *counters = 0;
   return true;
 }
 
 // Whether this block has chosen last; then it sees what the others have chosen.  The whole block.
+template <int kAll>
 __device__ inline bool IsLast(unsigned* counters, int count) {
   __shared__ bool is_last;
-  SyncGate();
+  SyncGate<kAll>();
   if (count == 1) {  // nobody has chosen beside it
     if (threadIdx.x == 0) {
       CountChooser(counters, count);
@@ -242,15 +268,14 @@ __device__ inline bool IsLast(unsigned* counters, int count) {
     return true;
   }
   if (threadIdx.x == 0) {
-    __threadfence();
     is_last = CountChooser(counters, count);
-    __threadfence();
   }
-  SyncGate();
+  SyncGate<kAll>();
   return is_last;
 }
 
 // Waits until all parts of the logits are there.  The whole block.
+template <int kAll>
 __device__ inline void WaitForParts(const unsigned* counter, unsigned parts) {
   if (threadIdx.x == 0) {
     unsigned here = 0;
@@ -258,7 +283,7 @@ __device__ inline void WaitForParts(const unsigned* counter, unsigned parts) {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
     } while (here < parts);
   }
-  SyncGate();
+  SyncGate<kAll>();
 }
 
 // A thread's number anew: the compiler would else compute in front of a loop whatever follows from
@@ -269,30 +294,69 @@ __device__ inline int ThreadAnew() {
   return thread;
 }
 
+// A token a warp, by the block's first kAll threads; the block that has chosen last sorts.
+template <int kAll>
+__device__ inline void ChooseAndSort(const FewGateParams& p, BlockShared& shared, int chooser,
+                                     int thread, bool is_rehearsal) {
+  const int warp = thread / kWarpSize;
+  const int token = chooser * (kAll / kWarpSize) + warp;
+  if (!p.sorts && !is_rehearsal && threadIdx.x == 0) {
+    CountChooser(p.counters, p.choosers);  // beside the choice: nobody waits for it
+  }
+  if (token < static_cast<int>(p.gate.x.rows)) {
+    ChooseExperts<kPerLane>(p.gate, p.logits, token, thread % kWarpSize, shared.choices[warp],
+                            is_rehearsal);
+  }
+  if (p.sorts && (is_rehearsal || IsLast<kAll>(p.counters, p.choosers))) {
+    PreparePairs<kAll>(p.preparation, is_rehearsal);
+  }
+  if (is_rehearsal) {
+    SyncGate<kAll>();  // shared memory is free again
+  }
+}
+
+// What a block does that chooses and computes nothing: nothing that streams to its multiprocessor
+// is in the way of what it reads.
+__device__ inline void ChooseApart(const FewGateParams& p, BlockShared& shared) {
+  constexpr int kAll = kApartWarps * kWarpSize;
+  const int chooser = static_cast<int>(blockIdx.x) - p.first_chooser;
+  if (chooser >= p.choosers) {
+    ptx::WaitForPredecessors();
+    return;
+  }
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {
+    if (turn > 0) {
+      ptx::WaitForPredecessors();
+      WaitForParts<kAll>(p.counters, static_cast<unsigned>(p.Parts()));
+    }
+    ChooseAndSort<kAll>(p, shared, chooser, ThreadAnew(), turn == 0);
+  }
+}
+
 // The gate by the block's first kThreads threads: a part of the logits, then the choice for a token
 // a warp or none of both.  Blocks of the grid: as many as Parts or Choosers, at least, and all
 // there at once.
 template <int kTiles, int kLoaded = kTiles>  // of eight tokens
 __device__ void Run(const FewGateParams& p, BlockShared& shared) {
-  const int block = static_cast<int>(blockIdx.x);
+  const int block = static_cast<int>(blockIdx.x) - p.first_part;
   const int parts = p.Parts();
-  const int tokens = static_cast<int>(p.gate.x.rows);
-  const int choosers = Choosers(p.gate);
-  const int chooser = block - p.first_chooser;
+  const int choosers = p.choosers;
+  const int chooser = static_cast<int>(blockIdx.x) - p.first_chooser;
   const bool is_chooser = chooser >= 0 && chooser < choosers;
-  const bool is_alone = parts == 1 && choosers == 1 && p.first_chooser == 0;  // nobody to wait for
-  if (is_chooser && block < parts) {
-    PrefetchWeights(p.gate);
+  const bool is_alone =  // nobody to wait for
+      parts == 1 && choosers == 1 && p.first_chooser == p.first_part;
+  const bool has_part = block >= 0 && block < parts;
+  if (is_chooser && has_part) {
+    PrefetchWeights(p.gate, block);
   }
   // One loop, so that what is rehearsed and what counts are the same instructions.
 #pragma unroll 1
   for (int turn = is_chooser ? 0 : 1; turn < 2; ++turn) {
     const bool is_rehearsal = turn == 0;
     const int thread = ThreadAnew();
-    const int warp = thread / kWarpSize;
-    const int token = chooser * kWarps + warp;
     if (!is_rehearsal) {
-      if (block < parts) {
+      if (has_part) {
         Multiply<kTiles, kLoaded>(p, shared, thread);  // ends with a barrier
         if (threadIdx.x == 0 && !is_alone) {
           asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
@@ -304,22 +368,10 @@ __device__ void Run(const FewGateParams& p, BlockShared& shared) {
         return;
       }
       if (!is_alone) {
-        WaitForParts(p.counters, static_cast<unsigned>(parts));
-      }
-      if (!p.sorts && threadIdx.x == 0) {
-        CountChooser(p.counters, choosers);  // beside the choice: nobody waits for it
+        WaitForParts<kThreads>(p.counters, static_cast<unsigned>(parts));
       }
     }
-    if (token < tokens) {
-      ChooseExperts<kPerLane>(p.gate, p.logits, token, thread % kWarpSize, shared.choices[warp],
-                              is_rehearsal);
-    }
-    if (p.sorts && (is_rehearsal || IsLast(p.counters, choosers))) {
-      PreparePairs<kThreads>(p.preparation, is_rehearsal);
-    }
-    if (is_rehearsal) {
-      SyncGate();  // shared memory is free again
-    }
+    ChooseAndSort<kThreads>(p, shared, chooser, thread, is_rehearsal);
   }
 }
 

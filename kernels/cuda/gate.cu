@@ -36,7 +36,8 @@ __global__ __launch_bounds__(kThreads) void GateLogitsKernel(const __grid_consta
   const std::int64_t first_token = blockIdx.y * std::int64_t{kTokens};
   const std::int64_t first_column = blockIdx.z * std::int64_t{kSliceColumns};
   const std::int64_t experts = p.weight.rows;
-  float* output = logits + (blockIdx.z * p.x.rows + first_token) * experts + first_expert;
+  const std::int64_t stride = cuda::GateLogitStride(experts);
+  float* output = logits + (blockIdx.z * p.x.rows + first_token) * stride + first_expert;
   constexpr std::int64_t kBytes = sizeof(__nv_bfloat16);
   Product::Run(shared,
                {.weight = static_cast<const std::uint8_t*>(p.weight.data) +
@@ -54,7 +55,7 @@ __global__ __launch_bounds__(kThreads) void GateLogitsKernel(const __grid_consta
                 .x_scale_stride = 0,
                 .row_bytes = min(p.x.cols - first_column, std::int64_t{kSliceColumns}) * kBytes,
                 .is_aligned = is_aligned},
-               [&](int token, int row, float value) { output[token * experts + row] = value; });
+               [&](int token, int row, float value) { output[token * stride + row] = value; });
 }
 
 template <typename X, typename W>
@@ -66,7 +67,8 @@ __global__ __launch_bounds__(kThreads) void PlainGateLogitsKernel(
   const std::int64_t first_token = blockIdx.y * std::int64_t{Product::kTokens};
   const std::int64_t first_column = blockIdx.z * std::int64_t{kSliceColumns};
   const std::int64_t experts = p.weight.rows;
-  float* output = logits + (blockIdx.z * p.x.rows + first_token) * experts + first_expert;
+  const std::int64_t stride = cuda::GateLogitStride(experts);
+  float* output = logits + (blockIdx.z * p.x.rows + first_token) * stride + first_expert;
   Product::Run(
       shared,
       {.weight =
@@ -80,7 +82,7 @@ __global__ __launch_bounds__(kThreads) void PlainGateLogitsKernel(
        .x_rows = nullptr,
        .tokens = static_cast<int>(min(p.x.rows - first_token, std::int64_t{Product::kTokens})),
        .columns = static_cast<int>(min(p.x.cols - first_column, std::int64_t{kSliceColumns}))},
-      [&](int token, int row, float value) { output[token * experts + row] = value; });
+      [&](int token, int row, float value) { output[token * stride + row] = value; });
 }
 
 template <int kPerLane>  // experts
@@ -136,7 +138,7 @@ void LaunchPlainLogits(const GateParams& params, float* logits, cudaStream_t str
 
 float* TakeLogits(cuda::ScratchArena& arena, std::int64_t tokens, std::int64_t hidden,
                   std::int64_t experts) {
-  return arena.Take<float>(cuda::GateSlices(hidden) * tokens * experts);
+  return arena.Take<float>(cuda::GateSlices(hidden) * tokens * cuda::GateLogitStride(experts));
 }
 
 }  // namespace

@@ -10,9 +10,13 @@
 
 namespace dsa::cuda {
 
-// Logits come in parts, over slices of so many columns, [slices, T, E] in float32.
+// Logits come in parts, over slices of so many columns, [slices, T, GateLogitStride] in float32.
 inline constexpr int kGateSliceColumns = 1024;
 
+// Logits from one row of a part to the next: whole packs of four.
+__host__ __device__ inline std::int64_t GateLogitStride(std::int64_t experts) {
+  return (experts + 3) / 4 * 4;
+}
 __host__ __device__ inline std::int64_t GateSlices(std::int64_t hidden) {
   return (hidden + kGateSliceColumns - 1) / kGateSliceColumns;
 }
@@ -30,14 +34,17 @@ __device__ inline unsigned KeyOf(float value) {
   return bits ^ (sign | 0x80000000U);
 }
 
-// The id of the largest key of the warp's candidates, of which a lane has 32 i + lane in keys[i];
-// the lower id on ties.  It is taken out.
+// The id of the largest key of the warp's `count` candidates, of which a lane has 32 i + lane in
+// keys[i]; the lower id on ties.  It is taken out.
 template <int kPerLane>
-__device__ int TakeLargest(unsigned (&keys)[kPerLane], int lane) {
+__device__ int TakeLargest(unsigned (&keys)[kPerLane], int count, int lane) {
   unsigned best = 0;
   int place = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
+    if (i * kWarpSize >= count) {
+      break;
+    }
     if (keys[i] > best) {
       best = keys[i];
       place = i;
@@ -49,6 +56,9 @@ __device__ int TakeLargest(unsigned (&keys)[kPerLane], int lane) {
       static_cast<int>(__reduce_min_sync(kAllLanes, best == largest ? own : 0xFFFFFFFFU));
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
+    if (i * kWarpSize >= count) {
+      break;
+    }
     if (i * kWarpSize + lane == id) {
       keys[i] = 0;
     }
@@ -102,7 +112,7 @@ __device__ void DropGroups(const GateParams& p, float* biased, int lane,
   }
 #pragma unroll 1
   for (int i = 0; i < static_cast<int>(p.groups_kept); ++i) {
-    TakeLargest(group_keys, lane);
+    TakeLargest(group_keys, groups, lane);
   }
   __syncwarp();  // the biased scores were read
 #pragma unroll
@@ -119,31 +129,47 @@ __device__ void DropGroups(const GateParams& p, float* biased, int lane,
   }
 }
 
-// The logits of a token, of which a lane gets 32 i + lane in sums[i]: its parts in order.  Those of
-// experts from `end` on are not read.
-template <int kPerLane>
-__device__ void AddLogitParts(const GateParams& p, const float* logits, std::int64_t token,
-                              int lane, int end, float (&sums)[kPerLane]) {
-  constexpr int kAtOnce = 64 / kPerLane;  // as many loads are under way
-  const int slices = static_cast<int>(GateSlices(p.x.cols));
+// A lane's candidates at a time, in packs of four neighbours: 128 experts a pack of the warp.
+inline constexpr int kLogitPacks = 2;
+inline constexpr int kPackExperts = 4 * kWarpSize;
+
+// The logits of a lane's packs from `first` on: the parts added in order.  What is beyond the last
+// expert is not defined.
+__device__ inline void AddLogitParts(const GateParams& p, const float* logits, std::int64_t token,
+                                     int first, int lane, bool is_read,
+                                     float4 (&sums)[kLogitPacks]) {
+  constexpr int kAtOnce = 8;  // as many slices are under way
   const int experts = static_cast<int>(p.weight.rows);
-  const float* const parts = logits + token * experts + lane;
-  for (int first = 0; first < slices; first += kAtOnce) {
-    float loaded[kAtOnce][kPerLane];
+  const int slices = static_cast<int>(GateSlices(p.x.cols));
+  const int stride = static_cast<int>(GateLogitStride(p.weight.rows));
+  const std::int64_t slice_stride = p.x.rows * stride;
 #pragma unroll
-    for (int slice = 0; slice < kAtOnce; ++slice) {
+  for (float4& sum : sums) {
+    sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+  }
+#pragma unroll 1
+  for (int begin = 0; begin < slices; begin += kAtOnce) {
+    float4 loaded[kLogitPacks][kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const bool exists = first + slice < slices && i * kWarpSize + lane < end;
-        loaded[slice][i] =
-            exists ? __ldcg(parts + (first + slice) * p.x.rows * experts + i * kWarpSize) : 0.0F;
+    for (int pack = 0; pack < kLogitPacks; ++pack) {
+      const int own = first + pack * kPackExperts + 4 * lane;
+      const float* const parts = logits + token * stride + own;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        loaded[pack][i] =
+            is_read && own < experts && begin + i < slices
+                ? __ldcg(reinterpret_cast<const float4*>(parts + (begin + i) * slice_stride))
+                : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
       }
     }
 #pragma unroll
-    for (int slice = 0; slice < kAtOnce; ++slice) {
+    for (int pack = 0; pack < kLogitPacks; ++pack) {
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        sums[i] += loaded[slice][i];
+      for (const float4& part : loaded[pack]) {
+        sums[pack].x += part.x;
+        sums[pack].y += part.y;
+        sums[pack].z += part.z;
+        sums[pack].w += part.w;
       }
     }
   }
@@ -169,27 +195,43 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
   const bool is_counted = !is_rehearsal && p.expert_pairs.data != nullptr &&
                           (p.live_rows.data == nullptr || token < __ldg(p.live_rows.data));
 
-  // Scores.
-  float bias[kPerLane];
+  // Scores: a loop, as what is unrolled runs once a layer, cold.
+#pragma unroll 1
+  for (int first = 0; first < experts; first += kLogitPacks * kPackExperts) {
+    float bias[kLogitPacks][4];
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int e = i * kWarpSize + lane;
-    bias[i] = e < experts ? p.bias.data[e] : 0.0F;
+    for (int pack = 0; pack < kLogitPacks; ++pack) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = first + pack * kPackExperts + 4 * lane + i;
+        bias[pack][i] = e < experts ? p.bias.data[e] : 0.0F;
+      }
+    }
+    float4 sums[kLogitPacks];
+    AddLogitParts(p, logits, token, first, lane, !is_rehearsal, sums);
+#pragma unroll
+    for (int pack = 0; pack < kLogitPacks; ++pack) {
+      if (first + pack * kPackExperts >= experts) {
+        break;
+      }
+      const float values[4] = {sums[pack].x, sums[pack].y, sums[pack].z, sums[pack].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int e = first + pack * kPackExperts + 4 * lane + i;
+        if (e < experts) {
+          const float score = 1.0F / (1.0F + expf(-values[i]));
+          shared.scores[e] = score;
+          shared.biased[e] = AsCandidate(score + bias[pack][i]);
+        }
+      }
+    }
   }
-  float sums[kPerLane] = {};
-  AddLogitParts<kPerLane>(p, logits, token, lane, is_rehearsal ? 0 : experts, sums);
+  __syncwarp();
   unsigned keys[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * kWarpSize + lane;
-    keys[i] = 0;
-    if (e < experts) {
-      const float score = 1.0F / (1.0F + expf(-sums[i]));
-      const float biased = AsCandidate(score + bias[i]);
-      shared.scores[e] = score;
-      shared.biased[e] = biased;
-      keys[i] = KeyOf(biased);
-    }
+    keys[i] = e < experts ? KeyOf(shared.biased[e]) : 0U;
   }
   __syncwarp();
   if (p.groups_kept < p.groups) {
@@ -202,7 +244,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
   float sum = 0.0F;
 #pragma unroll 1
   for (int k = 0; k < chosen; ++k) {
-    const int id = TakeLargest(keys, lane);
+    const int id = TakeLargest(keys, experts, lane);
     sum += shared.scores[id];
     if (lane == 0) {
       shared.chosen[k] = id;

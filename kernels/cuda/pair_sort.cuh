@@ -46,16 +46,42 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   __shared__ int tiles_used;
   const int thread = static_cast<int>(threadIdx.x);
   const int slots = choice.slots();
-  const auto expert_of = [&](int pair) {
-    return is_rehearsal ? 0 : choice.ExpertOf(pair / slots, pair % slots);
+  const int pairs = choice.pairs();
+  const auto expert_of = [&](int token, int slot) {
+    return is_rehearsal ? thread % kWarpSize : choice.ExpertOf(token, slot);
   };
-  // Loops of one to three turns stay loops: unrolled, with a division each, they are 25 KB of
-  // instructions that a decode step meets once a layer, cold.
+  // The experts of a thread's first pairs, all asked for at once.  Loops over more stay loops:
+  // unrolled, with a division each, they are 25 KB of instructions that a decode step meets once a
+  // layer, cold.
+  constexpr int kHeld = 3;
+  int held[kHeld];
+  {
+    int token = thread / slots;
+    int slot = thread % slots;
+    const int more_tokens = kThreads / slots;
+    const int more_slots = kThreads % slots;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      held[i] = thread + i * kThreads < pairs ? expert_of(token, slot) : -1;
+      token += more_tokens;
+      slot += more_slots;
+      if (slot >= slots) {
+        slot -= slots;
+        ++token;
+      }
+    }
+  }
   cursors[thread] = 0;
   ptx::NamedBarrierSync(kSortMeets, kThreads);
+#pragma unroll
+  for (const int expert : held) {
+    if (expert >= 0) {
+      atomicAdd(&cursors[expert], 1);
+    }
+  }
 #pragma unroll 1
-  for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
-    const int expert = expert_of(pair);
+  for (int pair = thread + kHeld * kThreads; pair < pairs; pair += kThreads) {
+    const int expert = expert_of(pair / slots, pair % slots);
     if (expert >= 0) {
       atomicAdd(&cursors[expert], 1);
     }
@@ -85,18 +111,26 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   for (int i = tiles_used + thread; i < (is_rehearsal ? 0 : tiles_max); i += kThreads) {
     sorted.tiles[i] = {};
   }
-#pragma unroll 1
-  for (int pair = thread; pair < choice.pairs(); pair += kThreads) {
-    const int expert = expert_of(pair);
+  const auto place_pair = [&](int pair, int expert) {
     const int place = expert >= 0 ? atomicAdd(&cursors[expert], 1) : -1;
     if (is_rehearsal) {
-      continue;
+      return;
     }
     if (expert >= 0) {
       sorted.tokens[place] = pair / slots;
       sorted.pairs[place] = pair;
     }
     sorted.places[pair] = place;
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    if (thread + i * kThreads < pairs) {
+      place_pair(thread + i * kThreads, held[i]);
+    }
+  }
+#pragma unroll 1
+  for (int pair = thread + kHeld * kThreads; pair < pairs; pair += kThreads) {
+    place_pair(pair, expert_of(pair / slots, pair % slots));
   }
 }
 

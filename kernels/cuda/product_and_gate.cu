@@ -5,6 +5,9 @@
 //                through the L2 cache, a choice and a sort, costs no time of its own
 //   warps 8-15   small_product.cuh, of which the last does nothing: registers go from one warpgroup
 //                to another
+//
+// Where multiprocessors are left, blocks without a product choose, ahead of the others, so that
+// they have rehearsed by the time that the kernels ahead have ended.
 #include "kernels/cuda/few_gate.cuh"
 #include "kernels/cuda/per_device.h"
 #include "kernels/cuda/product_and_gate.h"
@@ -18,7 +21,8 @@ namespace {
 constexpr int kTokensMin = 17;  // fewer: the experts' launch computes the shared one whole
 constexpr int kBothThreads = few_gate::kThreads + small_product::Plan<64>::kBesideThreads;
 // Of shared memory, beside the product's: the gate's, and what its sort has of its own.
-constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 2048;
+constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 4096;
+static_assert(kBothThreads == few_gate::kApartWarps * kWarpSize);
 static_assert(few_gate::kWarps % 4 == 0, "a warpgroup begins behind the gate's warps");
 static_assert(small_product::kTokensMax == few_gate::kTokensMax);
 constexpr int kWarpgroup = 128;
@@ -37,6 +41,10 @@ __global__ void __launch_bounds__(kBothThreads, 1)
   extern __shared__ __align__(16) std::uint8_t dynamic[];
   __shared__ few_gate::BlockShared shared;
   ptx::AllowSuccessor();
+  if (static_cast<int>(blockIdx.x) < p.first_block) {
+    few_gate::ChooseApart(gate, shared);
+    return;
+  }
   if (static_cast<int>(threadIdx.x) >= few_gate::kThreads) {
     small_product::Run<small_product::Plan<kTokens>, few_gate::kWarps>(maps, p, dynamic);
     return;
@@ -53,18 +61,22 @@ __global__ void __launch_bounds__(kBothThreads, 1)
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
             cudaStream_t stream) {
-  const small_product::Launch launch = small_product::MakeLaunch<small_product::Plan<kTokens>>(
+  small_product::Launch launch = small_product::MakeLaunch<small_product::Plan<kTokens>>(
       products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
   const auto kernel = ProductsAndGateKernel<kTokens>;
   few_gate::FewGateParams gate_params(gate);
-  gate_params.SpreadOver(launch.blocks);
+  const int split = launch.params.split;
+  const int wanted = (few_gate::ApartChoosers(gate.gate) + split - 1) / split * split;
+  const int apart = launch.blocks + wanted <= small_product::MultiprocessorsFor(split) ? wanted : 0;
+  launch.params.first_block = apart;
+  gate_params.SpreadOver(launch.blocks, apart);
   static PerDevice attribute;
   attribute.Once([&] {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 kBlockSharedBytesMax - kGateSharedBytes);
   });
   LaunchDependent(kernel,
-                  {.grid = static_cast<unsigned>(launch.blocks),
+                  {.grid = static_cast<unsigned>(apart + launch.blocks),
                    .threads = kBothThreads,
                    .shared_bytes = launch.shared_bytes,
                    .cluster = static_cast<unsigned>(launch.params.split)},

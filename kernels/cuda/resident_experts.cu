@@ -359,7 +359,7 @@ std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {
                       .splits_shared = SplitsShared(limits.hidden, 1)});
   // Beside them the logits of the gate that prepares.
   arena.Take<float>(GateSlices(limits.hidden) * std::min(limits.tokens_max, kPreparedRowsMax) *
-                    limits.experts);
+                    GateLogitStride(limits.experts));
   return arena.used();
 }
 

@@ -72,6 +72,7 @@ struct SmallProductParams {
   int blocks;  // of K
   int split;   // blocks of a cluster, each a part of K
   int stages;
+  int first_block = 0;  // those ahead of it have no part of this
   LinearParams narrow;
   int narrow_block;  // the first of its blocks; the grid has none of it if this is its end
 
@@ -171,7 +172,7 @@ struct Share {
       : rank(p.split > 1 ? static_cast<int>(ptx::ClusterRank()) : 0),
         k_first(p.blocks * rank / p.split),
         k_end(p.blocks * (rank + 1) / p.split),
-        first(static_cast<int>(blockIdx.x) / p.split),
+        first((static_cast<int>(blockIdx.x) - p.first_block) / p.split),
         step(p.narrow_block / p.split),
         tiles(p.tiles) {}
 };

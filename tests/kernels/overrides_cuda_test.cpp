@@ -269,7 +269,7 @@ TEST_CASE("overrides agree with the default bodies at the real model's extents",
           "[kernels][fused][real_sizes]") {
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16);
   testing::LayerSizes sizes = kRealLayer;
-  sizes.rows = GENERATE(as<std::int64_t>(), 1, 7, 16, 17, 64);
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 7, 16, 17, 40, 64);
   CAPTURE(testing::Name(format), sizes.rows);
   OverrideCheck check(testing::TestBackend());
   FusedLayer layer(testing::TestBackend(), sizes, format);
@@ -295,6 +295,19 @@ TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[ker
   testing::CheckDifferences(check);
   const SelectKeysParams again = layer.SelectKeysAndAbsorb();
   CHECK(KernelsOf([&] { testing::TestBackend().SelectKeys(again); }).size() == 3);
+}
+
+// With gate and up of the shared expert computed before, beside the gate: pairs of blocks, and two
+// to four blocks that choose.
+TEST_CASE("ExpertMlp of 17 to 64 rows agrees with its default body", "[kernels][fused]") {
+  testing::LayerSizes sizes = kSmallLayer;
+  sizes.group = 1;
+  sizes.rows = GENERATE(as<std::int64_t>(), 17, 33, 40, 64);
+  CAPTURE(sizes.rows);
+  OverrideCheck check(testing::TestBackend());
+  FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
+  check.ExpertMlp(layer.ExpertMlp());
+  testing::CheckDifferences(check);
 }
 
 TEST_CASE("an op right behind others leaves what it leaves alone", "[kernels][fused][real_sizes]") {
