@@ -12,7 +12,9 @@
 //      parameters, weights with their scales, tensor maps of weights and RoPE tables are written by
 //      no kernel: those it may read, which is what the time before the call is for.
 //      One kernel reads more: rows of which the kernel ahead of it says, by a word with release
-//      semantics, that those ahead of that one have ended (AnnounceRows in pair_sort.cuh).
+//      semantics, that those ahead of that one have ended (AnnounceRows in pair_sort.cuh), and what
+//      that one has written when it says so (PreparePairs); it then writes, too, what that one does
+//      not touch any more.
 //   3. AllowSuccessor may be called anywhere, at best first: it promises nothing about memory.
 //
 // Why it is enough: a kernel ends after its own wait, so after everything before it.  Whoever waits

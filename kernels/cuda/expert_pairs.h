@@ -72,6 +72,11 @@ struct PairPreparation {
   int early_counter_count;
   unsigned* rows_ready;
   unsigned rows_readers;
+  // Where the launch of experts waits for all of this alone, not for the end of the launch that
+  // does it: a word, zero between launches, that then counts its readers.  Null: it waits for the
+  // end.
+  unsigned* pairs_ready;
+  unsigned pairs_readers;
 };
 
 }  // namespace dsa::cuda

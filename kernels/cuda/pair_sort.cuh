@@ -134,6 +134,11 @@ __device__ void SortPairs(const PairChoice& choice, int tile_tokens, int tiles_m
   }
 }
 
+// So many blocks of the launch of experts may go on; each takes one off the word.
+__device__ inline void AnnounceTo(unsigned* word, unsigned readers) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(readers) : "memory");
+}
+
 // By the first warp of one block, behind its WaitForPredecessors.
 __device__ inline void AnnounceRows(const PairPreparation& p) {
   if (p.rows_ready == nullptr) {
@@ -145,8 +150,7 @@ __device__ inline void AnnounceRows(const PairPreparation& p) {
   }
   __syncwarp();
   if (threadIdx.x == 0) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p.rows_ready), "r"(p.rows_readers)
-                 : "memory");
+    AnnounceTo(p.rows_ready, p.rows_readers);
   }
 }
 template <int kThreads>
@@ -157,6 +161,12 @@ __device__ void PreparePairs(const PairPreparation& p, bool is_rehearsal = false
     p.counters[i] = 0;
   }
   SortPairs<kThreads>(p.choice, p.tile_tokens, p.tiles_max, p.sorted, is_rehearsal);
+  if (p.pairs_ready != nullptr && !is_rehearsal) {
+    ptx::NamedBarrierSync(kSortMeets, kThreads);
+    if (threadIdx.x == 0) {
+      AnnounceTo(p.pairs_ready, p.pairs_readers);
+    }
+  }
 }
 
 }  // namespace dsa::cuda

@@ -10,4 +10,9 @@ void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, Dat
                       : LaunchExperts<__nv_bfloat16, Inner::kGiven>(maps, params, stream);
 }
 
+int GivenExpertsBlocks(DataType y) {
+  return y == DataType::kF32 ? BlocksOf<float, Inner::kGiven>()
+                             : BlocksOf<__nv_bfloat16, Inner::kGiven>();
+}
+
 }  // namespace dsa::cuda::resident_experts

@@ -1,4 +1,4 @@
-// Rows of x and scales in the resident launch of experts (resident_experts.cuh): what the two input
+// Rows of x and scales in the resident launch of experts (resident_experts.cuh): what the input
 // warps of a block bring to its ring, stage by stage in turns.
 #pragma once
 
@@ -65,15 +65,19 @@ struct InputSource {
     }
     values = values_of.data + lane % kChunks * 16;
     scales = scales_of.data;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int pair = PairOf(i, lane);
-      rows[i] = pair < count ? row_of(pair) * static_cast<unsigned>(values_of.row_stride) : 0;
-    }
+    // Each row is loaded once a warp: all warps of all blocks ask for the same few lines.
+    int own_rows[kScaleRows];
 #pragma unroll
     for (int i = 0; i < kScaleRows; ++i) {
       const int pair = lane + kWarpSize * i;
-      row_scales[i] = pair < count ? row_of(pair) * static_cast<unsigned>(scales_of.row_stride) : 0;
+      own_rows[i] = pair < count ? row_of(pair) : 0;
+      row_scales[i] = own_rows[i] * static_cast<unsigned>(scales_of.row_stride);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      rows[i] = __shfl_sync(kAllLanes, own_rows[i * kRowsAtOnce / kWarpSize],
+                            PairOf(i, lane) % kWarpSize) *
+                static_cast<unsigned>(values_of.row_stride);
     }
     const int own = kind == kShared ? 0 : task.expert;
     if (is_inner) {
@@ -88,22 +92,29 @@ struct InputSource {
   }
 };
 
-// Until rows of x may be read, though the kernels ahead have not all ended (AnnounceRows).  The
-// block says that it knows: when all have, the next launch of experts may use the word again.
+// Until rows of x may be read (AnnounceRows).
 template <bool kPaired>
 __device__ inline void WaitForRows(const ExpertsParams& p, BlockShared<kPaired>& shared,
                                    int input_warp, int lane) {
   const unsigned there = ptx::SharedAddress(&shared.rows_there);
   if (input_warp == 0 && lane == 0) {
-    const auto* const ready = reinterpret_cast<const int*>(p.counters.rows_ready);
-    while (LoadAcquire(ready) == 0) {
-      __nanosleep(64);
-    }
-    atomicSub(p.counters.rows_ready, 1U);
+    WaitToGoOn(p.counters, 64);
     ptx::BarrierArrive(there);
   }
   __syncwarp();
   ptx::BarrierWait(there, 0);
+}
+
+// What input warps of pairs of blocks do first, while the gate still chooses: a stage each of a
+// tile without pairs, of which nothing is asked for.  Of more rows the product beside the gate
+// takes as long as the gate, so that no time is left for it.
+inline constexpr int kInputRehearsedRows = 32;  // at most
+template <bool kPaired>
+__device__ inline Task InputRehearsalOf(const ExpertsParams& p) {
+  Task task = RehearsalOf(p, 0);
+  task.count = 0;
+  task.end_block = Layout<kPaired>::kInputWarps;
+  return task;
 }
 
 template <Inner kInner, bool kPaired>
@@ -111,8 +122,10 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
                           const Ring<kPaired>& ring, int input_warp, int lane) {
   Cursor at;
   Cursor turn;
-  while (true) {
-    const Task task = NextTask(shared, turn, lane);
+#pragma unroll 1
+  for (int index = kPaired && p.x.rows <= kInputRehearsedRows ? 0 : 1;; ++index) {
+    const bool is_rehearsal = index == 0;
+    const Task task = is_rehearsal ? InputRehearsalOf<kPaired>(p) : NextTask(shared, turn, lane);
     if (task.kind == TaskKind::kNone) {
       return;
     }
@@ -157,14 +170,19 @@ __device__ void LoadInput(const ExpertsParams& p, BlockShared<kPaired>& shared,
           ptx::CopyAsync4(scales + pair * 4, source.scales + source.row_scales[i] + k);
         }
       }
-      if (lane < 2) {
-        ptx::CopyAsync4(scales + (kTilePairs + lane) * 4, source.weight_scales + k);
-      }
-      ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
-      if (at.turn == input_warp && lane == 0) {
-        ptx::BarrierArrive(ptx::SharedAddress(&shared.inputs_asked));
+      if (!is_rehearsal) {
+        if (lane < 2) {
+          ptx::CopyAsync4(scales + (kTilePairs + lane) * 4, source.weight_scales + k);
+        }
+        ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
+        if (at.turn == input_warp && lane == 0) {
+          ptx::BarrierArrive(ptx::SharedAddress(&shared.inputs_asked));
+        }
       }
       at.Next(ring.kStages);
+    }
+    if (is_rehearsal) {
+      at = Cursor{};
     }
   }
 }

@@ -239,9 +239,6 @@ __device__ void StoreTiles(const ExpertsParams& p, BlockShared<true>& shared, in
     if (task.kind == TaskKind::kNone) {
       return;
     }
-    if (index >= kRehearsals) {
-      ptx::WaitForPredecessors();
-    }
     const bool is_inner = task.kind == TaskKind::kInner;
     if (!is_inner && (task.kind != TaskKind::kOuter || sizeof(Y) != 2)) {
       continue;

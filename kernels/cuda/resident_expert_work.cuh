@@ -74,7 +74,8 @@ struct Counters {
   // Zeroed before rows_ready is set: [inner tiles of an expert]  warps that have stored a part's
   // sums.
   int* parts_done;
-  // Blocks that may read rows of x and have not said yet that they know; null without parts.
+  // Blocks that may read rows of x (of parts), or the sorted pairs (pairs of blocks), and have not
+  // said yet that they know; null elsewhere.
   unsigned* rows_ready;
 };
 struct ExpertMaps {
@@ -317,6 +318,15 @@ __device__ inline int LoadAcquire(const int* from) {
   int value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
+}
+// Until the block may go on (AnnounceTo), though the kernels ahead have not all ended.  The block
+// says that it knows: when all have, the next launch of experts may use the word again.  One
+// thread.
+__device__ inline void WaitToGoOn(const Counters& counters, unsigned sleep_ns) {
+  while (LoadAcquire(reinterpret_cast<const int*>(counters.rows_ready)) == 0) {
+    __nanosleep(sleep_ns);
+  }
+  atomicSub(counters.rows_ready, 1U);
 }
 // Announces that the warp's earlier stores are there.
 __device__ inline void Signal(int* counter, int lane) {

@@ -138,13 +138,17 @@ CUtensorMap MapOf(const LinearWeight& weight, int box_rows) {
                    box_rows);
 }
 
+// Whether LaunchGivenExperts computes them.
+bool HasGiven(const ResidentExpertsParams& params) {
+  return params.shared_expert != nullptr && params.shared_expert->given != nullptr &&
+         params.routed.contributions.data == nullptr;
+}
+
 ExpertMaps MapsOf(const ResidentExpertsParams& params) {
   const RoutedExpertsParams& routed = params.routed;
   ExpertMaps maps{};
   const SharedExpert* const shared = params.shared_expert;
-  const bool is_paired =
-      shared != nullptr && shared->given != nullptr && routed.contributions.data == nullptr;
-  const int rows = is_paired ? Layout<true>::kCopyRows : Layout<false>::kCopyRows;
+  const int rows = HasGiven(params) ? Layout<true>::kCopyRows : Layout<false>::kCopyRows;
   maps.gate[kRouted] = WeightMap(AllRows(routed.gate), rows);
   maps.up[kRouted] = WeightMap(AllRows(routed.up), rows);
   maps.down[kRouted] = WeightMap(AllRows(routed.down), rows);
@@ -202,7 +206,9 @@ PairPreparation PreparationOf(const PairChoice& choice, const PassShape& shape,
           .early_counter_count = static_cast<int>(shape.InnerTiles()),
           .rows_ready = shape.splits_shared ? rows_ready : nullptr,
           .rows_readers = static_cast<unsigned>(
-              std::min<std::int64_t>(shape.InnerTiles() * kParts, Multiprocessors()))};
+              std::min<std::int64_t>(shape.InnerTiles() * kParts, Multiprocessors())),
+          .pairs_ready = nullptr,
+          .pairs_readers = 0};
 }
 
 void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
@@ -227,8 +233,8 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
   const bool takes_tiles = TakesTiles(params, shape);
   const bool leaves_pairs = routed.contributions.data != nullptr;
   if (!params.is_prepared) {
-    DSA_CHECK(!shape.splits_shared, "RoutedExperts: parts of {} rows are not prepared",
-              shape.tokens);
+    DSA_CHECK(!shape.splits_shared && !HasGiven(params),
+              "RoutedExperts: {} rows of a shared expert are not prepared", shape.tokens);
     LaunchPrepare({.pairs = PreparationOf(choice, shape, regions,
                                           takes_tiles ? kManyTilePairs : kTilePairs, nullptr),
                    .x = routed.x,
@@ -284,7 +290,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
     LaunchExpertTiles(maps, experts, routed.y.type, stream);
   } else if (leaves_pairs) {
     LaunchExpertPairs(maps, experts, stream);
-  } else if (experts.given.gate.data != nullptr) {
+  } else if (HasGiven(params)) {
     LaunchGivenExperts(maps, experts, routed.y.type, stream);
   } else if (shape.splits_shared) {
     LaunchSplitExperts(maps, experts, routed.y.type, stream);
@@ -345,7 +351,13 @@ PairPreparation PreparationOf(const ResidentExpertsParams& params, ScratchArena&
             "RoutedExperts: {} rows cannot be prepared", params.routed.x.rows);
   const PairChoice choice = ChoiceOf(params.routed, params.shared_expert);
   const PassShape shape = ShapeOf(params.routed, params.shared_expert);
-  return PreparationOf(choice, shape, TakeRegions(arena, shape), kTilePairs, params.rows_ready);
+  PairPreparation preparation =
+      PreparationOf(choice, shape, TakeRegions(arena, shape), kTilePairs, params.rows_ready);
+  if (HasGiven(params)) {
+    preparation.pairs_ready = params.rows_ready;
+    preparation.pairs_readers = static_cast<unsigned>(GivenExpertsBlocks(params.routed.y.type));
+  }
+  return preparation;
 }
 
 std::int64_t ResidentExpertsScratchBytes(const ScratchLimits& limits) {

@@ -140,7 +140,8 @@ __device__ inline Guess LoadPart(const ExpertMaps& maps, const ExpertsParams& p,
   return guess;
 }
 
-// One thread; waits for the kernels ahead.
+// One thread; waits for the kernels ahead, or until the pairs are sorted: what pairs of blocks read
+// before they wait was there before that, and what they write by then nobody reads any more.
 template <Inner kInner, bool kPaired>
 __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& p,
                                    BlockShared<kPaired>& shared, const Ring<kPaired>& ring) {
@@ -163,7 +164,11 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
       --own;
     }
   }
-  ptx::WaitForPredecessors();
+  if constexpr (kPaired) {
+    WaitToGoOn(p.counters, 32);
+  } else {
+    ptx::WaitForPredecessors();
+  }
   // Both at once: the first tile's pairs, if there are so many.
   PairTile group =
       p.sorted.tiles[min(max(item - least.first_whole, 0) / least.inner_tiles, p.tiles_max - 1)];
@@ -258,7 +263,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     }
     item = next;
   }
-  if constexpr (kInner == Inner::kParts) {  // until all blocks know that rows may be read
+  if constexpr (kInner != Inner::kWhole) {  // until all blocks know that they may go on
     while (LoadAcquire(reinterpret_cast<const int*>(p.counters.rows_ready)) != 0) {
       __nanosleep(64);
     }
@@ -406,7 +411,7 @@ __device__ void RunTask(const ExpertsParams& p, BlockShared<false>& shared, cons
   }
 }
 
-// Waits for the kernels ahead, behind the rehearsals.
+// Waits for the kernels ahead, behind the rehearsals; in pairs of blocks for its first tile alone.
 template <typename Y, Inner kInner, bool kLeaves, bool kPaired>
 __device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& shared,
                                const Ring<kPaired>& ring, int warp, int lane) {
@@ -415,7 +420,7 @@ __device__ inline void Consume(const ExpertsParams& p, BlockShared<kPaired>& sha
   Cursor turn;
   for (int index = 0;; ++index) {
     const Task task = index < kRehearsals ? RehearsalOf(p, index) : NextTask(shared, turn, lane);
-    if (index >= kRehearsals && task.kind != TaskKind::kPart) {
+    if (!kPaired && index >= kRehearsals && task.kind != TaskKind::kPart) {
       ptx::WaitForPredecessors();
     }
     if (task.kind == TaskKind::kNone) {
@@ -485,7 +490,7 @@ __global__ static void __launch_bounds__(Layout<kInner == Inner::kGiven>::kThrea
         LoadWeights<kInner, kPaired>(maps, p, shared, ring);
       }
     } else if (warp < L::kSumWarp) {
-      if constexpr (kInner != Inner::kParts) {
+      if constexpr (kInner == Inner::kWhole) {
         ptx::WaitForPredecessors();
       }
       LoadInput<kInner>(p, shared, ring, warp - kWeightWarp - 1, lane);
@@ -514,6 +519,7 @@ __global__ static void __launch_bounds__(Layout<kInner == Inner::kGiven>::kThrea
     if constexpr (!kLeaves) {
       __syncwarp();
       if (p.x.rows >= kManySums) {
+        ptx::WaitForPredecessors();
         Sum<Y, kPaired>(p, Work(p, *p.sorted.tiles_used), lane);
       }
     }
@@ -534,9 +540,10 @@ inline int Multiprocessors() {
   return count;
 }
 
-// All blocks must be there at once: a block waits for tiles that others have taken.
+// How many blocks there are.  All must be there at once: a block waits for tiles that others have
+// taken.
 template <typename Y, Inner kInner, bool kLeaves = false>
-void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
+int BlocksOf() {
   constexpr bool kPaired = kInner == Inner::kGiven;
   constexpr unsigned kCluster = kPaired ? 2 : 1;
   constexpr int kBytes = Layout<kPaired>::kSharedBytes;
@@ -562,11 +569,18 @@ void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStre
     clusters = std::min(clusters.load(), here);
     return error;
   });
-  LaunchDependent(kernel,
-                  {.grid = kCluster * static_cast<unsigned>(clusters),
+  return static_cast<int>(kCluster) * clusters;
+}
+
+template <typename Y, Inner kInner, bool kLeaves = false>
+void LaunchExperts(const ExpertMaps& maps, const ExpertsParams& params, cudaStream_t stream) {
+  constexpr bool kPaired = kInner == Inner::kGiven;
+  const int blocks = BlocksOf<Y, kInner, kLeaves>();
+  LaunchDependent(ResidentExpertsKernel<Y, kInner, kLeaves>,
+                  {.grid = static_cast<unsigned>(blocks),
                    .threads = Layout<kPaired>::kThreads,
-                   .shared_bytes = kBytes,
-                   .cluster = kCluster},
+                   .shared_bytes = Layout<kPaired>::kSharedBytes,
+                   .cluster = kPaired ? 2U : 1U},
                   stream, maps, params);
 }
 
@@ -581,5 +595,6 @@ void LaunchSplitExperts(const ExpertMaps& maps, const ExpertsParams& params, Dat
 // Where gate and up of the shared expert are given, y of either type: resident_expert_given.cu.
 void LaunchGivenExperts(const ExpertMaps& maps, const ExpertsParams& params, DataType y,
                         cudaStream_t stream);
+int GivenExpertsBlocks(DataType y);
 
 }  // namespace dsa::cuda::resident_experts

@@ -27,7 +27,7 @@ struct ResidentExpertsParams {
   const SharedExpert* shared_expert;     // null: none
   const QuantizedView* quantized_input;  // the fp8 copy of x; null: made here
   bool is_prepared = false;              // what PreparationOf says has been done
-  unsigned* rows_ready = nullptr;        // a word, zero between launches; where rows are prepared
+  unsigned* rows_ready = nullptr;        // a word, zero between launches; where it is prepared
   bool guesses_hit = false;              // all experts here are chosen, whatever the gate says
 };
 
