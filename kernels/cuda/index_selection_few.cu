@@ -547,11 +547,16 @@ void Launch(const KernelParams& p, cudaStream_t stream) {
                   stream, p);
 }
 
-// The most blocks that a row of so many keys can make use of, 0 where they are too many.
+// The most blocks that a row of so many keys can make use of, 0 where they are too many.  Clusters
+// of 4 and more leave some multiprocessors of a GPC without one, and all are to run at once.
 int ClusterOf(std::int64_t rows, std::int64_t visible_max) {
-  for (const int cluster : {8, 16, 2, 1}) {
-    if (rows * cluster <= kMultiprocessors && visible_max <= kPartKeysMax * cluster) {
-      return cluster;
+  constexpr std::int64_t kBlocksOfLarge = 112;
+  for (const std::int64_t blocks_of_large : {kBlocksOfLarge, std::int64_t{kMultiprocessors}}) {
+    for (const int cluster : {8, 16, 4, 2, 1}) {
+      const std::int64_t blocks_max = cluster >= 4 ? blocks_of_large : kMultiprocessors;
+      if (rows * cluster <= blocks_max && visible_max <= kPartKeysMax * cluster) {
+        return cluster;
+      }
     }
   }
   return 0;
@@ -572,6 +577,7 @@ bool IndexSelectionOfFew(const SelectTopKParams& params, const std::int32_t* wor
   switch (has_vectors ? ClusterOf(params.scores.rows, VisibleMax(params)) : 0) {
     case 1: Launch<1>(p, stream); return true;
     case 2: Launch<2>(p, stream); return true;
+    case 4: Launch<4>(p, stream); return true;
     case 8: Launch<8>(p, stream); return true;
     case 16: Launch<16>(p, stream); return true;
     default: return false;
