@@ -1,8 +1,9 @@
-// RotateAndAbsorb by blocks that another kernel's launch has to spare: queries do not depend on
-// what is selected, and a selection of few rows leaves most multiprocessors without work.
+// RotateAndAbsorb by warps that another kernel has to spare: queries do not depend on what is
+// scored or selected, and a team of 256 threads beside those that score waits for memory as they
+// do.
 //
-// A block of 512 threads is two teams of 256, each with a ring of stages of its own.  Tiles are
-// dealt out to all teams in turn, and a team goes through its stages without a stop between tiles.
+// Tiles are dealt out to all teams in turn, and a team goes through its stages without a stop
+// between tiles.
 #pragma once
 
 #include "kernels/cuda/absorb_tile.cuh"
@@ -14,32 +15,32 @@
 
 namespace dsa::cuda::absorb {
 
-inline constexpr int kTeams = 2;
+inline constexpr int kTeams = 2;  // of a block of 512 threads
 
-template <int kTokens>
+template <int kTokens, int kRing>
 class Beside final {
   using T = Tile<kTokens>;
-  static constexpr int kRing = 4;
-  static constexpr int kTeamBytes = kRing * T::kStageBytes;
   static constexpr int kRowBytes = kColumns * 2 + 16;  // of a result on its way
   static_assert(kTokens * kRowBytes <= T::kStageBytes);
 
  public:
-  static constexpr int kSharedBytes = kTeams * kTeamBytes;
-  static_assert(kSharedBytes <= 227 * 1024);
+  static constexpr int kSharedBytes = kRing * T::kStageBytes;
 
-  // `worker` of `workers` blocks.
-  __device__ Beside(const RotateAndAbsorbParams& p, std::uint8_t* shared, int worker, int workers)
+  // Thread `thread` of team `worker` of `workers`, which meets at a named barrier.
+  __device__ Beside(const RotateAndAbsorbParams& p, std::uint8_t* shared, int thread, int barrier,
+                    int worker, int workers)
       : p_(p),
-        team_(static_cast<int>(threadIdx.x) / kThreads),
-        thread_(static_cast<int>(threadIdx.x) % kThreads),
-        ring_(shared + team_ * kTeamBytes),
+        thread_(thread),
+        barrier_(barrier),
+        ring_(shared),
         stages_((static_cast<int>(p.absorb.q_nope.cols) + kDepth - 1) / kDepth),
         token_tiles_((static_cast<int>(p.absorb.q_nope.rows) + kTokens - 1) / kTokens),
         tiles_(kColumnTiles * token_tiles_ * static_cast<int>(p.absorb.q_nope.heads)),
-        first_(worker * kTeams + team_),
-        step_(workers * kTeams) {}
+        first_(worker),
+        step_(workers) {}
 
+  // kWaits: for the kernels ahead, behind which its operands are written.
+  template <bool kWaits>
   __device__ void Run() {
     Step load = FirstOf(first_);
     Step ahead = load;  // of the weights that no kernel writes
@@ -47,7 +48,9 @@ class Beside final {
       LoadWeights(i, ahead);
       Next(ahead);
     }
-    ptx::WaitForPredecessors();
+    if constexpr (kWaits) {
+      ptx::WaitForPredecessors();
+    }
     ptx::AllowSuccessor();
     for (int i = 0; i < kRing - 1; ++i) {
       LoadQueries(i, load);
@@ -57,7 +60,6 @@ class Beside final {
     int slot = 0;
     for (Step step = FirstOf(first_); step.tile < tiles_;) {
       const Place at = step.at;
-      const Rotation<kTokens> rotation(p_.rope, at.column_tile, at.first_token, at.head, thread_);
       typename T::Totals totals = {};
       for (int stage = 0; stage < stages_; ++stage) {
         ptx::WaitForCopies<kRing - 2>();
@@ -73,6 +75,7 @@ class Beside final {
         }
         Next(step);
       }
+      const Rotation<kTokens> rotation(p_.rope, at.column_tile, at.first_token, at.head, thread_);
       Store(Slot(slot), at, totals);
       slot = slot + 1 == kRing ? 0 : slot + 1;
       rotation.Store();
@@ -107,7 +110,7 @@ class Beside final {
                      thread_);
     }
   }
-  __device__ void Meet() const { ptx::NamedBarrierSync(1 + team_, kThreads); }
+  __device__ void Meet() const { ptx::NamedBarrierSync(barrier_, kThreads); }
   __device__ int Column() const { return T::Column(thread_ / kWarpSize); }
   __device__ int Token() const { return T::Token(thread_ / kWarpSize); }
 
@@ -146,8 +149,8 @@ class Beside final {
   }
 
   const RotateAndAbsorbParams& p_;
-  int team_;
   int thread_;
+  int barrier_;
   std::uint8_t* ring_;
   int stages_;
   int token_tiles_;

@@ -14,7 +14,9 @@
 //      One kernel reads more: rows of which the kernel ahead of it says, by a word with release
 //      semantics, that those ahead of that one have ended (AnnounceRows in pair_sort.cuh), and what
 //      that one has written when it says so (PreparePairs); it then writes, too, what that one does
-//      not touch any more.
+//      not touch any more.  And IndexScores knows that of all of its blocks, since the kernel ahead
+//      of it, which prepares queries, allows it behind its own wait: it touches what that kernel
+//      does not.
 //   3. AllowSuccessor may be called anywhere, at best first: it promises nothing about memory.
 //
 // Why it is enough: a kernel ends after its own wait, so after everything before it.  Whoever waits

@@ -35,6 +35,8 @@ constexpr int PreparedQueryBytes(int padded_heads) {
   return padded_heads * static_cast<int>(kIndexerValues);
 }
 
+struct RotateAndAbsorbParams;
+
 struct IndexScoresParams {
   const std::uint8_t* queries;  // [T, PreparedQueryBytes]
   const float* weights;         // [T, padded heads]
@@ -52,5 +54,11 @@ struct IndexScoresParams {
 // Tables and the cache are read before the kernel ahead has ended, `queries`, `weights` and `work`
 // after: the kernel ahead starts only when all that was written into tables and cache can be read.
 void IndexScores(const IndexScoresParams& params, cudaStream_t stream);
+// The same of 9 to 32 rows, each a unit, and beside it RotateAndAbsorb of those rows, whose
+// operands are read before the kernel ahead has ended as well.
+bool TakesIndexScoresAndAbsorb(const IndexScoresParams& params,
+                               const RotateAndAbsorbParams& absorbed);
+void IndexScoresAndAbsorb(const IndexScoresParams& params, const RotateAndAbsorbParams& absorbed,
+                          cudaStream_t stream);
 
 }  // namespace dsa::cuda

@@ -34,14 +34,15 @@ struct Layout {
   int bytes;
 };
 
-// A ring of at most `stages_max` pages, for `groups` warpgroups.
-inline Layout MakeLayout(int padded_heads, int unit_rows, int rows, int stages_max, int groups) {
+// A ring of at most `stages_max` pages, for `groups` warpgroups, in at most `bytes_max`.
+inline Layout MakeLayout(int padded_heads, int unit_rows, int rows, int stages_max, int groups,
+                         int bytes_max = kSharedBytesMax) {
   const int query_bytes = kQuerySlots * unit_rows * PreparedQueryBytes(padded_heads);
   const int weight_bytes = kQuerySlots * unit_rows * padded_heads * 4;
   const int row_bytes = (rows + 3) / 4 * 16;  // 4 a row
   const int fixed = query_bytes + weight_bytes + unit_rows * kScoreBins * 4 + 16 + 3 * row_bytes +
                     kRuns * 16 + (2 * kRuns + 2 * kQuerySlots) * 8;
-  const int fitting = (kSharedBytesMax - fixed) / (IndexerBlock::kBytes + 2 * 8);
+  const int fitting = (bytes_max - fixed) / (IndexerBlock::kBytes + 2 * 8);
   // A stage is always the same group's.  Otherwise a group could wait for a stage's next but one
   // filling (copies do not end in the order they began in), which a barrier's parity cannot tell
   // from the last.

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kFew = 8;  // rows of a tile
 constexpr int kMany = 64;
+constexpr int kRing = 4;  // stages of a team
 
 template <int kTokens>
 __global__ __launch_bounds__(Wide::kThreads, Wide::kBlocks) void IndexSelectionAndAbsorbKernel(
@@ -20,9 +21,13 @@ __global__ __launch_bounds__(Wide::kThreads, Wide::kBlocks) void IndexSelectionA
   if (block < selecting) {
     Selection<Wide>(p, *reinterpret_cast<Shared<Wide>*>(memory)).Run(p);
   } else {
-    absorb::Beside<kTokens>(queries, memory, block - selecting,
-                            static_cast<int>(gridDim.x) - selecting)
-        .Run();
+    using Team = absorb::Beside<kTokens, kRing>;
+    const auto thread = static_cast<int>(threadIdx.x);
+    const int team = thread / absorb::kThreads;
+    Team(queries, memory + team * Team::kSharedBytes, thread % absorb::kThreads, 1 + team,
+         (block - selecting) * absorb::kTeams + team,
+         (static_cast<int>(gridDim.x) - selecting) * absorb::kTeams)
+        .template Run<true>();
   }
 }
 
@@ -36,8 +41,8 @@ void Launch(const KernelParams& p, const RotateAndAbsorbParams& queries, int blo
       kernel,
       {.grid = static_cast<unsigned>(p.call.scores.rows) * cluster + static_cast<unsigned>(blocks),
        .threads = Wide::kThreads,
-       .shared_bytes =
-           std::max<std::int64_t>(SharedBytes<Wide>(p), absorb::Beside<kTokens>::kSharedBytes),
+       .shared_bytes = std::max<std::int64_t>(
+           SharedBytes<Wide>(p), absorb::kTeams * absorb::Beside<kTokens, kRing>::kSharedBytes),
        .cluster = cluster},
       stream, p, queries);
 }

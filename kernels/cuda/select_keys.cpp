@@ -5,7 +5,7 @@
 //   IndexSelection        the exact top k
 //
 // In decode RotateAndAbsorb is part of a launch as well: of the last, where few tiles have
-// multiprocessors that the selection leaves, else of the first.
+// multiprocessors that the selection leaves; of the second for 9 to 32 rows; else of the first.
 //
 // Each starts while the one before runs, and waits for what it reads of it.  The same selection as
 // the default body's, whose scores have the same bits: exact products, and sums in one order.
@@ -95,32 +95,38 @@ bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
                                             .queries = scratch.queries,
                                             .weights = scratch.weights,
                                             .work = scratch.work};
+  const cuda::IndexScoresParams scores = {.queries = scratch.queries,
+                                          .weights = scratch.weights,
+                                          .padded_heads = padded_heads,
+                                          .cache = tile.cache,
+                                          .rows = tile.rows,
+                                          .unit_rows = unit_rows,
+                                          .k = tile.k,
+                                          .scores = tile.scores,
+                                          .work = scratch.work};
   const std::int64_t visible_max =
       tile.rows.visible_max > 0 ? tile.rows.visible_max : tile.scores.cols;
   const int cluster = cuda::IndexSelectionCluster(tile.q.rows, visible_max);
   const bool absorbs_last = absorbed != nullptr && cuda::TakesRotateAndAbsorb(*absorbed) &&
                             cuda::LeavesRoomToAbsorb(tile.q.rows, cluster, *absorbed);
-  const bool absorbs_first = absorbed != nullptr && !absorbs_last &&
+  const bool absorbs_beside =
+      absorbed != nullptr && !absorbs_last && cuda::TakesIndexScoresAndAbsorb(scores, *absorbed);
+  const bool absorbs_first = absorbed != nullptr && !absorbs_last && !absorbs_beside &&
                              cuda::PrepareIndexQueriesAndAbsorb(queries, *absorbed, stream);
   if (!absorbs_first) {
     cuda::PrepareIndexQueries(queries, stream);
   }
-  cuda::IndexScores({.queries = scratch.queries,
-                     .weights = scratch.weights,
-                     .padded_heads = padded_heads,
-                     .cache = tile.cache,
-                     .rows = tile.rows,
-                     .unit_rows = unit_rows,
-                     .k = tile.k,
-                     .scores = tile.scores,
-                     .work = scratch.work},
-                    stream);
+  if (absorbs_beside) {
+    cuda::IndexScoresAndAbsorb(scores, *absorbed, stream);
+  } else {
+    cuda::IndexScores(scores, stream);
+  }
   if (absorbs_last) {
     cuda::IndexSelectionAndAbsorb(selection, scratch.work, cluster, *absorbed, stream);
   } else if (!cuda::IndexSelectionOfFew(selection, scratch.work, stream)) {
     cuda::IndexSelection(selection, scratch.work, cluster, stream);
   }
-  return absorbs_first || absorbs_last;
+  return absorbs_first || absorbs_beside || absorbs_last;
 }
 
 }  // namespace

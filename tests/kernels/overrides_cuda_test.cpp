@@ -281,12 +281,13 @@ TEST_CASE("overrides agree with the default bodies at the real model's extents",
   testing::CheckDifferences(check);
 }
 
-// Queries of few heads are absorbed beside the selection, of many beside the indexer's queries.
+// Queries of few heads are absorbed beside the selection, of many beside the scores or the
+// indexer's queries.
 TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[kernels][fused]") {
   testing::LayerSizes sizes = kSmallLayer;
   sizes.heads = kRealLayer.heads;
   sizes.group = 1;
-  sizes.rows = GENERATE(as<std::int64_t>(), 1, 9, 70);
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 8, 9, 16, 17, 32, 33, 64, 70);
   sizes.score_rows = sizes.rows;
   CAPTURE(sizes.rows);
   OverrideCheck check(testing::TestBackend());

@@ -1,167 +1,17 @@
 // SelectKeys on CUDA against its default body, the scores' bits included.
-#include "kernels/cuda/cuda_backend.h"
-#include "kernels/forwarding_backend.h"
-#include "kernels/fused/select_keys.h"
-#include "tests/kernels/paged_cache.h"
+#include "tests/kernels/select_keys_problem.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <limits>
 #include <numeric>
-#include <random>
 
 namespace dsa {
 namespace {
 
-using testing::DeviceArray;
-using testing::DeviceTensor;
-
-// Plain ops of the test backend, fused ones by their default bodies.
-class PlainBodies final : public ForwardingBackend {
- public:
-  using ForwardingBackend::ForwardingBackend;
-};
-
-struct Shape {
-  testing::RowList rows;
-  std::int64_t sequences;
-  std::int64_t context;  // a multiple of 64
-  std::int64_t heads;
-  std::int64_t k;
-  std::int64_t score_rows;
-  DataType type = DataType::kBf16;
-};
-
-// What a call writes.
-struct Output {
-  std::vector<std::int32_t> slots;
-  std::vector<std::uint64_t> mask;
-  std::vector<std::int32_t> counts;
-  std::vector<std::int32_t> faults;
-  std::vector<float> scores;  // of the last tile
-
-  bool operator==(const Output& other) const {
-    return slots == other.slots && mask == other.mask && counts == other.counts &&
-           faults == other.faults;
-  }
-};
-
-// Scores that differ in their bits.
-std::size_t DifferentBits(const std::vector<float>& a, const std::vector<float>& b) {
-  std::size_t different = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    different += std::bit_cast<std::uint32_t>(a[i]) == std::bit_cast<std::uint32_t>(b[i]) ? 0 : 1;
-  }
-  return different;
-}
-
-class Problem final {
- public:
-  explicit Problem(Shape shape) : shape_(std::move(shape)) {
-    std::mt19937 engine(11);
-    layout_ = testing::ShuffledBlocks(shape_.sequences, shape_.context / 64, 3);
-    cache_.resize(static_cast<std::size_t>(layout_.blocks) * 8448);
-    for (std::size_t i = 0; i < cache_.size(); i += 4) {
-      const auto codes = static_cast<std::uint32_t>(engine()) & 0xBFBFBFBFU;  // below 2: no NaN
-      std::memcpy(&cache_[i], &codes, sizeof(codes));
-      if (i % 8448 >= 8192) {
-        const float scale = 0.01F * static_cast<float>(1 + codes % 7);
-        std::memcpy(&cache_[i], &scale, sizeof(scale));
-      }
-    }
-    const std::int64_t rows = shape_.rows.size();
-    q_ = testing::RandomFloat(rows * shape_.heads * 128, 1.0F, 21);
-    head_weights_ = testing::RandomFloat(rows * shape_.heads, 1.0F, 22);
-  }
-
-  std::vector<std::uint8_t>& cache() { return cache_; }
-  std::vector<float>& head_weights() { return head_weights_; }
-  const testing::PagedLayout& layout() const { return layout_; }
-
-  Output Run(Backend& runner, int replays = 0) const {
-    Backend& backend = testing::TestBackend();
-    const std::int64_t rows = shape_.rows.size();
-    const std::int64_t heads = shape_.heads;
-    const DeviceTensor q(shape_.type, testing::Dense(rows, heads * 128), q_);
-    const DeviceTensor weights(DataType::kF32, testing::Dense(rows, heads), head_weights_);
-    const testing::RopeTables rope(backend, 32, shape_.rows.positions);
-    const DeviceArray<std::uint8_t> cache(cache_);
-    const testing::DeviceRows device_rows(backend, shape_.rows, layout_);
-    const std::int64_t words = shape_.context / 64;
-    const auto slots = DeviceArray<std::int32_t>::Poisoned(rows * shape_.k);
-    const auto mask = DeviceArray<std::uint64_t>::Poisoned(rows * words);
-    const auto counts = DeviceArray<std::int32_t>::Poisoned(rows);
-    const DeviceArray<std::int32_t> faults(
-        std::vector<std::int32_t>(static_cast<std::size_t>(rows), 4));
-    const auto queries =
-        DeviceTensor::Poisoned(DataType::kFp8E4m3, testing::Dense(rows, heads * 128));
-    const auto work_weights = DeviceArray<float>::Poisoned(rows * heads);
-    const auto scores = DeviceArray<float>::Poisoned(shape_.score_rows * shape_.context);
-    const SelectKeysParams params{
-        .q = q.Heads(heads),
-        .head_weights = weights.View(),
-        .table = rope.View(),
-        .layout = RopeLayout::kHalfSplit,
-        .cache = {.data = cache.data(), .blocks = layout_.blocks, .format = KvFormat::kFp8},
-        .rows = device_rows.View(),
-        .k = shape_.k,
-        .slots = slots.AsMatrix(rows, shape_.k),
-        .mask = mask.AsMatrix(rows, words),
-        .counts = counts.AsVector(),
-        .faults = faults.AsVector(),
-        .queries = queries.Heads(heads),
-        .weights = work_weights.AsMatrix(rows, heads),
-        .scores = scores.AsMatrix(shape_.score_rows, shape_.context)};
-    backend.Synchronize();  // the runner may have a stream of its own
-    if (replays == 0) {
-      runner.SelectKeys(params);
-    } else {
-      constexpr GraphId kGraph{7};
-      runner.Record(kGraph, [&] { runner.SelectKeys(params); });
-      for (int i = 0; i < replays; ++i) {
-        runner.Zero(slots.data(), static_cast<std::size_t>(rows * shape_.k) * 4);
-        runner.Replay(kGraph);
-      }
-    }
-    runner.Synchronize();
-    return {.slots = slots.Download(),
-            .mask = mask.Download(),
-            .counts = counts.Download(),
-            .faults = faults.Download(),
-            .scores = scores.Download()};
-  }
-
-  // The same selections, and the same bits of every score.
-  void Check() const { Check(testing::TestBackend()); }
-  void Check(Backend& runner) const {
-    PlainBodies plain(testing::TestBackend());
-    const Output expected = Run(plain);
-    const Output actual = Run(runner);
-    CHECK(actual.slots == expected.slots);
-    CHECK(actual.mask == expected.mask);
-    CHECK(actual.counts == expected.counts);
-    CHECK(actual.faults == expected.faults);
-    CHECK(DifferentBits(actual.scores, expected.scores) == 0);
-  }
-
- private:
-  Shape shape_;
-  testing::PagedLayout layout_;
-  std::vector<std::uint8_t> cache_;
-  std::vector<float> q_;
-  std::vector<float> head_weights_;
-};
-
-// Each row the last of its own sequence.
-testing::RowList OneEach(const std::vector<std::int32_t>& lengths) {
-  testing::RowList rows;
-  for (const std::int32_t length : lengths) {
-    rows.sequences.push_back(static_cast<std::int32_t>(rows.positions.size()));
-    rows.positions.push_back(length - 1);
-  }
-  return rows;
-}
+using testing::select_keys::OneEach;
+using testing::select_keys::Output;
+using testing::select_keys::PlainBodies;
+using testing::select_keys::Problem;
 
 }  // namespace
 
@@ -412,6 +262,8 @@ TEST_CASE("SelectKeys of equal scores about the threshold",
 
 TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernels][select_keys]") {
   const auto step = GENERATE(as<std::int32_t>(), 1, 37, 130);
+  const auto absorbed_heads = GENERATE(as<std::int64_t>(), 0, 3, 70);  // 70: more tiles than teams
+  CAPTURE(step, absorbed_heads);
   std::vector<std::int32_t> lengths(64);
   for (std::int32_t row = 0; row < 64; ++row) {
     lengths[static_cast<std::size_t>(row)] = 1 + (row * 29 % 64) * step;
@@ -421,14 +273,19 @@ TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernel
            .context = 8256,
            .heads = 64,
            .k = 512,
-           .score_rows = 64})
+           .score_rows = 64,
+           .absorbed_heads = absorbed_heads})
       .Check();
 }
 
-// Up to 16 rows are scored by a kernel of their own.
+// Up to 16 rows are scored by a kernel of their own, and up to 64 whose queries are absorbed
+// beside.
 TEST_CASE("SelectKeys equals its default body, rows of sequences in another order",
           "[kernels][select_keys]") {
-  const auto count = GENERATE(as<std::int32_t>(), 9, 16, 17, 97, 133);
+  const auto count = GENERATE(as<std::int32_t>(), 9, 16, 17, 32, 33, 97, 133);
+  const auto heads = GENERATE(as<std::int64_t>(), 16, 64);
+  const auto absorbed_heads = GENERATE(as<std::int64_t>(), 0, 3, 70);  // 70: more tiles than teams
+  CAPTURE(count, heads, absorbed_heads);
   testing::RowList rows;
   rows.sequences.resize(static_cast<std::size_t>(count));
   rows.positions.resize(static_cast<std::size_t>(count));
@@ -440,27 +297,31 @@ TEST_CASE("SelectKeys equals its default body, rows of sequences in another orde
   Problem({.rows = rows,
            .sequences = count,
            .context = 4032,
-           .heads = 16,
+           .heads = heads,
            .k = 512,
-           .score_rows = count})
+           .score_rows = count,
+           .absorbed_heads = absorbed_heads})
       .Check();
 }
 
 // From 4,224 pages on the last quarter is handed out in pieces.
 TEST_CASE("SelectKeys equals its default body, pages handed out in pieces",
           "[kernels][select_keys]") {
-  constexpr std::int32_t kCount = 16;
+  const auto count = GENERATE(as<std::int32_t>(), 16, 31);
+  const auto absorbed_heads = GENERATE(as<std::int64_t>(), 0, 70);
+  CAPTURE(count, absorbed_heads);
   testing::RowList rows;
-  for (std::int32_t row = 0; row < kCount; ++row) {
-    rows.sequences.push_back(row * 5 % kCount);
-    rows.positions.push_back(16'900 + row * 7 % kCount * 13);
+  for (std::int32_t row = 0; row < count; ++row) {
+    rows.sequences.push_back(row * 5 % count);
+    rows.positions.push_back(16'900 + row * 7 % count * 13 % 250);
   }
   Problem({.rows = rows,
-           .sequences = kCount,
+           .sequences = count,
            .context = 17'152,
-           .heads = 16,
+           .heads = absorbed_heads > 0 ? 64 : 16,
            .k = 2048,
-           .score_rows = kCount})
+           .score_rows = count,
+           .absorbed_heads = absorbed_heads})
       .Check();
 }
 
