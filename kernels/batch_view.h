@@ -14,14 +14,15 @@ namespace dsa {
 //
 // Rows come in groups of `group`, each of one sequence at consecutive positions: T is a multiple of
 // it.  A sequence with drafts has a group of 2 to 4 rows, whose keys are nearly the same.
-// `visible_max` is what the host knows of the rows' lengths: it may size a grid or choose a kernel,
-// never a result.
+// `visible_max` and `has_runs` are what the host knows of the rows: they may size a grid or choose
+// a kernel, never a result.
 struct PagedRows {
   Vector<const std::int32_t> positions;     // [T]
   Vector<const std::int32_t> sequences;     // [T]  in [0, S)
   Matrix<const std::int32_t> block_tables;  // [S, B]  block of position p: [p / 64]
   std::int64_t group = 1;                   // in [1, kRowGroupMax]
   std::int64_t visible_max = 0;             // no row sees more keys; 0: as many as B blocks hold
+  bool has_runs = false;  // rows of a prompt: many follow the row before, at the next position
 };
 inline constexpr std::int64_t kRowGroupMax = 4;
 

@@ -135,7 +135,8 @@ PagedRows Transformer::Paged(const Step& step, RowRange rows) const {
           .sequences = RowsOf(step.device.sequences, rows.first, rows.count),
           .block_tables = step.device.block_tables,
           .group = std::max<std::int64_t>(1, step.shape.rows_per_sequence),
-          .visible_max = step.shape.visible_max};
+          .visible_max = step.shape.visible_max,
+          .has_runs = step.shape.rows_per_sequence == 0};
 }
 
 }  // namespace dsa

@@ -95,7 +95,8 @@ class Operands final {
                              .rows = sequences_,
                              .cols = blocks_,
                              .row_stride = blocks_},
-            .group = shape_.group};
+            .group = shape_.group,
+            .has_runs = shape_.rows_each > shape_.group};
   }
   IndexerCacheView cache() const {
     return {

@@ -36,11 +36,11 @@ bool Takes(const SelectKeysParams& params) {
          reinterpret_cast<std::uintptr_t>(params.cache.data) % 16 == 0;
 }
 
-// Rows that share their keys: those of a group; of a prefill, whose rows follow one another, as
-// many as may.  More rows than decode has are one.
+// Rows that share their keys: those of a group; of a prompt, whose rows follow one another, as many
+// as may.
 int UnitRows(const PagedRows& rows, std::int64_t tokens) {
-  constexpr std::int64_t kDecodeRowsMax = 256;
-  return static_cast<int>(rows.group == 1 && tokens > kDecodeRowsMax ? kRowGroupMax : rows.group);
+  const bool has_runs = rows.has_runs && tokens > kRowGroupMax;
+  return static_cast<int>(rows.group == 1 && has_runs ? kRowGroupMax : rows.group);
 }
 
 struct Scratch {

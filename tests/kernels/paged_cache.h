@@ -37,6 +37,7 @@ struct RowList {
   std::vector<std::int32_t> positions;
   std::vector<std::int32_t> sequences;
   std::int64_t group = 1;
+  bool has_runs = false;
 
   std::int64_t size() const { return static_cast<std::int64_t>(positions.size()); }
   RowList Only(std::int64_t row) const {
@@ -53,13 +54,15 @@ class DeviceRows final {
         sequences_(backend, rows.sequences),
         tables_(backend, layout.tables),
         layout_(layout),
-        group_(rows.group) {}
+        group_(rows.group),
+        has_runs_(rows.has_runs) {}
 
   PagedRows View() const {
     return {.positions = positions_.AsConstVector(),
             .sequences = sequences_.AsConstVector(),
             .block_tables = tables_.AsConstMatrix(layout_.sequences, layout_.blocks_each),
-            .group = group_};
+            .group = group_,
+            .has_runs = has_runs_};
   }
 
  private:
@@ -68,6 +71,7 @@ class DeviceRows final {
   DeviceArray<std::int32_t> tables_;
   PagedLayout layout_;
   std::int64_t group_;
+  bool has_runs_;
 };
 
 // Bytes of a region; every byte 0xFF, which is NaN in each format.

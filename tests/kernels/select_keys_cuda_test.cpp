@@ -94,6 +94,8 @@ TEST_CASE("SelectKeys equals its default body, padding and one tile a row",
 
 TEST_CASE("SelectKeys equals its default body, rows of a prompt", "[kernels][select_keys]") {
   testing::RowList rows;
+  rows.has_runs = GENERATE(false, true);
+  CAPTURE(rows.has_runs);
   for (std::int32_t row = 0; row < 150; ++row) {
     rows.positions.push_back(row < 77 ? 900 + row : 130 + row);
     rows.sequences.push_back(row < 77 ? 0 : 1);
@@ -102,8 +104,34 @@ TEST_CASE("SelectKeys equals its default body, rows of a prompt", "[kernels][sel
       .Check();
 }
 
-// More rows than decode has: four of them meet a key together, and tiles hold more than the test
-// backend's scratch does.
+// Rows that decode stand before two prompts, of which one has a single row and one begins within
+// what would be a unit.
+TEST_CASE("SelectKeys equals its default body, rows that decode beside prompts",
+          "[kernels][select_keys]") {
+  const auto decoding = GENERATE(as<std::int32_t>(), 4, 14, 39);
+  CAPTURE(decoding);
+  testing::RowList rows;
+  rows.has_runs = true;
+  for (std::int32_t row = 0; row < decoding; ++row) {
+    rows.positions.push_back(row % 7 == 2 ? row : 1300 + row * 211 % 2700);
+    rows.sequences.push_back(row);
+  }
+  rows.positions.push_back(1999);
+  rows.sequences.push_back(decoding);
+  for (std::int32_t row = 0; row < 23; ++row) {
+    rows.positions.push_back(3000 + row);
+    rows.sequences.push_back(decoding + 1);
+  }
+  Problem({.rows = rows,
+           .sequences = decoding + 2,
+           .context = 4032,
+           .heads = 64,
+           .k = 600,
+           .score_rows = rows.size()})
+      .Check();
+}
+
+// Tiles hold more rows than the test backend's scratch does.
 TEST_CASE("SelectKeys equals its default body, a long prompt", "[kernels][select_keys]") {
   const auto score_rows = GENERATE(as<std::int64_t>(), 301, 700);
   const auto heads = GENERATE(as<std::int64_t>(), 16, 64);
@@ -114,6 +142,7 @@ TEST_CASE("SelectKeys equals its default body, a long prompt", "[kernels][select
   limits.tokens_max = 700;
   REQUIRE(made.value()->ReserveScratch(limits).ok());
   testing::RowList rows;
+  rows.has_runs = true;
   for (std::int32_t row = 0; row < 700; ++row) {
     const bool is_first = row < 301;  // the border lies within what would be a unit
     rows.positions.push_back(is_first ? 1800 + row : row - 301 + 5);
@@ -138,7 +167,8 @@ TEST_CASE("SelectKeys equals its default body, a prompt of more rows than two ti
   limits.tokens_max = 2301;
   REQUIRE(made.value()->ReserveScratch(limits).ok());
   testing::RowList rows{.positions = std::vector<std::int32_t>(2301),
-                        .sequences = std::vector<std::int32_t>(2301, 0)};
+                        .sequences = std::vector<std::int32_t>(2301, 0),
+                        .has_runs = true};
   std::iota(rows.positions.begin(), rows.positions.end(), 100);
   Problem({.rows = rows,
            .sequences = 1,
@@ -175,7 +205,8 @@ TEST_CASE("SelectKeys reports a NaN of its own rows alone, a long prompt",
   limits.tokens_max = 300;
   REQUIRE(made.value()->ReserveScratch(limits).ok());
   testing::RowList rows{.positions = std::vector<std::int32_t>(300),
-                        .sequences = std::vector<std::int32_t>(300, 0)};
+                        .sequences = std::vector<std::int32_t>(300, 0),
+                        .has_runs = true};
   std::iota(rows.positions.begin(), rows.positions.end(), 1700);
   Problem problem(
       {.rows = rows, .sequences = 1, .context = 2048, .heads = 64, .k = 300, .score_rows = 300});

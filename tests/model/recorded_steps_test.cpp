@@ -32,7 +32,14 @@ class CountingBackend final : public ForwardingBackend {
   std::int64_t replays = 0;
   std::int64_t records = 0;
   std::int64_t others = 0;  // copies that are no step's, and waits for everything
+  // Steps whose rows are said to be a prompt's: recorded, and queued.
+  std::int64_t records_of_runs = 0;
+  std::int64_t runs = 0;
 
+  void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
+    (is_recording_ ? records_of_runs : runs) += rows.has_runs ? 1 : 0;
+    inner_.PlanAttention(rows, heads, batch_invariant);
+  }
   void Upload(void* target, const HostBuffer& source, std::size_t offset,
               std::size_t bytes) override {
     ++uploads;
@@ -53,7 +60,9 @@ class CountingBackend final : public ForwardingBackend {
   }
   void Record(GraphId graph, const std::function<void()>& body) override {
     ++records;
+    is_recording_ = true;
     inner_.Record(graph, body);
+    is_recording_ = false;
   }
   void CopyToDevice(void* target, const void* source, std::size_t bytes) override {
     ++others;
@@ -67,6 +76,9 @@ class CountingBackend final : public ForwardingBackend {
     ++others;
     inner_.Synchronize();
   }
+
+ private:
+  bool is_recording_ = false;
 };
 
 // Overwrites all that the host holds of a step before what was recorded is repeated, and fills the
@@ -221,6 +233,8 @@ TEST_CASE("a step is one upload, one download and one wait", "[model][step]") {
   CHECK(backend.waits == steps);
   CHECK(backend.others == 0);
   CHECK(backend.records == records);  // a step records nothing
+  CHECK(backend.runs > 0);
+  CHECK(backend.records_of_runs == 0);
   CHECK(backend.replays == runner.steps_recorded());
   CHECK((backend.replays > 30) == recorded);
   CHECK(outputs[0].ids.size() == 8);
