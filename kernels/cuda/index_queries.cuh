@@ -49,12 +49,12 @@ __device__ inline void StoreCodes(std::uint8_t* query, int head, int lane,
 template <typename T, int kLanes>
 __device__ void PrepareHeads(const KernelParams& p, std::int64_t warp) {
   constexpr int kHeads = kWarpSize / kLanes;
-  const int warps = p.call.padded_heads / kHeads;  // of a row
-  const std::int64_t row = warp / warps;
+  const int warps = p.call.padded_heads / kHeads;  // of a row: a power of two
+  const std::int64_t row = warp >> (__ffs(warps) - 1);
   if (row >= p.call.q.rows) {
     return;
   }
-  const int of_row = static_cast<int>(warp % warps);
+  const int of_row = static_cast<int>(warp) & (warps - 1);
   const int thread = static_cast<int>(threadIdx.x) % kWarpSize;  // of the warp
   const int head = of_row * kHeads + thread / kLanes;
   const int lane = thread % kLanes;

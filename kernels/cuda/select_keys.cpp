@@ -1,4 +1,4 @@
-// SelectKeys of an fp8 cache: three kernels a tile of rows.
+// SelectKeys of an fp8 cache: three kernels a tile of rows; many tiles of a prompt share the first.
 //
 //   PrepareIndexQueries   queries as the tensor cores read them, and cleared work memory
 //   IndexScores           scores and a histogram of each row's
@@ -55,6 +55,13 @@ Scratch TakeScratch(cuda::ScratchArena& arena, std::int64_t rows, std::int64_t h
           .work = arena.Take<std::int32_t>(cuda::ScoreWorkInts(rows))};
 }
 
+// From its row `first` on.
+Scratch RowsOf(const Scratch& scratch, std::int64_t first, int padded_heads) {
+  return {.queries = scratch.queries + first * cuda::PreparedQueryBytes(padded_heads),
+          .weights = scratch.weights + first * padded_heads,
+          .work = scratch.work + first * cuda::kRowWorkInts};
+}
+
 // Rows [first, first + count) of the call.
 SelectKeysParams TileOf(const SelectKeysParams& params, std::int64_t first, std::int64_t count) {
   SelectKeysParams tile = params;
@@ -65,7 +72,7 @@ SelectKeysParams TileOf(const SelectKeysParams& params, std::int64_t first, std:
   tile.mask = RowsOf(params.mask, first, count);
   tile.counts = RowsOf(params.counts, first, count);
   tile.faults = RowsOf(params.faults, first, count);
-  tile.scores = RowsOf(params.scores, 0, count);
+  tile.scores = RowsOf(params.scores, 0, std::min(count, params.scores.rows));
   return tile;
 }
 
@@ -80,24 +87,28 @@ SelectTopKParams SelectionOf(const SelectKeysParams& tile) {
           .faults = tile.faults};
 }
 
+cuda::IndexQueriesParams QueriesOf(const SelectKeysParams& rows, const Scratch& scratch) {
+  return {.q = rows.q,
+          .positions = rows.rows.positions,
+          .table = rows.table,
+          .layout = rows.layout,
+          .head_weights = rows.head_weights,
+          .padded_heads = cuda::PaddedIndexHeads(rows.q.heads),
+          .queries = scratch.queries,
+          .weights = scratch.weights,
+          .work = scratch.work};
+}
+
 // Returns whether `absorbed`, unless null, was done as well.
 bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scratch,
-                const cuda::RotateAndAbsorbParams* absorbed, cudaStream_t stream) {
+                bool is_prepared, const cuda::RotateAndAbsorbParams* absorbed,
+                cudaStream_t stream) {
   const SelectTopKParams selection = SelectionOf(tile);
   (void)Validate(selection);
-  const int padded_heads = cuda::PaddedIndexHeads(tile.q.heads);
-  const cuda::IndexQueriesParams queries = {.q = tile.q,
-                                            .positions = tile.rows.positions,
-                                            .table = tile.table,
-                                            .layout = tile.layout,
-                                            .head_weights = tile.head_weights,
-                                            .padded_heads = padded_heads,
-                                            .queries = scratch.queries,
-                                            .weights = scratch.weights,
-                                            .work = scratch.work};
+  const cuda::IndexQueriesParams queries = QueriesOf(tile, scratch);
   const cuda::IndexScoresParams scores = {.queries = scratch.queries,
                                           .weights = scratch.weights,
-                                          .padded_heads = padded_heads,
+                                          .padded_heads = queries.padded_heads,
                                           .cache = tile.cache,
                                           .rows = tile.rows,
                                           .unit_rows = unit_rows,
@@ -113,7 +124,7 @@ bool SelectTile(const SelectKeysParams& tile, int unit_rows, const Scratch& scra
       absorbed != nullptr && !absorbs_last && cuda::TakesIndexScoresAndAbsorb(scores, *absorbed);
   const bool absorbs_first = absorbed != nullptr && !absorbs_last && !absorbs_beside &&
                              cuda::PrepareIndexQueriesAndAbsorb(queries, *absorbed, stream);
-  if (!absorbs_first) {
+  if (!absorbs_first && !is_prepared) {
     cuda::PrepareIndexQueries(queries, stream);
   }
   if (absorbs_beside) {
@@ -160,10 +171,16 @@ void CudaBackend::SelectKeys(const SelectKeysParams& params) {
   const std::int64_t tile = rows_max / params.rows.group * params.rows.group;
   DSA_CHECK(tile > 0, "SelectKeys: scores of {} rows, groups of {}", params.scores.rows,
             params.rows.group);
-  cuda::ScratchArena arena(state_->scratch);
-  const Scratch scratch = TakeScratch(arena, std::min(tile, tokens), params.q.heads);
-  arena.CheckFits("SelectKeys");
   const int unit_rows = UnitRows(params.rows, tokens);
+  const bool is_one_tile = tokens <= tile;
+  // Tiles of a prompt are prepared together, as many as there is scratch for.  Of others each has a
+  // counter behind its rows (ScoreWorkInts), where the next tile's rows would be.
+  const bool prepares_ahead = !is_one_tile && unit_rows > params.rows.group;
+  const std::int64_t prepared =
+      std::min(prepares_ahead ? cuda::kIndexScoreRowsMax / tile * tile : tile, tokens);
+  cuda::ScratchArena arena(state_->scratch);
+  const Scratch scratch = TakeScratch(arena, prepared, params.q.heads);
+  arena.CheckFits("SelectKeys");
   std::optional<cuda::RotateAndAbsorbParams> absorbed;
   if (params.absorbed) {
     absorbed = {.rope = RopeOf(*params.absorbed, params.rows),
@@ -171,12 +188,17 @@ void CudaBackend::SelectKeys(const SelectKeysParams& params) {
     Validate(absorbed->rope);
     (void)Validate(absorbed->absorb);
   }
-  const bool is_one_tile = tokens <= tile;
   bool is_absorbed = false;
   for (std::int64_t first = 0; first < tokens; first += tile) {
+    if (prepares_ahead && first % prepared == 0) {
+      cuda::PrepareIndexQueries(
+          QueriesOf(TileOf(params, first, std::min(prepared, tokens - first)), scratch),
+          state_->stream);
+    }
     is_absorbed =
-        SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows, scratch,
-                   absorbed && is_one_tile ? &*absorbed : nullptr, state_->stream);
+        SelectTile(TileOf(params, first, std::min(tile, tokens - first)), unit_rows,
+                   RowsOf(scratch, first % prepared, cuda::PaddedIndexHeads(params.q.heads)),
+                   prepares_ahead, absorbed && is_one_tile ? &*absorbed : nullptr, state_->stream);
   }
   if (absorbed && !is_absorbed) {
     RotateAndAbsorb(*absorbed);
