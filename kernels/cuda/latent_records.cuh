@@ -126,6 +126,18 @@ __device__ inline unsigned HalvesOf(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
   return halves;
 }
+__device__ inline float2 FloatsOf(unsigned halves) {
+  float2 floats;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}\n"
+      : "=f"(floats.x), "=f"(floats.y)
+      : "r"(halves));
+  return floats;
+}
 __device__ inline float Exp2(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
