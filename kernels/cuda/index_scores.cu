@@ -454,6 +454,7 @@ __global__ __launch_bounds__(kThreads,
   __syncthreads();
   const Share share(shared.first_page[rows], p.call.unit_rows > p.call.rows.group);
   if (share.begin >= share.end) {
+    ptx::WaitForPredecessors();  // of rows of padding alone no block has pages
     return;
   }
   if (warp < kConsumerWarps) {
