@@ -202,7 +202,7 @@ TEST_CASE("LatentAttention of two groups of heads", "[kernels][latent_attention]
                                                             .visible = visible,
                                                             .selected = 150});
   const std::vector<double> expected = Expected(batch);
-  for (const std::int64_t count : {6, 12, 24, 68}) {
+  for (const std::int64_t count : {6, 12, 16, 24, 32, 68}) {
     CheckRows(batch, expected, 68 - count, count);
   }
 }

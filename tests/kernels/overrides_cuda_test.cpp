@@ -303,6 +303,10 @@ TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[ker
 TEST_CASE("ExpertMlp of 17 to 64 rows agrees with its default body", "[kernels][fused]") {
   testing::LayerSizes sizes = kSmallLayer;
   sizes.group = 1;
+  // So many inner tiles that the shared expert's would begin a second wave, and a product of its
+  // gate and up that the gate can be beside.
+  sizes.experts = 12;
+  sizes.inner = 1664;
   sizes.rows = GENERATE(as<std::int64_t>(), 17, 33, 40, 64);
   CAPTURE(sizes.rows);
   OverrideCheck check(testing::TestBackend());
