@@ -129,11 +129,10 @@ __device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int out
 template <typename RowOf>
 __device__ void StoreRowsBy16(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
                               const RowOf& row_of) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int place = thread % 4;
+  const int place = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int t = thread / kWarpSize % 4 * 16 + thread % kWarpSize / 4 + 8 * half;
+    const int t = FirstRow() + 8 * half;
 #pragma unroll
     for (int group = 0; group < kSlabRows / 32; ++group) {
       unsigned pairs[4];
