@@ -11,7 +11,7 @@
 #include "kernels/cuda/few_gate.cuh"
 #include "kernels/cuda/per_device.h"
 #include "kernels/cuda/product_and_gate.h"
-#include "kernels/cuda/small_product.cuh"
+#include "kernels/cuda/small_product_launch.cuh"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // Fp8 block-scaled products of 1 to 64 rows in a launch of their own (small_product.cuh).
-#include "kernels/cuda/small_product.cuh"
+#include "kernels/cuda/small_product_launch.cuh"
 
 namespace dsa::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // Fp8 block-scaled products of 33 to 64 rows (small_product.cuh): tiles of 128 weight rows, or of
 // 64 with the rows of x on the M side.
-#include "kernels/cuda/small_product.cuh"
+#include "kernels/cuda/small_product_launch.cuh"
 
 namespace dsa::cuda::small_product {
 
