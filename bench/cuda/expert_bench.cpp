@@ -8,6 +8,7 @@
 #include "kernels/ops/swiglu.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -162,10 +163,11 @@ void BenchExperts(const DeviceBench& bench, std::int64_t experts,
   }
 }
 
-// A layer's experts with the shared one, behind the gate.
-void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t tokens) {
+// A layer's experts with the shared one, behind a gate of `all` experts, of which the first are
+// here: by the bytes of those that are hit in the mean.
+void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t all,
+                    std::int64_t tokens) {
   constexpr int kLayers = 4;
-  const std::int64_t all = 256;
   std::vector<ExpertWeights> layers;
   std::vector<ExpertWeights> shared;
   for (int i = 0; i < kLayers; ++i) {
@@ -173,7 +175,7 @@ void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t
     shared.emplace_back(bench, 1);
   }
   const RoutedTokens routed(bench, EvenIds(tokens, experts));
-  const DeviceOperand router = bench.Random(DataType::kBf16, experts, kHidden);
+  const DeviceOperand router = bench.Random(DataType::kBf16, all, kHidden);
   const DeviceOperand bias = bench.Random(DataType::kF32, 1, all);
   const DeviceOperand codes = bench.Random(DataType::kFp8E4m3, tokens, kHidden);
   const DeviceOperand scales = bench.RandomScales(tokens, Fp8Blocks(kHidden));
@@ -194,9 +196,9 @@ void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t
     ExpertMlpParams mlp{
         .gate = {.x = routed.x.view,
                  .weight = router.view,
-                 .bias = {.data = bias.buffer.As<const float>(), .size = experts},
-                 .groups = 1,
-                 .groups_kept = 1,
+                 .bias = {.data = bias.buffer.As<const float>(), .size = all},
+                 .groups = all > experts ? 8 : 1,
+                 .groups_kept = all > experts ? 4 : 1,
                  .normalize = true,
                  .scale = 2.5F,
                  .experts = {.data = routed.ids.As<std::int32_t>(),
@@ -221,10 +223,12 @@ void BenchExpertMlp(const DeviceBench& bench, std::int64_t experts, std::int64_t
     mlp.routed.shared = routed.y.view;
     return mlp;
   };
+  const double missed = std::pow(1.0 - static_cast<double>(kPerToken) / static_cast<double>(all),
+                                 static_cast<double>(tokens));
   const double values = static_cast<double>(3 * kWidth * kHidden) *
-                        static_cast<double>(std::min(experts, tokens * kPerToken) + 1);
+                        (static_cast<double>(experts) * (1.0 - missed) + 1.0);
   const Work work = {.bytes = values, .flops = 0.0};
-  const std::string shape = fmt::format("T={} E={}", tokens, experts);
+  const std::string shape = fmt::format("T={} E={} of {}", tokens, experts, all);
   bench.ChainRow("expert_mlp", shape, work, 16,
                  [&](int i) { bench.backend().ExpertMlp(params(i)); });
 }
@@ -291,8 +295,10 @@ void BenchSample(const DeviceBench& bench, std::int64_t rows, const std::string&
 }  // namespace
 
 void BenchExpertMlps(DeviceBench& bench) {
-  for (const std::int64_t tokens : {1, 8, 16, 17, 32, 64}) {
-    BenchExpertMlp(bench, 8, tokens);
+  for (const std::int64_t all : {8, 256}) {
+    for (const std::int64_t tokens : {1, 8, 16, 17, 32, 64}) {
+      BenchExpertMlp(bench, 8, all, tokens);
+    }
   }
 }
 

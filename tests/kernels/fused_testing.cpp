@@ -235,22 +235,24 @@ ExpertMlpParams FusedLayer::ExpertMlp() {
   const GatedMlpParams shared = GatedMlp();
   const auto experts = PoisonedIntegers<std::int32_t>(sizes_.experts_per_token);
   const Matrix<float> weights = AsFloats(Poisoned(DataType::kF32, sizes_.experts_per_token));
-  const auto pairs = PoisonedIntegers<std::int32_t>(sizes_.experts);  // one row is used
+  const std::int64_t all = sizes_.experts * sizes_.ranks;
+  const auto pairs = PoisonedIntegers<std::int32_t>(all);  // one row is used
   return {.gate = {.x = shared.x.x,
-                   .weight = Weight(sizes_.experts, sizes_.hidden).weight,
-                   .bias = Floats(sizes_.experts),
+                   .weight = Weight(all, sizes_.hidden).weight,
+                   .bias = Floats(all),
                    .groups = 1,
                    .groups_kept = 1,
                    .normalize = true,
                    .scale = 1.0F,
                    .experts = experts,
                    .weights = weights,
-                   .expert_pairs = {.data = pairs.data, .size = sizes_.experts}},
+                   .expert_pairs = {.data = pairs.data, .size = all}},
           .shared = shared,
           .routed = {.x = shared.x.x,
                      .gate = Stack(sizes_.inner, sizes_.hidden),
                      .up = Stack(sizes_.inner, sizes_.hidden),
                      .down = Stack(sizes_.hidden, sizes_.inner),
+                     .first_expert = sizes_.ranks / 2 * sizes_.experts,
                      .experts = AsConst(experts),
                      .weights = AsConst(weights),
                      .shared = shared.y,

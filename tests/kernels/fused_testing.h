@@ -35,6 +35,7 @@ struct LayerSizes {
   std::int64_t score_rows;  // that SelectKeys scores at a time
   std::int64_t rows;        // of two sequences; in groups of `group`
   std::int64_t group;
+  std::int64_t ranks = 1;  // the gate chooses among the experts of so many; ours are not the first
 };
 
 inline constexpr LayerSizes kSmallLayer{
