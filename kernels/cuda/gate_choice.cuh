@@ -38,29 +38,27 @@ __device__ inline unsigned KeyOf(float value) {
 // keys[i]; the lower id on ties.  It is taken out.
 template <int kPerLane>
 __device__ int TakeLargest(unsigned (&keys)[kPerLane], int count, int lane) {
-  unsigned best = 0;
+  const bool has_more = count > kWarpSize;  // than one a lane
+  unsigned best = keys[0];
   int place = 0;
+  if (has_more) {
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    if (i * kWarpSize >= count) {
-      break;
-    }
-    if (keys[i] > best) {
-      best = keys[i];
-      place = i;
+    for (int i = 1; i < kPerLane; ++i) {
+      if (keys[i] > best) {
+        best = keys[i];
+        place = i;
+      }
     }
   }
   const unsigned largest = __reduce_max_sync(kAllLanes, best);
   const auto own = static_cast<unsigned>(place * kWarpSize + lane);
   const auto id =
       static_cast<int>(__reduce_min_sync(kAllLanes, best == largest ? own : 0xFFFFFFFFU));
+  keys[0] = lane == id ? 0 : keys[0];
+  if (has_more) {
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    if (i * kWarpSize >= count) {
-      break;
-    }
-    if (i * kWarpSize + lane == id) {
-      keys[i] = 0;
+    for (int i = 1; i < kPerLane; ++i) {
+      keys[i] = i * kWarpSize + lane == id ? 0 : keys[i];
     }
   }
   return id;
