@@ -53,6 +53,7 @@ __device__ inline void SyncGate() {
 union BlockShared {
   float sums[kStages][kGroupTiles * kTileTokens][kExperts + 1];
   ChoiceShared<kPerLane> choices[kApartWarps];
+  ChoiceShared<1> few_choices[kApartWarps];  // among no more experts than lanes
 };
 
 __host__ __device__ inline int ExpertTiles(std::int64_t experts) {
@@ -304,8 +305,12 @@ __device__ inline void ChooseAndSort(const FewGateParams& p, BlockShared& shared
     CountChooser(p.counters, p.choosers);  // beside the choice: nobody waits for it
   }
   if (token < static_cast<int>(p.gate.x.rows)) {
-    ChooseExperts<kPerLane>(p.gate, p.logits, token, thread % kWarpSize, shared.choices[warp],
-                            is_rehearsal);
+    const int lane = thread % kWarpSize;
+    if (p.gate.weight.rows <= kWarpSize) {
+      ChooseExperts(p.gate, p.logits, token, lane, shared.few_choices[warp], is_rehearsal);
+    } else {
+      ChooseExperts(p.gate, p.logits, token, lane, shared.choices[warp], is_rehearsal);
+    }
   }
   if (p.sorts && (is_rehearsal || IsLast<kAll>(p.counters, p.choosers))) {
     PreparePairs<kAll>(p.preparation, is_rehearsal);

@@ -34,32 +34,26 @@ __device__ inline unsigned KeyOf(float value) {
   return bits ^ (sign | 0x80000000U);
 }
 
-// The id of the largest key of the warp's `count` candidates, of which a lane has 32 i + lane in
-// keys[i]; the lower id on ties.  It is taken out.
+// The id of the largest key of the warp's candidates, of which a lane has 32 i + lane in keys[i];
+// the lower id on ties.  It is taken out.
 template <int kPerLane>
-__device__ int TakeLargest(unsigned (&keys)[kPerLane], int count, int lane) {
-  const bool has_more = count > kWarpSize;  // than one a lane
+__device__ int TakeLargest(unsigned (&keys)[kPerLane], int lane) {
   unsigned best = keys[0];
   int place = 0;
-  if (has_more) {
 #pragma unroll
-    for (int i = 1; i < kPerLane; ++i) {
-      if (keys[i] > best) {
-        best = keys[i];
-        place = i;
-      }
+  for (int i = 1; i < kPerLane; ++i) {
+    if (keys[i] > best) {
+      best = keys[i];
+      place = i;
     }
   }
   const unsigned largest = __reduce_max_sync(kAllLanes, best);
   const auto own = static_cast<unsigned>(place * kWarpSize + lane);
   const auto id =
       static_cast<int>(__reduce_min_sync(kAllLanes, best == largest ? own : 0xFFFFFFFFU));
-  keys[0] = lane == id ? 0 : keys[0];
-  if (has_more) {
 #pragma unroll
-    for (int i = 1; i < kPerLane; ++i) {
-      keys[i] = i * kWarpSize + lane == id ? 0 : keys[i];
-    }
+  for (int i = 0; i < kPerLane; ++i) {
+    keys[i] = i * kWarpSize + lane == id ? 0 : keys[i];
   }
   return id;
 }
@@ -110,7 +104,7 @@ __device__ void DropGroups(const GateParams& p, float* biased, int lane,
   }
 #pragma unroll 1
   for (int i = 0; i < static_cast<int>(p.groups_kept); ++i) {
-    TakeLargest(group_keys, groups, lane);
+    TakeLargest(group_keys, lane);
   }
   __syncwarp();  // the biased scores were read
 #pragma unroll
@@ -183,17 +177,17 @@ struct ChoiceShared {
   };
 };
 
-// The experts and weights of one token, by a warp.  E <= 32 kPerLane.  A rehearsal goes through the
-// same instructions, reads nothing but the bias and writes nothing: before the kernels ahead have
-// ended it brings them to the caches.
-template <int kPerLane>
-__device__ void ChooseExperts(const GateParams& p, const float* logits, std::int64_t token,
-                              int lane, ChoiceShared<kPerLane>& shared, bool is_rehearsal = false) {
-  const int experts = static_cast<int>(p.weight.rows);
-  const bool is_counted = !is_rehearsal && p.expert_pairs.data != nullptr &&
-                          (p.live_rows.data == nullptr || token < __ldg(p.live_rows.data));
+__device__ inline float ScoreOf(float logit) {
+  return 1.0F / (1.0F + expf(-logit));
+}
 
-  // Scores: a loop, as what is unrolled runs once a layer, cold.
+// The scores of one token and the keys of the biased ones, by a warp.
+template <int kPerLane>
+__device__ inline void ScoreExperts(const GateParams& p, const float* logits, std::int64_t token,
+                                    int lane, ChoiceShared<kPerLane>& shared, bool is_rehearsal,
+                                    unsigned (&keys)[kPerLane]) {
+  const int experts = static_cast<int>(p.weight.rows);
+  // A loop, as what is unrolled runs once a layer, cold.
 #pragma unroll 1
   for (int first = 0; first < experts; first += kLogitPacks * kPackExperts) {
     float bias[kLogitPacks][4];
@@ -217,7 +211,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
       for (int i = 0; i < 4; ++i) {
         const int e = first + pack * kPackExperts + 4 * lane + i;
         if (e < experts) {
-          const float score = 1.0F / (1.0F + expf(-values[i]));
+          const float score = ScoreOf(values[i]);
           shared.scores[e] = score;
           shared.biased[e] = AsCandidate(score + bias[pack][i]);
         }
@@ -225,12 +219,54 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
     }
   }
   __syncwarp();
-  unsigned keys[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * kWarpSize + lane;
     keys[i] = e < experts ? KeyOf(shared.biased[e]) : 0U;
   }
+}
+// Of no more experts than lanes, one each.
+__device__ inline void ScoreExperts(const GateParams& p, const float* logits, std::int64_t token,
+                                    int lane, ChoiceShared<1>& shared, bool is_rehearsal,
+                                    unsigned (&keys)[1]) {
+  constexpr int kAtOnce = 8;  // slices
+  const bool has_expert = lane < static_cast<int>(p.weight.rows);
+  const int slices = static_cast<int>(GateSlices(p.x.cols));
+  const std::int64_t stride = GateLogitStride(p.weight.rows);
+  const float* const parts = logits + token * stride + lane;
+  const float bias = has_expert ? p.bias.data[lane] : 0.0F;
+  float sum = 0.0F;
+#pragma unroll 1
+  for (int begin = 0; begin < slices; begin += kAtOnce) {
+    float loaded[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      loaded[i] = has_expert && !is_rehearsal && begin + i < slices
+                      ? __ldcg(parts + (begin + i) * p.x.rows * stride)
+                      : 0.0F;
+    }
+#pragma unroll
+    for (const float part : loaded) {
+      sum += part;
+    }
+  }
+  const float score = ScoreOf(sum);
+  const float biased = AsCandidate(score + bias);
+  shared.scores[lane] = score;
+  shared.biased[lane] = biased;
+  keys[0] = has_expert ? KeyOf(biased) : 0U;
+}
+
+// The experts and weights of one token, by a warp.  E <= 32 kPerLane.  A rehearsal goes through the
+// same instructions, reads nothing but the bias and writes nothing: before the kernels ahead have
+// ended it brings them to the caches.
+template <int kPerLane>
+__device__ void ChooseExperts(const GateParams& p, const float* logits, std::int64_t token,
+                              int lane, ChoiceShared<kPerLane>& shared, bool is_rehearsal = false) {
+  const bool is_counted = !is_rehearsal && p.expert_pairs.data != nullptr &&
+                          (p.live_rows.data == nullptr || token < __ldg(p.live_rows.data));
+  unsigned keys[kPerLane];
+  ScoreExperts(p, logits, token, lane, shared, is_rehearsal, keys);
   __syncwarp();
   if (p.groups_kept < p.groups) {
     DropGroups(p, shared.biased, lane, keys);
@@ -242,7 +278,7 @@ __device__ void ChooseExperts(const GateParams& p, const float* logits, std::int
   float sum = 0.0F;
 #pragma unroll 1
   for (int k = 0; k < chosen; ++k) {
-    const int id = TakeLargest(keys, experts, lane);
+    const int id = TakeLargest(keys, lane);
     sum += shared.scores[id];
     if (lane == 0) {
       shared.chosen[k] = id;

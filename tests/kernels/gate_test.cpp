@@ -153,8 +153,9 @@ TEST_CASE("Gate matches its equation", "[kernels][gate]") {
       {5, 96, 160, 8, 1, 1, true, 1.0F},
       {9, 7168, 256, 8, 8, 4, true, 2.5F},
       {3, 96, 158, 8, 2, 1, true, 1.0F},
-      {9, 96, 33, 16, 1, 1, true, 1.0F},  // one more than a warp has lanes
-      {5, 96, 6, 4, 6, 5, true, 1.0F},    // groups of one expert
+      {4, 7168, 32, 6, 4, 3, true, 1.0F},  // one a lane of a warp
+      {9, 96, 33, 16, 1, 1, true, 1.0F},   // one more than a warp has lanes
+      {5, 96, 6, 4, 6, 5, true, 1.0F},     // groups of one expert
       {5, 96, 6, 6, 1, 1, false, 1.0F},
   }));
   CAPTURE(testing::Name(type), c.tokens, c.hidden, c.experts, c.groups);
