@@ -147,10 +147,11 @@ class HardSelection final {
   std::size_t rows() const { return rows_.size(); }
 
   // By IndexSelectionOfFew where `few_rows` is above 0, so many rows at a time.
-  void Check(int cluster, std::int64_t few_rows = 0) const {
+  // Without `has_counts` no histogram has a key.
+  void Check(int cluster, std::int64_t few_rows = 0, bool has_counts = true) const {
     Backend& backend = testing::TestBackend();
     const auto rows = static_cast<std::int64_t>(rows_.size());
-    const DeviceArray<std::int32_t> work(work_);
+    const DeviceArray<std::int32_t> work(has_counts ? work_ : WithoutCounts());
     const std::vector<std::int32_t> before(static_cast<std::size_t>(rows * k_), 77);
     const DeviceArray<std::int32_t> slots(before);
     const DeviceArray<std::int32_t> positions(before);
@@ -208,6 +209,13 @@ class HardSelection final {
   }
 
  private:
+  std::vector<std::int32_t> WithoutCounts() const {
+    std::vector<std::int32_t> work(work_.size(), 0);
+    for (std::size_t row = 0; row < rows_.size(); ++row) {
+      work[row * kRowWork + kBins] = work_[row * kRowWork + kBins];
+    }
+    return work;
+  }
   std::int64_t MaxLength() const {
     std::size_t longest = 0;
     for (const ScoreRow& row : rows_) {
@@ -254,8 +262,11 @@ TEST_CASE("IndexSelection equals a sort of a million hard scores",
 TEST_CASE("IndexSelectionOfFew equals a sort of hard scores", "[kernels][select_keys]") {
   const auto k = GENERATE(as<std::int64_t>(), 1, 63, 2047, 2048);
   const HardSelection short_rows(k, {2049, 4097, 6500, 8128}, 8128);
-  for (const std::int64_t rows : {16, 66, 132}) {  // in clusters of 8 and 2, and alone
+  for (const std::int64_t rows : {14, 16, 66, 132}) {  // in clusters of 8, 4 and 2, and alone
     short_rows.Check(0, rows);
+  }
+  for (const std::int64_t rows : {14, 66, 132}) {
+    short_rows.Check(0, rows, false);
   }
   HardSelection(k, {2049, 6500, 16320}, 16320).Check(0, 66);
   HardSelection(k, {2049, 30001, 65472}, 65472).Check(0, 16);

@@ -299,9 +299,10 @@ TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[ker
   testing::LayerSizes sizes = kSmallLayer;
   sizes.heads = kRealLayer.heads;
   sizes.group = 1;
-  sizes.rows = GENERATE(as<std::int64_t>(), 1, 8, 9, 16, 17, 32, 33, 64, 70);
+  sizes.rows = GENERATE(as<std::int64_t>(), 1, 8, 9, 16, 17, 32, 33, 57, 64, 70);
   sizes.score_rows = sizes.rows;
-  CAPTURE(sizes.rows);
+  sizes.index_heads = GENERATE(as<std::int64_t>(), 4, 64);  // of so many only beside the scores
+  CAPTURE(sizes.rows, sizes.index_heads);
   OverrideCheck check(testing::TestBackend());
   FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
   check.SelectKeys(layer.SelectKeysAndAbsorb());

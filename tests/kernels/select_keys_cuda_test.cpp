@@ -313,7 +313,7 @@ TEST_CASE("SelectKeys equals its default body, 64 rows of all lengths", "[kernel
 // beside.
 TEST_CASE("SelectKeys equals its default body, rows of sequences in another order",
           "[kernels][select_keys]") {
-  const auto count = GENERATE(as<std::int32_t>(), 9, 16, 17, 32, 33, 97, 133);
+  const auto count = GENERATE(as<std::int32_t>(), 9, 16, 17, 32, 33, 64, 97, 133);
   const auto heads = GENERATE(as<std::int64_t>(), 16, 64);
   const auto absorbed_heads = GENERATE(as<std::int64_t>(), 0, 3, 70);  // 70: more tiles than teams
   CAPTURE(count, heads, absorbed_heads);
@@ -338,7 +338,7 @@ TEST_CASE("SelectKeys equals its default body, rows of sequences in another orde
 // From 4,224 pages on the last quarter is handed out in pieces.
 TEST_CASE("SelectKeys equals its default body, pages handed out in pieces",
           "[kernels][select_keys]") {
-  const auto count = GENERATE(as<std::int32_t>(), 16, 31);
+  const auto count = GENERATE(as<std::int32_t>(), 16, 31, 61);
   const auto absorbed_heads = GENERATE(as<std::int64_t>(), 0, 70);
   CAPTURE(count, absorbed_heads);
   testing::RowList rows;
