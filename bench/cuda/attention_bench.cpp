@@ -117,6 +117,18 @@ void BenchProjections(const DeviceBench& bench, std::int64_t tokens, std::int64_
                                  .w_uv = HeadWeight(w, heads, kNope),
                                  .o = HeadsOf(o.view, heads)});
   });
+  const DeviceOperand codes = bench.Random(DataType::kFp8E4m3, heads * kNope, kLatentValues);
+  const DeviceOperand scales = bench.Random(DataType::kF32, heads, kLatentValues / 128);
+  bench.Row("expand_value fp8", shape, {.bytes = work.bytes - values, .flops = work.flops}, [&] {
+    bench.backend().ExpandValue(
+        {.o_latent = HeadsOf(latent.view, heads),
+         .w_uv = HeadWeight(codes, heads, kNope),
+         .o = HeadsOf(o.view, heads),
+         .w_uv_scales = {.data = static_cast<const float*>(scales.view.data),
+                         .rows = heads,
+                         .cols = kLatentValues / 128,
+                         .row_stride = kLatentValues / 128}});
+  });
 }
 
 void BenchLatent(const DeviceBench& bench, const std::string& shape, const AttentionRows& rows,

@@ -45,7 +45,12 @@ SectionWork WorkOf(const AttendParams& params, const StepKeys& step) {
   constexpr double kRecord = kLatentValues + kLatentRopeValues;
   const auto head_values =
       static_cast<double>(params.w_uk.heads + params.w_uv.heads) * kLatentValues;
-  return {.bytes = heads * head_values * static_cast<double>(SizeOf(params.w_uk.type)) +
+  const DataType value_type =
+      params.w_uv_fp8.values.data == nullptr ? params.w_uv.type : params.w_uv_fp8.values.type;
+  const auto weight_bytes = static_cast<double>(
+      (params.w_uk.heads * SizeOf(params.w_uk.type) + params.w_uv.heads * SizeOf(value_type)) *
+      kLatentValues);
+  return {.bytes = heads * weight_bytes +
                    std::min(rows * keys, step.distinct) *
                        static_cast<double>(LatentTokenBytes(params.cache.format)) +
                    static_cast<double>(params.q.rows * params.q.heads * params.q.cols * 2) +

@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/head_tiles.h"
 #include "kernels/cpu/products.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/kv_layout.h"
 
 #include <algorithm>
@@ -41,10 +42,55 @@ void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, cons
   }
 }
 
+// The same with fp8 weights, de-quantized some rows at a time to the float that a code times its
+// scale rounds to: where scales are powers of two, the bits of w_uv de-quantized to bfloat16.
+void ExpandScaledTile(const ExpandValueParams& params, const cpu::HeadTile& tile) {
+  constexpr std::int64_t kRows = 16;
+  static_assert(kValuesPerScale % kRows == 0);
+  const auto* const codes =
+      static_cast<const Fp8E4m3*>(params.w_uv.data) + tile.head * params.w_uv.row_stride;
+  float inputs[cpu::kHeadTileRows * kLatentValues];
+  cpu::LoadTile(
+      params.o_latent, tile, 0,
+      {.data = inputs, .rows = tile.rows(), .cols = kLatentValues, .row_stride = kLatentValues});
+  float weights[kRows * kLatentValues];
+  float values[cpu::kHeadTileRows * kRows];
+  for (std::int64_t v = 0; v < params.o.cols; v += kRows) {
+    const float* const scales =
+        params.w_uv_scales.Row((tile.head * params.o.cols + v) / kValuesPerScale);
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      const Fp8E4m3* const from = codes + (v + row) * params.w_uv.head_stride;
+      float* const to = weights + row * kLatentValues;
+      for (std::int64_t col = 0; col < kLatentValues; col += 2 * kLanes) {
+        const F32x8Pair pair = Load16(from + col);
+        const F32x8 scale = F32x8::All(scales[col / kValuesPerScale]);
+        Store8(to + col, pair.low * scale);
+        Store8(to + col + kLanes, pair.high * scale);
+      }
+    }
+    cpu::EinsumMatrix<float>({.rows = tile.rows(),
+                              .columns = kRows,
+                              .n = kLatentValues,
+                              .a = inputs,
+                              .a_stride = kLatentValues,
+                              .b = weights,
+                              .b_stride = kLatentValues,
+                              .out = values,
+                              .out_stride = kRows});
+    cpu::StoreTile({.data = values, .rows = tile.rows(), .cols = kRows, .row_stride = kRows},
+                   params.o, tile, v);
+  }
+}
+
 }  // namespace
 
 void CpuBackend::Compute(const ExpandValueParams& params) {
   const ExpandValueExtents extents = Validate(params);
+  if (params.w_uv.type == DataType::kFp8E4m3) {
+    cpu::ForTilesOfHeads(pool_, extents.tokens, extents.heads,
+                         [&](const cpu::HeadTile& tile) { ExpandScaledTile(params, tile); });
+    return;
+  }
   cpu::ForHeadTiles(
       pool_, extents.tokens, params.w_uv,
       [&](const cpu::HeadTile& tile, const auto* weights) { ExpandTile(params, tile, weights); });

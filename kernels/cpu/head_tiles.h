@@ -22,23 +22,30 @@ struct HeadTile {
   std::int64_t rows() const { return last - first; }
 };
 
-// Calls body(tile, weights) for every tile, on the pool's threads.  `weights` points to the matrix
-// of the tile's head in `w`, rows = heads, which is f32 or bf16.
+// Calls body(tile) for every tile, on the pool's threads.
+template <typename Body>
+void ForTilesOfHeads(ThreadPool& pool, std::int64_t tokens, std::int64_t heads, const Body& body) {
+  const std::int64_t tiles = (tokens + kHeadTileRows - 1) / kHeadTileRows;
+  pool.ParallelFor(tiles * heads, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t item = first; item < last; ++item) {
+      const std::int64_t row = item % tiles * kHeadTileRows;
+      body(HeadTile{
+          .head = item / tiles, .first = row, .last = std::min(row + kHeadTileRows, tokens)});
+    }
+  });
+}
+
+// Calls body(tile, weights) so.  `weights` points to the matrix of the tile's head in `w`, rows =
+// heads, which is f32 or bf16.
 template <typename Body>
 void ForHeadTiles(ThreadPool& pool, std::int64_t tokens, const ConstAnyTensor3& w,
                   const Body& body) {
-  const std::int64_t tiles = (tokens + kHeadTileRows - 1) / kHeadTileRows;
-  pool.ParallelFor(tiles * w.rows, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t item = first; item < last; ++item) {
-      const std::int64_t row = item % tiles * kHeadTileRows;
-      const HeadTile tile = {
-          .head = item / tiles, .first = row, .last = std::min(row + kHeadTileRows, tokens)};
-      const void* const weights = Offset(w.data, w.type, tile.head * w.row_stride);
-      if (w.type == DataType::kF32) {
-        body(tile, static_cast<const float*>(weights));
-      } else {
-        body(tile, static_cast<const Bf16*>(weights));
-      }
+  ForTilesOfHeads(pool, tokens, w.rows, [&](const HeadTile& tile) {
+    const void* const weights = Offset(w.data, w.type, tile.head * w.row_stride);
+    if (w.type == DataType::kF32) {
+      body(tile, static_cast<const float*>(weights));
+    } else {
+      body(tile, static_cast<const Bf16*>(weights));
     }
   });
 }

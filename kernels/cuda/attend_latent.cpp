@@ -31,9 +31,10 @@ void CudaBackend::AttendLatent(const AttendLatentParams& params) {
                    .selection = attend.selection,
                    .softmax_scale = attend.softmax_scale,
                    .o_latent = params.o_latent});
-  const ExpandValueParams expand{
-      .o_latent = params.o_latent, .w_uv = attend.w_uv, .o = HeadsOf(attend.o.x, attend.q.heads)};
-  if (!cuda::ExpandAndQuantize(expand, attend.o.fp8, stream())) {
+  const ExpandValueParams expand = ExpandOf(params);
+  if (expand.w_uv.type == DataType::kFp8E4m3) {
+    cuda::ExpandFp8(expand, attend.o.fp8, stream());
+  } else if (!cuda::ExpandAndQuantize(expand, attend.o.fp8, stream())) {
     ExpandValue(expand);
     Quantize(*this, attend.o);
   }

@@ -24,5 +24,9 @@ bool TakesRotateAndAbsorb(const RotateAndAbsorbParams& params);
 // ExpandValue and QuantizeFp8 of its output [T, H * V]: a head's values are whole blocks of 128.
 bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8,
                        cudaStream_t stream);
+void ValidateCopy(const ExpandValueParams& expand, const QuantizedView& fp8);
+// The same with fp8 weights, of which it takes all that ExpandValue does; fp8.values.data null: no
+// copy is wanted.
+void ExpandFp8(const ExpandValueParams& expand, const QuantizedView& fp8, cudaStream_t stream);
 
 }  // namespace dsa::cuda

@@ -11,23 +11,23 @@
 // weights alone.
 #include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/expanded_values.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/per_device.h"
 #include "kernels/cuda/ptx/copy_box.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/shared_memory.cuh"
 #include "kernels/cuda/ptx/wgmma_bf16.cuh"
-#include "kernels/cuda/quantize_fp8.cuh"
 #include "kernels/cuda/weight_map.h"
 #include "kernels/kv_layout.h"
 
 namespace dsa::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // the first warpgroup multiplies, both store
+constexpr int kThreads = kExpandedThreads;  // the first warpgroup multiplies, both store
 constexpr int kWarpgroup = 128;
 constexpr int kTokens = 64;
-constexpr int kValues = 128;
+constexpr int kValues = kExpandedValues;
 constexpr int kStageColumns = 64;
 constexpr int kStages = kLatentValues / kStageColumns;
 constexpr int kWeightBytes = kValues * kStageColumns * 2;  // of a stage
@@ -35,20 +35,12 @@ constexpr int kLatentBytes = kTokens * kStageColumns * 2;
 constexpr int kStageBytes = kWeightBytes + kLatentBytes;
 constexpr int kAlignment = 1024;  // of swizzled tiles
 constexpr int kSharedBytes = kAlignment + kStages * kStageBytes;
-constexpr int kRowStride = kValues + 8;  // of rounded results, in the place of latents
+constexpr int kRowStride = kExpandedStride;  // of rounded results, in the place of latents
 static_assert(kTokens * kRowStride * 2 <= kStages * kLatentBytes);
-static_assert(kThreads % kQuantizeLanes == 0 && kValues == kQuantizeLanes * kQuantizeWidth);
 
 struct Maps {
   CUtensorMap weights;  // [heads, values, 512]
   CUtensorMap latents;  // [heads, tokens, 512]
-};
-struct Output {
-  __nv_bfloat16* o;
-  std::int64_t row_stride;
-  std::int64_t rows;
-  std::int64_t head_values;  // V
-  QuantizedView fp8;
 };
 
 // Everything a block reads.  One thread.
@@ -124,39 +116,9 @@ __device__ void Multiply(const std::uint64_t* full, unsigned weights, unsigned l
   }
 }
 
-// Half a warp per token, eight values a lane.
-__device__ void Store(const Output& output, const __nv_bfloat16* results, int first_value,
-                      int first_token, int head) {
-  const int value = static_cast<int>(threadIdx.x) % kQuantizeLanes * kQuantizeWidth;
-  const std::int64_t column = head * output.head_values + first_value + value;
-#pragma unroll
-  for (int first = 0; first < kTokens; first += kThreads / kQuantizeLanes) {
-    const int token = first + static_cast<int>(threadIdx.x) / kQuantizeLanes;
-    const std::int64_t row = first_token + token;
-    if (first_token + first >= output.rows) {
-      return;  // of the block
-    }
-    const auto rounded = LoadPack<kQuantizeWidth>(results + token * kRowStride + value);
-    float values[kQuantizeWidth];
-#pragma unroll
-    for (int i = 0; i < kQuantizeWidth; ++i) {
-      values[i] = __bfloat162float(rounded.values[i]);
-    }
-    float scale = 0.0F;
-    const auto codes = QuantizeBlock(values, output.fp8.format, scale);
-    if (row < output.rows) {
-      StorePack(output.o + row * output.row_stride + column, rounded);
-      StorePack(output.fp8.values.Row(row) + column, codes);
-      if (value == 0) {
-        output.fp8.scales.Row(row)[column / kValuesPerScale] = scale;
-      }
-    }
-  }
-}
-
 // Grid: heads, tiles of tokens, tiles of a head's values.
 __global__ __launch_bounds__(kThreads, 1) void ExpandAndQuantizeKernel(
-    const __grid_constant__ Maps maps, const __grid_constant__ Output output) {
+    const __grid_constant__ Maps maps, const __grid_constant__ ExpandedOutput output) {
   extern __shared__ std::uint8_t dynamic[];
   __shared__ std::uint64_t full[kStages];
   ptx::AllowSuccessor();
@@ -180,8 +142,9 @@ __global__ __launch_bounds__(kThreads, 1) void ExpandAndQuantizeKernel(
     Multiply(full, weights, latents);
   }
   __syncthreads();
-  Store(output, reinterpret_cast<const __nv_bfloat16*>(dynamic + (latents - begin)), first_value,
-        first_token, head);
+  StoreExpanded<kTokens>(output,
+                         reinterpret_cast<const __nv_bfloat16*>(dynamic + (latents - begin)),
+                         first_value, first_token, head);
 }
 
 Maps MapsOf(const ExpandValueParams& params, const ExpandValueExtents& extents) {
@@ -207,19 +170,23 @@ bool IsTaken(const ExpandValueParams& params, const ExpandValueExtents& extents,
 
 }  // namespace
 
+void ValidateCopy(const ExpandValueParams& expand, const QuantizedView& fp8) {
+  const AnyMatrix o{.data = expand.o.data,
+                    .type = expand.o.type,
+                    .rows = expand.o.rows,
+                    .cols = expand.o.heads * expand.o.cols,
+                    .row_stride = expand.o.row_stride};
+  Validate(QuantizeFp8Params{
+      .x = o, .values = fp8.values, .scales = fp8.scales, .scale_format = fp8.format});
+}
+
 bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8,
                        cudaStream_t stream) {
   const ExpandValueExtents extents = Validate(expand);
   if (!IsTaken(expand, extents, fp8)) {
     return false;
   }
-  const AnyMatrix o{.data = expand.o.data,
-                    .type = expand.o.type,
-                    .rows = expand.o.rows,
-                    .cols = extents.heads * extents.value,
-                    .row_stride = expand.o.row_stride};
-  Validate(QuantizeFp8Params{
-      .x = o, .values = fp8.values, .scales = fp8.scales, .scale_format = fp8.format});
+  ValidateCopy(expand, fp8);
   if (extents.tokens == 0 || extents.value == 0) {
     return true;
   }
@@ -235,11 +202,12 @@ bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8
                    .threads = kThreads,
                    .shared_bytes = kSharedBytes},
                   stream, MapsOf(expand, extents),
-                  Output{.o = static_cast<__nv_bfloat16*>(expand.o.data),
-                         .row_stride = expand.o.row_stride,
-                         .rows = expand.o.rows,
-                         .head_values = extents.value,
-                         .fp8 = fp8});
+                  ExpandedOutput{.o = static_cast<__nv_bfloat16*>(expand.o.data),
+                                 .row_stride = expand.o.row_stride,
+                                 .head_stride = expand.o.head_stride,
+                                 .rows = expand.o.rows,
+                                 .fp8 = fp8,
+                                 .head_values = extents.value});
   return true;
 }
 

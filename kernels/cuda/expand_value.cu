@@ -2,7 +2,9 @@
 // tensor cores (row_product.cuh), other types in float32 without them (plain_product.cuh).
 //
 // With few rows the weights' 2 H V 512 bytes are the bound; the first stages of them are read
-// before the kernels ahead have ended.  Where the output has an fp8 copy, expand_and_quantize.cu.
+// before the kernels ahead have ended.  Where the output has an fp8 copy, expand_and_quantize.cu;
+// fp8 weights, expand_fp8.cu.
+#include "kernels/cuda/attend_latent.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -132,7 +134,9 @@ void cuda::ExpandValue(const ExpandValueParams& params, cudaStream_t stream) {
   if (extents.tokens == 0 || extents.value == 0) {
     return;
   }
-  if (params.o_latent.type == DataType::kBf16 && params.w_uv.type == DataType::kBf16) {
+  if (params.w_uv.type == DataType::kFp8E4m3) {
+    ExpandFp8(params, {}, stream);
+  } else if (params.o_latent.type == DataType::kBf16 && params.w_uv.type == DataType::kBf16) {
     constexpr std::int64_t kFew = 8;
     extents.tokens <= kFew ? Launch<8>(params, extents, stream)
                            : Launch<64>(params, extents, stream);

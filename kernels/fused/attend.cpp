@@ -2,7 +2,6 @@
 
 #include "common/view_parts.h"
 #include "kernels/backend.h"
-#include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
 #include "kernels/ops/masked_attention.h"
 
@@ -21,6 +20,15 @@ void RotateQueries(Backend& backend, const AttendParams& params) {
 }
 
 }  // namespace
+
+ExpandValueParams ExpandOf(const AttendLatentParams& params) {
+  const AttendParams& attend = params.attend;
+  const bool is_fp8 = attend.w_uv_fp8.values.data != nullptr;
+  return {.o_latent = params.o_latent,
+          .w_uv = is_fp8 ? attend.w_uv_fp8.values : attend.w_uv,
+          .o = HeadsOf(attend.o.x, attend.q.heads),
+          .w_uv_scales = attend.w_uv_fp8.scales};
+}
 
 QueriesToAbsorb QueriesOf(const AttendLatentParams& params) {
   return {.q = params.attend.q,
@@ -57,8 +65,7 @@ void Backend::AttendLatent(const AttendLatentParams& params) {
                    .selection = attend.selection,
                    .softmax_scale = attend.softmax_scale,
                    .o_latent = params.o_latent});
-  ExpandValue(
-      {.o_latent = params.o_latent, .w_uv = attend.w_uv, .o = HeadsOf(attend.o.x, attend.q.heads)});
+  ExpandValue(ExpandOf(params));
   Quantize(*this, attend.o);
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/fused/activation.h"
 #include "kernels/kv_layout.h"
 #include "kernels/ops/absorb_query.h"
+#include "kernels/ops/expand_value.h"
 #include "kernels/ops/key_selection.h"
 #include "kernels/ops/rope.h"
 
@@ -19,6 +20,9 @@ struct AttendParams {
   RopeLayout layout;
   ConstAnyTensor3 w_uk;  // [H, N, 512]
   ConstAnyTensor3 w_uv;  // [H, V, 512]
+  // What the absorbed form reads in w_uv's place, where values.data is not null: the same weights
+  // before they were de-quantized.
+  ScaledHeads w_uv_fp8{};
   LatentCacheView cache;
   PagedRows rows;  // [T]
   KeySelection selection;
@@ -44,6 +48,8 @@ struct QueriesToAbsorb {
   ConstAnyTensor3 w_uk;  // [H, N, 512]
   AnyTensor3 q_latent;   // [T, H, 512]
 };
+// What AttendLatent ends with.
+ExpandValueParams ExpandOf(const AttendLatentParams& params);
 QueriesToAbsorb QueriesOf(const AttendLatentParams& params);
 RopeParams RopeOf(const QueriesToAbsorb& queries, const PagedRows& rows);
 AbsorbQueryParams AbsorbOf(const QueriesToAbsorb& queries);

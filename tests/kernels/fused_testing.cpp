@@ -186,6 +186,14 @@ AttendLatentParams FusedLayer::AttendLatentSelected() {
   return params;
 }
 
+AttendLatentParams FusedLayer::AttendLatentFp8() {
+  AttendLatentParams params = AttendLatentSelected();
+  if (format_ == KvFormat::kFp8 && sizes_.value % 128 == 0) {
+    params.attend.w_uv_fp8 = Fp8HeadWeight(sizes_.value);
+  }
+  return params;
+}
+
 AttendLatentParams FusedLayer::AttendAbsorbed() {
   AttendLatentParams params = AttendLatentSelected();
   params.q_latent = HeadsOf(Random(sizes_.heads * 512), sizes_.heads);
@@ -350,6 +358,18 @@ ConstAnyTensor3 FusedLayer::HeadWeight(std::int64_t rows) {
           .head_stride = 512};
 }
 
+ScaledHeads FusedLayer::Fp8HeadWeight(std::int64_t rows) {
+  const LinearWeight weight = Fp8Weight(sizes_.heads * rows, 512);
+  return {.values = {.data = weight.weight.data,
+                     .type = weight.weight.type,
+                     .rows = sizes_.heads,
+                     .heads = rows,
+                     .cols = 512,
+                     .row_stride = rows * 512,
+                     .head_stride = 512},
+          .scales = weight.scales};
+}
+
 // Fp8 where a block of scales is whole, as the model's; small ones in the activations' type.
 StackedWeight FusedLayer::Stack(std::int64_t outputs, std::int64_t inputs) {
   const bool is_fp8 = format_ == KvFormat::kFp8;
@@ -386,6 +406,7 @@ void RunFusedOps(Backend& backend, FusedLayer& layer) {
   backend.ExpertMlp(layer.ExpertMlp());
   backend.SelectKeys(layer.SelectKeysAndAbsorb());
   backend.AttendLatent(layer.AttendAbsorbed());
+  backend.AttendLatent(layer.AttendLatentFp8());
 }
 
 void CheckDifferences(const OverrideCheck& check) {

@@ -87,6 +87,7 @@ class FusedLayer final {
   SelectKeysParams SelectKeysAndAbsorb();
   AttendLatentParams AttendLatent();          // of all visible keys
   AttendLatentParams AttendLatentSelected();  // of top_k of them
+  AttendLatentParams AttendLatentFp8();       // so, with fp8 values where the cache is fp8
   AttendLatentParams AttendAbsorbed();        // the same behind SelectKeysAndAbsorb
   AttendMaskedParams AttendMasked();
   GatedMlpParams GatedMlp();
@@ -108,6 +109,7 @@ class FusedLayer final {
   LinearWeight Weight(std::int64_t outputs, std::int64_t inputs);
   LinearWeight Fp8Weight(std::int64_t outputs, std::int64_t inputs);
   ConstAnyTensor3 HeadWeight(std::int64_t rows);
+  ScaledHeads Fp8HeadWeight(std::int64_t rows);
   StackedWeight Stack(std::int64_t outputs, std::int64_t inputs);
   LatentCacheView Latents() const;
   IndexerCacheView Keys() const;

@@ -58,6 +58,9 @@ std::vector<FusedOp> Overrides() {
       Op("SelectKeys", &Backend::SelectKeys, &FusedLayer::SelectKeysAndAbsorb, {}),
       Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentSelected,
          {"Attention", "JoinParts"}),
+      // The plain op's kernel, which makes the copy too where it is given one.
+      Op("AttendLatent", &Backend::AttendLatent, &FusedLayer::AttendLatentFp8,
+         {"Attention", "JoinParts", "ExpandFp8"}),
       Op("GatedMlp", &Backend::GatedMlp, &FusedLayer::GatedMlp, {"SmallProduct"}),
       // The gate's launch sorts as well; its choice is the plain op's.
       Op("ExpertMlp", &Backend::ExpertMlp, &FusedLayer::ExpertMlp,
