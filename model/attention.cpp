@@ -97,6 +97,7 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
       .layout = RopeLayout::kInterleaved,
       .w_uk = weights.w_uk,
       .w_uv = weights.w_uv,
+      .w_uv_fp8 = weights.w_uv_fp8,
       .cache = layer.latent,
       .rows = Paged(step, rows),
       .selection = {},

@@ -6,10 +6,12 @@
 #include "model/weight_layout.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string_view>
 #include <utility>
 #include <variant>
+#include <vector>
 
 namespace dsa {
 namespace {
@@ -69,8 +71,13 @@ class Filler final {
                      const std::int64_t row = spec.held_rows.count / head_rows * kLatentWidth;
                      FillRun(tensor.values, config_.activation_type, row * config_.nope, seed,
                              moments, RunFrom(before * config_.nope));
-                     FillRun(tensor.scales, config_.activation_type, row * config_.value,
-                             SplitMix64(seed), moments, RunFrom(before * config_.value));
+                     const FillPlace place = RunFrom(before * config_.value);
+                     if (tensor.w_uv_fp8.codes != nullptr) {
+                       FillValues(tensor, row * config_.value, SplitMix64(seed), moments, place);
+                     } else {
+                       FillRun(tensor.scales, config_.activation_type, row * config_.value,
+                               SplitMix64(seed), moments, place);
+                     }
                    },
                },
                spec.target);
@@ -88,6 +95,32 @@ class Filler final {
                          .place = place});
   }
 
+  // W_UV as fp8, and what it is de-quantized.
+  void FillValues(const PlacedTensor& tensor, std::int64_t size, std::uint64_t seed,
+                  const RandomMoments& moments, const FillPlace& place) const {
+    const double scale = ScaleOf(moments);
+    FillRun(tensor.w_uv_fp8.scales, DataType::kF32, size / (kWeightBlock * kWeightBlock), seed,
+            {.mean = scale, .deviation = 0.0}, RunFrom(0));
+    FillRun(tensor.w_uv_fp8.codes, DataType::kFp8E4m3, size, seed,
+            {.mean = moments.mean, .deviation = moments.deviation / scale}, place);
+    std::array<Bf16, 256> values{};
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values.at(i) =
+          ToBf16(ToFloat(Fp8E4m3{static_cast<std::uint8_t>(i)}) * static_cast<float>(scale));
+    }
+    std::vector<Fp8E4m3> codes(static_cast<std::size_t>(size));
+    backend_.CopyToHost(codes.data(), tensor.w_uv_fp8.codes, codes.size());
+    backend_.Synchronize();
+    std::vector<Bf16> dequantized(codes.size());
+    std::transform(codes.begin(), codes.end(), dequantized.begin(),
+                   [&](Fp8E4m3 code) { return values.at(code.bits); });
+    backend_.CopyToDevice(tensor.scales, dequantized.data(), dequantized.size() * sizeof(Bf16));
+  }
+
+  static double ScaleOf(const RandomMoments& moments) {
+    return std::exp2(std::round(std::log2(moments.deviation / kFp8Deviation)));
+  }
+
   // fp8 under one scale, a power of two as both scale formats have it.
   void FillWeight(const PlacedTensor& tensor, std::uint64_t seed,
                   const RandomMoments& moments) const {
@@ -95,7 +128,7 @@ class Filler final {
     const std::int64_t cols = tensor.spec.held_cols.count;
     RandomMoments values = moments;
     if (tensor.type == DataType::kFp8E4m3) {
-      const double scale = std::exp2(std::round(std::log2(moments.deviation / kFp8Deviation)));
+      const double scale = ScaleOf(moments);
       values.deviation = moments.deviation / scale;
       FillRun(tensor.scales, DataType::kF32, ScaleBlocks(rows) * ScaleBlocks(cols), seed,
               {.mean = scale, .deviation = 0.0}, RunFrom(0));

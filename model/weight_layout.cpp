@@ -11,6 +11,7 @@ namespace dsa {
 namespace {
 
 constexpr std::int64_t kAlignment = 256;  // of every tensor in its buffer
+constexpr std::int64_t kValuesOfScale = kWeightBlock * kWeightBlock;
 
 std::int64_t Align(std::int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -133,6 +134,12 @@ void WeightLayout::PlaceAlone(Entry& entry, Group& group) {
           [&](const LinearTarget&) { take_both(SizesOf(entry)); },
           [&](const LatentTarget&) {
             take_both({.values = latent_row * config_.nope, .scales = latent_row * config_.value});
+            if (KeepsFp8Values(config_, entry.type)) {
+              const std::int64_t codes = rank_.heads.count * config_.value * kLatentWidth;
+              entry.placement.codes = std::exchange(group.bytes, group.bytes + Align(codes));
+              entry.placement.code_scales =
+                  std::exchange(group.bytes, group.bytes + Align(codes / kValuesOfScale * 4));
+            }
           },
           [&](const ExpertTarget& expert) {
             entry.placement = PlaceExpert(expert, SizesOf(entry), group);
@@ -169,6 +176,11 @@ Result<PlacedWeights> WeightLayout::Allocate(Backend& backend) const {
                                 .type = entry.type,
                                 .values = base + entry.placement.values,
                                 .scales = base + entry.placement.scales});
+      if (std::holds_alternative<LatentTarget>(entry.spec.target) &&
+          KeepsFp8Values(config_, entry.type)) {
+        placed.tensors.back().w_uv_fp8 = {.codes = base + entry.placement.codes,
+                                          .scales = base + entry.placement.code_scales};
+      }
       Bind(placed.tensors.back());
     }
     placed.buffers.push_back(std::move(buffer));
@@ -205,6 +217,17 @@ void WeightLayout::Bind(const PlacedTensor& tensor) const {
                    const DataType type = config_.activation_type;
                    *target.w_uk = LatentView(tensor.values, rank_.heads.count, config_.nope, type);
                    *target.w_uv = LatentView(tensor.scales, rank_.heads.count, config_.value, type);
+                   *target.w_uv_fp8 = {};
+                   if (tensor.w_uv_fp8.codes != nullptr) {
+                     constexpr std::int64_t kCols = kLatentWidth / kWeightBlock;
+                     *target.w_uv_fp8 = {
+                         .values = LatentView(tensor.w_uv_fp8.codes, rank_.heads.count,
+                                              config_.value, DataType::kFp8E4m3),
+                         .scales = {.data = reinterpret_cast<const float*>(tensor.w_uv_fp8.scales),
+                                    .rows = rank_.heads.count * config_.value / kWeightBlock,
+                                    .cols = kCols,
+                                    .row_stride = kCols}};
+                   }
                  },
                  [&](const ExpertTarget& target) {
                    if (target.place == 0 && rows > 0) {

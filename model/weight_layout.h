@@ -22,12 +22,19 @@ using TensorType = std::function<DataType(const TensorSpec& spec)>;
 // Of an fp8 tensor's extent of rows or columns.
 std::int64_t ScaleBlocks(std::int64_t extent);
 
+// Codes [H, V, 512] and their f32 scales [H * V / 128, 4].
+struct ScaledBytes {
+  std::byte* codes = nullptr;
+  std::byte* scales = nullptr;
+};
+
 // A tensor and its device memory.
 struct PlacedTensor {
   TensorSpec spec;
   DataType type;
-  std::byte* values;  // w_uk for kv_b
-  std::byte* scales;  // of fp8, f32 [blocks of held rows, of held columns]; w_uv for kv_b
+  std::byte* values;       // w_uk for kv_b
+  std::byte* scales;       // of fp8, f32 [blocks of held rows, of held columns]; w_uv for kv_b
+  ScaledBytes w_uv_fp8{};  // of kv_b, where KeepsFp8Values; else null
 };
 
 struct PlacedWeights {
@@ -52,6 +59,8 @@ class WeightLayout final {
   struct Placement {
     std::int64_t values;
     std::int64_t scales;
+    std::int64_t codes = 0;  // w_uv_fp8
+    std::int64_t code_scales = 0;
   };
   struct Entry {
     TensorSpec spec;

@@ -137,12 +137,10 @@ void AddKept(const WeightPiece& whole, const StoredExtents& stored, std::span<co
   }
 }
 
-// What the ranks keep of a piece of heads: of its W_UK, and of its W_UV behind that.
+// What the ranks keep of a piece of heads: parts, one behind the other, of every head in turn.
 void AddHeadCopies(std::span<const PlacedTensor* const> ranks, const ModelConfig& config,
                    WeightPiece& piece) {
-  const std::int64_t row_bytes = kLatentWidth * SizeOf(config.activation_type);
-  const std::int64_t key_bytes = config.nope * row_bytes;  // of a head
-  const std::int64_t value_bytes = config.value * row_bytes;
+  const HeadBytes bytes = BytesOfHead(config, piece.tensor->type);
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     const Part& rows = ranks[rank]->spec.held_rows;
     const std::int64_t rank_first = rows.first / (config.nope + config.value);
@@ -153,14 +151,20 @@ void AddHeadCopies(std::span<const PlacedTensor* const> ranks, const ModelConfig
       continue;
     }
     const std::int64_t before = first - piece.first_head;
-    piece.copies.push_back({.rank = rank,
-                            .offset = before * key_bytes,
-                            .bytes = heads * key_bytes,
-                            .target = ranks[rank]->values + (first - rank_first) * key_bytes});
-    piece.copies.push_back({.rank = rank,
-                            .offset = piece.heads * key_bytes + before * value_bytes,
-                            .bytes = heads * value_bytes,
-                            .target = ranks[rank]->scales + (first - rank_first) * value_bytes});
+    std::int64_t offset = 0;  // of the part
+    const auto add = [&](std::int64_t of_head, std::byte* target) {
+      if (of_head > 0) {
+        piece.copies.push_back({.rank = rank,
+                                .offset = offset + before * of_head,
+                                .bytes = heads * of_head,
+                                .target = target + (first - rank_first) * of_head});
+        offset += piece.heads * of_head;
+      }
+    };
+    add(bytes.keys, ranks[rank]->values);
+    add(bytes.values, ranks[rank]->scales);
+    add(bytes.value_codes, ranks[rank]->w_uv_fp8.codes);
+    add(bytes.value_scales, ranks[rank]->w_uv_fp8.scales);
   }
 }
 
@@ -169,7 +173,7 @@ void AddHeads(const WeightPiece& whole, const ModelConfig& config,
               std::span<const PlacedTensor* const> ranks, std::vector<WeightPiece>& pieces) {
   const std::int64_t values = (config.nope + config.value) * kLatentWidth;  // of one head
   const std::int64_t stored = values * SizeOf(whole.tensor->type);
-  const std::int64_t filled = values * SizeOf(config.activation_type);
+  const std::int64_t filled = BytesOfHead(config, whole.tensor->type).all();
   const std::int64_t heads_max = kStreamChunkBytes / std::max(stored, filled);
   DSA_CHECK(heads_max > 0, "kv_b: {} values of a head are more than a chunk of {} bytes", values,
             kStreamChunkBytes);
@@ -186,6 +190,16 @@ void AddHeads(const WeightPiece& whole, const ModelConfig& config,
 }
 
 }  // namespace
+
+HeadBytes BytesOfHead(const ModelConfig& config, DataType stored) {
+  const std::int64_t row_bytes = kLatentWidth * SizeOf(config.activation_type);
+  const std::int64_t codes =
+      KeepsFp8Values(config, stored) ? config.value * kLatentWidth : std::int64_t{0};
+  return {.keys = config.nope * row_bytes,
+          .values = config.value * row_bytes,
+          .value_codes = codes,
+          .value_scales = codes / (kWeightBlock * kWeightBlock) * 4};
+}
 
 std::string ScalesName(const TensorSpec& spec) {
   return spec.name + "_scale_inv";

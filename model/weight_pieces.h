@@ -44,6 +44,18 @@ struct WeightPiece {
 std::vector<WeightPiece> SplitTensor(const Checkpoint& checkpoint,
                                      std::span<const PlacedTensor* const> ranks);
 
+// What a head of kv_b becomes, in bytes: W_UK, W_UV, and W_UV's codes and scales, which are 0 where
+// KeepsFp8Values says no.  A piece has the first of all its heads, then the second, and so on.
+struct HeadBytes {
+  std::int64_t keys;
+  std::int64_t values;
+  std::int64_t value_codes;
+  std::int64_t value_scales;
+
+  std::int64_t all() const { return keys + values + value_codes + value_scales; }
+};
+HeadBytes BytesOfHead(const ModelConfig& config, DataType stored);
+
 // The name of an fp8 tensor's scales.
 std::string ScalesName(const TensorSpec& spec);
 

@@ -40,6 +40,30 @@ void WriteValue(std::byte* data, DataType type, std::int64_t index, float value)
   std::memcpy(data + index * 2, &narrow, sizeof(narrow));
 }
 
+constexpr std::int64_t kScaleCols = kLatentWidth / kWeightBlock;
+
+// W_UV of the piece's heads as it is stored, behind what is de-quantized of them.
+void CopyFp8Values(const WeightPiece& piece, const ModelConfig& config,
+                   std::span<const std::byte> bytes, std::span<const float> scales,
+                   std::span<std::byte> target) {
+  const HeadBytes of_head = BytesOfHead(config, piece.tensor->type);
+  if (of_head.value_codes == 0) {
+    return;
+  }
+  const std::int64_t head_rows = config.nope + config.value;
+  std::byte* codes = target.data() + piece.heads * (of_head.keys + of_head.values);
+  std::byte* to_scales = codes + piece.heads * of_head.value_codes;
+  for (std::int64_t head = 0; head < piece.heads; ++head) {
+    const std::int64_t row = head * head_rows + config.nope;
+    codes = std::copy_n(bytes.data() + row * kLatentWidth, of_head.value_codes, codes);
+    const std::int64_t scale_row = (piece.first_head * head_rows + row) / kWeightBlock;
+    const auto from = std::as_bytes(
+        scales.subspan(static_cast<std::size_t>(scale_row * kScaleCols),
+                       static_cast<std::size_t>(of_head.value_scales) / sizeof(float)));
+    to_scales = std::copy(from.begin(), from.end(), to_scales);
+  }
+}
+
 }  // namespace
 
 Status WeightReader::Fill(const WeightPiece& piece, std::span<std::byte> target) {
@@ -105,7 +129,6 @@ Status WeightReader::FillLatent(const WeightPiece& piece, std::span<std::byte> t
       DSA_RETURN_IF_ERROR(CheckScales(tensor, raw));
     }
   }
-  constexpr std::int64_t kScaleCols = kLatentWidth / kWeightBlock;
   const std::int64_t head_rows = config.nope + config.value;
   const std::int64_t first_row = piece.first_head * head_rows;
   std::int64_t key_row = 0;                            // of w_uk in target
@@ -122,6 +145,7 @@ Status WeightReader::FillLatent(const WeightPiece& piece, std::span<std::byte> t
       WriteValue(target.data(), config.activation_type, target_row * kLatentWidth + col, value);
     }
   }
+  CopyFp8Values(piece, config, bytes, scales, target);
   return {};
 }
 

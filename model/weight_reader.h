@@ -18,8 +18,8 @@ class WeightReader final {
  public:
   explicit WeightReader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  // `target` has piece.filled bytes.  kLatent: first w_uk of its heads, then w_uv. INVALID_ARGUMENT
-  // naming the file for bytes that cannot be read and scales that are not finite and positive.
+  // `target` has piece.filled bytes.  kLatent: as HeadBytes has it.  INVALID_ARGUMENT naming the
+  // file for bytes that cannot be read and scales that are not finite and positive.
   Status Fill(const WeightPiece& piece, std::span<std::byte> target);
 
   // Scales seen so far that are no powers of two.

@@ -106,7 +106,8 @@ class TensorList final {
         LinearTarget{&weights.kv_a});
     Norm("kv_a_layernorm.weight", kLatentWidth, weights.kv_a_norm);
     AddRows(part, "kv_b_proj.weight", c.heads * (c.nope + c.value), kLatentWidth,
-            OfHeads(c.nope + c.value), LatentTarget{&weights.w_uk, &weights.w_uv});
+            OfHeads(c.nope + c.value),
+            LatentTarget{&weights.w_uk, &weights.w_uv, &weights.w_uv_fp8});
     AddColumns(part, "o_proj.weight", c.hidden, c.heads * c.value, OfHeads(c.value),
                LinearTarget{&weights.o});
   }
@@ -227,6 +228,12 @@ std::string_view ToString(ModelPart part) {
     case ModelPart::kExperts: return "routed experts";
   }
   return "unknown";
+}
+
+bool KeepsFp8Values(const ModelConfig& config, DataType stored) {
+  return stored == DataType::kFp8E4m3 && config.activation_type == DataType::kBf16 &&
+         config.scale_format == ScaleFormat::kPowerOfTwo && config.nope % kWeightBlock == 0 &&
+         config.value % kWeightBlock == 0;
 }
 
 bool TensorSpec::quantizable() const {

@@ -6,6 +6,7 @@
 
 #include "common/view.h"
 #include "kernels/fused/activation.h"
+#include "kernels/ops/expand_value.h"
 #include "kernels/ops/routed_experts.h"
 #include "model/model_config.h"
 #include "model/rank_shape.h"
@@ -27,7 +28,10 @@ struct AttentionWeights {
   Vector<const float> kv_a_norm;  // [512]
   ConstAnyTensor3 w_uk;           // [H, N, 512]  kv_b de-quantized once, rounded to the
   ConstAnyTensor3 w_uv;           // [H, V, 512]  activation type; contiguous
-  LinearWeight o;                 // [D, H * V]
+  // W_UV as it is stored, for decode, which is bound by its bytes; values.data null where
+  // KeepsFp8Values says no.
+  ScaledHeads w_uv_fp8{};
+  LinearWeight o;  // [D, H * V]
 };
 
 struct IndexerWeights {
@@ -75,6 +79,11 @@ struct ModelWeights {
 std::vector<std::vector<LinearWeight*>> WeightsOfOneInput(const ModelConfig& config,
                                                           LayerWeights& layer);
 
+// Whether W_UV is kept as fp8 too, beside its de-quantized copy, where kv_b is stored as `stored`:
+// where a head's rows are whole blocks of scales, activations are bfloat16, and scales are powers
+// of two, so that both copies are the same numbers.
+bool KeepsFp8Values(const ModelConfig& config, DataType stored);
+
 // What a part of the model is, for reports.
 enum class ModelPart : std::uint8_t {
   kEmbedding,
@@ -107,6 +116,7 @@ struct ExpertTarget {  // as LinearTarget, one expert's part of a stack
 struct LatentTarget {  // kv_b, stored as LinearTarget; de-quantized and split by head
   ConstAnyTensor3* w_uk;
   ConstAnyTensor3* w_uv;
+  ScaledHeads* w_uv_fp8;
 };
 using TensorTarget =
     std::variant<LinearTarget, MatrixTarget, VectorTarget, ExpertTarget, LatentTarget>;

@@ -12,14 +12,33 @@
 #include <catch2/catch.hpp>
 
 namespace dsa::testing {
+namespace {
+
+// Values of W_UV that its two copies do not agree on.
+std::int64_t CountDifferent(const AttentionWeights& weights) {
+  const ConstAnyTensor3& w_uv = weights.w_uv;
+  const auto* values = static_cast<const Bf16*>(w_uv.data);
+  const auto* codes = static_cast<const Fp8E4m3*>(weights.w_uv_fp8.values.data);
+  std::int64_t different = 0;
+  for (std::int64_t row = 0; row < w_uv.rows * w_uv.heads; ++row) {
+    for (std::int64_t col = 0; col < w_uv.cols; ++col) {
+      const std::int64_t i = row * w_uv.cols + col;
+      const float scale = weights.w_uv_fp8.scales.Row(row / 128)[col / 128];
+      different += ToFloat(values[i]) != ToFloat(codes[i]) * scale ? 1 : 0;
+    }
+  }
+  return different;
+}
+
+}  // namespace
 
 TEST_CASE("Random weights of ranks are the parts of one rank's", "[model][weights]") {
   RandomCheckpointOptions options = SmallOptions();
   options.type = GENERATE(CheckpointType::kFp8, CheckpointType::kF32);
   const auto expert_parallel = GENERATE(false, true);
   options.heads = 4;  // two of them end with a whole block of scales
-  options.nope = 64;
-  options.value = 64;
+  options.nope = GENERATE(as<std::int64_t>(), 64, 128);  // of 128 W_UV is kept as fp8 too
+  options.value = options.nope;
   options.expert_width = 256;
   options.dense_width = 384;  // three blocks: two on the first rank
   const TemporaryFolder folder;
@@ -59,6 +78,12 @@ TEST_CASE("Random weights of ranks are the parts of one rank's", "[model][weight
   };
   const ConstAnyMatrix w_uv = heads(attention.w_uv);
   CHECK(is_part(w_uv, heads(of_whole.w_uv), 0, w_uv.cols));
+  const ConstAnyMatrix codes = heads(attention.w_uv_fp8.values);
+  REQUIRE((codes.data != nullptr) == (options.type == CheckpointType::kFp8 && options.nope == 128));
+  if (codes.data != nullptr) {
+    CHECK(is_part(codes, heads(of_whole.w_uv_fp8.values), 0, codes.cols));
+    CHECK(CountDifferent(attention) == 0);
+  }
   CHECK(is_part(part.weights.layers[0].dense->down.weight,
                 whole.weights.layers[0].dense->down.weight, 0, second.dense_width.first));
   const MoeWeights& moe = *part.weights.layers[1].moe;

@@ -6,57 +6,28 @@
 #include "kernels/fused/joined.h"
 #include "model/random_weights.h"
 #include "tests/model/checkpoint_files.h"
+#include "tests/model/stored_latent.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include <catch2/catch.hpp>
 
 namespace dsa {
 namespace {
 
+using testing::At;
+using testing::CheckFp8Values;
+using testing::CheckLatent;
 using testing::MustWrite;
+using testing::ReadAll;
 using testing::ReadShard;
 using testing::ShardContents;
 using testing::SmallOptions;
+using testing::Stored;
 using testing::TemporaryFolder;
-
-// All tensors of a folder, read independently.
-struct Stored {
-  std::string type;
-  std::vector<std::int64_t> shape;
-  std::string bytes;
-
-  float At(std::size_t index) const {
-    if (type == "F32") {
-      float value = 0;
-      std::memcpy(&value, bytes.data() + 4 * index, 4);
-      return value;
-    }
-    if (type == "BF16") {
-      Bf16 value{};
-      std::memcpy(&value, bytes.data() + 2 * index, 2);
-      return ToFloat(value);
-    }
-    return ToFloat(Fp8E4m3{static_cast<std::uint8_t>(bytes[index])});
-  }
-};
-std::map<std::string, Stored> ReadAll(const TemporaryFolder& folder) {
-  std::map<std::string, Stored> tensors;
-  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
-    if (entry.path().extension() != ".safetensors") {
-      continue;
-    }
-    const ShardContents shard = ReadShard(entry.path().string());
-    for (const auto& [name, info] : shard.header.items()) {
-      if (name != "__metadata__") {
-        tensors[name] = {
-            .type = info["dtype"], .shape = info["shape"], .bytes = shard.Tensor(name)};
-      }
-    }
-  }
-  return tensors;
-}
 
 bool Same(const void* memory, const std::string& bytes) {
   return std::memcmp(memory, bytes.data(), bytes.size()) == 0;
@@ -100,13 +71,6 @@ bool Same(const StackedWeight& stack, std::int64_t expert,
   return same;
 }
 
-// The element [head, row, col] of w_uk or w_uv.
-float At(const ConstAnyTensor3& tensor, std::int64_t head, std::int64_t row, std::int64_t col) {
-  const std::int64_t index = head * tensor.row_stride + row * tensor.head_stride + col;
-  return tensor.type == DataType::kF32 ? static_cast<const float*>(tensor.data)[index]
-                                       : ToFloat(static_cast<const Bf16*>(tensor.data)[index]);
-}
-
 DeviceWeights MustLoad(const Checkpoint& checkpoint, Backend& backend) {
   NoProgress progress;
   auto loaded = LoadWeights(checkpoint, backend, progress);
@@ -139,35 +103,6 @@ void CheckMoe(const MoeWeights& moe, const ModelConfig& config,
   }
 }
 
-// w_uk and w_uv against kv_b [H * (N + V), 512], de-quantized here.
-void CheckLatent(const AttentionWeights& weights, const ModelConfig& config,
-                 const std::map<std::string, Stored>& stored, const std::string& name) {
-  const Stored& kv_b = stored.at(name);
-  REQUIRE(weights.w_uk.rows == config.heads);
-  REQUIRE(weights.w_uk.heads == config.nope);
-  REQUIRE(weights.w_uv.heads == config.value);
-  REQUIRE(weights.w_uk.type == config.activation_type);
-  std::int64_t wrong = 0;
-  for (std::int64_t row = 0; row < kv_b.shape[0]; ++row) {
-    for (std::int64_t col = 0; col < 512; ++col) {
-      double expected = kv_b.At(static_cast<std::size_t>(row * 512 + col));
-      if (kv_b.type == "F8_E4M3") {
-        expected *=
-            stored.at(name + "_scale_inv").At(static_cast<std::size_t>(row / 128 * 4 + col / 128));
-      }
-      if (config.activation_type == DataType::kBf16) {
-        expected = ToFloat(ToBf16(static_cast<float>(expected)));
-      }
-      const std::int64_t head = row / (config.nope + config.value);
-      const std::int64_t within = row % (config.nope + config.value);
-      const float actual = within < config.nope ? At(weights.w_uk, head, within, col)
-                                                : At(weights.w_uv, head, within - config.nope, col);
-      wrong += actual != static_cast<float>(expected) ? 1 : 0;
-    }
-  }
-  CHECK(wrong == 0);
-}
-
 void CheckLayer(const LayerWeights& layer, const ModelConfig& config,
                 const std::map<std::string, Stored>& stored, const std::string& prefix) {
   CHECK(Same(layer.attention_norm, stored.at(prefix + "input_layernorm.weight")));
@@ -185,6 +120,7 @@ void CheckLayer(const LayerWeights& layer, const ModelConfig& config,
   CHECK(Same(layer.attention.kv_a_norm, stored.at(attention + "kv_a_layernorm.weight")));
   CHECK(Same(layer.attention.o, stored, attention + "o_proj.weight"));
   CheckLatent(layer.attention, config, stored, attention + "kv_b_proj.weight");
+  CheckFp8Values(layer.attention, config, stored, attention + "kv_b_proj.weight");
   REQUIRE(layer.indexer.has_value() == config.has_indexer());
   if (layer.indexer) {
     const std::string indexer = attention + "indexer.";
@@ -200,6 +136,18 @@ void CheckLayer(const LayerWeights& layer, const ModelConfig& config,
   } else {
     CheckMoe(*layer.moe, config, stored, prefix + "mlp.");
   }
+}
+
+// Makes a tensor of scales powers of two of which no two neighbours are alike.
+void VaryScales(const std::string& path, const std::string& name) {
+  ShardContents shard = ReadShard(path);
+  const std::size_t begin = shard.header[name]["data_offsets"][0];
+  const std::size_t end = shard.header[name]["data_offsets"][1];
+  for (std::size_t i = 0; i < (end - begin) / 4; ++i) {
+    const float scale = std::ldexp(1.0F, -static_cast<int>((i * 5 + i / 4) % 11));
+    std::memcpy(shard.data.data() + begin + i * 4, &scale, 4);
+  }
+  testing::WriteShard(path, shard);
 }
 
 }  // namespace
@@ -393,16 +341,65 @@ TEST_CASE("Random weights need a configuration alone, and only the seed makes th
 
 TEST_CASE("kv_b of more heads than one piece holds is split right", "[model][weights]") {
   RandomCheckpointOptions options = SmallOptions();
-  options.type = GENERATE(CheckpointType::kFp8, CheckpointType::kF32);
   options.heads = 70;  // f32: 32 heads of 256 rows are 16 MiB
+  // Of the first three W_UV is kept as fp8 too.
+  std::tie(options.type, options.nope, options.value, options.scale_format) =
+      GENERATE(std::tuple(CheckpointType::kFp8, 128, 128, ScaleFormat::kPowerOfTwo),
+               std::tuple(CheckpointType::kFp8, 128, 256, ScaleFormat::kPowerOfTwo),
+               std::tuple(CheckpointType::kFp8, 256, 128, ScaleFormat::kPowerOfTwo),
+               std::tuple(CheckpointType::kFp8, 128, 128, ScaleFormat::kPlain),
+               std::tuple(CheckpointType::kFp8, 24, 40, ScaleFormat::kPowerOfTwo),
+               std::tuple(CheckpointType::kF32, 128, 128, ScaleFormat::kPowerOfTwo));
+  CAPTURE(options.nope, options.value, static_cast<int>(options.scale_format));
   const TemporaryFolder folder;
+  options.shards = 1;
   MustWrite(options, folder.path());
+  if (options.type == CheckpointType::kFp8) {
+    VaryScales(folder / "model-00001-of-00001.safetensors",
+               "model.layers.0.self_attn.kv_b_proj.weight_scale_inv");
+  }
   const auto stored = ReadAll(folder);
   const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
   CpuBackend backend(1);
   const DeviceWeights device = MustLoad(checkpoint, backend);
   CheckLatent(device.weights.layers[0].attention, checkpoint.config(), stored,
               "model.layers.0.self_attn.kv_b_proj.weight");
+  CheckFp8Values(device.weights.layers[0].attention, checkpoint.config(), stored,
+                 "model.layers.0.self_attn.kv_b_proj.weight");
+}
+
+TEST_CASE("ranks get the fp8 values of their heads", "[model][weights]") {
+  RandomCheckpointOptions options = SmallOptions();
+  options.heads = 64;  // a piece has 42
+  options.nope = 128;
+  options.value = 128;
+  options.expert_width = 256;
+  options.dense_width = 384;
+  const TemporaryFolder folder;
+  MustWrite(options, folder.path());
+  const Checkpoint checkpoint = Checkpoint::Open(folder.path()).value();
+  CpuBackend backend(1);
+  const DeviceWeights whole = MustLoad(checkpoint, backend);
+  Backend* const backends[] = {&backend, &backend};
+  NoProgress progress;
+  const auto ranks = LoadRankWeights(checkpoint, {.ranks = 2}, backends, progress);
+  REQUIRE(ranks.ok());
+  const AttentionWeights& all = whole.weights.layers[1].attention;
+  const auto same = [](const ScaledHeads& part, const ScaledHeads& of, std::int64_t first) {
+    const std::int64_t size = part.values.rows * part.values.row_stride;
+    return part.values.rows == 32 && part.scales.rows == 32 &&
+           std::memcmp(part.values.data,
+                       static_cast<const Fp8E4m3*>(of.values.data) + first * of.values.row_stride,
+                       static_cast<std::size_t>(size)) == 0 &&
+           std::equal(part.scales.data, part.scales.data + part.scales.rows * part.scales.cols,
+                      of.scales.Row(first));
+  };
+  for (std::int64_t rank = 0; rank < 2; ++rank) {
+    CAPTURE(rank);
+    const AttentionWeights& part =
+        ranks.value()[static_cast<std::size_t>(rank)].weights.layers[1].attention;
+    CHECK(same(part.w_uv_fp8, all.w_uv_fp8, 32 * rank));
+  }
 }
 
 TEST_CASE("Progress grows to the total", "[model][weights]") {
