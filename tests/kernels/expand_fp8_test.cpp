@@ -1,4 +1,5 @@
 // ExpandValue with fp8 weights against a double-precision restatement.
+#include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_backend.h"
@@ -157,6 +158,59 @@ TEST_CASE("ExpandValue of fp8 weights: a row depends on that row alone",
     CAPTURE(first, count);
     const std::vector<float> alone = Run(testing::TestBackend(), RowsOf(input, first, count));
     CHECK(std::equal(alone.begin(), alone.end(), together.begin() + first * row));
+  }
+}
+
+// Few heads, so that blocks that expand find multiprocessors free while others absorb.
+TEST_CASE("ExpandValue of fp8 weights waits for the op that writes its latents",
+          "[kernels][expand_value]") {
+  constexpr std::int64_t kHeads = 16;
+  constexpr std::int64_t kWidth = 128;
+  const auto tokens = GENERATE(as<std::int64_t>(), 1, 20, 64);
+  CAPTURE(tokens);
+  Backend& backend = testing::TestBackend();
+  const testing::DeviceTensor q(DataType::kBf16, testing::Dense(tokens, kHeads * kWidth),
+                                testing::RandomFloat(tokens * kHeads * kWidth, 1.0F, 67));
+  const testing::DeviceTensor w_uk(DataType::kBf16, testing::Dense(kHeads * kWidth, kLatent),
+                                   testing::RandomFloat(kHeads * kWidth * kLatent, 0.1F, 68));
+  const testing::QuantizedMatrix w =
+      testing::RandomFp8Weight(kHeads * kWidth, kLatent, ScaleFormat::kPowerOfTwo, 69);
+  const testing::DeviceTensor codes(DataType::kFp8E4m3, testing::Dense(kHeads * kWidth, kLatent),
+                                    testing::ToFloats(w.values));
+  const testing::DeviceTensor scales(DataType::kF32, testing::Dense(kHeads, 4),
+                                     testing::ToFloats(w.scales));
+  const auto heads_of = [](const testing::DeviceTensor& tensor) {
+    return ConstAnyTensor3{.data = tensor.View().data,
+                           .type = tensor.View().type,
+                           .rows = kHeads,
+                           .heads = kWidth,
+                           .cols = kLatent,
+                           .row_stride = kWidth * kLatent,
+                           .head_stride = kLatent};
+  };
+  const auto run = [&](bool is_apart) {
+    const auto latents =
+        testing::DeviceTensor::Poisoned(DataType::kBf16, testing::Dense(tokens, kHeads * kLatent));
+    const auto o =
+        testing::DeviceTensor::Poisoned(DataType::kBf16, testing::Dense(tokens, kHeads * kWidth));
+    backend.Synchronize();
+    backend.AbsorbQuery(
+        {.q_nope = q.Heads(kHeads), .w_uk = heads_of(w_uk), .q_latent = latents.Heads(kHeads)});
+    if (is_apart) {
+      backend.Synchronize();
+    }
+    backend.ExpandValue({.o_latent = latents.Heads(kHeads),
+                         .w_uv = heads_of(codes),
+                         .o = o.Heads(kHeads),
+                         .w_uv_scales = {.data = static_cast<const float*>(scales.View().data),
+                                         .rows = kHeads,
+                                         .cols = 4,
+                                         .row_stride = 4}});
+    return o.DownloadBits();
+  };
+  const std::vector<std::uint8_t> apart = run(true);
+  for (int i = 0; i < 8; ++i) {
+    CHECK(run(false) == apart);
   }
 }
 
