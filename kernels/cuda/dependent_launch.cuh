@@ -17,7 +17,8 @@
 //      not touch any more.  And IndexScores knows that of all of its blocks, since the kernel ahead
 //      of it, which prepares queries, allows it behind its own wait: it touches what that kernel
 //      does not.
-//   3. AllowSuccessor may be called anywhere, at best first: it promises nothing about memory.
+//   3. AllowSuccessor may be called anywhere: it promises nothing about memory.  At best first, but
+//      where the next kernel's reads would take bandwidth from this one's (small_product.cuh).
 //
 // Why it is enough: a kernel ends after its own wait, so after everything before it.  Whoever waits
 // for its end has therefore waited for all earlier launches, however many had started; nobody

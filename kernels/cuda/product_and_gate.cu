@@ -18,8 +18,10 @@
 namespace dsa::cuda {
 namespace {
 
+template <int kTokens>
+using Plan = small_product::Plan<kTokens, 1, false, 1>;
 constexpr int kTokensMin = 17;  // fewer: the experts' launch computes the shared one whole
-constexpr int kBothThreads = few_gate::kThreads + small_product::Plan<64>::kBesideThreads;
+constexpr int kBothThreads = few_gate::kThreads + Plan<64>::kBesideThreads;
 // Of shared memory, beside the product's: the gate's, and what its sort has of its own.
 constexpr int kGateSharedBytes = static_cast<int>(sizeof(few_gate::BlockShared)) + 4096;
 static_assert(kBothThreads == few_gate::kApartWarps * kWarpSize);
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(kBothThreads, 1)
     return;
   }
   if (static_cast<int>(threadIdx.x) >= few_gate::kThreads) {
-    small_product::Run<small_product::Plan<kTokens>, few_gate::kWarps>(maps, p, dynamic);
+    small_product::Run<Plan<kTokens>, few_gate::kWarps>(maps, p, dynamic);
     return;
   }
   ptx::RaiseRegisters<kGateRegisters>();
@@ -61,8 +63,8 @@ __global__ void __launch_bounds__(kBothThreads, 1)
 template <int kTokens>
 void Launch(std::span<const BlockScaledLinearParams> products, const FewGateCall& gate,
             cudaStream_t stream) {
-  small_product::Launch launch = small_product::MakeLaunch<small_product::Plan<kTokens>>(
-      products, nullptr, {.shared_bytes = kGateSharedBytes, .is_alone = true});
+  small_product::Launch launch =
+      small_product::MakeLaunch<Plan<kTokens>>(products, nullptr, kGateSharedBytes);
   const auto kernel = ProductsAndGateKernel<kTokens>;
   few_gate::FewGateParams gate_params(gate);
   const int split = launch.params.split;
@@ -91,7 +93,7 @@ bool ProductsAndGateTake(std::span<const BlockScaledLinearParams> products,
       !std::all_of(products.begin(), products.end(), SmallProductTakes)) {
     return false;
   }
-  const small_product::Grid grid(products, true);
+  const small_product::Grid grid(products, Plan<64>::kTileRows, Plan<64>::kResidents);
   return grid.blocks() >= FewGateBlocks(gate) &&
          grid.blocks() <= small_product::MultiprocessorsFor(grid.split);
 }

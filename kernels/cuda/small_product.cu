@@ -35,7 +35,9 @@ void SmallProducts(std::span<const BlockScaledLinearParams> products, const Line
   }
   DSA_CHECK(narrow == nullptr || narrow->x.rows == tokens,
             "SmallProducts: a narrow product of {} rows beside {}", narrow->x.rows, tokens);
-  if (tokens <= 8) {
+  if (narrow == nullptr && small_product::SharesByThree(products)) {
+    small_product::LaunchShort(products, stream);
+  } else if (tokens <= 8) {
     LaunchProducts<Plan<8>>(products, narrow, stream);
   } else if (tokens <= 16) {
     LaunchProducts<Plan<16>>(products, narrow, stream);

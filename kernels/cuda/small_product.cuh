@@ -12,10 +12,12 @@
 // in a ring of stages in shared memory, as deep as it holds:
 //
 //   a warpgroup  4 wgmma of K = 32 a stage, then sum += partial * (x scale * w scale)
-//   a warp       one thread: weight tiles, by tensor map, from before the kernels ahead have ended
-//   two warps    rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
+//   a warp       one thread: weight tiles, by tensor map, from before the kernels ahead have ended;
+//                it initialises the barriers and does not wait for the other warps
+//   three warps  rows of x and scales, in turns, by cp.async; rows beyond T are not read, columns
 //                beyond K are zeros.  More than 16 rows come by tensor map: a stage of 64 would
-//                take a warp 16 copies of 512 bytes, and the first 13 stages are asked for at once
+//                take a warp 16 copies of 512 bytes, and the ring's first stages are asked for at
+//                once
 //
 // A wide tile has 128 weight rows, on the M side, and a warpgroup more: 64 rows of x are as many
 // bytes as a tile of 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.
@@ -23,6 +25,11 @@
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
 // split depends on the weight's shape alone, so a row's bits do not depend on the rows beside it.
+//
+// A block leaves room for another, and the next launch is allowed when what it asks for at once, a
+// ring of weights for each of its blocks, fills the time in which this one's last stages arrive,
+// its parts of K are added and its rows stored.  Allowed at once, those weights would only be taken
+// from this launch's.
 //
 // A narrow bfloat16 product of the same rows may stand beside them, in clusters of its own behind
 // theirs (narrow_product.cuh): it waits for x as they do, not for them.
@@ -41,9 +48,10 @@
 namespace dsa::cuda::small_product {
 
 inline constexpr int kGroupWarps = 4;  // of a warpgroup
-inline constexpr int kInputWarps = 2;
 inline constexpr int kTokensMax = 64;
 inline constexpr int kOutputsPerWarp = 16;
+
+inline constexpr int kAllowAtWait = -1;  // when those ahead of this launch have ended
 
 // One weight and what it gives.
 struct Part {
@@ -63,6 +71,9 @@ struct SmallProductParams {
   int blocks;  // of K
   int split;   // blocks of a cluster, each a part of K
   int stages;
+  bool is_single;  // one stage's products at a time: the ring is shallow
+  // The next launch may start when so many stages of weights are asked for, or at kAllowAtWait.
+  int allow_turn;
   int first_block = 0;  // those ahead of it have no part of this
   LinearParams narrow;
   int narrow_block;  // the first of its blocks; the grid has none of it if this is its end
@@ -80,18 +91,22 @@ struct Maps {
   CUtensorMap x;
 };
 
-// Rows of x that a kernel takes, slabs of 64 weight rows of a tile, and which of both is on the M
-// side of the products.
-template <int kRows, int kTileSlabs = 1, bool kInputFirst = false>
+// Rows of x that a kernel takes, slabs of 64 weight rows of a tile, which of both is on the M side
+// of the products, and for how many blocks a multiprocessor has registers.
+template <int kRows, int kTileSlabs = 1, bool kInputFirst = false,
+          int kShared = kTileSlabs == 1 ? 2 : 1>
 struct Plan {
   static_assert(!kInputFirst || kRows == kSlabRows, "the M side has 64 rows");
   static constexpr int kTokens = kRows;
   static constexpr int kSlabs = kTileSlabs;
   static constexpr bool kInputIsM = kInputFirst;
+  static constexpr int kResidents = kShared;
   static constexpr int kConsumerWarps = kSlabs * kGroupWarps;
+  // Three make two whole warpgroups, and a thread still has 128 registers in each of two blocks.
+  static constexpr int kInputWarps = kResidents == 1 ? 2 : 3;
   static constexpr int kWarps = kConsumerWarps + 1 + kInputWarps;
   static constexpr int kThreads = kWarps * kWarpSize;
-  // In whole warpgroups, of which the last has a warp too many.
+  // In whole warpgroups, of which the last may have a warp too many.
   static constexpr int kBesideThreads =
       (kWarps + kGroupWarps - 1) / kGroupWarps * kGroupWarps * kWarpSize;
   static constexpr int kTileRows = kSlabs * kSlabRows;
@@ -105,11 +120,13 @@ struct Plan {
   static constexpr int kWarpSumBytes = kWarpSize * kRegisters * 4;
   static constexpr bool kMapsInput = kTokens > 16;  // x comes by tensor map
   static constexpr int kFullArrivals = 1 + kWarpSize + (kMapsInput ? 1 : 0);
+  // Three blocks leave a thread 80 registers, and a narrow product takes more.
+  static constexpr bool kTakesNarrow = kSlabs == 1 && kResidents <= 2;
   // Rows of a narrow cluster: more blocks wait for x at once than one of 64 rows would.
   static constexpr int kNarrowTokens = kTokens > 16 ? 16 : kTokens;
   using Narrow = narrow_product::Shared<kNarrowTokens / 8, kWarps>;
-  // Stages whose products are under way at once; a consumer holds that many.
-  static constexpr int kInFlight = kTokens >= 32 ? 2 : 4;
+  // Stages whose products are under way at once, unless it is one; a consumer holds that many.
+  static constexpr int kInFlight = kTokens >= 32 || (kTokens > 8 && kResidents > 2) ? 2 : 4;
   // Warps whose sums one block of a cluster owns, at most.
   static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
   // Everything but the stages.
@@ -141,6 +158,11 @@ __device__ Ring MakeRing(const void* shared, int stages) {
   ring.sums_landed = ring.empty + 8 * stages;
   ring.sums = (ring.sums_landed + 8 + 15) & ~15U;
   return ring;
+}
+
+// A tensor map is read through a cache of its own, the first time from memory.
+__device__ inline void PrefetchMap(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 enum NamedBarrier { kProductMeets = 2 };
@@ -176,6 +198,9 @@ __device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const
   constexpr int kBytes = kSlabs * kSlabBytes;
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
+  if (p.allow_turn == 0) {
+    ptx::AllowSuccessor();
+  }
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const int part = p.PartOf(tile);
     const CUtensorMap* const map = &maps.weights[part];
@@ -188,6 +213,9 @@ __device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const
       ptx::BarrierExpect(full, kBytes);  // rows beyond the weight come as zeros
       ptx::CopyBox(ring.tiles + at.stage * kBytes, map, full, k * kValuesPerScale, row, policy);
       at.Next(p.stages);
+      if (at.turn == p.allow_turn) {
+        ptx::AllowSuccessor();
+      }
     }
   }
 }
@@ -204,6 +232,9 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
   const int chunk = lane % kChunks;
   Cursor at;
   ptx::WaitForPredecessors();  // for the block: y depends on what is read here
+  if (p.allow_turn == kAllowAtWait && input_warp == 0) {
+    ptx::AllowSuccessor();
+  }
   if (P::kMapsInput) {
     ptx::CopyEngineFence();  // x was written by threads
   }
@@ -211,8 +242,10 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
     const Part& part = p.parts[p.PartOf(tile)];
     const float* weight_scales =
         part.scales.Row((tile - part.first_tile) * P::kTileRows / kValuesPerScale);
+    // Of few rows a lane each has the scales of x, and one those of the weight.
+    const float* scale_source = lane < tokens ? p.x_scales.Row(lane) : weight_scales;
     for (int k = share.k_first; k < share.k_end; ++k) {
-      if (at.turn % kInputWarps == input_warp) {
+      if (at.turn % P::kInputWarps == input_warp) {
         if (at.turn >= p.stages) {
           ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
         }
@@ -239,15 +272,21 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
             }
           }
         }
-#pragma unroll
-        for (int i = 0; i < (kTokens + kWarpSize - 1) / kWarpSize; ++i) {
-          const int t = lane + kWarpSize * i;
-          if (t < tokens) {
-            ptx::CopyAsync4(scales + t * 4, p.x_scales.Row(t) + k);
+        if constexpr (kTokens < kWarpSize) {
+          if (lane < tokens || lane == kTokens) {
+            ptx::CopyAsync4(scales + lane * 4, scale_source + k);
           }
-        }
-        if (lane == 0) {
-          ptx::CopyAsync4(scales + kTokens * 4, weight_scales + k);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kTokens / kWarpSize; ++i) {
+            const int t = lane + kWarpSize * i;
+            if (t < tokens) {
+              ptx::CopyAsync4(scales + t * 4, p.x_scales.Row(t) + k);
+            }
+          }
+          if (lane == 0) {
+            ptx::CopyAsync4(scales + kTokens * 4, weight_scales + k);
+          }
         }
         ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
       }
@@ -260,8 +299,8 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
 // once, and all end in the turn that began them: the compiler serialises products whose registers
 // live across a loop's end.
 template <typename P>
-__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks, int slab,
-                           float (&sum)[P::kRegisters]) {
+__device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks, bool is_single,
+                           int slab, float (&sum)[P::kRegisters]) {
   constexpr int kTokens = P::kTokens;
   constexpr int kRegisters = P::kRegisters;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -319,8 +358,10 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
     sum[i] = 0.0F;
   }
   int block = 0;
-  for (; block + P::kInFlight <= blocks; block += P::kInFlight) {
-    turn(std::make_integer_sequence<int, P::kInFlight>{});
+  if (!is_single) {
+    for (; block + P::kInFlight <= blocks; block += P::kInFlight) {
+      turn(std::make_integer_sequence<int, P::kInFlight>{});
+    }
   }
   for (; block < blocks; ++block) {
     turn(std::make_integer_sequence<int, 1>{});
@@ -396,25 +437,33 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize - kFirstWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  ptx::AllowSuccessor();
-  if (static_cast<int>(threadIdx.x) == kFirstWarp * kWarpSize) {
-    for (int stage = 0; stage < p.stages; ++stage) {
-      ptx::BarrierInit(ring.full + 8 * stage, P::kFullArrivals);
-      ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
+  if (lane == 0) {
+    if (warp == kConsumerWarps) {
+      PrefetchMap(maps.weights[p.PartOf(share.first)]);
+    } else if (P::kMapsInput && warp == kConsumerWarps + 1) {
+      PrefetchMap(maps.x);
     }
-    if (p.split > 1) {
-      const int owned = ((share.rank + 1) * kConsumerWarps + p.split - 1) / p.split -
-                        (share.rank * kConsumerWarps + p.split - 1) / p.split;
-      ptx::BarrierInit(ring.sums_landed, 1);
-      ptx::BarrierExpect(ring.sums_landed, owned * (p.split - 1) * P::kWarpSumBytes);
-    }
-    ptx::BarrierInitFence();
-    ptx::AsyncProxyFence();
   }
-  if constexpr (kFirstWarp == 0) {
-    __syncthreads();
+  constexpr int kMeeting = kFirstWarp == 0 ? P::kThreads : P::kBesideThreads;
+  if (warp == kConsumerWarps) {
+    if (lane == 0) {
+      for (int stage = 0; stage < p.stages; ++stage) {
+        ptx::BarrierInit(ring.full + 8 * stage, P::kFullArrivals);
+        ptx::BarrierInit(ring.empty + 8 * stage, kConsumerWarps);
+      }
+      if (p.split > 1) {
+        const int owned = ((share.rank + 1) * kConsumerWarps + p.split - 1) / p.split -
+                          (share.rank * kConsumerWarps + p.split - 1) / p.split;
+        ptx::BarrierInit(ring.sums_landed, 1);
+        ptx::BarrierExpect(ring.sums_landed, owned * (p.split - 1) * P::kWarpSumBytes);
+      }
+      ptx::BarrierInitFence();
+      ptx::AsyncProxyFence();
+    }
+    __syncwarp();
+    ptx::NamedBarrierArrive(kProductMeets, kMeeting);  // and goes on to the weights
   } else {
-    ptx::NamedBarrierSync(kProductMeets, P::kBesideThreads);
+    ptx::NamedBarrierSync(kProductMeets, kMeeting);
   }
   if (p.split > 1) {
     ptx::ClusterArrive();
@@ -441,7 +490,7 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
       // The compiler does not see that a warp of one warpgroup is none but the first one's, and
       // has no register to spare for a slab of 64 rows' sums.
       const int slab = P::kSlabs == 1 ? 0 : warp / kGroupWarps;
-      Accumulate<P>(ring, p.stages, at, share.k_end - share.k_first, slab, sum);
+      Accumulate<P>(ring, p.stages, at, share.k_end - share.k_first, p.is_single, slab, sum);
       if (p.split > 1 && !SumOverCluster<P>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
@@ -471,12 +520,12 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
 }
 
 template <typename P>
-__global__ void __launch_bounds__(P::kThreads, P::kSlabs == 1 ? 2 : 1)
+__global__ void __launch_bounds__(P::kThreads, P::kResidents)
     SmallProductKernel(const __grid_constant__ Maps maps,
                        const __grid_constant__ SmallProductParams p) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   const int block = static_cast<int>(blockIdx.x);
-  if constexpr (P::kSlabs == 1) {
+  if constexpr (P::kTakesNarrow) {
     if (block >= p.narrow_block) {
       ptx::AllowSuccessor();
       constexpr int kTokenParts = P::kTokens / P::kNarrowTokens;

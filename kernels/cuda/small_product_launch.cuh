@@ -14,8 +14,9 @@ namespace dsa::cuda::small_product {
 
 inline constexpr int kWideTokens = 33;  // from so many rows on tiles may be wide
 // Up to here K is short: one warpgroup of a multiprocessor takes as long for such tiles as the
-// memory does, so two blocks share one; longer ones would leave the last wave uneven.
+// memory does, so two or three blocks share one; longer ones would leave the last wave uneven.
 inline constexpr int kShortColumns = 2048;
+inline constexpr int kShortTokens = 16;  // up to here three blocks may
 
 // How many parts K is cut into: as many blocks as draw the whole bandwidth, of the weights' shapes
 // alone.  From 100 tiles on one block each does (a multiprocessor takes 40 KB a microsecond, its
@@ -56,20 +57,34 @@ struct Grid {
   int tiles = 0;
   int split;
   int clusters;
-  // `is_alone`: one block a multiprocessor at most.
-  Grid(std::span<const BlockScaledLinearParams> products, bool is_alone, int slabs = 1) {
+  // Of tiles of so many weight rows, and so many blocks that share a multiprocessor where K is
+  // short.
+  Grid(std::span<const BlockScaledLinearParams> products, int tile_rows, int residents) {
     int slab_tiles = 0;
     for (const BlockScaledLinearParams& product : products) {
       slab_tiles += TilesOf(product);
-      tiles += TilesOf(product, slabs * kSlabRows);
+      tiles += TilesOf(product, tile_rows);
     }
-    split = SplitOf(slab_tiles, products.front().x.cols);
-    const Matrix<const Fp8E4m3>& x = products.front().x;
-    const int per_multiprocessor = !is_alone && slabs == 1 && x.cols <= kShortColumns ? 2 : 1;
-    clusters = split > 1 ? tiles : std::min(tiles, per_multiprocessor * kMultiprocessors);
+    const std::int64_t columns = products.front().x.cols;
+    split = SplitOf(slab_tiles, columns);
+    const int places = kMultiprocessors * (columns <= kShortColumns ? residents : 1);
+    clusters = split > 1 ? tiles : std::min(tiles, places);
   }
   int blocks() const { return clusters * split; }
 };
+
+// Whether three blocks share a multiprocessor, not two: where K is short, and as many tiles as one
+// gets at most are fewer then.
+inline bool SharesByThree(std::span<const BlockScaledLinearParams> products) {
+  const Matrix<const Fp8E4m3>& x = products.front().x;
+  const auto most = [&](int residents) {
+    const Grid grid(products, kSlabRows, residents);
+    const int places = kMultiprocessors * residents;
+    return (grid.tiles + places - 1) / places * residents;
+  };
+  return x.rows <= kShortTokens && x.cols <= kShortColumns &&
+         Grid(products, kSlabRows, 1).split == 1 && most(3) < most(2);
+}
 
 // A launch of P::kThreads threads a block, or with others beside them.
 struct Launch {
@@ -79,16 +94,33 @@ struct Launch {
   int shared_bytes;
 };
 
-// What a launch does beside the products: the shared memory of a block that it takes, and whether
-// it leaves room for one block a multiprocessor alone.
-struct Beside {
-  int shared_bytes = 0;
-  bool is_alone = false;
-};
+// SmallProductParams::allow_turn of a launch of `blocks` in all: what the next launch asks for
+// ahead of its rows of x, a ring of weights, takes bandwidth from this one's last stages, and shall
+// fill the time in which this one ends.
+inline int AllowTurn(const SmallProductParams& p, int residents, int blocks) {
+  const bool is_few = p.x.rows <= 8;
+  const bool is_one_each = blocks <= kMultiprocessors;
+  // Of a step of few rows the launches that follow have more to win by an early start, and without
+  // a split the next one's blocks take the places of those that end.
+  if (p.split == 1 || (is_few && !is_one_each)) {
+    return 0;
+  }
+  const int share = p.blocks / p.split;
+  if (residents == 1) {
+    return std::max(share - 4, 0);  // few of the next one's find room before that
+  }
+  // The next one starts within the time of some three stages.
+  const int turn = share - p.stages - (is_one_each ? 3 : 0);
+  if (turn > p.stages) {
+    return turn;
+  }
+  return is_few ? 0 : kAllowAtWait;  // most of this one's are asked for before x is there
+}
 
+// `beside_shared_bytes`: of a block, what others take.
 template <typename P>
 Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
-                  const Beside& beside) {
+                  int beside_shared_bytes = 0) {
   const BlockScaledLinearParams& first = products.front();
   const int blocks = static_cast<int>(Fp8Blocks(first.x.cols));
   Maps maps{};
@@ -116,14 +148,15 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
                        .first_tile = params.tiles};
     params.tiles += TilesOf(product, P::kTileRows);
   }
-  const auto [tiles, split, clusters] = Grid(products, beside.is_alone, P::kSlabs);
+  const auto [tiles, split, clusters] = Grid(products, P::kTileRows, P::kResidents);
   const int narrow_clusters = static_cast<int>(params.narrow.weight.rows) /
                               narrow_product::kOutputs * (P::kTokens / P::kNarrowTokens);
   const int all_blocks = (clusters + narrow_clusters) * split;
-  const int per_multiprocessor =
-      !beside.is_alone && P::kSlabs == 1 && all_blocks > MultiprocessorsFor(split) ? 2 : 1;
+  const bool is_short = first.x.cols <= kShortColumns;
+  // Where K is split the next launch gets ready beside this one.
+  const int per_multiprocessor = split > 1 || is_short ? P::kResidents : 1;
   const int budget = (kBlockSharedBytesMax + kBlockSystemBytes) / per_multiprocessor -
-                     kBlockSystemBytes - P::FixedBytes(split) - beside.shared_bytes;
+                     kBlockSystemBytes - P::FixedBytes(split) - beside_shared_bytes;
   const int tiles_each = (tiles + clusters - 1) / clusters;
   const int needed = (blocks + split - 1) / split * tiles_each;
   const int stages = std::min(budget / P::kStageBytes, needed);
@@ -135,6 +168,8 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
                narrow != nullptr ? static_cast<int>(sizeof(typename P::Narrow)) : 0);
   params.split = split;
   params.stages = stages;
+  params.is_single = P::kResidents == 2 && (split > 1 || (is_short && P::kTokens > kShortTokens));
+  params.allow_turn = AllowTurn(params, P::kResidents, all_blocks);
   params.narrow_block = clusters * split;
   return {.maps = maps, .params = params, .blocks = all_blocks, .shared_bytes = shared_bytes};
 }
@@ -142,7 +177,7 @@ Launch MakeLaunch(std::span<const BlockScaledLinearParams> products, const Linea
 template <typename P>
 void LaunchProducts(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
                     cudaStream_t stream) {
-  const Launch launch = MakeLaunch<P>(products, narrow, {});
+  const Launch launch = MakeLaunch<P>(products, narrow);
   const auto kernel = SmallProductKernel<P>;
   static PerDevice attribute;
   attribute.Once([&] {
@@ -156,6 +191,9 @@ void LaunchProducts(std::span<const BlockScaledLinearParams> products, const Lin
                    .cluster = static_cast<unsigned>(launch.params.split)},
                   stream, launch.maps, launch.params);
 }
+
+// Of up to 16 rows, three blocks a multiprocessor: small_product_short.cu.
+void LaunchShort(std::span<const BlockScaledLinearParams> products, cudaStream_t stream);
 
 // Of 33 to 64 rows: small_product_many_rows.cu.
 void LaunchManyRows(std::span<const BlockScaledLinearParams> products, const LinearParams* narrow,
