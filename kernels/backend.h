@@ -128,6 +128,9 @@ class Backend {
   virtual void PlanAttention(const PagedRows& /*rows*/, std::int64_t /*heads*/,
                              bool /*batch_invariant*/) {}
 
+  // Whether queries are best absorbed by Project, given these; else by what comes behind it.
+  virtual bool AbsorbsInProject(const ProjectParams& /*params*/) const { return false; }
+
   // Fused ops (kernels/fused/): several plain ones in one call.  The default body is the
   // definition: plain ops in order, on the work memory in the params.  An override is held to it
   // (kernels/override_check.h).

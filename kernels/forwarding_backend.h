@@ -93,6 +93,9 @@ class ForwardingBackend : public Backend {
   void PlanAttention(const PagedRows& rows, std::int64_t heads, bool batch_invariant) override {
     inner_.PlanAttention(rows, heads, batch_invariant);
   }
+  bool AbsorbsInProject(const ProjectParams& params) const override {
+    return inner_.AbsorbsInProject(params);
+  }
 
  protected:
   Backend& inner_;

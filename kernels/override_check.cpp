@@ -81,6 +81,9 @@ WrittenList OverrideCheck::Written(const ProjectParams& params) {
       AddMatrix(written, kNames[i], params.projections[i].y);
     }
   }
+  if (params.absorbed) {
+    AddMatrix(written, "q_latent", RowsOfHeads(params.absorbed->queries.q_latent));
+  }
   return written;
 }
 

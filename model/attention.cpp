@@ -38,14 +38,32 @@ void Transformer::Attention(const LayerView& layer, const Step& step) {
                                      {weights.kv_a, KeyValue(step)},
                                      indexer.head_weights}}});
   WriteKeys(layer, step, query_latent);
+  bool is_absorbed = false;
   if (has_query_latent) {
-    backend_.Project({.x = query_latent, .projections = {{{weights.q_b, query}, indexer.query}}});
+    ProjectParams queries = {.x = query_latent,
+                             .projections = {{{weights.q_b, query}, indexer.query}}};
+    if (!step.has_masked()) {
+      ProjectParams absorbing = queries;
+      absorbing.absorbed = {
+          .queries = {.q = HeadsOf(query, rank_.heads.count),
+                      .table = parts_.rope_table,
+                      .layout = RopeLayout::kInterleaved,
+                      .w_uk = weights.w_uk,
+                      .q_latent = HeadsOf(AbsorbedQuery(step), rank_.heads.count)},
+          .positions = step.device.positions};
+      is_absorbed = backend_.AbsorbsInProject(absorbing);
+      if (is_absorbed) {
+        queries = absorbing;
+      }
+    }
+    backend_.Project(queries);
   }
   std::int64_t first = 0;
   for (int path = 0; path < kAttentionPaths; ++path) {
     const std::int64_t rows = step.shape.rows.at(static_cast<std::size_t>(path));
     if (rows > 0) {
-      Attend(layer, step, static_cast<AttentionPath>(path), {.first = first, .count = rows});
+      Attend(layer, step, static_cast<AttentionPath>(path), {.first = first, .count = rows},
+             is_absorbed);
     }
     first += rows;
   }
@@ -85,7 +103,7 @@ void Transformer::WriteKeys(const LayerView& layer, const Step& step,
 }
 
 void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath path,
-                         RowRange rows) {
+                         RowRange rows, bool is_absorbed) {
   const ModelConfig& config = parts_.config;
   const AttentionWeights& weights = layer.weights.attention;
   const auto heads_of = [&](const AnyMatrix& all) {
@@ -113,17 +131,23 @@ void Transformer::Attend(const LayerView& layer, const Step& step, AttentionPath
   }
   const std::int64_t width = rank_.heads.count * kLatentWidth;
   AttendLatentParams latent = {.attend = attend,
-                               .q_latent = heads_of(Values(Buffer::kAbsorbedQuery, step, width)),
-                               .o_latent = heads_of(Values(Buffer::kLatentOutput, step, width))};
+                               .q_latent = heads_of(AbsorbedQuery(step)),
+                               .o_latent = heads_of(Values(Buffer::kLatentOutput, step, width)),
+                               .is_absorbed = is_absorbed};
   if (Selects(path)) {
-    latent.attend.selection = SelectKeys(layer, step, rows, false, QueriesOf(latent));
-    latent.is_absorbed = layer.has_indexer();
+    latent.attend.selection = SelectKeys(
+        layer, step, rows, false, is_absorbed ? std::nullopt : std::optional(QueriesOf(latent)));
+    latent.is_absorbed = is_absorbed || layer.has_indexer();
   }
   backend_.AttendLatent(latent);
 }
 
 AnyMatrix Transformer::KeyValue(const Step& step) const {
   return Values(Buffer::kKeyValue, step, kLatentWidth + kRopeWidth);
+}
+
+AnyMatrix Transformer::AbsorbedQuery(const Step& step) const {
+  return Values(Buffer::kAbsorbedQuery, step, rank_.heads.count * kLatentWidth);
 }
 
 Activation Transformer::AttentionOutput(const Step& step) const {

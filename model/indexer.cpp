@@ -23,10 +23,10 @@ AnyTensor3 PreparedQueries(const Activations& activations, KvFormat format, std:
 
 }  // namespace
 
-bool Transformer::Step::selects() const {
+bool Transformer::Step::Any(bool (*has)(AttentionPath)) const {
   for (int path = 0; path < kAttentionPaths; ++path) {
     if (shape.rows.at(static_cast<std::size_t>(path)) > 0 &&
-        Selects(static_cast<AttentionPath>(path))) {
+        has(static_cast<AttentionPath>(path))) {
       return true;
     }
   }

@@ -92,7 +92,11 @@ class Transformer final {
     const DeviceBatch& device;
     std::int64_t tokens;
 
-    bool selects() const;  // some row attends to a selection
+    bool selects() const { return Any(Selects); }      // some row attends to a selection
+    bool has_masked() const { return Any(IsMasked); }  // or to expanded keys and values
+
+   private:
+    bool Any(bool (*has)(AttentionPath)) const;  // indexer.cpp
   };
   // What an indexer needs projected; unused where the layer has none, or no row selects.
   struct IndexerRows {
@@ -125,8 +129,11 @@ class Transformer final {
   // attention.cpp
   void Attention(const LayerView& layer, const Step& step);
   void WriteKeys(const LayerView& layer, const Step& step, const Activation& query_latent);
-  void Attend(const LayerView& layer, const Step& step, AttentionPath path, RowRange rows);
+  // `is_absorbed`: Project has rotated and absorbed all queries.
+  void Attend(const LayerView& layer, const Step& step, AttentionPath path, RowRange rows,
+              bool is_absorbed);
   AnyMatrix KeyValue(const Step& step) const;
+  AnyMatrix AbsorbedQuery(const Step& step) const;
   Activation AttentionOutput(const Step& step) const;
   PagedRows Paged(const Step& step, RowRange rows) const;
 

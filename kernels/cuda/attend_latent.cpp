@@ -22,7 +22,7 @@ void CudaBackend::AttendLatent(const AttendLatentParams& params) {
   const AnyTensor3 q_rope = ColumnsOf(attend.q, nope, kLatentRopeValues);
   if (!params.is_absorbed) {
     const QueriesToAbsorb queries = QueriesOf(params);
-    RotateAndAbsorb({.rope = RopeOf(queries, attend.rows), .absorb = AbsorbOf(queries)});
+    RotateAndAbsorb({.rope = RopeOf(queries, attend.rows.positions), .absorb = AbsorbOf(queries)});
   }
   LatentAttention({.q_latent = params.q_latent,
                    .q_rope = q_rope,

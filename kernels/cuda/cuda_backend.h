@@ -98,6 +98,7 @@ class CudaBackend final : public Backend {
   void Dispatch(const DispatchParams& params) override;
   void Combine(const CombineParams& params) override;
 
+  bool AbsorbsInProject(const ProjectParams& params) const override;
   void AddNorm(const AddNormParams& params) override;
   void Project(const ProjectParams& params) override;
   void WriteKeys(const WriteKeysParams& params) override;

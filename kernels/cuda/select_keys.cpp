@@ -4,8 +4,9 @@
 //   IndexScores           scores and a histogram of each row's
 //   IndexSelection        the exact top k
 //
-// In decode RotateAndAbsorb is part of a launch as well: of the last, where few tiles have
-// multiprocessors that the selection leaves; of the second for 9 to 32 rows; else of the first.
+// In decode RotateAndAbsorb is part of a launch as well, unless Project did it: of the last, where
+// few tiles have multiprocessors that the selection leaves; of the second for 9 to 32 rows; else of
+// the first.
 //
 // Each starts while the one before runs, and waits for what it reads of it.  The same selection as
 // the default body's, whose scores have the same bits: exact products, and sums in one order.
@@ -183,7 +184,7 @@ void CudaBackend::SelectKeys(const SelectKeysParams& params) {
   arena.CheckFits("SelectKeys");
   std::optional<cuda::RotateAndAbsorbParams> absorbed;
   if (params.absorbed) {
-    absorbed = {.rope = RopeOf(*params.absorbed, params.rows),
+    absorbed = {.rope = RopeOf(*params.absorbed, params.rows.positions),
                 .absorb = AbsorbOf(*params.absorbed)};
     Validate(absorbed->rope);
     (void)Validate(absorbed->absorb);

@@ -38,9 +38,9 @@ QueriesToAbsorb QueriesOf(const AttendLatentParams& params) {
           .q_latent = params.q_latent};
 }
 
-RopeParams RopeOf(const QueriesToAbsorb& queries, const PagedRows& rows) {
+RopeParams RopeOf(const QueriesToAbsorb& queries, const Vector<const std::int32_t>& positions) {
   return {.x = ColumnsOf(queries.q, queries.q.cols - kLatentRopeValues, kLatentRopeValues),
-          .positions = rows.positions,
+          .positions = positions,
           .table = queries.table,
           .layout = queries.layout};
 }
@@ -55,7 +55,7 @@ void Backend::AttendLatent(const AttendLatentParams& params) {
   const AttendParams& attend = params.attend;
   if (!params.is_absorbed) {
     const QueriesToAbsorb queries = QueriesOf(params);
-    Rope(RopeOf(queries, attend.rows));
+    Rope(RopeOf(queries, attend.rows.positions));
     AbsorbQuery(AbsorbOf(queries));
   }
   LatentAttention({.q_latent = params.q_latent,

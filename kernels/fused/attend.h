@@ -35,11 +35,13 @@ struct AttendLatentParams {
   AttendParams attend;
   AnyTensor3 q_latent;  // [T, H, 512]  work memory, as o_latent
   AnyTensor3 o_latent;  // [T, H, 512]
-  // SelectKeys was given the same as QueriesToAbsorb: q is rotated, and q_latent written.
+  // Project or SelectKeys was given the same as QueriesToAbsorb: q is rotated, and q_latent
+  // written.
   bool is_absorbed = false;
 };
 
-// What AttendLatent begins with.  It does not depend on what is selected, so SelectKeys can do it.
+// What AttendLatent begins with.  It does not depend on what is selected, so SelectKeys can do it,
+// or the product that gives q.
 //   q[:, N:] = RoPE(q[:, N:]);  q_latent = W_UK^T q[:, :N]
 struct QueriesToAbsorb {
   AnyTensor3 q;  // [T, H, N + 64]
@@ -51,7 +53,7 @@ struct QueriesToAbsorb {
 // What AttendLatent ends with.
 ExpandValueParams ExpandOf(const AttendLatentParams& params);
 QueriesToAbsorb QueriesOf(const AttendLatentParams& params);
-RopeParams RopeOf(const QueriesToAbsorb& queries, const PagedRows& rows);
+RopeParams RopeOf(const QueriesToAbsorb& queries, const Vector<const std::int32_t>& positions);
 AbsorbQueryParams AbsorbOf(const QueriesToAbsorb& queries);
 
 //   q[:, N:] = RoPE(q[:, N:]);  o = MaskedAttention(q)

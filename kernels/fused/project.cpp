@@ -1,6 +1,8 @@
 #include "kernels/fused/project.h"
 
 #include "kernels/backend.h"
+#include "kernels/ops/absorb_query.h"
+#include "kernels/ops/rope.h"
 
 namespace dsa {
 
@@ -9,6 +11,10 @@ void Backend::Project(const ProjectParams& params) {
     if (projection.weight.weight.data != nullptr) {
       Multiply(*this, params.x, projection.weight, projection.y);
     }
+  }
+  if (params.absorbed) {
+    Rope(RopeOf(params.absorbed->queries, params.absorbed->positions));
+    AbsorbQuery(AbsorbOf(params.absorbed->queries));
   }
 }
 

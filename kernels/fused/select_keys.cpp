@@ -43,7 +43,7 @@ void Backend::SelectKeys(const SelectKeysParams& params) {
                 .faults = RowsOf(params.faults, first, count)});
   }
   if (params.absorbed) {
-    Rope(RopeOf(*params.absorbed, params.rows));
+    Rope(RopeOf(*params.absorbed, params.rows.positions));
     AbsorbQuery(AbsorbOf(*params.absorbed));
   }
 }

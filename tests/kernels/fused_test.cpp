@@ -33,6 +33,10 @@ class FaultyOps final : public ForwardingBackend {
     inner_.Project(params);
     At("Project y[0]", params.projections[0].y);
     At("Project y[2]", params.projections[2].y);
+    if (params.absorbed && fault_ == "Project q_latent") {
+      const AnyTensor3& latent = params.absorbed->queries.q_latent;
+      Flip(latent.data, SizeOf(latent.type), 512);
+    }
   }
   void WriteKeys(const WriteKeysParams& params) override {
     inner_.WriteKeys(params);
@@ -182,6 +186,7 @@ TEST_CASE("the override check reads every output of every op", "[kernels][fused]
                                             "ExpertMlp weights",
                                             "ExpertMlp y",
                                             "GatedMlp y",
+                                            "Project q_latent",
                                             "Project y[0]",
                                             "Project y[1]",
                                             "Project y[2]",
@@ -205,11 +210,11 @@ TEST_CASE("the override check reads every output of every op", "[kernels][fused]
 TEST_CASE("a fault in an output of a fused op is named", "[kernels][fused]") {
   const std::string fault = GENERATE(
       as<std::string>(), "AddNorm y", "AddNorm residual", "AddNorm fp8 copy", "AddNorm fp8 scales",
-      "Project y[0]", "Project y[2]", "WriteKeys query latent", "WriteKeys fp8 copy",
-      "WriteKeys latent", "WriteKeys RoPE key", "WriteKeys indexer key scale", "SelectKeys slots",
-      "SelectKeys mask", "SelectKeys counts", "SelectKeys q_latent", "AttendLatent o",
-      "AttendLatent fp8 scales", "AttendMasked o", "GatedMlp y", "ExpertMlp y", "ExpertMlp experts",
-      "ExpertMlp pairs");
+      "Project y[0]", "Project y[2]", "Project q_latent", "WriteKeys query latent",
+      "WriteKeys fp8 copy", "WriteKeys latent", "WriteKeys RoPE key", "WriteKeys indexer key scale",
+      "SelectKeys slots", "SelectKeys mask", "SelectKeys counts", "SelectKeys q_latent",
+      "AttendLatent o", "AttendLatent fp8 scales", "AttendMasked o", "GatedMlp y", "ExpertMlp y",
+      "ExpertMlp experts", "ExpertMlp pairs");
   CAPTURE(fault);
   FaultyOps faulty(testing::TestBackend(), fault);
   OverrideCheck check(faulty);
@@ -237,6 +242,22 @@ TEST_CASE("SelectKeys selects the same however many rows are scored at a time",
   for (const std::int64_t score_rows : {2, 3, 5}) {
     CHECK(run(score_rows) == all);
   }
+}
+
+TEST_CASE("queries absorbed behind their products", "[kernels][fused]") {
+  testing::LayerSizes sizes = kSmallLayer;
+  sizes.group = 1;
+  sizes.nope = 128;
+  sizes.heads = 6;
+  sizes.index_heads = 3;  // an indexer's tile of 64 outputs for each head
+  sizes.rows = GENERATE(as<std::int64_t>(), 64, 33, 2);
+  sizes.query_latent = GENERATE(as<std::int64_t>(), 128, 640);
+  CAPTURE(sizes.rows, sizes.query_latent);
+  FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
+  OverrideCheck check(testing::TestBackend());
+  check.Project(layer.ProjectAndAbsorb());
+  CHECK(check.Differences().size() == 3);
+  testing::CheckDifferences(check);
 }
 
 }  // namespace dsa::fused_test

@@ -100,6 +100,23 @@ ProjectParams FusedLayer::Project() {
                {.weight = Fp8Weight(latent, sizes_.hidden), .y = Poisoned(type_, latent)}}}};
 }
 
+ProjectParams FusedLayer::ProjectAndAbsorb() {
+  const std::int64_t width = sizes_.heads * (sizes_.nope + kLatentRopeValues);
+  const std::int64_t index_width = sizes_.index_heads * 128;
+  const AnyMatrix q = Poisoned(type_, width);
+  return {.x = Quantized(sizes_.query_latent),
+          .projections = {{{.weight = Fp8Weight(width, sizes_.query_latent), .y = q},
+                           {.weight = Fp8Weight(index_width, sizes_.query_latent),
+                            .y = Poisoned(type_, index_width)}}},
+          .absorbed = ProjectedQueries{
+              .queries = {.q = HeadsOf(q, sizes_.heads),
+                          .table = rope_.View(),
+                          .layout = RopeLayout::kInterleaved,
+                          .w_uk = HeadWeight(sizes_.nope),
+                          .q_latent = HeadsOf(Poisoned(type_, sizes_.heads * 512), sizes_.heads)},
+              .positions = device_rows_.View().positions}};
+}
+
 WriteKeysParams FusedLayer::WriteKeys() {
   WriteKeysParams params = WriteKeysWithoutIndexer();
   params.indexer_key = StoreIndexerKeyParams{.k = Random(128),
@@ -397,6 +414,7 @@ void RunFusedOps(Backend& backend, FusedLayer& layer) {
   backend.AddNorm(layer.AddNorm());
   backend.AddNorm(layer.AddNormWithoutResidual());
   backend.Project(layer.Project());
+  backend.Project(layer.ProjectAndAbsorb());
   backend.WriteKeys(layer.WriteKeys());
   backend.WriteKeys(layer.WriteKeysWithoutIndexer());
   backend.SelectKeys(layer.SelectKeys());

@@ -81,6 +81,7 @@ class FusedLayer final {
   AddNormParams AddNorm();
   AddNormParams AddNormWithoutResidual();
   ProjectParams Project();
+  ProjectParams ProjectAndAbsorb();  // of both queries
   WriteKeysParams WriteKeys();
   WriteKeysParams WriteKeysWithoutIndexer();
   SelectKeysParams SelectKeys();
@@ -88,7 +89,7 @@ class FusedLayer final {
   AttendLatentParams AttendLatent();          // of all visible keys
   AttendLatentParams AttendLatentSelected();  // of top_k of them
   AttendLatentParams AttendLatentFp8();       // so, with fp8 values where the cache is fp8
-  AttendLatentParams AttendAbsorbed();        // the same behind SelectKeysAndAbsorb
+  AttendLatentParams AttendAbsorbed();        // the same behind an op that absorbs
   AttendMaskedParams AttendMasked();
   GatedMlpParams GatedMlp();
   ExpertMlpParams ExpertMlp();

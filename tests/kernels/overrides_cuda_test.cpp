@@ -212,7 +212,10 @@ class Chain final {
       : layer_(testing::TestBackend(), sizes, KvFormat::kFp8),
         norm_(layer_.AddNorm()),
         keys_(layer_.WriteKeys()),
-        experts_{layer_.ExpertMlp(), layer_.ExpertMlp()} {}
+        queries_(layer_.ProjectAndAbsorb()),
+        experts_{layer_.ExpertMlp(), layer_.ExpertMlp()} {
+    queries_.x = keys_.query_latent;
+  }
 
   // `waits`: for the end of each op before the next one is queued.
   void Run(bool waits) {
@@ -231,6 +234,8 @@ class Chain final {
         backend.AddNorm(norm_);
         wait();
         backend.WriteKeys(keys_);
+        wait();
+        backend.Project(queries_);
         wait();
         backend.AddNorm(norm_);
         wait();
@@ -267,6 +272,10 @@ class Chain final {
     add_rows(norm_.residual);
     add_activation(norm_.y);
     add_activation(keys_.query_latent);
+    add_rows(queries_.projections[0].y);
+    add_rows(queries_.projections[1].y);
+    const AnyTensor3& latent = queries_.absorbed->queries.q_latent;
+    add(latent.data, latent.rows * latent.row_stride * SizeOf(latent.type));
     testing::TestBackend().Synchronize();
     return outputs;
   }
@@ -275,6 +284,7 @@ class Chain final {
   FusedLayer layer_;
   AddNormParams norm_;
   WriteKeysParams keys_;
+  ProjectParams queries_;
   std::vector<ExpertMlpParams> experts_;
 };
 
@@ -312,6 +322,52 @@ TEST_CASE("SelectKeys absorbs the queries of 128 heads in three launches", "[ker
   testing::CheckDifferences(check);
   const SelectKeysParams again = layer.SelectKeysAndAbsorb();
   CHECK(KernelsOf([&] { testing::TestBackend().SelectKeys(again); }).size() == 3);
+}
+
+// In the launch of their products, of 33 to 64 rows.
+TEST_CASE("Project absorbs the queries of 128 heads in one launch", "[kernels][fused]") {
+  testing::LayerSizes sizes = kSmallLayer;
+  sizes.query_latent = kRealLayer.query_latent;
+  sizes.nope = kRealLayer.nope;
+  sizes.heads = kRealLayer.heads;
+  sizes.index_heads = kRealLayer.index_heads;
+  sizes.group = 1;
+  sizes.rows = GENERATE(as<std::int64_t>(), 32, 33, 64, 65);
+  CAPTURE(sizes.rows);
+  Backend& backend = testing::TestBackend();
+  FusedLayer layer(backend, sizes, KvFormat::kFp8);
+  const ProjectParams params = layer.ProjectAndAbsorb();
+  CHECK(backend.AbsorbsInProject(params) == (sizes.rows > 32 && sizes.rows <= 64));
+  if (sizes.rows > 64) {
+    return;
+  }
+  OverrideCheck check(backend);
+  check.Project(params);
+  CHECK(check.Differences().size() == 3);
+  for (const OverrideDifference& difference : check.Differences()) {
+    CAPTURE(difference.output, difference.relative_error);
+    // The products and the rotation bit by bit: neither splits K.
+    const bool is_absorbed = difference.output == "q_latent";
+    CHECK(difference.relative_error <=
+          (is_absorbed ? testing::OverrideTolerance(difference) : 0.0));
+    if (is_absorbed && difference.relative_error > 0.0) {
+      WARN("q_latent of " << sizes.rows << " rows: " << difference.relative_error);
+    }
+  }
+  CHECK(KernelsOf([&] { backend.Project(params); }).size() == 1);
+  backend.PlanAttention({}, sizes.heads, true);
+  CHECK_FALSE(backend.AbsorbsInProject(params));
+  backend.PlanAttention({}, sizes.heads, false);
+  // Others are absorbed, but not asked for.
+  const auto is_asked_for = [&](const std::function<void(ProjectParams&)>& change) {
+    ProjectParams other = params;
+    change(other);
+    return backend.AbsorbsInProject(other);
+  };
+  CHECK_FALSE(is_asked_for([](ProjectParams& other) { other.absorbed.reset(); }));
+  CHECK_FALSE(is_asked_for([](ProjectParams& other) { other.projections[1] = {}; }));
+  CHECK_FALSE(is_asked_for(
+      [](ProjectParams& other) { other.absorbed->queries.layout = RopeLayout::kHalfSplit; }));
 }
 
 // With gate and up of the shared expert computed before, beside the gate: pairs of blocks, and two

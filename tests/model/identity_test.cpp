@@ -2,6 +2,8 @@
 // any chunks, in any blocks, after a prefix hit or a preemption, on any number of threads.
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/forwarding_backend.h"
+#include "kernels/fused/project.h"
+#include "kernels/ops/absorb_query.h"
 #include "kernels/ops/latent_attention.h"
 #include "tests/model/golden.h"
 #include "tests/model/sequence_runner.h"
@@ -224,6 +226,58 @@ TEST_CASE("selecting every key gives the bits of dense attention", "[model][iden
     const bool same = all_keys.logits.at(position) == selected.logits.at(position);
     CHECK(same == (position < topk));
   }
+}
+
+namespace {
+
+// Has queries absorbed by the product that gives them, wherever it is asked.
+class AbsorbsEarly final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  bool AbsorbsInProject(const ProjectParams& params) const override {
+    return params.absorbed.has_value();
+  }
+  void Project(const ProjectParams& params) override {
+    ForwardingBackend::Project(params);
+    absorbed_rows += params.absorbed ? params.x.x.rows : 0;
+  }
+  void AbsorbQuery(const AbsorbQueryParams& params) override {
+    inner_.AbsorbQuery(params);
+    all_absorbed_rows += params.q_nope.rows;
+  }
+  std::int64_t absorbed_rows = 0;
+  std::int64_t all_absorbed_rows = 0;
+};
+
+}  // namespace
+
+// Of steps without a row whose keys are expanded; those of the others are absorbed where they were.
+TEST_CASE("queries absorbed behind their products change no bit", "[model][identity]") {
+  const std::string name = GENERATE_COPY(from_range(Models()));
+  const std::int64_t masked_until = GENERATE(0, 90);
+  const bool last_has_indexer = GENERATE(true, false);
+  CAPTURE(name, masked_until, last_has_indexer);
+  // One sequence's rows are expanded until the other's, which are absorbed, have begun.
+  const std::vector<SequenceRequest> requests = {{.prompt = Prompt(60, 3), .max_tokens = 40},
+                                                 {.prompt = Prompt(120, 2), .max_tokens = 60}};
+  const auto run = [&](Setting& setting, Backend& backend) {
+    setting.options.masked_until = masked_until;
+    if (!last_has_indexer) {
+      setting.model.weights().layers.back().indexer.reset();
+    }
+    SequenceRunner runner(backend, setting.model.loaded(), setting.options);
+    return runner.Run(requests);
+  };
+  Setting plain(name, 2);
+  const std::vector<SequenceOutput> expected = run(plain, plain.backend);
+  Setting setting(name, 2);
+  AbsorbsEarly early(setting.backend);
+  const std::vector<SequenceOutput> outputs = run(setting, early);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    CHECK(SameBits(outputs[i], expected[i]));
+  }
+  CHECK(early.absorbed_rows > 0);
+  CHECK((early.absorbed_rows == early.all_absorbed_rows) == (masked_until == 0));
 }
 
 namespace {

@@ -32,6 +32,14 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned
       "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z)
       : "memory");
 }
+__device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At3 at,
+                               std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "l"(policy)
+      : "memory");
+}
 __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At5 at) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "

@@ -1,4 +1,5 @@
-// Warpgroup products of bfloat16 with float32 sums, 128 columns, K = 16, by their names in PTX.
+// Warpgroup products of bfloat16 with float32 sums, K = 16, by their names in PTX; of 128 columns
+// where a name does not say otherwise.
 #pragma once
 
 #include "kernels/cuda/ptx/wgmma.cuh"
@@ -32,6 +33,20 @@ __device__ inline void WgmmaBf16Columns(float (&d)[64], unsigned a0, unsigned a1
       "}\n"
       : DSA_WGMMA_D64(d, 0)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
+}
+
+// Both in shared memory, 64 columns: `a` K-major, b in columns.
+__device__ inline void WgmmaBf16Columns64(float (&d)[32], std::uint64_t a, std::uint64_t b,
+                                          bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" DSA_WGMMA_NAMES_32
+      "}, %32, %33, add, 1, 1, 0, 1;\n"
+      "}\n"
+      : DSA_WGMMA_D32(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
 }  // namespace dsa::cuda::ptx
