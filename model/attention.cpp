@@ -43,17 +43,15 @@ void Transformer::Attention(const LayerView& layer, const Step& step) {
     ProjectParams queries = {.x = query_latent,
                              .projections = {{{weights.q_b, query}, indexer.query}}};
     if (!step.has_masked()) {
-      ProjectParams absorbing = queries;
-      absorbing.absorbed = {
-          .queries = {.q = HeadsOf(query, rank_.heads.count),
-                      .table = parts_.rope_table,
-                      .layout = RopeLayout::kInterleaved,
-                      .w_uk = weights.w_uk,
-                      .q_latent = HeadsOf(AbsorbedQuery(step), rank_.heads.count)},
-          .positions = step.device.positions};
-      is_absorbed = backend_.AbsorbsInProject(absorbing);
-      if (is_absorbed) {
-        queries = absorbing;
+      queries.absorbed = {.queries = {.q = HeadsOf(query, rank_.heads.count),
+                                      .table = parts_.rope_table,
+                                      .layout = RopeLayout::kInterleaved,
+                                      .w_uk = weights.w_uk,
+                                      .q_latent = HeadsOf(AbsorbedQuery(step), rank_.heads.count)},
+                          .positions = step.device.positions};
+      is_absorbed = backend_.AbsorbsInProject(queries);
+      if (!is_absorbed) {
+        queries.absorbed.reset();
       }
     }
     backend_.Project(queries);
