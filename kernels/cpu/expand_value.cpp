@@ -14,13 +14,19 @@
 namespace dsa {
 namespace {
 
-constexpr std::int64_t kTileValues = 64;
-
-// In the summation order of NumPy's einsum: products of bfloat16 are exact, so a value has the bits
-// of the numpy reference and rounds to the same side.
+// Rows of a head's weights from one value on.
 template <typename T>
-void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, const T* weights) {
-  const std::int64_t weight_stride = params.w_uv.head_stride;
+struct WeightRows {
+  const T* data;
+  std::int64_t stride;
+};
+
+// kTileValues values at a time, of weights that weights_at(v) gives from value v on.  In the
+// summation order of NumPy's einsum: products of bfloat16 are exact, so a value has the bits of the
+// numpy reference and rounds to the same side.
+template <typename T, std::int64_t kTileValues, typename WeightsAt>
+void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile,
+                const WeightsAt& weights_at) {
   float inputs[cpu::kHeadTileRows * kLatentValues];
   cpu::LoadTile(
       params.o_latent, tile, 0,
@@ -28,13 +34,14 @@ void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, cons
   float values[cpu::kHeadTileRows * kTileValues];
   for (std::int64_t v = 0; v < params.o.cols; v += kTileValues) {
     const std::int64_t count = std::min(kTileValues, params.o.cols - v);
+    const WeightRows<T> weights = weights_at(v);
     cpu::EinsumMatrix<T>({.rows = tile.rows(),
                           .columns = count,
                           .n = kLatentValues,
                           .a = inputs,
                           .a_stride = kLatentValues,
-                          .b = weights + v * weight_stride,
-                          .b_stride = weight_stride,
+                          .b = weights.data,
+                          .b_stride = weights.stride,
                           .out = values,
                           .out_stride = kTileValues});
     cpu::StoreTile({.data = values, .rows = tile.rows(), .cols = count, .row_stride = kTileValues},
@@ -42,20 +49,15 @@ void ExpandTile(const ExpandValueParams& params, const cpu::HeadTile& tile, cons
   }
 }
 
-// The same with fp8 weights, de-quantized some rows at a time to the float that a code times its
-// scale rounds to: where scales are powers of two, the bits of w_uv de-quantized to bfloat16.
+// Of fp8 weights, de-quantized some rows at a time to the float that a code times its scale rounds
+// to: where scales are powers of two, the bits of w_uv de-quantized to bfloat16.
 void ExpandScaledTile(const ExpandValueParams& params, const cpu::HeadTile& tile) {
   constexpr std::int64_t kRows = 16;
   static_assert(kValuesPerScale % kRows == 0);
   const auto* const codes =
       static_cast<const Fp8E4m3*>(params.w_uv.data) + tile.head * params.w_uv.row_stride;
-  float inputs[cpu::kHeadTileRows * kLatentValues];
-  cpu::LoadTile(
-      params.o_latent, tile, 0,
-      {.data = inputs, .rows = tile.rows(), .cols = kLatentValues, .row_stride = kLatentValues});
   float weights[kRows * kLatentValues];
-  float values[cpu::kHeadTileRows * kRows];
-  for (std::int64_t v = 0; v < params.o.cols; v += kRows) {
+  ExpandTile<float, kRows>(params, tile, [&](std::int64_t v) -> WeightRows<float> {
     const float* const scales =
         params.w_uv_scales.Row((tile.head * params.o.cols + v) / kValuesPerScale);
     for (std::int64_t row = 0; row < kRows; ++row) {
@@ -68,18 +70,8 @@ void ExpandScaledTile(const ExpandValueParams& params, const cpu::HeadTile& tile
         Store8(to + col + kLanes, pair.high * scale);
       }
     }
-    cpu::EinsumMatrix<float>({.rows = tile.rows(),
-                              .columns = kRows,
-                              .n = kLatentValues,
-                              .a = inputs,
-                              .a_stride = kLatentValues,
-                              .b = weights,
-                              .b_stride = kLatentValues,
-                              .out = values,
-                              .out_stride = kRows});
-    cpu::StoreTile({.data = values, .rows = tile.rows(), .cols = kRows, .row_stride = kRows},
-                   params.o, tile, v);
-  }
+    return {.data = weights, .stride = kLatentValues};
+  });
 }
 
 }  // namespace
@@ -91,9 +83,14 @@ void CpuBackend::Compute(const ExpandValueParams& params) {
                          [&](const cpu::HeadTile& tile) { ExpandScaledTile(params, tile); });
     return;
   }
-  cpu::ForHeadTiles(
-      pool_, extents.tokens, params.w_uv,
-      [&](const cpu::HeadTile& tile, const auto* weights) { ExpandTile(params, tile, weights); });
+  cpu::ForHeadTiles(pool_, extents.tokens, params.w_uv,
+                    [&]<typename T>(const cpu::HeadTile& tile, const T* weights) {
+                      constexpr std::int64_t kTileValues = 64;
+                      const std::int64_t stride = params.w_uv.head_stride;
+                      ExpandTile<T, kTileValues>(params, tile, [&](std::int64_t v) {
+                        return WeightRows<T>{.data = weights + v * stride, .stride = stride};
+                      });
+                    });
 }
 
 }  // namespace dsa
