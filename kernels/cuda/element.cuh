@@ -34,6 +34,29 @@ __device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
+// Two values as bfloat16, `low` in the lower half of the word.
+__device__ inline unsigned Bf16PairOf(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+// Four lanes that lie together turn their four words each: word i of lane q becomes word q of lane
+// i.
+__device__ inline void TurnWords(unsigned (&words)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool is_upper = (lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int low = bit == 1 ? 2 * i : i;
+      const int high = low + bit;
+      const unsigned got = __shfl_xor_sync(kAllLanes, is_upper ? words[low] : words[high], bit);
+      words[low] = is_upper ? got : words[low];
+      words[high] = is_upper ? words[high] : got;
+    }
+  }
+}
+
 // `value` as storage of type T would keep it.
 template <typename T>
 __device__ float Rounded(float value) {

@@ -28,7 +28,7 @@ constexpr int kThreads = kExpandedThreads;  // the first warpgroup multiplies, b
 constexpr int kWarpgroup = 128;
 constexpr int kTokens = 64;
 constexpr int kValues = kExpandedValues;
-constexpr int kStageColumns = 64;
+constexpr int kStageColumns = kLatentBoxColumns;
 constexpr int kStages = kLatentValues / kStageColumns;
 constexpr int kWeightBytes = kValues * kStageColumns * 2;  // of a stage
 constexpr int kLatentBytes = kTokens * kStageColumns * 2;
@@ -106,17 +106,12 @@ __device__ void Multiply(const std::uint64_t* full, unsigned weights, unsigned l
 #pragma unroll
   for (int j = 0; j < kValues / 8; j += 2) {
     unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = 4 * (j + i / 2) + i % 2 * 2;
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(total[at], total[at + 1]);
-      words[i] = *reinterpret_cast<const unsigned*>(&pair);
-    }
+    RoundToMatrices(total, j, words);
     ptx::StoreMatrices(latents + (token * kRowStride + (j + lane / 16) * 8) * 2, words);
   }
 }
 
-// Grid: heads, tiles of tokens, tiles of a head's values.
+// Grid: ExpandedGrid.
 __global__ __launch_bounds__(kThreads, 1) void ExpandAndQuantizeKernel(
     const __grid_constant__ Maps maps, const __grid_constant__ ExpandedOutput output) {
   extern __shared__ std::uint8_t dynamic[];
@@ -152,12 +147,7 @@ Maps MapsOf(const ExpandValueParams& params, const ExpandValueExtents& extents) 
       {.extent = kLatentValues, .stride = 1, .box = kStageColumns},
       {.extent = extents.value, .stride = params.w_uv.head_stride, .box = kValues},
       {.extent = extents.heads, .stride = params.w_uv.row_stride, .box = 1}};
-  const MapAxis latents[] = {
-      {.extent = kLatentValues, .stride = 1, .box = kStageColumns},
-      {.extent = extents.tokens, .stride = params.o_latent.row_stride, .box = kTokens},
-      {.extent = extents.heads, .stride = params.o_latent.head_stride, .box = 1}};
-  return {.weights = Bf16Map(params.w_uv.data, weights),
-          .latents = Bf16Map(params.o_latent.data, latents)};
+  return {.weights = Bf16Map(params.w_uv.data, weights), .latents = LatentMap(params, kTokens)};
 }
 
 bool IsTaken(const ExpandValueParams& params, const ExpandValueExtents& extents,
@@ -195,19 +185,10 @@ bool ExpandAndQuantize(const ExpandValueParams& expand, const QuantizedView& fp8
     return cudaFuncSetAttribute(ExpandAndQuantizeKernel,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   });
-  LaunchDependent(ExpandAndQuantizeKernel,
-                  {.grid = dim3(static_cast<unsigned>(extents.heads),
-                                static_cast<unsigned>((extents.tokens + kTokens - 1) / kTokens),
-                                static_cast<unsigned>(extents.value / kValues)),
-                   .threads = kThreads,
-                   .shared_bytes = kSharedBytes},
-                  stream, MapsOf(expand, extents),
-                  ExpandedOutput{.o = static_cast<__nv_bfloat16*>(expand.o.data),
-                                 .row_stride = expand.o.row_stride,
-                                 .head_stride = expand.o.head_stride,
-                                 .rows = expand.o.rows,
-                                 .fp8 = fp8,
-                                 .head_values = extents.value});
+  LaunchDependent(
+      ExpandAndQuantizeKernel,
+      {.grid = ExpandedGrid(extents, kTokens), .threads = kThreads, .shared_bytes = kSharedBytes},
+      stream, MapsOf(expand, extents), ExpandedOutputOf(expand, fp8));
   return true;
 }
 

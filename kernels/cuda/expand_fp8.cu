@@ -30,7 +30,7 @@ constexpr int kThreads = kExpandedThreads;
 constexpr int kValues = kExpandedValues;
 constexpr int kGroupColumns = kValuesPerScale;
 constexpr int kGroups = kLatentValues / kGroupColumns;
-constexpr int kBoxColumns = 64;  // of latents
+constexpr int kBoxColumns = kLatentBoxColumns;
 constexpr int kBoxes = kLatentValues / kBoxColumns;
 constexpr int kStepColumns = 16;  // of a product
 constexpr int kSteps = kGroupColumns / kStepColumns;
@@ -65,8 +65,7 @@ struct Weights {
 __device__ unsigned ToBf16Pair(unsigned codes) {
   const float2 values = __half22float2(
       __half2(__nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(codes), __NV_E4M3)));
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(values.x, values.y);
-  return *reinterpret_cast<const unsigned*>(&pair);
+  return Bf16PairOf(values.x, values.y);
 }
 
 __device__ void ReadWeights(const std::uint8_t* weights, const Barriers& barriers, Weights& read) {
@@ -137,12 +136,7 @@ __device__ void Multiply(const Barriers& barriers, const Weights& weights, unsig
 #pragma unroll
   for (int j = 0; j < kTokens / 8; j += 2) {
     unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = 4 * (j + i / 2) + i % 2 * 2;
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(total[at], total[at + 1]);
-      words[i] = *reinterpret_cast<const unsigned*>(&pair);
-    }
+    RoundToMatrices(total, j, words);
     const int token = (j + lane / 16) * 8 + lane % 8;
     ptx::StoreMatricesTransposed(results + (token * kExpandedStride + value) * 2, words);
   }
@@ -165,7 +159,7 @@ __device__ void LoadLatents(const CUtensorMap& map, const Barriers& barriers, un
   }
 }
 
-// Grid: heads, tiles of tokens, tiles of a head's values.
+// Grid: ExpandedGrid.
 template <int kTokens>
 __global__ __launch_bounds__(kThreads, 1) void ExpandFp8Kernel(
     const __grid_constant__ Maps maps, const float* __restrict__ scales,
@@ -219,16 +213,12 @@ __global__ __launch_bounds__(kThreads, 1) void ExpandFp8Kernel(
 
 template <int kTokens>
 Maps MapsOf(const ExpandValueParams& params, const ExpandValueExtents& extents) {
-  const MapAxis latents[] = {
-      {.extent = kLatentValues, .stride = 1, .box = kBoxColumns},
-      {.extent = extents.tokens, .stride = params.o_latent.row_stride, .box = kTokens},
-      {.extent = extents.heads, .stride = params.o_latent.head_stride, .box = 1}};
   return {.weights = WeightMap({.data = static_cast<const Fp8E4m3*>(params.w_uv.data),
                                 .rows = extents.heads * extents.value,
                                 .cols = kLatentValues,
                                 .row_stride = params.w_uv.head_stride},
                                kValues),
-          .latents = Bf16Map(params.o_latent.data, latents)};
+          .latents = LatentMap(params, kTokens)};
 }
 
 template <int kTokens>
@@ -241,18 +231,11 @@ void Launch(const ExpandValueParams& params, const ExpandValueExtents& extents,
                                 Tile<kTokens>::kSharedBytes);
   });
   LaunchDependent(ExpandFp8Kernel<kTokens>,
-                  {.grid = dim3(static_cast<unsigned>(extents.heads),
-                                static_cast<unsigned>((extents.tokens + kTokens - 1) / kTokens),
-                                static_cast<unsigned>(extents.value / kValues)),
+                  {.grid = ExpandedGrid(extents, kTokens),
                    .threads = kThreads,
                    .shared_bytes = Tile<kTokens>::kSharedBytes},
                   stream, MapsOf<kTokens>(params, extents), params.w_uv_scales.data,
-                  ExpandedOutput{.o = static_cast<__nv_bfloat16*>(params.o.data),
-                                 .row_stride = params.o.row_stride,
-                                 .head_stride = params.o.head_stride,
-                                 .rows = params.o.rows,
-                                 .fp8 = fp8,
-                                 .head_values = extents.value});
+                  ExpandedOutputOf(params, fp8));
 }
 
 }  // namespace

@@ -3,6 +3,9 @@
 #pragma once
 
 #include "kernels/cuda/quantize_fp8.cuh"
+#include "kernels/cuda/weight_map.h"
+#include "kernels/kv_layout.h"
+#include "kernels/ops/expand_value.h"
 #include "kernels/ops/quantize_fp8.h"
 
 #include <cstdint>
@@ -24,6 +27,43 @@ struct ExpandedOutput {
   QuantizedView fp8;
   std::int64_t head_values;  // V
 };
+
+inline ExpandedOutput ExpandedOutputOf(const ExpandValueParams& params, const QuantizedView& fp8) {
+  return {.o = static_cast<__nv_bfloat16*>(params.o.data),
+          .row_stride = params.o.row_stride,
+          .head_stride = params.o.head_stride,
+          .rows = params.o.rows,
+          .fp8 = fp8,
+          .head_values = params.o.cols};
+}
+// Blocks of kExpandedValues values for `tile_tokens` tokens: heads, tiles of tokens, tiles of a
+// head's values.
+inline dim3 ExpandedGrid(const ExpandValueExtents& extents, int tile_tokens) {
+  return {static_cast<unsigned>(extents.heads),
+          static_cast<unsigned>((extents.tokens + tile_tokens - 1) / tile_tokens),
+          static_cast<unsigned>(extents.value / kExpandedValues)};
+}
+// Latents [heads, tokens, 512], in boxes of 64 columns of `tile_tokens` tokens.
+inline constexpr int kLatentBoxColumns = 64;
+inline CUtensorMap LatentMap(const ExpandValueParams& params, int tile_tokens) {
+  const ConstAnyTensor3& latents = params.o_latent;
+  const MapAxis axes[] = {
+      {.extent = kLatentValues, .stride = 1, .box = kLatentBoxColumns},
+      {.extent = latents.rows, .stride = latents.row_stride, .box = tile_tokens},
+      {.extent = latents.heads, .stride = latents.head_stride, .box = 1}};
+  return Bf16Map(latents.data, axes);
+}
+
+// Word i of a lane's four of `sum` from group j of eight columns on, for StoreMatrices: two groups,
+// of two rows eight apart each.
+template <int kSums>
+__device__ void RoundToMatrices(const float (&sum)[kSums], int j, unsigned (&words)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int at = 4 * (j + i / 2) + i % 2 * 2;
+    words[i] = Bf16PairOf(sum[at], sum[at + 1]);
+  }
+}
 
 // By kExpandedThreads threads, half a warp per token, eight values a lane.  `results`: kTokens rows
 // of kExpandedStride in shared memory.

@@ -205,23 +205,6 @@ __device__ inline void MultiplyTile(const TileRing& ring, Cursor& at, int blocks
   }
 }
 
-// Four lanes that lie together turn their four words each: word i of lane q becomes word q of lane
-// i.
-__device__ inline void TurnWords(unsigned (&words)[4], int lane) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool is_upper = (lane & bit) != 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int low = bit == 1 ? 2 * i : i;
-      const int high = low + bit;
-      const unsigned got = __shfl_xor_sync(kAllLanes, is_upper ? words[low] : words[high], bit);
-      words[low] = is_upper ? got : words[low];
-      words[high] = is_upper ? words[high] : got;
-    }
-  }
-}
-
 // Codes of a row's 128 outputs, divided by its scale.  Of the outputs of group j, eight, a lane of
 // four has values 4 j + 2 h and the next; it stores 16 that lie together, from 16 (4 m + q) on.
 template <typename Divide>
@@ -300,8 +283,7 @@ __device__ inline void StoreOutputs(const float (&sum)[kSums], int h, bool exist
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* const values = &sum[4 * (4 * m + i) + 2 * h];
-      const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
-      words[i] = *reinterpret_cast<const unsigned*>(&both);
+      words[i] = Bf16PairOf(values[0], values[1]);
     }
     TurnWords(words, lane);
     if (exists) {  // those of group 4 m + q

@@ -139,21 +139,9 @@ __device__ void StoreRowsBy16(const float (&sum)[kSlabRows / 2], int tokens, int
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int from = 4 * (4 * group + i) + 2 * half;
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(sum[from], sum[from + 1]);
-        pairs[i] = *reinterpret_cast<const unsigned*>(&pair);
+        pairs[i] = Bf16PairOf(sum[from], sum[from + 1]);
       }
-#pragma unroll
-      for (int apart = 1; apart <= 2; apart *= 2) {
-        const bool is_upper = (place & apart) != 0;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int low = apart == 1 ? 2 * i : i;
-          const unsigned sent = is_upper ? pairs[low] : pairs[low + apart];
-          const unsigned got = __shfl_xor_sync(0xffffffffU, sent, apart);
-          pairs[low] = is_upper ? got : pairs[low];
-          pairs[low + apart] = is_upper ? pairs[low + apart] : got;
-        }
-      }
+      TurnWords(pairs, place);
       const int output = 8 * (4 * group + place);
       if (t < tokens && output < outputs) {
         *reinterpret_cast<uint4*>(row_of(t) + output) =
@@ -184,11 +172,9 @@ __device__ void StoreSlab(const float (&sum)[kTokens / 2], int tokens, int lane,
     unsigned turned[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const __nv_bfloat162 pair =
-          __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
       asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
                    : "=r"(turned[half])
-                   : "r"(*reinterpret_cast<const unsigned*>(&pair)));
+                   : "r"(Bf16PairOf(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1])));
     }
     const int t = 8 * j + lane / 4;
     if (t < tokens) {

@@ -403,8 +403,7 @@ class Adder final {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const float* own = sums[product] + (first + j) * 4 + half * 2;
-            const __nv_bfloat162 pair = __floats2bfloat162_rn(own[0] * inverse, own[1] * inverse);
-            pairs[j] = *reinterpret_cast<const unsigned*>(&pair);
+            pairs[j] = Bf16PairOf(own[0] * inverse, own[1] * inverse);
           }
           const uint4 piece = TurnedInQuad(pairs, quad);
           if (row_ + half * 8 < heads) {

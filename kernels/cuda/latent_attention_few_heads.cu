@@ -375,9 +375,8 @@ __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, c
     unsigned pairs[kScores / 2];
 #pragma unroll
     for (int i = 0; i < kScores; i += 2) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(sums[tile][i] * inverse.Of(i),
-                                                        sums[tile][i + 1] * inverse.Of(i + 1));
-      pairs[i / 2] = *reinterpret_cast<const unsigned*>(&pair);
+      pairs[i / 2] =
+          Bf16PairOf(sums[tile][i] * inverse.Of(i), sums[tile][i + 1] * inverse.Of(i + 1));
     }
     const int value = tile * 64 + warp * 16 + lane / 8 % 2 * 8;
     ptx::StoreMatricesTransposed(stage + own_head * kStagePitch + value * 2, pairs);

@@ -343,10 +343,9 @@ __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, c
   for (int i = 0; i < kProducts * kSums; i += 2) {
     const float inverse = i / 2 % 2 == 0 ? lower : upper;
     const float* own = sums[i / kSums] + i % kSums;
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(own[0] * inverse, own[1] * inverse);
     ptx::StoreWord(
         stage + (lane / 4 + i / 2 % 2 * 8) * kStagePitch + (i / 4 * 8 + lane % 4 * 2) * 2,
-        *reinterpret_cast<const unsigned*>(&pair));
+        Bf16PairOf(own[0] * inverse, own[1] * inverse));
   }
   __syncwarp();
   auto* target = static_cast<__nv_bfloat16*>(p.o_latent.data) + share.row * p.o_latent.row_stride +

@@ -237,8 +237,7 @@ struct MaskedTile {
         const float low = exp2f(scores[t][half * 2] - shift);
         const float high = exp2f(scores[t][half * 2 + 1] - shift);
         sums[half] += low + high;
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-        probabilities[t][half] = *reinterpret_cast<const unsigned*>(&pair);
+        probabilities[t][half] = Bf16PairOf(low, high);
       }
     }
 

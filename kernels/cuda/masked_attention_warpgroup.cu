@@ -222,10 +222,6 @@ struct Consumer {
     return group * 64 + static_cast<int>(threadIdx.x) % kGroupThreads / kWarpSize * 16 + Lane() / 4;
   }
 
-  __device__ static unsigned Packed(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const unsigned*>(&pair);
-  }
   // 16 bytes of each group of 32 columns of one of a thread's rows.
   __device__ static void StoreRow(const float (&d)[64], int half, float factor,
                                   __nv_bfloat16* row) {
@@ -233,10 +229,10 @@ struct Consumer {
 #pragma unroll
     for (int m = 0; m < kTile / kSwapped; ++m) {
       const int i = 16 * m + 2 * half;
-      target[m * (kSwapped / 8)] = uint4{Packed(d[i] * factor, d[i + 1] * factor),
-                                         Packed(d[i + 4] * factor, d[i + 5] * factor),
-                                         Packed(d[i + 8] * factor, d[i + 9] * factor),
-                                         Packed(d[i + 12] * factor, d[i + 13] * factor)};
+      target[m * (kSwapped / 8)] = uint4{Bf16PairOf(d[i] * factor, d[i + 1] * factor),
+                                         Bf16PairOf(d[i + 4] * factor, d[i + 5] * factor),
+                                         Bf16PairOf(d[i + 8] * factor, d[i + 9] * factor),
+                                         Bf16PairOf(d[i + 12] * factor, d[i + 13] * factor)};
     }
   }
   __device__ void StoreExpanded(const float (&d)[64], __nv_bfloat16* tile) const {
@@ -388,7 +384,7 @@ struct Consumer {
   __device__ static void PackWeights(const float (&scores)[64], unsigned (&weights)[32]) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      weights[i] = Packed(scores[2 * i], scores[2 * i + 1]);
+      weights[i] = Bf16PairOf(scores[2 * i], scores[2 * i + 1]);
     }
   }
 

@@ -206,10 +206,8 @@ __device__ void StoreQueryTile(unsigned tile, const float (&sum)[kTokens / 2]) {
     const int row = FirstRow() + 8 * half;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) {
-      const __nv_bfloat162 pair =
-          __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
       ptx::StoreWord(tile + row * 128 + ((j ^ (row % 8)) * 16) + place * 4,
-                     *reinterpret_cast<const unsigned*>(&pair));
+                     Bf16PairOf(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]));
     }
   }
 }

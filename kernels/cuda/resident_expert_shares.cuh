@@ -172,8 +172,7 @@ __device__ inline void LeaveOuter(BlockShared<true>& shared, Ends& ends, int war
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const values = &sum[4 * (first + i) + 2 * half];
-        const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
-        pieces[i] = *reinterpret_cast<const unsigned*>(&both);
+        pieces[i] = Bf16PairOf(values[0], values[1]);
       }
       ptx::StoreMatrices(
           ptx::SharedAddress(&shared.staged[warp % 4 * 16 + 8 * half + lane % 8]
