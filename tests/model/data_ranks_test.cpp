@@ -7,6 +7,7 @@
 #include "tests/model/data_rank_runner.h"
 #include "tests/model/rank_model.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -161,11 +162,14 @@ class FaultyExchange final : public ForwardingBackend {
   }
   void Dispatch(const DispatchParams& params) override {
     DispatchParams changed = params;
-    if (fault_ == ExchangeRankFault::kPaddingRoutes) {
-      changed.live_rows = {};
-    }
     std::vector<std::int32_t> routing(
         params.experts.data, params.experts.data + params.experts.rows * params.experts.cols);
+    if (fault_ == ExchangeRankFault::kPaddingRoutes) {
+      // No gate writes ids of padding: what memory holds there need not be those of experts.
+      std::fill(routing.begin() + params.live_rows.data[0] * params.experts.cols, routing.end(), 0);
+      changed.experts.data = routing.data();
+      changed.live_rows = {};
+    }
     if (fault_ == ExchangeRankFault::kStaleRouting && before_.size() == routing.size()) {
       std::swap(before_, routing);
       changed.experts.data = routing.data();
