@@ -301,6 +301,7 @@ void Scheduler::Erase(std::vector<Sequence*>& order, const Sequence* sequence) {
 void Scheduler::CheckInvariants() const {
   pool_.CheckInvariants();
   cache_.CheckInvariants();
+  CheckPlan();
   std::vector<std::int32_t> references(pool_.blocks(), 0);
   std::int64_t live = 0;
   for (const auto& sequence : sequences_) {
@@ -328,6 +329,23 @@ void Scheduler::CheckInvariants() const {
               "Scheduler: {} tables hold block {}, the pool counts {}", references[block], block,
               pool_.references(BlockId{block}));
   }
+}
+
+// Its sums are those of its rows: what the step should take, and so what each request pays, are
+// made of them.
+void Scheduler::CheckPlan() const {
+  StepWork work;
+  std::int64_t tokens = 0;
+  for (const StepPlan::Row& row : plan_.rows) {
+    work.Add(row.path, row.first_position, row.tokens, row.samples);
+    work.prompt_logprobs += row.prompt_logprobs;
+    tokens += row.tokens;
+  }
+  DSA_CHECK(work == plan_.work, "Scheduler: the plan's work is not that of its {} rows",
+            plan_.rows.size());
+  DSA_CHECK(tokens == plan_.tokens && tokens <= config_.step_tokens_max,
+            "Scheduler: {} tokens planned, {} in rows, at most {}", plan_.tokens, tokens,
+            config_.step_tokens_max);
 }
 
 }  // namespace dsa

@@ -107,7 +107,8 @@ class Scheduler final {
   const SchedulerConfig& config() const { return config_; }
   std::int64_t preemptions() const { return preemptions_; }
 
-  // CHECK-fails unless references, states and progress agree.  O(blocks + sequences).
+  // CHECK-fails unless references, states, progress and the last plan agree.  O(blocks +
+  // sequences).
   void CheckInvariants() const;
 
  private:
@@ -116,6 +117,7 @@ class Scheduler final {
     const StepCostModel& costs;
     bool may_start;
   };
+  void CheckPlan() const;
   std::int64_t GrantDecode();
   void CountReplies();
   void GrantPrompts(const Planning& planning, std::int64_t decoding);

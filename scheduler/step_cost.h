@@ -40,6 +40,8 @@ struct StepWork {
   void Add(AttentionPath path, std::int64_t first_position, std::int64_t tokens,
            std::int64_t sampled);
   void Add(const StepWork& other);
+
+  friend bool operator==(const StepWork&, const StepWork&) = default;
 };
 
 class StepCostModel final {

@@ -150,6 +150,24 @@ TEST_CASE("Short prompts share an eighth of the time of a long one before them",
   CHECK(rig.finished.size() >= 10);
 }
 
+TEST_CASE("Newcomers with much time saved leave the step's tokens to the long prompt",
+          "[planning]") {
+  RigConfig config = TimedConfig();
+  config.step_tokens_max = 40;  // a step is short of tokens long before it is of time
+  config.sequences_max = 8;
+  SchedulerRig rig(config);
+  Teach(rig.costs);
+  const Sequence& older = rig.Add({.prompt = 3000});
+  for (int step = 0; step < 20; ++step) {
+    CHECK(TokensOf(rig.Step(), older) == 40);
+  }
+  const Sequence& newcomer = rig.Add({.prompt = 200, .first_token = 5000});
+  const StepPlan& plan = rig.Step();
+  CHECK(TokensOf(plan, newcomer) == 40 - 16);
+  CHECK(TokensOf(plan, older) == 16);
+  CHECK(plan.tokens == 40);
+}
+
 TEST_CASE("The shortest newcomer comes first, and none that is longer than the one before it",
           "[planning]") {
   SchedulerRig rig(TimedConfig());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 
 namespace dsa {
 namespace {
@@ -308,9 +309,48 @@ TEST_CASE("A configuration out of range is refused by name", "[scheduler]") {
   CHECK(Validate(config).error().message ==
         "scheduler.step_tokens_max is 255, it must be at least sequences_max, 256");
   config = {.context_tokens_max = 100, .index_topk = 0};
-  CHECK(Validate(config).error().message ==
-        "scheduler.index_topk is 0, allowed is 1 to 2147483647");
   config.attention = AttentionMode::kDense;
+  CHECK(Validate(config).ok());
+}
+
+TEST_CASE("Every number of a configuration has its borders", "[scheduler]") {
+  struct Setting {
+    std::string name;
+    std::int64_t SchedulerConfig::*field;
+    std::int64_t minimum;
+    std::int64_t maximum;
+  };
+  constexpr std::int64_t kCountMax = 1 << 20;
+  constexpr std::int64_t kPositionsMax = 2147483647;
+  for (const Setting& setting : std::vector<Setting>{
+           {"sequences_max", &SchedulerConfig::sequences_max, 1, kCountMax},
+           {"step_tokens_max", &SchedulerConfig::step_tokens_max, 1, kCountMax},
+           {"step_time_target_us", &SchedulerConfig::step_time_target_us, 0, 60'000'000},
+           {"waiting_max", &SchedulerConfig::waiting_max, 1, kCountMax},
+           {"context_tokens_max", &SchedulerConfig::context_tokens_max, 2, kPositionsMax},
+           {"prompt_logprob_rows_max", &SchedulerConfig::prompt_logprob_rows_max, 0, kCountMax},
+           {"index_topk", &SchedulerConfig::index_topk, 1, kPositionsMax},
+           {"masked_rows_min", &SchedulerConfig::masked_rows_min, 1, kPositionsMax},
+           {"masked_mha_until", &SchedulerConfig::masked_mha_until, 0, kPositionsMax}}) {
+    SchedulerConfig config{.context_tokens_max = 100, .index_topk = 16};
+    config.step_tokens_max = kCountMax;
+    config.sequences_max = 1;
+    CAPTURE(setting.name);
+    for (const std::int64_t taken : {setting.minimum, setting.maximum}) {
+      config.*setting.field = taken;
+      CHECK(Validate(config).ok());
+    }
+    for (const std::int64_t refused : {setting.minimum - 1, setting.maximum + 1}) {
+      config.*setting.field = refused;
+      CHECK(Validate(config).error().message ==
+            fmt::format("scheduler.{} is {}, allowed is {} to {}", setting.name, refused,
+                        setting.minimum, setting.maximum));
+    }
+  }
+  SchedulerConfig config{.context_tokens_max = 100, .preemptions_max = -1, .index_topk = 16};
+  CHECK(Validate(config).error().message ==
+        "scheduler.preemptions_max is -1, allowed is 0 to 1048576");
+  config.preemptions_max = 0;
   CHECK(Validate(config).ok());
 }
 

@@ -100,6 +100,20 @@ TEST_CASE("Measured steps teach what others take", "[step_cost]") {
   CHECK(costs.EstimateUs(Chunk(8000, 60)) - added_us == Approx(costs.EstimateUs({})));
 }
 
+TEST_CASE("What is met for the first time is what the rest of the step leaves", "[step_cost]") {
+  StepCostModel costs;
+  Machine machine = kSlow;
+  for (std::int64_t step = 0; step < 200; ++step) {
+    const StepWork work = Replies(8, 3000 + step);
+    costs.Measure(work, machine.Run(work));
+  }
+  StepWork work = Replies(8, 3200);
+  work.Add(AttentionPath::kDense, 100, 16, 0);
+  costs.Measure(work, machine.Run(work));
+  CHECK(Ratio(costs, machine, work) == Approx(1).epsilon(0.25));
+  CHECK(Ratio(costs, machine, Replies(8, 3200)) == Approx(1).epsilon(0.25));
+}
+
 TEST_CASE("Rows of a path are trusted for twice what was measured", "[step_cost]") {
   StepCostModel costs;
   CHECK(costs.RowsMax(AttentionPath::kSparse) == 16);
