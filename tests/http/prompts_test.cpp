@@ -1,6 +1,7 @@
 // Several prompts in one completion: each is answered as if it had been sent alone, and all of them
 // are one call.
 #include "common/json.h"
+#include "server/api/ask.h"
 #include "tests/http/raw_client.h"
 #include "tests/http/serving.h"
 
@@ -275,6 +276,13 @@ TEST_CASE("what is wrong with one of several prompts is said with its index", "[
     CHECK(error["param"] == (one.param.empty() ? Json(nullptr) : Json(one.param)));
   }
   CHECK(engine.submitted() == 0);
+}
+
+TEST_CASE("a call has as many answers as it may have", "[http][prompts]") {
+  CHECK(CheckAnswerCount(512, 1, "prompt").ok());
+  CHECK(CheckAnswerCount(32, 16, "prompt").ok());
+  CHECK_FALSE(CheckAnswerCount(513, 1, "prompt").ok());
+  CHECK_FALSE(CheckAnswerCount(171, 3, "prompt").ok());
 }
 
 TEST_CASE("the log-probabilities of all prompts share their limit of memory", "[http][prompts]") {
