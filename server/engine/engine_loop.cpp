@@ -131,7 +131,8 @@ Status EngineLoop::SubmitTogether(std::vector<Siblings> prompts) {
   if (!state_->inbox.TryReserve(places)) {
     return Error{
         ErrorCode::kResourceExhausted,
-        fmt::format("queue full: {} requests are waiting, limit {} beside those that start",
+        fmt::format("queue full: {}{} requests are waiting, limit {} beside those that start",
+                    places == 1 ? "" : fmt::format("no room for {} together, ", places),
                     state_->inbox.waiting(), state_->config.scheduler.waiting_max)};
   }
   std::vector<std::unique_ptr<LiveRequest>> live;

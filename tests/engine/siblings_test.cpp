@@ -97,7 +97,11 @@ TEST_CASE("Several prompts are taken together or not at all", "[engine]") {
     CHECK(sinks[i]->usage().cache_hit_tokens == (i == 1 ? 16 : 0));
   }
   CHECK(rig.engine.Submit(MakeRequest("list", 5, 9), std::make_shared<RecordingSink>()).ok());
-  CHECK(submit({prompt(5, 12, 3), prompt(6, 12, 3)}).error().code == ErrorCode::kResourceExhausted);
+  const Status full = submit({prompt(5, 12, 3), prompt(6, 12, 3)});
+  CHECK(full.error().code == ErrorCode::kResourceExhausted);
+  CHECK(full.error().message ==
+        "queue full: no room for 24 together, 1 requests are waiting, limit 16 beside those that "
+        "start");
   CHECK(rig.engine.Load().waiting == 1);
   CHECK(rig.engine.Abort("list"));
   rig.Run(1);
