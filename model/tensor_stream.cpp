@@ -14,6 +14,7 @@ namespace dsa {
 namespace {
 
 constexpr std::size_t kReadersMax = 8;
+static_assert(2 * kReadersMax * kStreamChunkBytes == kStreamBytesMax, "two slots for each reader");
 
 // The ring between the readers and the caller: piece i goes through slot i % slots.
 class Ring final {

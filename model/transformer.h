@@ -106,6 +106,7 @@ class Transformer final {
   };
 
   // transformer.cpp
+  void ComputeForOthers(const Step& step);
   LayerView Layer(int layer) const;
   enum class BranchKind { kWhole, kPart };  // all of it, or a part beside those of tensor ranks
   BranchKind AttentionBranch() const { return KindOf(rank_.ranks > 1); }
@@ -151,7 +152,6 @@ class Transformer final {
                      const AnyMatrix& branch) const;
   void Moe(const LayerView& layer, const Step& step);
   void ExchangedMoe(const LayerView& layer, const Step& step);
-  void ComputeForOthers(const Step& step);
   GateParams Gate(const LayerView& layer, const Step& step) const;
 
   TransformerParts parts_;
