@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <vector>
 
 namespace dsa {
@@ -198,7 +199,7 @@ struct MeasuredCall {
   double us;
 };
 
-// Of sections that were measured at one size alone.
+// Of sections that were measured at one size alone, of this GPU and of the one it borrows from.
 double LaunchesUs(StepSection section) {
   switch (section) {
     case StepSection::kSelectKeys:
@@ -212,7 +213,8 @@ double LaunchesUs(StepSection section) {
   }
 }
 
-CallLaw LawOf(StepSection section, const std::vector<MeasuredCall>& calls) {
+// `one_size_fixed_us`: what is fixed of calls that are all of one size.
+CallLaw LawOf(const std::vector<MeasuredCall>& calls, double one_size_fixed_us) {
   constexpr double kApart = 1.2;    // floors that say something of the stretch
   constexpr double kSmallUs = 2.0;  // launches are all of it
   const auto by_floor = [](const MeasuredCall& a, const MeasuredCall& b) {
@@ -229,7 +231,7 @@ CallLaw LawOf(StepSection section, const std::vector<MeasuredCall>& calls) {
       return {.fixed_us = fixed_us, .stretch = stretch};
     }
   }
-  const double fixed_us = std::min(LaunchesUs(section), most->us / 2.0);
+  const double fixed_us = std::min(one_size_fixed_us, most->us / 2.0);
   return {.fixed_us = fixed_us, .stretch = (most->us - fixed_us) / most->floor_us};
 }
 
@@ -256,13 +258,16 @@ class Measurements final {
       : section_(section) {
     const bool is_of_prompts =
         section == StepSection::kExperts ? step.pairs_per_expert() > kFewPairs : is_prefill;
-    const GpuTimes& source = is_of_prompts && gpu.prefill_of != nullptr ? *gpu.prefill_of : gpu;
+    const GpuTimes& source = is_of_prompts && gpu.borrows_from != nullptr ? *gpu.borrows_from : gpu;
     Add(source, is_of_prompts ? source.prefill : source.decode, step);
+    if (source.borrows_from != nullptr) {
+      other_ = std::make_unique<Measurements>(*source.borrows_from, section, step, is_prefill);
+    }
   }
   CallLaw Law(double level) const {
     std::map<double, CallLaw> laws;
     for (const auto& [at, calls] : calls_) {
-      laws.emplace(at, LawOf(section_, calls));
+      laws.emplace(at, LawOf(calls, other_ ? other_->Law(at).fixed_us : LaunchesUs(section_)));
     }
     return Interpolated(laws, level);
   }
@@ -291,6 +296,9 @@ class Measurements final {
 
   const StepSection section_;
   std::map<double, std::vector<MeasuredCall>> calls_;
+  // Of the GPU that this one borrows from: launches and what else a size does not change take as
+  // long.
+  std::unique_ptr<Measurements> other_;
 };
 
 double BeyondSections(std::span<const MeasuredStep> steps, std::int64_t rows) {
@@ -316,9 +324,9 @@ double CollectivesUs(const ModelConfig& model, const RankLayout& layout,
 // The same multiprocessors multiply as fast; what differs between two runs is their clocks.
 GpuTimes RatesFor(const GpuTimes& gpu, bool is_prefill) {
   GpuTimes rates = gpu;
-  if (is_prefill && gpu.prefill_of != nullptr) {
-    rates.fp8_flops_per_us = gpu.prefill_of->fp8_flops_per_us;
-    rates.bf16_flops_per_us = gpu.prefill_of->bf16_flops_per_us;
+  if (is_prefill && gpu.borrows_from != nullptr) {
+    rates.fp8_flops_per_us = gpu.borrows_from->fp8_flops_per_us;
+    rates.bf16_flops_per_us = gpu.borrows_from->bf16_flops_per_us;
   }
   return rates;
 }
@@ -341,7 +349,7 @@ StepPrediction OnRank(const GpuTimes& gpu, const ModelConfig& model, const RankS
         calls * (law.fixed_us + law.stretch * FloorUs(rates, sizes.Work(section)));
     predicted.total_us += predicted.section_us.at(i);
   }
-  const GpuTimes& prefill = gpu.prefill_of == nullptr ? gpu : *gpu.prefill_of;
+  const GpuTimes& prefill = gpu.borrows_from == nullptr ? gpu : *gpu.borrows_from;
   predicted.beyond_us = predicted.total_us *
                         BeyondSections(step.is_prefill ? prefill.prefill : gpu.decode, step.rows);
   predicted.total_us += predicted.beyond_us;

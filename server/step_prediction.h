@@ -4,9 +4,10 @@
 //
 //   call = a + s * max(bytes / copy rate, fp8 FLOPs / fp8 rate + bf16 FLOPs / bf16 rate)
 //
-// Where a section was measured at two sizes a and s are the line through both; else a is what
-// launches take.  Between numbers of rows they are interpolated; experts between pairs of a row and
-// an expert that an expert gets.  Collectives were measured on two GPUs and are extrapolated.
+// Where a section was measured at two sizes a and s are the line through both; else a is that of
+// the GPU which this one borrows from, or what launches take.  Between numbers of rows they are
+// interpolated; experts between pairs of a row and an expert that an expert gets.  Collectives were
+// measured on two GPUs and are extrapolated.
 #pragma once
 
 #include "model/model_config.h"

@@ -156,14 +156,14 @@ constexpr GpuTimes kH200 = {.name = "H200",
                             .bf16_flops_per_us = 717.0e6,
                             .decode = kH200Decode,
                             .prefill = kH200Prefill,
-                            .prefill_of = nullptr};
+                            .borrows_from = nullptr};
 constexpr std::array<GpuTimes, 2> kGpus = {{{.name = "H100",
                                              .copy_bytes_per_us = 3.034e6,
                                              .fp8_flops_per_us = 1318.0e6,
                                              .bf16_flops_per_us = 782.0e6,
                                              .decode = kH100Decode,
                                              .prefill = {},
-                                             .prefill_of = &kH200},
+                                             .borrows_from = &kH200},
                                             kH200}};
 
 }  // namespace

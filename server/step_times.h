@@ -55,9 +55,9 @@ struct GpuTimes {
   double bf16_flops_per_us;
   std::span<const MeasuredStep> decode;
   std::span<const MeasuredStep> prefill;
-  // Whose prefill that is; null: its own.  Then its kernels' shares of what the GPU can do are
-  // taken from there.
-  const GpuTimes* prefill_of;
+  // null: nobody's.  Else its prefill is taken, by its kernels' shares of what that GPU can do, and
+  // of decode what a size does not change of sections that were measured at one size alone.
+  const GpuTimes* borrows_from;
 };
 
 std::span<const GpuTimes> MeasuredGpus();
