@@ -60,7 +60,7 @@ class KeptAdjustments final {
 
  private:
   std::vector<std::int32_t> words_ =
-      std::vector<std::int32_t>(8 * kRowAdjustments * kWordsPerAdjustment);
+      std::vector<std::int32_t>(9 * kRowAdjustments * kWordsPerAdjustment);  // 8 of sequences
 };
 
 // A change of a block table, with its blocks.
@@ -260,6 +260,36 @@ TEST_CASE("End and stop ids are suppressed before min_tokens only", "[batch_buil
     CHECK(ids == (step < 2 ? suppressed : std::vector<std::int32_t>{}));
     rig.scheduler.Commit(plan);
     rig.scheduler.Append(slot, TokenId{1});
+  }
+}
+
+TEST_CASE("Given tokens of prompts have entries of their own behind the rows of sequences",
+          "[batch_builder]") {
+  SchedulerRig rig({.prompt_logprob_rows_max = 16});
+  BatchBuilder builder = MakeBuilder(rig);
+  KeptAdjustments kept;
+  for (const std::int32_t first : {100, 300}) {  // of a second batch as of the first
+    const Sequence& a =
+        rig.Add({.prompt = 4, .max_tokens = 1, .first_token = first, .prompt_logprobs = 0});
+    const Sequence& b =
+        rig.Add({.prompt = 3, .max_tokens = 1, .first_token = first + 50, .prompt_logprobs = 0});
+    const StepPlan& plan = rig.scheduler.Plan(0, {});
+    const ForwardBatch& batch = builder.Build(plan, rig.scheduler.sequences());
+    const std::vector<std::int32_t> given = {first + 1, first + 2, first + 3, first + 51,
+                                             first + 52};
+    REQUIRE(batch.sampling.size() == 2 + given.size());  // two are drawn
+    for (std::size_t i = 0; i < given.size(); ++i) {
+      CAPTURE(first, i);
+      CHECK(batch.sampling[2 + i].adjustments_first ==
+            8 * kRowAdjustments + static_cast<std::int64_t>(i));
+      const std::vector<LogitAdjustment> entry = kept.Of(batch, 2 + i);
+      REQUIRE(entry.size() == 1);
+      CHECK(entry[0].id == given[i]);
+      CHECK(entry[0].add == kGivenAddend);
+    }
+    rig.scheduler.Commit(plan);
+    rig.scheduler.Remove(a.slot(), CachedBlocks::kKeep);
+    rig.scheduler.Remove(b.slot(), CachedBlocks::kKeep);
   }
 }
 

@@ -474,6 +474,9 @@ TEST_CASE("Bad requests are refused by name before they take anything", "[engine
   CHECK(refuse(request) == "prompt[2] is 50, allowed is 0 to 49");
   CHECK(refuse(MakeRequest("a", 0, 3)) == "prompt has 0 tokens, it must have at least 1");
   CHECK(refuse(MakeRequest("a", 256, 1)) == "prompt has 256 tokens, limit 255");
+  request = MakeRequest("a", 5, 3);
+  request.prompt_logprobs = 0;
+  CHECK(refuse(request) == "prompt_logprobs: this server holds no logits of prompts");
 }
 
 TEST_CASE("An engine configuration out of range is refused by name", "[engine]") {
