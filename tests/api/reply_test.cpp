@@ -17,26 +17,29 @@ namespace {
 const ReplyFormat kThinking{.chat = ChatFormat::kV32, .thinking = true};
 const ReplyFormat kPlain{.chat = ChatFormat::kV32, .thinking = false};
 
-// Token i is piece i.
+// Token i is piece i; `tail` is what the last token leaves, such as part of a character.
 class PieceDecoder final : public TextDecoder {
  public:
-  explicit PieceDecoder(const std::vector<std::string>& pieces) : pieces_(pieces) {}
+  PieceDecoder(const std::vector<std::string>& pieces, std::string tail)
+      : pieces_(pieces), tail_(std::move(tail)) {}
   void Push(TokenId id, std::string& out) override { out += pieces_[Value(id)]; }
-  void Finish(std::string& /*out*/) override {}
+  void Finish(std::string& out) override { out += tail_; }
 
  private:
   const std::vector<std::string>& pieces_;
+  const std::string tail_;
 };
 
 // What the engine hands to the pump, token by token, until the reply ends.
 std::vector<TokenDelta> Generate(const ReplyFormat& format, const std::vector<std::string>& pieces,
-                                 const std::vector<std::string>& stop_strings) {
+                                 const std::vector<std::string>& stop_strings,
+                                 const std::string& tail = "") {
   static const std::vector<TokenId> no_end_ids;
   StopConditions stop;
   stop.max_tokens = static_cast<std::int64_t>(pieces.size());
   stop.stop_strings = stop_strings;
   StopChecker checker(stop, {.end_ids = no_end_ids, .decoder_bytes_max = 1024},
-                      {.decoder = std::make_unique<PieceDecoder>(pieces),
+                      {.decoder = std::make_unique<PieceDecoder>(pieces, tail),
                        .content = stop_strings.empty() ? nullptr : MakeReplyContentReader(format)});
   std::vector<TokenDelta> deltas;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -145,6 +148,22 @@ TEST_CASE("what might begin a block is decided before a stop string in it counts
     shown += assembler.Add(std::move(delta)).content + "|";
   }
   CHECK(shown == "x||STOq|");
+}
+
+TEST_CASE("what the last token leaves belongs to the content, with stop strings too",
+          "[api][reply]") {
+  for (const std::vector<std::string>& stop_strings :
+       std::vector<std::vector<std::string>>{{}, {"never"}, {"\uFFFD and"}}) {
+    const auto deltas = Generate(kPlain, {"one", " two"}, stop_strings, "\uFFFD");
+    const Told told = Tell(kPlain, deltas, 1);
+    CAPTURE(stop_strings.size());
+    CHECK(told.content == "one two\uFFFD");
+    CHECK(told.finish == ReplyFinish::kLength);
+  }
+  // And ends the reply where it completes a stop string.
+  const auto deltas = Generate(kPlain, {"one", " two"}, {"o\uFFFD"}, "\uFFFD");
+  CHECK(Tell(kPlain, deltas, 1).content == "one tw");
+  CHECK(Tell(kPlain, deltas, 1).finish == ReplyFinish::kStop);
 }
 
 TEST_CASE("content with stop strings is the content without, up to the first", "[api][reply]") {
