@@ -166,6 +166,26 @@ TEST_CASE("what the last token leaves belongs to the content, with stop strings 
   CHECK(Tell(kPlain, deltas, 1).finish == ReplyFinish::kStop);
 }
 
+TEST_CASE("a reply that is ended from outside shows what was held back, with stop strings too",
+          "[api][reply]") {
+  static const std::vector<TokenId> no_end_ids;
+  const std::vector<std::string> pieces = {"one", " ne"};
+  StopConditions stop;
+  stop.max_tokens = 10;
+  stop.stop_strings = {"never"};
+  StopChecker checker(stop, {.end_ids = no_end_ids, .decoder_bytes_max = 1024},
+                      {.decoder = std::make_unique<PieceDecoder>(pieces, "\uFFFD"),
+                       .content = MakeReplyContentReader(kPlain)});
+  for (std::int32_t i = 0; i < 2; ++i) {
+    checker.Judge(TokenId{i}, i + 1);
+    CHECK_FALSE(checker.Show().has_value());
+  }
+  CHECK(checker.content_bytes_max() == 4);  // "ne" may begin the stop string
+  checker.Flush();
+  CHECK(checker.text() == "\uFFFD");
+  CHECK(checker.content_bytes_max() < 0);  // all of it
+}
+
 TEST_CASE("content with stop strings is the content without, up to the first", "[api][reply]") {
   const std::vector<std::string> parts = {"<｜DSML｜function_calls>",
                                           "<｜DSML｜invoke name=\"g\">",
