@@ -27,13 +27,6 @@ namespace {
 
 constexpr std::int64_t kUsPerSecond = 1'000'000;
 
-// "/models/v3.2/" is "v3.2".
-std::string FolderName(const std::string& folder) {
-  const auto path = std::filesystem::path(folder).lexically_normal();
-  const std::string name = path.has_filename() ? path.filename() : path.parent_path().filename();
-  return name.empty() || name == "." ? "model" : name;
-}
-
 // The files of a model that say how text becomes ids.  Routers take the chat format of V3.2, which
 // has no template, from config.json, and would take it for V3.2-Exp, which has its own.
 std::vector<std::string> TokenizerFiles(const ServerConfig& config,
@@ -325,7 +318,7 @@ ServedModel App::DescribeModel() const {
   const ModelConfig& model = source_.config();
   ServedModel served;
   served.id =
-      config_.served_model_name.empty() ? FolderName(config_.model) : config_.served_model_name;
+      config_.served_model_name.empty() ? ModelNameOf(config_.model) : config_.served_model_name;
   served.model_type = ToString(model.architecture);
   served.context_length = context_length_;
   served.vocabulary = static_cast<std::int32_t>(model.vocabulary);

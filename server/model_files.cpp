@@ -136,4 +136,12 @@ Result<ModelText> LoadModelText(const ModelTextOptions& options, const ModelConf
   return text;
 }
 
+std::string ModelNameOf(const std::string& folder) {
+  std::error_code error;  // the current folder may be gone
+  const auto absolute = std::filesystem::absolute(folder, error);
+  const auto path = (error ? std::filesystem::path(folder) : absolute).lexically_normal();
+  const std::string name = path.has_filename() ? path.filename() : path.parent_path().filename();
+  return name.empty() || name == "." || name == ".." ? "model" : name;
+}
+
 }  // namespace dsa

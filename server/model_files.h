@@ -1,5 +1,5 @@
-// What the files beside the weights say about text: tokenizer.json, tokenizer_config.json and
-// chat_template.jinja.
+// What a model's folder says beside the weights: its name, and about text tokenizer.json,
+// tokenizer_config.json and chat_template.jinja.
 #pragma once
 
 #include "common/status.h"
@@ -29,5 +29,9 @@ struct ModelTextOptions {
 // INVALID_ARGUMENT naming file, key, value and rule; a tokenizer larger than the model's
 // vocabulary is refused, and a chat format that is asked for and whose tokens it lacks.
 Result<ModelText> LoadModelText(const ModelTextOptions& options, const ModelConfig& model);
+
+// The name of a folder, however it is written: of "/models/v3.2/" and, within it, of "." v3.2.
+// Links keep theirs.  "model" where there is none, as of "/".
+std::string ModelNameOf(const std::string& folder);
 
 }  // namespace dsa

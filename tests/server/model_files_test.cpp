@@ -144,4 +144,28 @@ TEST_CASE("a link that leads nowhere is no absent file", "[config][files]") {
   }
 }
 
+TEST_CASE("a model is named as its folder, however that is written", "[config][files]") {
+  CHECK(ModelNameOf("/models/v3.2") == "v3.2");
+  CHECK(ModelNameOf("/models/v3.2//") == "v3.2");
+  CHECK(ModelNameOf("/models/v3.2/.") == "v3.2");
+  CHECK(ModelNameOf("/models/other/../v3.2/") == "v3.2");
+  CHECK(ModelNameOf("models/v3.2") == "v3.2");
+  CHECK(ModelNameOf("/") == "model");
+  const std::filesystem::path here = std::filesystem::current_path();
+  const testing::TemporaryFolder folder;
+  const std::string inner = folder / "a b";
+  std::filesystem::create_directory(inner);
+  std::filesystem::create_directory_symlink("a b", folder / "current");
+  std::filesystem::current_path(inner);
+  CHECK(ModelNameOf(".") == "a b");
+  CHECK(ModelNameOf("./") == "a b");
+  CHECK(ModelNameOf("../a b/x/..") == "a b");
+  CHECK(ModelNameOf("..") == std::filesystem::path(folder.path()).filename());
+  CHECK(ModelNameOf("../current") == "current");
+  std::filesystem::remove(inner);
+  CHECK(ModelNameOf(".") == "model");
+  CHECK(ModelNameOf("../v3.2") == "v3.2");
+  std::filesystem::current_path(here);
+}
+
 }  // namespace dsa
