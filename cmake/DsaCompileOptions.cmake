@@ -1,7 +1,8 @@
 # Requirements that every target of ours has, as interface targets.
 add_library(dsa_warnings INTERFACE)
 target_compile_options(dsa_warnings INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wvla;-Werror>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wvla>
+  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${DSA_WARNINGS_ARE_ERRORS}>>:-Werror>
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;--Werror=cross-execution-space-call>
   # constexpr functions of common/ are called from device code; 554 is about the conversions of
   # views to themselves, which are never called.
