@@ -21,6 +21,11 @@ def test_chat(own, server):
     assert "".join(part.content for part in parts) == ANSWER
 
 
+def test_stop(own):
+    for stop in (" leave", [" leave", "never"]):
+        assert own.chat(QUESTION, temperature=0, stop=stop).message.content == "abandon (verb): forsake,"
+
+
 def test_completion(own):
     ids = own.tokenize("It is a truth")
     assert own.detokenize(ids) == "It is a truth"

@@ -163,7 +163,8 @@ def _with_settings(request: Any, settings: Mapping[str, Any]) -> Any:
             continue
         for _, (kind, chosen) in parts.items():
             if name in kind.DESCRIPTOR.fields_by_name:
-                chosen[name] = value
+                # A string would be taken for a list of its letters.
+                chosen[name] = [value] if name == "stop" and isinstance(value, str) else value
                 break
         else:
             raise TypeError(f"{type(request).__name__} has no setting {name!r}")
