@@ -6,8 +6,9 @@
 
 namespace dsa {
 
-Error NotSupportedError(std::string_view field) {
-  return {ErrorCode::kUnimplemented, fmt::format("{}: not supported yet", field)};
+Error NotSupportedError(std::string_view field, std::string_view why) {
+  return {ErrorCode::kUnimplemented,
+          fmt::format("{}: not supported yet{}{}", field, why.empty() ? "" : ": ", why)};
 }
 
 std::string_view ReasonOf(ErrorCode code) {

@@ -27,8 +27,9 @@ inline Error NoMemoryError() {
   return {ErrorCode::kResourceExhausted, "not enough memory for this request"};
 }
 
-// A field whose value would change the answer, and that nothing here does.
-Error NotSupportedError(std::string_view field);
+// A field whose value would change the answer, and that nothing here does.  `why`: the value and
+// what is allowed, where the field may be set at all.
+Error NotSupportedError(std::string_view field, std::string_view why = {});
 
 // Why, for programs: one of a closed list (docs/errors.md), such as "invalid_value".
 std::string_view ReasonOf(ErrorCode code);

@@ -1,4 +1,5 @@
 #include "server/api/errors.h"
+#include "server/api/request_ids.h"
 #include "server/grpc/v1/translate.h"
 
 #include <algorithm>
@@ -19,17 +20,29 @@ bool IsRefused(const FieldDescriptor& field) {
   return std::find(refused.begin(), refused.end(), field.full_name()) != refused.end();
 }
 
-// Whether what a refused field says is what happens without it.
-bool ChangesNothing(const Message& message, const FieldDescriptor& field) {
-  const Reflection& reflection = *message.GetReflection();
-  switch (field.cpp_type()) {
-    case FieldDescriptor::CPPTYPE_MESSAGE: {
-      const auto* format = google::protobuf::DynamicCastToGenerated<v1::ResponseFormat>(
-          &reflection.GetMessage(message, &field));
-      return format != nullptr && format->type() == "text" && format->json_schema().empty();
-    }
-    default: return false;
+// A response format, where the field is one.
+const v1::ResponseFormat* FormatIn(const Message& message, const FieldDescriptor& field) {
+  return field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE
+             ? google::protobuf::DynamicCastToGenerated<v1::ResponseFormat>(
+                   &message.GetReflection()->GetMessage(message, &field))
+             : nullptr;
+}
+
+// Of a refused field whose value is not what happens without it; OK otherwise.
+Status CheckRefused(const Message& message, const FieldDescriptor& field, const std::string& name) {
+  constexpr std::size_t kShownBytesMax = 64;
+  const v1::ResponseFormat* const format = FormatIn(message, field);
+  if (format == nullptr) {
+    return NotSupportedError(name);
   }
+  if (format->type() != "text") {
+    return NotSupportedError(name, fmt::format("the type \"{}\" is not \"text\"",
+                                               Escape(format->type(), kShownBytesMax)));
+  }
+  return format->json_schema().empty()
+             ? Status()
+             : NotSupportedError(name, fmt::format("a json_schema of {} bytes, none is allowed",
+                                                   format->json_schema().size()));
 }
 
 Status CheckMessageAt(const Message& message, const std::string& path) {
@@ -38,11 +51,9 @@ Status CheckMessageAt(const Message& message, const std::string& path) {
   reflection.ListFields(message, &fields);  // those that are set
   for (const FieldDescriptor* field : fields) {
     const std::string name = path + field->name();
-    if (IsRefused(*field) && ChangesNothing(message, *field)) {
-      continue;
-    }
     if (IsRefused(*field)) {
-      return NotSupportedError(name);
+      DSA_RETURN_IF_ERROR(CheckRefused(message, *field, name));
+      continue;
     }
     if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || field->is_map()) {
       continue;
