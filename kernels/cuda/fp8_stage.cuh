@@ -5,7 +5,7 @@
 // Tiles lie in the 128-byte swizzle.  A lane 4 g + q of warp w holds in register 4 j + 2 h + i the
 // weight row 16 w + g + 8 h and the row 8 j + 2 q + i of x.
 // Where 64 rows of x are on the M side instead (LoadRowScales, AddRowStage, StoreRows), both change
-// places: the row 16 w + g + 8 h of x and the weight row 8 j + 2 q + i.
+// places: the row 16 w + g + 8 h of x and the weight row 8 j + 2 q + i, of 64 or 32.
 #pragma once
 
 #include "kernels/cuda/element.cuh"
@@ -76,7 +76,7 @@ __device__ void AddStage(float (&partial)[kTokens / 2], const float (&scales)[kT
   }
 }
 
-// The same where 64 rows of x are on the M side and 64 weight rows on the N side: a thread has two
+// The same where 64 rows of x are on the M side and weight rows on the N side: a thread has two
 // rows of x, and all values of a row meet one product of scales.
 //
 // A thread's first row of x; the second is 8 further.
@@ -90,17 +90,18 @@ __device__ inline void LoadRowScales(unsigned x_scales, unsigned weight_scale, f
   scales[0] = ptx::LoadShared(x_scales + row * 4) * weight;
   scales[1] = ptx::LoadShared(x_scales + (row + 8) * 4) * weight;
 }
-__device__ inline void AddRowStage(float (&partial)[kSlabRows / 2], const float (&scales)[2],
-                                   float (&sum)[kSlabRows / 2]) {
+template <int kRegisters>
+__device__ void AddRowStage(float (&partial)[kRegisters], const float (&scales)[2],
+                            float (&sum)[kRegisters]) {
   ptx::PinRegisters(partial);
 #pragma unroll
-  for (int i = 0; i < kSlabRows / 2; ++i) {
+  for (int i = 0; i < kRegisters; ++i) {
     sum[i] = fmaf(partial[i], scales[i / 2 % 2], sum[i]);
   }
 }
-// A warp's rows of x of the first `tokens`, and of each the first `outputs` of 64, a multiple of 8.
-template <typename RowOf, typename Y>
-__device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
+// A warp's rows of x of the first `tokens`, and of each the first `outputs`, a multiple of 8.
+template <int kRegisters, typename RowOf, typename Y>
+__device__ void StoreRows(const float (&sum)[kRegisters], int tokens, int outputs,
                           const RowOf& row_of, Y /*type*/) {
   const int column = 2 * (static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
@@ -109,7 +110,7 @@ __device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int out
     if (t < tokens) {
       Y* const row = row_of(t) + column;
 #pragma unroll
-      for (int j = 0; j < kSlabRows / 8; ++j) {
+      for (int j = 0; j < kRegisters / 4; ++j) {
         if (8 * j < outputs) {
           const float first = sum[4 * j + 2 * half];
           const float second = sum[4 * j + 2 * half + 1];
@@ -126,15 +127,15 @@ __device__ void StoreRows(const float (&sum)[kSlabRows / 2], int tokens, int out
 
 // The same by 16 bytes, whole sectors: four lanes have 2 of 8 neighbouring outputs of a row each,
 // and turn 4 x 4 such pairs until each lane has 8.  Rows must be 16-byte aligned.
-template <typename RowOf>
-__device__ void StoreRowsBy16(const float (&sum)[kSlabRows / 2], int tokens, int outputs,
+template <int kRegisters, typename RowOf>
+__device__ void StoreRowsBy16(const float (&sum)[kRegisters], int tokens, int outputs,
                               const RowOf& row_of) {
   const int place = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int t = FirstRow() + 8 * half;
 #pragma unroll
-    for (int group = 0; group < kSlabRows / 32; ++group) {
+    for (int group = 0; group < kRegisters / 16; ++group) {
       unsigned pairs[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

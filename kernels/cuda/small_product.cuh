@@ -20,7 +20,9 @@
 //                once
 //
 // A wide tile has 128 weight rows, on the M side, and a warpgroup more: 64 rows of x are as many
-// bytes as a tile of 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.
+// bytes as a tile of 64 weight rows, and from 33 rows on what the L2 cache gives is the bound.  One
+// of 96 has three warpgroups of 32, rows of x on the M side: as many clusters as find
+// multiprocessors of their own, where tiles of 64 would be some more.
 //
 // Where the tiles are too few to draw the whole bandwidth, a cluster of 2 to 8 blocks splits K and
 // sends its partial sums to the owner of each warp's rows, which adds them in the order of K.  The
@@ -91,12 +93,15 @@ struct Maps {
   CUtensorMap x;
 };
 
-// Rows of x that a kernel takes, slabs of 64 weight rows of a tile, which of both is on the M side
-// of the products, and for how many blocks a multiprocessor has registers.
+// Rows of x that a kernel takes, slabs of weight rows of a tile, which of both is on the M side of
+// the products, for how many blocks a multiprocessor has registers, and weight rows of a slab, a
+// warpgroup each.
 template <int kRows, int kTileSlabs = 1, bool kInputFirst = false,
-          int kShared = kTileSlabs == 1 ? 2 : 1>
+          int kShared = kTileSlabs == 1 ? 2 : 1, int kRowsOfSlab = kSlabRows>
 struct Plan {
-  static_assert(!kInputFirst || kRows == kSlabRows, "the M side has 64 rows");
+  static_assert(kInputFirst ? kRows == kSlabRows : kRowsOfSlab == kSlabRows,
+                "the M side has 64 rows");
+  static_assert(kValuesPerScale % kRowsOfSlab == 0, "a slab meets one scale of the weight");
   static constexpr int kTokens = kRows;
   static constexpr int kSlabs = kTileSlabs;
   static constexpr bool kInputIsM = kInputFirst;
@@ -109,9 +114,14 @@ struct Plan {
   // In whole warpgroups, of which the last may have a warp too many.
   static constexpr int kBesideThreads =
       (kWarps + kGroupWarps - 1) / kGroupWarps * kGroupWarps * kWarpSize;
-  static constexpr int kTileRows = kSlabs * kSlabRows;
-  static constexpr int kWeightBytes = kSlabs * kSlabBytes;
-  static constexpr int kRegisters = kTokens / 2;  // of a partial sum, per thread
+  static constexpr int kSlabOutputs = kRowsOfSlab;
+  static constexpr int kOneSlabBytes = kSlabOutputs * kValuesPerScale;
+  static constexpr int kTileRows = kSlabs * kSlabOutputs;
+  static constexpr int kWeightBytes = kSlabs * kOneSlabBytes;
+  static constexpr int kColumns = kInputIsM ? kSlabOutputs : kTokens;  // of the N side
+  static constexpr int kRegisters = kColumns / 2;  // of a partial sum, per thread
+  // Scales of the weight that a tile meets in 128 columns of K.
+  static constexpr int kWeightScales = kValuesPerScale % kTileRows == 0 ? 1 : 2;
   // Products of scales that a thread's values of a stage meet.
   static constexpr int kScaleCount = kInputIsM ? 2 : kTokens / 4;
   static constexpr int kInputBytes = kTokens * kValuesPerScale;
@@ -126,12 +136,15 @@ struct Plan {
   static constexpr int kNarrowTokens = kTokens > 16 ? 16 : kTokens;
   using Narrow = narrow_product::Shared<kNarrowTokens / 8, kWarps>;
   // Stages whose products are under way at once, unless it is one; a consumer holds that many.
-  static constexpr int kInFlight = kTokens >= 32 || (kTokens > 8 && kResidents > 2) ? 2 : 4;
+  // Three warpgroups take turns anyway, and have 64 registers a thread.
+  static constexpr int kInFlight = kSlabs > 2
+                                       ? 1
+                                       : (kTokens >= 32 || (kTokens > 8 && kResidents > 2) ? 2 : 4);
   // Warps whose sums one block of a cluster owns, at most.
   static constexpr int OwnedWarps(int split) { return (kConsumerWarps + split - 1) / split; }
   // Everything but the stages.
   static constexpr int FixedBytes(int split) {
-    return kTileAlignment + 64 + (split > 1 ? OwnedWarps(split) * split * kWarpSumBytes : 0);
+    return kTileAlignment + 64 + OwnedWarps(split) * (split - 1) * kWarpSumBytes;
   }
 };
 
@@ -143,8 +156,9 @@ struct Ring {
   unsigned full;   // 8 bytes a stage: what threads ask for with its bytes, an input warp's lanes
   unsigned empty;  // 8 bytes a stage: the consumer warps
   unsigned sums_landed;
-  unsigned
-      sums;  // partial sums of the other blocks, [owned warp][rank][registers / 4][lane] x 16 bytes
+  // Partial sums of the other blocks, [owned warp][rank among the others][registers / 4][lane] x 16
+  // bytes.
+  unsigned sums;
 };
 
 template <typename P>
@@ -192,10 +206,10 @@ struct Share {
 
 // One thread.  It does not wait for the kernels before this one: the ring is full of weights by the
 // time that the rows of x are there.
-template <int kSlabs>
+template <typename P>
 __device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const Ring& ring,
                             const Share& share) {
-  constexpr int kBytes = kSlabs * kSlabBytes;
+  constexpr int kBytes = P::kWeightBytes;
   const std::uint64_t policy = ptx::EvictFirst();
   Cursor at;
   if (p.allow_turn == 0) {
@@ -204,7 +218,7 @@ __device__ void LoadWeights(const Maps& maps, const SmallProductParams& p, const
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const int part = p.PartOf(tile);
     const CUtensorMap* const map = &maps.weights[part];
-    const int row = (tile - p.parts[part].first_tile) * kSlabs * kSlabRows;
+    const int row = (tile - p.parts[part].first_tile) * P::kTileRows;
     for (int k = share.k_first; k < share.k_end; ++k) {
       if (at.turn >= p.stages) {
         ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
@@ -240,8 +254,8 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
   }
   for (int tile = share.first; tile < share.tiles; tile += share.step) {
     const Part& part = p.parts[p.PartOf(tile)];
-    const float* weight_scales =
-        part.scales.Row((tile - part.first_tile) * P::kTileRows / kValuesPerScale);
+    const int scale_row = (tile - part.first_tile) * P::kTileRows / kValuesPerScale;
+    const float* weight_scales = part.scales.Row(scale_row);
     // Of few rows a lane each has the scales of x, and one those of the weight.
     const float* scale_source = lane < tokens ? p.x_scales.Row(lane) : weight_scales;
     for (int k = share.k_first; k < share.k_end; ++k) {
@@ -284,8 +298,9 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
               ptx::CopyAsync4(scales + t * 4, p.x_scales.Row(t) + k);
             }
           }
-          if (lane == 0) {
-            ptx::CopyAsync4(scales + kTokens * 4, weight_scales + k);
+          if (lane < P::kWeightScales && scale_row + lane < static_cast<int>(part.scales.rows)) {
+            ptx::CopyAsync4(scales + (kTokens + lane) * 4,
+                            weight_scales + lane * part.scales.row_stride + k);
           }
         }
         ptx::CopyAsyncArrive(ring.full + 8 * at.stage);
@@ -295,12 +310,12 @@ __device__ void LoadInput(const Maps& maps, const SmallProductParams& p, const R
   }
 }
 
-// One tile: sum += partial * scales over `blocks` stages.  Several partial sums are under way at
-// once, and all end in the turn that began them: the compiler serialises products whose registers
-// live across a loop's end.
+// One tile: sum += partial * scales over `blocks` stages, the weight's the scale-th of a stage.
+// Several partial sums are under way at once, and all end in the turn that began them: the compiler
+// serialises products whose registers live across a loop's end.
 template <typename P>
 __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks, bool is_single,
-                           int slab, float (&sum)[P::kRegisters]) {
+                           int slab, int scale, float (&sum)[P::kRegisters]) {
   constexpr int kTokens = P::kTokens;
   constexpr int kRegisters = P::kRegisters;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -317,16 +332,17 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
             ptx::AsyncProxyFence();  // rows of x were written by threads
           }
           at.Next(stages);
-          const unsigned weights = ring.tiles + stage[kIndex] * P::kWeightBytes + slab * kSlabBytes;
+          const unsigned weights =
+              ring.tiles + stage[kIndex] * P::kWeightBytes + slab * P::kOneSlabBytes;
           const unsigned inputs = ring.inputs + stage[kIndex] * P::kInputBytes;
-          BeginStage<kTokens>(P::kInputIsM ? inputs : weights, P::kInputIsM ? weights : inputs,
-                              partial[kIndex]);
+          BeginStage<P::kColumns>(P::kInputIsM ? inputs : weights, P::kInputIsM ? weights : inputs,
+                                  partial[kIndex]);
         }(),
         ...);
     const auto load_scales = [&](int index) {
       const unsigned from = ring.scales + stage[index] * P::kScaleBytes;
       if constexpr (P::kInputIsM) {
-        LoadRowScales(from, from + kTokens * 4, scales[index]);
+        LoadRowScales(from, from + (kTokens + scale) * 4, scales[index]);
       } else {
         LoadStageScales<kTokens>(from, from + kTokens * 4, lane, scales[index]);
       }
@@ -368,18 +384,24 @@ __device__ void Accumulate(const Ring& ring, int stages, Cursor& at, int blocks,
   }
 }
 
-// The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.
+// The sum over the blocks of a cluster, in the owner of the warp's rows; false in the others.  A
+// part is added as a whole, so that its reads are under way at once: 64 rows took 1.2 us longer
+// where all parts of four values were added before the next four.
 template <typename P>
 __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, int lane,
                                float (&sum)[P::kRegisters]) {
   constexpr int kConsumerWarps = P::kConsumerWarps;
   const int owner = warp * split / kConsumerWarps;
   const int first_owned = (owner * kConsumerWarps + split - 1) / split;
-  const unsigned place = ring.sums + (warp - first_owned) * split * P::kWarpSumBytes + lane * 16;
+  const unsigned places =
+      ring.sums + (warp - first_owned) * (split - 1) * P::kWarpSumBytes + lane * 16;
+  const auto place_of = [&](int from) {
+    return places + (from < owner ? from : from - 1) * P::kWarpSumBytes;
+  };
   ptx::ClusterWait();  // the others' barriers are initialised; long past
   if (owner != rank) {
     const unsigned landed = ptx::AddressInBlock(ring.sums_landed, owner);
-    const unsigned target = ptx::AddressInBlock(place + rank * P::kWarpSumBytes, owner);
+    const unsigned target = ptx::AddressInBlock(place_of(rank), owner);
 #pragma unroll
     for (int i = 0; i < P::kRegisters; i += 4) {
       ptx::StoreInBlock(target + i * 128, make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]),
@@ -388,31 +410,40 @@ __device__ bool SumOverCluster(const Ring& ring, int split, int rank, int warp, 
     return false;
   }
   ptx::BarrierWait(ring.sums_landed, 0);
+  // Of few rows several parts are read at once, of many a part is enough.
+  constexpr int kPartsAtOnce = P::kRegisters <= 8 ? 4 : 1;
+  float total[P::kRegisters] = {};
+#pragma unroll kPartsAtOnce
+  for (int from = 0; from < split; ++from) {
+    if (from == rank) {
 #pragma unroll
-  for (int i = 0; i < P::kRegisters; i += 4) {
-    float4 total = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-    for (int from = 0; from < split; ++from) {
-      const float4 part = from == rank
-                              ? make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3])
-                              : ptx::LoadShared4(place + from * P::kWarpSumBytes + i * 128);
-      total.x += part.x;
-      total.y += part.y;
-      total.z += part.z;
-      total.w += part.w;
+      for (int i = 0; i < P::kRegisters; ++i) {
+        total[i] += sum[i];
+      }
+    } else {
+      const unsigned place = place_of(from);
+#pragma unroll
+      for (int i = 0; i < P::kRegisters; i += 4) {
+        const float4 part = ptx::LoadShared4(place + i * 128);
+        total[i] += part.x;
+        total[i + 1] += part.y;
+        total[i + 2] += part.z;
+        total[i + 3] += part.w;
+      }
     }
-    sum[i] = total.x;
-    sum[i + 1] = total.y;
-    sum[i + 2] = total.z;
-    sum[i + 3] = total.w;
+  }
+#pragma unroll
+  for (int i = 0; i < P::kRegisters; ++i) {
+    sum[i] = total[i];
   }
   return true;
 }
 
 // Stores of 16 bytes where a block has tile after tile: the next one's products wait for them.  Of
 // one tile, split among blocks, what counts is the time to the first store, and turning is longer.
-template <typename RowOf, typename Y>
+template <int kRegisters, typename RowOf, typename Y>
 __device__ void StoreTile(const SmallProductParams& p, const Part& part,
-                          const float (&sum)[kSlabRows / 2], int outputs, const RowOf& row_of,
+                          const float (&sum)[kRegisters], int outputs, const RowOf& row_of,
                           Y type) {
   const int tokens = static_cast<int>(p.x.rows);
   if constexpr (sizeof(Y) == 2) {
@@ -475,7 +506,7 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
     }
     if (warp == kConsumerWarps) {
       if (lane == 0) {
-        LoadWeights<P::kSlabs>(maps, p, ring, share);
+        LoadWeights<P>(maps, p, ring, share);
       }
     } else if (warp < P::kWarps) {
       LoadInput<P>(maps, p, ring, share, warp - kConsumerWarps - 1, lane);
@@ -490,13 +521,18 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
       // The compiler does not see that a warp of one warpgroup is none but the first one's, and
       // has no register to spare for a slab of 64 rows' sums.
       const int slab = P::kSlabs == 1 ? 0 : warp / kGroupWarps;
-      Accumulate<P>(ring, p.stages, at, share.k_end - share.k_first, p.is_single, slab, sum);
+      int scale = 0;
+      if constexpr (P::kWeightScales > 1) {
+        const int row = (tile - p.parts[p.PartOf(tile)].first_tile) * P::kTileRows;
+        scale = (row + slab * P::kSlabOutputs) / kValuesPerScale - row / kValuesPerScale;
+      }
+      Accumulate<P>(ring, p.stages, at, share.k_end - share.k_first, p.is_single, slab, scale, sum);
       if (p.split > 1 && !SumOverCluster<P>(ring, p.split, share.rank, warp, lane, sum)) {
         break;  // a cluster has one tile
       }
       const Part& part = p.parts[p.PartOf(tile)];
       const int output = (tile - part.first_tile) * P::kTileRows +
-                         (P::kInputIsM ? slab * kSlabRows : warp * kOutputsPerWarp);
+                         (P::kInputIsM ? slab * P::kSlabOutputs : warp * kOutputsPerWarp);
       if (output < part.outputs) {
         const int tokens = static_cast<int>(p.x.rows);
         const auto store = [&]<typename Y>(Y type) {

@@ -86,6 +86,16 @@ inline bool SharesByThree(std::span<const BlockScaledLinearParams> products) {
          Grid(products, kSlabRows, 1).split == 1 && most(3) < most(2);
 }
 
+// Whether blocks of 96 weight rows find a multiprocessor each where those of 64 do not: one that
+// has two of these takes as long as for both.  Clusters of four, the only ones measured.
+inline constexpr int kThreeSlabsRows = 96;
+inline bool FitsInThreeSlabs(std::span<const BlockScaledLinearParams> products) {
+  const Grid one(products, kSlabRows, 1);
+  const Grid three(products, kThreeSlabsRows, 1);
+  const int places = MultiprocessorsFor(one.split);
+  return one.split == 4 && one.blocks() > places && three.blocks() <= places;
+}
+
 // A launch of P::kThreads threads a block, or with others beside them.
 struct Launch {
   Maps maps;
@@ -109,8 +119,12 @@ inline int AllowTurn(const SmallProductParams& p, int residents, int blocks) {
   if (residents == 1) {
     return std::max(share - 4, 0);  // few of the next one's find room before that
   }
+  // Of a deeper ring, what comes in the time in which this one ends is less.
+  constexpr int kStagesOfEnd = 7;
   // The next one starts within the time of some three stages.
-  const int turn = share - p.stages - (is_one_each ? 3 : 0);
+  constexpr int kLongShare = 20;
+  const int start = is_one_each && share >= kLongShare ? 3 : 0;
+  const int turn = share - std::min(p.stages, kStagesOfEnd) - start;
   if (turn > p.stages) {
     return turn;
   }
