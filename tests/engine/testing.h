@@ -47,6 +47,9 @@ class ScriptedExecutor final : public StepExecutor {
     if (faulty_row >= 0) {
       outputs.row_faults.data[faulty_row] = kRowFaultIndexerNan;
     }
+    if (faulty_sample >= 0) {
+      outputs.sample_faults.data[faulty_sample] = sample_fault;
+    }
   }
   const StepResult& Collect() override {
     if (on_collect) {
@@ -60,6 +63,8 @@ class ScriptedExecutor final : public StepExecutor {
   std::function<void()> on_collect;
   bool runs_ahead = false;
   std::int64_t faulty_row = -1;
+  std::int64_t faulty_sample = -1;  // and what it has
+  std::int32_t sample_fault = 0;
   ExpertExtents experts{};
   std::vector<std::int32_t> expert_pairs;  // of every step
 
