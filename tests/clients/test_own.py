@@ -17,6 +17,7 @@ def test_chat(own, server):
     assert answer.message.content == ANSWER
     assert answer.model == server.model
     assert len(answer.logprobs) == answer.usage.completion_tokens
+    assert own.chat({"role": "user", "content": QUESTION}, temperature=0).message.content == ANSWER
     parts = list(own.chat_stream([{"role": "user", "content": QUESTION}], temperature=0))
     assert "".join(part.content for part in parts) == ANSWER
 

@@ -13,7 +13,7 @@ from dsa_client.errors import DsaError
 from dsa_client.proto import admin_pb2, chat_pb2, common_pb2, completion_pb2, model_pb2, token_pb2
 
 Turn = Union[chat_pb2.Message, Mapping[str, Any]]
-Turns = Union[str, Iterable[Turn]]
+Turns = Union[str, Turn, Iterable[Turn]]
 Tool = Union[str, Mapping[str, Any]]
 Prompt = Union[str, Sequence[int]]
 
@@ -133,7 +133,9 @@ def _turn(turn: Turn) -> chat_pb2.Message:
 
 
 def _chat_request(messages: Turns, tools: Iterable[Tool], settings: Mapping[str, Any]) -> chat_pb2.ChatRequest:
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    if isinstance(messages, str):
+        messages = {"role": "user", "content": messages}
+    turns = [messages] if isinstance(messages, (Mapping, chat_pb2.Message)) else messages
     request = chat_pb2.ChatRequest(messages=[_turn(turn) for turn in turns])
     for tool in tools:
         text = tool if isinstance(tool, str) else json.dumps(tool, ensure_ascii=False)
