@@ -14,7 +14,7 @@ inline constexpr int kRecordValues = kLatentValues + kLatentRopeValues;
 
 // The keys of one row, in ascending position.
 struct RowKeys {
-  const std::int32_t* table;  // blocks of the row's sequence
+  const std::int32_t* table;  // blocks of the row's sequence, null of a selection
   const std::int32_t* slots;  // of the selection; null: every visible key
   int count;
 
@@ -31,10 +31,13 @@ struct RowKeys {
 
 __device__ inline RowKeys KeysOf(const PagedRows& rows, const KeySelection& selection,
                                  std::int64_t row) {
-  const bool is_selected = selection.slots.data != nullptr;
+  if (selection.slots.data != nullptr) {
+    return {
+        .table = nullptr, .slots = selection.slots.Row(row), .count = selection.counts.data[row]};
+  }
   return {.table = rows.block_tables.Row(rows.sequences.data[row]),
-          .slots = is_selected ? selection.slots.Row(row) : nullptr,
-          .count = is_selected ? selection.counts.data[row] : rows.positions.data[row] + 1};
+          .slots = nullptr,
+          .count = rows.positions.data[row] + 1};
 }
 
 // Value i of the record in a slot.

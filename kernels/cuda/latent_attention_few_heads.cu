@@ -31,6 +31,7 @@ constexpr int kGroupTiles = kGroupValues / 64;
 
 using Tiles = KeyTiles<2, 2, 3, 8>;
 using Share = AttentionShare<kHeads, Tiles::kKeys>;
+using Place = Share::Place;
 
 // Registers per thread: 480 in all, as launched.
 constexpr int kScoreRegisters = 96;  // as launched
@@ -94,38 +95,47 @@ struct HeadValues {
   }
 };
 
+// All loads at once, addresses a constant apart.
 __device__ void LoadQueries(const LatentAttentionParams& p, const Plan& plan, const Share& share,
                             int thread) {
-  constexpr int kRowChunks = kRecordValues / 8;
   constexpr int kLatentChunks = kLatentValues / 8;
-  constexpr int kChunks = kHeads * kRowChunks;
-  constexpr int kEach = (kChunks + kValueThreads - 1) / kValueThreads;
-  const auto* latent =
-      static_cast<const __nv_bfloat16*>(p.q_latent.data) + share.row * p.q_latent.row_stride;
-  const auto* rope =
-      static_cast<const __nv_bfloat16*>(p.q_rope.data) + share.row * p.q_rope.row_stride;
+  constexpr int kRopeChunks = kLatentRopeValues / 8;
+  constexpr int kOnce = kValueThreads / kLatentChunks;  // heads
+  constexpr int kEach = kHeads / kOnce;
+  constexpr int kLatentTiles = kLatentChunks / 8;
+  static_assert(kHeads * kRopeChunks <= kValueThreads);
+  const int chunk = thread % kLatentChunks;
+  const int head = thread / kLatentChunks;
+  const auto* latent = static_cast<const __nv_bfloat16*>(p.q_latent.data) +
+                       share.row * p.q_latent.row_stride + head * p.q_latent.head_stride +
+                       chunk * 8;
   uint4 values[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int head = (thread + i * kValueThreads) / kRowChunks;
-    const int chunk = (thread + i * kValueThreads) % kRowChunks;
     values[i] = {0, 0, 0, 0};
-    if (head < share.heads) {
-      const std::int64_t at = share.first_head + head;
-      values[i] = *reinterpret_cast<const uint4*>(
-          chunk < kLatentChunks ? latent + at * p.q_latent.head_stride + chunk * 8
-                                : rope + at * p.q_rope.head_stride + (chunk - kLatentChunks) * 8);
+    if (head + i * kOnce < share.heads) {
+      values[i] = *reinterpret_cast<const uint4*>(latent + i * kOnce * p.q_latent.head_stride);
     }
+  }
+  const int rope_chunk = thread % kRopeChunks;
+  const int rope_head = thread / kRopeChunks;
+  uint4 rope = {0, 0, 0, 0};
+  if (rope_head < share.heads) {
+    rope = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.q_rope.data) +
+                                           share.row * p.q_rope.row_stride +
+                                           rope_head * p.q_rope.head_stride + rope_chunk * 8);
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int head = (thread + i * kValueThreads) / kRowChunks;
-    const int chunk = (thread + i * kValueThreads) % kRowChunks;
-    if (head < kHeads) {
-      ptx::StoreWords4(
-          plan.queries + chunk / 8 * kQueryTileBytes + head * 128 + ((chunk % 8) ^ (head % 8)) * 16,
-          HalvesOfBf16(values[i]));
-    }
+    const int row = head + i * kOnce;
+    ptx::StoreWords4(
+        plan.queries + chunk / 8 * kQueryTileBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16,
+        HalvesOfBf16(values[i]));
+  }
+  if (rope_head < kHeads) {
+    ptx::StoreWords4(plan.queries + kLatentTiles * kQueryTileBytes + rope_head * 128 +
+                         (rope_chunk ^ (rope_head % 8)) * 16,
+                     HalvesOfBf16(rope));
   }
 }
 
@@ -141,8 +151,8 @@ class Scorer final {
  public:
   __device__ Scorer(const LatentAttentionParams& p, const Plan& plan)
       : plan_(plan),
-        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
-        warp_(static_cast<int>(threadIdx.x) / kWarpSize % kGroupWarps),
+        lane_(static_cast<int>(threadIdx.x % kWarpSize)),
+        warp_(static_cast<int>(threadIdx.x / kWarpSize % kGroupWarps)),
         scale_(static_cast<float>(p.softmax_scale * static_cast<double>(kLog2E))) {}
 
   __device__ void Run(int turns) {
@@ -319,7 +329,7 @@ class Scorer final {
 using Sums = float[kGroupTiles][kScores];
 
 __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
 #pragma unroll
   for (int i = 0; i < kGroupTiles * kScores; ++i) {
     sums[i / kScores][i % kScores] = 0.0F;
@@ -365,7 +375,7 @@ __device__ void AddValues(const Plan& plan, int group, int turns, Sums& sums) {
 // Through shared memory, where the ring was, to whole rows.
 __device__ void StoreOutputs(const LatentAttentionParams& p, const Plan& plan, const Share& share,
                              int group, const Sums& sums, const HeadValues& inverse) {
-  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
+  const int thread = static_cast<int>(threadIdx.x % kGroupThreads);
   const int lane = thread % kWarpSize;
   const int warp = thread / kWarpSize;
   const unsigned stage = plan.keys.ring + group * kHeads * kStagePitch;
@@ -485,7 +495,7 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
 
 __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& parts,
                           const Plan& plan, const Share& share, int group) {
-  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
+  const int thread = static_cast<int>((threadIdx.x - kGroupThreads) % kValueThreads);
   if (share.turns > 0) {
     LoadQueries(p, plan, share, thread);
     ptx::AsyncProxyFence();
@@ -507,10 +517,11 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
 
 __global__ void __launch_bounds__(kThreads, 1)
     FewHeadsKernel(const __grid_constant__ LatentAttentionParams p,
-                   const __grid_constant__ AttentionParts parts, int groups) {
+                   const __grid_constant__ AttentionParts parts, unsigned /*groups*/) {
+  constexpr unsigned kGroups = 1;
   extern __shared__ __align__(1024) std::uint8_t memory[];
   const Plan plan(ptx::SharedAddress(memory));
-  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kGroupThreads, 0);
+  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / kGroupThreads), 0);
   if (threadIdx.x == 0) {
     plan.keys.InitBarriers(kValueGroups * kGroupWarps, 1);
     for (int i = 0; i < Tiles::kBuffers; ++i) {
@@ -522,10 +533,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   ptx::WaitForPredecessors();
   FirstWords ahead;
-  if (group > kValueGroups) {
-    ahead = GuessFirst<1, Tiles, Share>(p, plan.keys, groups, parts.splits);
-  }
-  const Share share(p, groups, parts.splits);
+  const auto share = TakeShare<1, Share>(p, plan.keys, Place(p, kGroups, parts.splits),
+                                         group > kValueGroups, ahead);
   if (group == 0) {
     Scorer scorer(p, plan);
     ptx::NamedBarrierSync(kQueriesLoaded, kGroupThreads + kValueThreads);

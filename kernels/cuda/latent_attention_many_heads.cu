@@ -96,37 +96,52 @@ static_assert(kHeads * kStagePitch <= Tiles::kStages * Tiles::kStageBytes);
 static_assert((kSplitsMax + 1) * kHeads * 4 <= Plan::kQueryBytes);
 
 using Share = AttentionShare<kHeads, Tiles::kKeys>;
+using Place = Share::Place;
 
-// Q of values from 256 on, by the warpgroups of the values.
+// Q of values from 256 on, by the warpgroups of the values: all loads at once, addresses a constant
+// apart.
 __device__ void LoadSharedQueries(const LatentAttentionParams& p, const Plan& plan,
                                   const Share& share, int thread) {
-  constexpr int kRowChunks = kSharedTiles * 8;
-  constexpr int kLatentChunks = kRowChunks - 8;
-  constexpr int kEach = kHeads * kRowChunks / kValueThreads;
-  const auto* latent = static_cast<const __nv_bfloat16*>(p.q_latent.data) +
-                       share.row * p.q_latent.row_stride +
-                       share.first_head * p.q_latent.head_stride + kRegisterSteps * 16;
+  constexpr int kLatentTiles = kSharedTiles - 1;
+  constexpr int kLatentOnce = kValueThreads / (kLatentTiles * 8);  // heads
+  constexpr int kRopeOnce = kValueThreads / 8;
+  constexpr int kLatentEach = kHeads / kLatentOnce;
+  constexpr int kRopeEach = kHeads / kRopeOnce;
+  const int chunk = thread % (kLatentTiles * 8);
+  const int head = thread / (kLatentTiles * 8);
+  const int rope_chunk = thread % 8;
+  const int rope_head = thread / 8;
+  const auto* latent =
+      static_cast<const __nv_bfloat16*>(p.q_latent.data) + share.row * p.q_latent.row_stride +
+      (share.first_head + head) * p.q_latent.head_stride + kRegisterSteps * 16 + chunk * 8;
   const auto* rope = static_cast<const __nv_bfloat16*>(p.q_rope.data) +
-                     share.row * p.q_rope.row_stride + share.first_head * p.q_rope.head_stride;
-  uint4 values[kEach];
+                     share.row * p.q_rope.row_stride +
+                     (share.first_head + rope_head) * p.q_rope.head_stride + rope_chunk * 8;
+  const auto load = [&share](const __nv_bfloat16* from, int of_head) {
+    return of_head < share.heads ? *reinterpret_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+  };
+  const auto store = [&plan](uint4 values, int tile, int of_head, int piece) {
+    ptx::StoreWords4(
+        plan.queries + tile * kQueryTileBytes + of_head * 128 + (piece ^ (of_head % 8)) * 16,
+        HalvesOfBf16(values));
+  };
+  uint4 latents[kLatentEach];
+  uint4 ropes[kRopeEach];
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int head = (thread + i * kValueThreads) / kRowChunks;
-    const int chunk = (thread + i * kValueThreads) % kRowChunks;
-    values[i] = {0, 0, 0, 0};
-    if (head < share.heads) {
-      values[i] = *reinterpret_cast<const uint4*>(
-          chunk < kLatentChunks ? latent + head * p.q_latent.head_stride + chunk * 8
-                                : rope + head * p.q_rope.head_stride + (chunk - kLatentChunks) * 8);
-    }
+  for (int i = 0; i < kLatentEach; ++i) {
+    latents[i] = load(latent + i * kLatentOnce * p.q_latent.head_stride, head + i * kLatentOnce);
   }
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int head = (thread + i * kValueThreads) / kRowChunks;
-    const int chunk = (thread + i * kValueThreads) % kRowChunks;
-    ptx::StoreWords4(
-        plan.queries + chunk / 8 * kQueryTileBytes + head * 128 + ((chunk % 8) ^ (head % 8)) * 16,
-        HalvesOfBf16(values[i]));
+  for (int i = 0; i < kRopeEach; ++i) {
+    ropes[i] = load(rope + i * kRopeOnce * p.q_rope.head_stride, rope_head + i * kRopeOnce);
+  }
+#pragma unroll
+  for (int i = 0; i < kLatentEach; ++i) {
+    store(latents[i], chunk / 8, head + i * kLatentOnce, chunk % 8);
+  }
+#pragma unroll
+  for (int i = 0; i < kRopeEach; ++i) {
+    store(ropes[i], kLatentTiles, rope_head + i * kRopeOnce, rope_chunk);
   }
 }
 
@@ -443,7 +458,7 @@ __device__ void JoinParts(const LatentAttentionParams& p, const AttentionParts& 
 
 __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& parts,
                           const Plan& plan, const Share& share, int group, int peers) {
-  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
+  const int thread = static_cast<int>((threadIdx.x - kGroupThreads) % kValueThreads);
   if (share.turns > 0) {
     LoadSharedQueries(p, plan, share, thread);
     ptx::AsyncProxyFence();
@@ -468,15 +483,14 @@ __device__ void RunValues(const LatentAttentionParams& p, const AttentionParts& 
   }
 }
 
-// Grid: 64 heads, then ranges of keys, then rows, so that the heads of a row meet the same records
-// at the same time.  kPeers: blocks of a cluster, groups of heads of the same range.
+// kPeers: blocks of a cluster, groups of heads of the same range.
 template <int kPeers>
 __global__ void __launch_bounds__(kThreads, 1)
     ManyHeadsKernel(const __grid_constant__ LatentAttentionParams p,
-                    const __grid_constant__ AttentionParts parts, int groups) {
+                    const __grid_constant__ AttentionParts parts, unsigned groups) {
   extern __shared__ __align__(1024) std::uint8_t memory[];
   const Plan plan(ptx::SharedAddress(memory));
-  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kGroupThreads, 0);
+  const int group = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / kGroupThreads), 0);
   if (threadIdx.x == 0) {
     plan.keys.InitBarriers(kValueGroups * kGroupWarps, kPeers);
     for (int i = 0; i < Tiles::kBuffers; ++i) {
@@ -490,7 +504,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::ClusterArrive();
   }
   ptx::WaitForPredecessors();
-  const Share share(p, groups, parts.splits);
+  FirstWords ahead;
+  const auto share =
+      TakeShare<kPeers, Share>(p, plan.keys, Place(p, groups, parts.splits), group == 3, ahead);
   if constexpr (kPeers > 1) {
     ptx::ClusterWait();
   }
@@ -502,7 +518,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else if (group == 3) {
     ptx::LowerRegisters<kGatherRegisters>();
     Gatherer<kPeers, Tiles>(plan.keys, share.keys, p.cache.data, share.first, share.last)
-        .Run(share.turns);
+        .Run(share.turns, ahead);
   } else {
     ptx::RaiseRegisters<kValueRegisters>();
     RunValues(p, parts, plan, share, group - 1, kPeers);

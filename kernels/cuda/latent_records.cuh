@@ -162,15 +162,17 @@ __device__ inline uint4 ScaledHalves(unsigned first, unsigned second, unsigned s
 template <int kPeers, typename Tiles>
 class Gatherer final {
  public:
-  // Keys [first, last).
+  // Keys [first, last).  Lanes unsigned or not: the machine code of either is the faster for one.
   __device__ Gatherer(const Tiles& tiles, const RowKeys& keys, const std::uint8_t* cache, int first,
                       int last)
       : tiles_(tiles),
         keys_(keys),
         cache_(cache),
         last_(last),
-        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
-        warp_(static_cast<int>(threadIdx.x) / kWarpSize % Tiles::kGatherWarps),
+        lane_(kPeers == 1 ? static_cast<int>(threadIdx.x % kWarpSize)
+                          : static_cast<int>(threadIdx.x) % kWarpSize),
+        warp_(kPeers == 1 ? static_cast<int>(threadIdx.x / kWarpSize % Tiles::kGatherWarps)
+                          : static_cast<int>(threadIdx.x) / kWarpSize % Tiles::kGatherWarps),
         rank_(kPeers == 1 ? 0 : static_cast<int>(ptx::ClusterRank())),
         first_(first + rank_ * kTurnKeys + warp_ * kWarpKeys),
         ring_(tiles.ring + warp_ * kWarpKeys * kRecordBytes),

@@ -12,64 +12,86 @@
 
 namespace dsa::cuda {
 
-// A row, kGroupHeads heads and a range of keys, in turns of kKeys.  Grid: groups of heads, then
-// ranges of keys, then rows, so that the heads of a row meet the same records at the same time.
-template <int kGroupHeads, int kKeys>
-struct AttentionShare {
+// Which row, heads and range of keys a block has.  Grid: groups of kGroupHeads heads, then ranges
+// of keys, a power of two, then rows, so that the heads of a row meet the same records at the same
+// time, and ranges of a row the same pages.
+template <int kGroupHeads>
+struct AttentionPlace {
   static constexpr int kHeads = kGroupHeads;
+  int group;
+  int range;  // of the launch: of all rows
+  int splits;
   std::int64_t row;
   int item;  // of the launch: a row and a group of heads
   int split;
   int first_head;
   int heads;  // that exist, of the group
+
+  __device__ AttentionPlace(const LatentAttentionParams& p, unsigned groups, int range_count)
+      : group(static_cast<int>(blockIdx.x % groups)),
+        range(static_cast<int>(blockIdx.x / groups)),
+        splits(range_count),
+        row(range >> Shift()),
+        item(static_cast<int>(row) * static_cast<int>(groups) + group),
+        split(range & (splits - 1)),
+        first_head(group * kHeads),
+        heads(min(kHeads, static_cast<int>(p.q_latent.heads) - first_head)) {}
+  __device__ int Shift() const { return __ffs(splits) - 1; }
+};
+
+// And the keys, in turns of kKeys.
+template <int kGroupHeads, int kKeys>
+struct AttentionShare : AttentionPlace<kGroupHeads> {
+  using Place = AttentionPlace<kGroupHeads>;
   RowKeys keys;
   int first;  // key
   int last;
   int turns;
 
-  __device__ AttentionShare(const LatentAttentionParams& p, int groups, int splits)
-      : AttentionShare(p, groups, splits, KeysOf(p.rows, p.selection, RowOf(groups, splits))) {}
-  __device__ AttentionShare(const LatentAttentionParams& p, int groups, int splits,
-                            const RowKeys& of_row)
-      : row(RowOf(groups, splits)),
-        item(static_cast<int>(row) * groups + static_cast<int>(blockIdx.x) % groups),
-        split(static_cast<int>(blockIdx.x) / groups % splits),
-        first_head(static_cast<int>(blockIdx.x) % groups * kHeads),
-        heads(min(kHeads, static_cast<int>(p.q_latent.heads) - first_head)),
-        keys(of_row) {
+  __device__ AttentionShare(const Place& place, const RowKeys& of_row)
+      : Place(place), keys(of_row) {
     const int row_turns = (keys.count + kKeys - 1) / kKeys;
-    const int share_keys = (row_turns + splits - 1) / splits * kKeys;
-    first = min(split * share_keys, keys.count);
+    const int share_keys = ((row_turns + this->splits - 1) >> this->Shift()) * kKeys;
+    first = min(this->split * share_keys, keys.count);
     last = min(first + share_keys, keys.count);
     turns = (last - first + kKeys - 1) / kKeys;
   }
-  __device__ static std::int64_t RowOf(int groups, int splits) {
-    return blockIdx.x / groups / splits;
-  }
 };
 
-// The first words of a gathering warp if the row has as many keys as a selection can: the number
-// comes at the same time and tells.
-template <int kPeers, typename Tiles, typename Share>
-__device__ __forceinline__ FirstWords GuessFirst(const LatentAttentionParams& p, const Tiles& tiles,
-                                                 int groups, int splits) {
-  const Matrix<const std::int32_t>& slots = p.selection.slots;
-  if (slots.data == nullptr) {
-    return {};
+// The block's share.  A gathering warp asks for its first words at the same time as for the number
+// of the row's keys, as if there were as many as a selection can have: the number tells.
+template <int kPeers, typename Share, typename Tiles>
+__device__ __forceinline__ Share TakeShare(const LatentAttentionParams& p, const Tiles& tiles,
+                                           const typename Share::Place& place, bool is_gathering,
+                                           FirstWords& ahead) {
+  const std::int64_t row = place.row;
+  const KeySelection& selection = p.selection;
+  if (selection.slots.data == nullptr) {
+    return Share(place, KeysOf(p.rows, selection, row));
   }
-  const Share guess(p, groups, splits,
-                    {.table = nullptr,
-                     .slots = slots.Row(Share::RowOf(groups, splits)),
-                     .count = static_cast<int>(slots.cols)});
-  return Gatherer<kPeers, Tiles>(tiles, guess.keys, p.cache.data, guess.first, guess.last)
-      .LoadFirst();
+  RowKeys keys = {.table = nullptr,
+                  .slots = selection.slots.Row(row),
+                  .count = static_cast<int>(selection.slots.cols)};
+  if (is_gathering) {
+    const Share guess(place, keys);
+    ahead = Gatherer<kPeers, Tiles>(tiles, guess.keys, p.cache.data, guess.first, guess.last)
+                .LoadFirst();
+  }
+  // Of a kind that the compiler does not move in front of the other load: its first use waits.
+  int count;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];"
+               : "=r"(count)
+               : "l"(selection.counts.data + row)
+               : "memory");
+  keys.count = count;
+  return Share(place, keys);
 }
 
 // log2 of the sum of powers, of every head of a part.
-template <typename Share>
-__device__ float* LogsOf(const AttentionParts& parts, const Share& share, int split) {
+template <typename Place>
+__device__ float* LogsOf(const AttentionParts& parts, const Place& place, int split) {
   return reinterpret_cast<float*>(parts.maxima) +
-         (share.item * parts.splits + split) * Share::kHeads;
+         (place.item * parts.splits + split) * Place::kHeads;
 }
 
 // The block's part is written; waits until those of its siblings are there.  By kThreads threads,
@@ -147,7 +169,7 @@ void LaunchShares(const LatentAttentionParams& params, const AttentionParts& par
   LaunchDependent(
       kKernel,
       {.grid = blocks, .threads = kThreads, .shared_bytes = kSharedBytes, .cluster = kCluster},
-      stream, params, parts, groups);
+      stream, params, parts, static_cast<unsigned>(groups));
 }
 
 }  // namespace dsa::cuda
