@@ -81,7 +81,8 @@ struct InputSource {
     }
     const int own = kind == kShared ? 0 : task.expert;
     if (is_inner) {
-      const Matrix<const float>& scales = lane == 0 ? p.scales[kind].gate : p.scales[kind].up;
+      const bool is_gate = (lane == 0) != (kPaired && p.up_is_first);
+      const Matrix<const float>& scales = is_gate ? p.scales[kind].gate : p.scales[kind].up;
       weight_scales = scales.Row(own * outer_blocks + task.column);
     } else {
       // The last tile may have one box only.  Of a pair either block has one.

@@ -117,7 +117,8 @@ __device__ inline void LeaveInner(const ExpertsParams& p, BlockShared<true>& sha
 #pragma unroll
   for (int i = 0; i < kHalf; ++i) {
     sum[i] = Rounded<__nv_bfloat16>(
-        SwiGluOf(Rounded<__nv_bfloat16>(sum[i]), Rounded<__nv_bfloat16>(sum[kHalf + i])));
+        SwiGluOf(Rounded<__nv_bfloat16>(p.up_is_first ? sum[kHalf + i] : sum[i]),
+                 Rounded<__nv_bfloat16>(p.up_is_first ? sum[i] : sum[kHalf + i])));
     amax[i / 2 % 2] = fmaxf(amax[i / 2 % 2], fabsf(sum[i]));
   }
   auto& maxima = shared.maxima[ends.maxima.stage];

@@ -20,6 +20,7 @@ inline constexpr int kTilePairs = 64;
 inline constexpr int kTileRows = 256;           // weight rows
 inline constexpr int kBoxRows = kTileRows / 2;  // of gate, or of up, in a tile
 inline constexpr int kBoxBytes = kBoxRows * kValuesPerScale;
+inline constexpr int kShareRows = 32;  // of gate, or of up, of a warpgroup of a pair of blocks
 // What a block is made of.  kPaired: two blocks have the same tiles, half of the weight rows each.
 template <bool kPaired>
 struct Layout {
@@ -32,7 +33,7 @@ struct Layout {
   static constexpr int kConsumerRegisters = kPaired ? 152 : 200;
   static constexpr int kOtherRegisters = 104;
   static constexpr int kOutputs = kPaired ? kBoxRows / 2 : kBoxRows;  // of an inner tile, here
-  static constexpr int kCopies = kPaired ? 4 : 2;                     // of a stage
+  static constexpr int kCopies = kPaired ? 1 : 2;                     // of a stage
   static constexpr int kTileBytes = 2 * kOutputs * kValuesPerScale;
   static constexpr int kCopyBytes = kTileBytes / kCopies;
   static constexpr int kCopyRows = kCopyBytes / kValuesPerScale;
@@ -44,10 +45,17 @@ struct Layout {
   static constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes + 8;
 };
 inline constexpr int kQueue = 4;  // tiles announced ahead
-inline constexpr int kMail = 4;   // tiles that the second block of a pair may be behind
+// A block takes its next tile so many stages before the last of one is asked for: no earlier than
+// it must, as a block with a long tile would else take one more before those with short ones have
+// any.  So many before, it knows what it has taken, and the second block of a pair is told.
+template <bool kPaired>
+inline constexpr int kTakenAhead = kPaired ? 6 : 5;
+template <bool kPaired>
+inline constexpr int kSentAhead = kPaired ? 3 : 0;
+inline constexpr int kMail = 4;  // tiles that the second block of a pair may be behind
 // Of the first tile, asked for before rows of x are: behind whole rings of all blocks they would
 // come when the memory has nothing more to do.
-inline constexpr int kFirstWeights = 2;
+inline constexpr int kFirstWeights = 4;
 inline constexpr int kParts = 8;       // of K of the shared expert's inner tiles
 inline constexpr int kPartPairs = 16;  // at most: more rows gain nothing
 inline constexpr int kPartPacks = kConsumers * kPartPairs / 4;  // float4 of a part's sums, at most
@@ -78,6 +86,8 @@ struct Counters {
   // said yet that they know; null elsewhere.
   unsigned* rows_ready;
 };
+// Of pairs of blocks gate[kRouted] is a map of gate and up, whose boxes have kShareRows of either,
+// twice.
 struct ExpertMaps {
   CUtensorMap gate[kKinds];
   CUtensorMap up[kKinds];
@@ -102,6 +112,7 @@ struct ExpertsParams {
   float* inner_scales;
   ScaleFormat scale_format;
   float4* part_sums;  // [inner tiles, kParts, kPartPacks]  null: no tile is computed in parts
+  bool up_is_first;   // of pairs of blocks: it is before gate in a stage
   bool guesses_hit;   // all experts are, most likely
   // Gate and up of the shared expert, where launches before have computed them; data null: they
   // have not.  y: what down multiplies, by token, there and where they are computed in parts.
@@ -312,6 +323,8 @@ struct Ring : Layout<kPaired> {
         scales(inputs + L::kStages * L::kInputBytes),
         full((scales + L::kStages * L::kScaleBytes + 7) & ~7U),
         empty(full + 8 * L::kStages) {}
+  // In registers: the compiler would else compute addresses anew for each stage.
+  __device__ void Hold() { asm volatile("" : "+r"(tiles), "+r"(full), "+r"(empty)); }
 };
 
 __device__ inline int LoadAcquire(const int* from) {

@@ -9,6 +9,7 @@
 #include "kernels/cuda/weight_map.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace dsa::cuda {
 namespace {
@@ -144,18 +145,41 @@ bool HasGiven(const ResidentExpertsParams& params) {
          params.routed.contributions.data == nullptr;
 }
 
+bool UpIsFirst(const StackedWeight& gate, const StackedWeight& up) {
+  return std::less<>{}(up.data, gate.data);
+}
+// ExpertMaps: rows of either in turns, from the one that is first in memory, since an axis has no
+// negative stride.
+CUtensorMap MapOfBoth(const StackedWeight& gate, const StackedWeight& up) {
+  const bool up_is_first = UpIsFirst(gate, up);
+  const auto* first = static_cast<const std::uint8_t*>((up_is_first ? up : gate).data);
+  const auto* second = static_cast<const std::uint8_t*>((up_is_first ? gate : up).data);
+  const MapAxis axes[] = {{.extent = gate.cols, .stride = 1, .box = kValuesPerScale},
+                          {.extent = kShareRows, .stride = gate.cols, .box = kShareRows},
+                          {.extent = 2, .stride = second - first, .box = 2},
+                          {.extent = gate.experts * gate.rows / kShareRows,
+                           .stride = kShareRows * gate.cols,
+                           .box = 2}};
+  return Fp8Map(first, axes);
+}
+
 ExpertMaps MapsOf(const ResidentExpertsParams& params) {
   const RoutedExpertsParams& routed = params.routed;
   ExpertMaps maps{};
   const SharedExpert* const shared = params.shared_expert;
-  const int rows = HasGiven(params) ? Layout<true>::kCopyRows : Layout<false>::kCopyRows;
-  maps.gate[kRouted] = WeightMap(AllRows(routed.gate), rows);
-  maps.up[kRouted] = WeightMap(AllRows(routed.up), rows);
-  maps.down[kRouted] = WeightMap(AllRows(routed.down), rows);
+  constexpr int kRows = Layout<false>::kCopyRows;
+  static_assert(kRows == Layout<true>::kCopyRows);
+  if (HasGiven(params)) {
+    maps.gate[kRouted] = MapOfBoth(routed.gate, routed.up);
+  } else {
+    maps.gate[kRouted] = WeightMap(AllRows(routed.gate), kRows);
+    maps.up[kRouted] = WeightMap(AllRows(routed.up), kRows);
+  }
+  maps.down[kRouted] = WeightMap(AllRows(routed.down), kRows);
   if (shared != nullptr) {
-    maps.gate[kShared] = MapOf(shared->gate, rows);
-    maps.up[kShared] = MapOf(shared->up, rows);
-    maps.down[kShared] = MapOf(shared->down, rows);
+    maps.gate[kShared] = MapOf(shared->gate, kRows);
+    maps.up[kShared] = MapOf(shared->up, kRows);
+    maps.down[kShared] = MapOf(shared->down, kRows);
   }
   return maps;
 }
@@ -253,6 +277,7 @@ void RunPass(const ResidentExpertsParams& params, const ExpertMaps& maps,
       .inner_scales = regions.inner_scales,
       .scale_format = routed.scale_format,
       .part_sums = regions.part_sums,
+      .up_is_first = UpIsFirst(routed.gate, routed.up),
       .guesses_hit = params.guesses_hit,
       .given = {},
       .contributions = leaves_pairs ? routed.contributions.data : regions.contributions,

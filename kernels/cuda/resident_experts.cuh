@@ -61,11 +61,13 @@
 
 namespace dsa::cuda::resident_experts {
 
-// The copies that bring a stage of a tile, or this block's half of it: maps and their first rows.
+// The copies that bring a stage of a tile: maps and their first rows.
 template <bool kPaired>
-struct Boxes {
-  using L = Layout<kPaired>;
-  const CUtensorMap* maps[2];  // of copies in turns
+struct Boxes;
+template <>
+struct Boxes<false> {
+  using L = Layout<false>;
+  const CUtensorMap* maps[L::kCopies];
   int rows[L::kCopies];
   __device__ Boxes(const ExpertMaps& maps_of, const ExpertsParams& p, bool is_inner, int expert,
                    int column) {
@@ -75,12 +77,41 @@ struct Boxes {
     maps[1] = is_inner ? &maps_of.up[kind] : maps[0];
     const int first = is_inner ? own * p.width + column * kBoxRows
                                : own * static_cast<int>(p.x.cols) + column * kTileRows;
-    const int rank = kPaired ? static_cast<int>(ptx::ClusterRank()) : 0;
 #pragma unroll
     for (int i = 0; i < L::kCopies; ++i) {
-      const int inner = rank * L::kOutputs + i / 2 * L::kCopyRows;
-      const int outer = rank * kBoxRows + i * L::kCopyRows;
-      rows[i] = first + (is_inner ? inner : outer);
+      rows[i] = first + (is_inner ? 0 : i * L::kCopyRows);
+    }
+  }
+  __device__ void Copy(unsigned target, unsigned full, int k, std::uint64_t policy) const {
+#pragma unroll
+    for (int i = 0; i < L::kCopies; ++i) {
+      ptx::CopyBox(target + i * L::kCopyBytes, maps[i], full, k * kValuesPerScale, rows[i], policy);
+    }
+  }
+};
+// This block's half of it, in one copy, as one thread asks for all and a stage comes each half
+// microsecond.
+template <>
+struct Boxes<true> {
+  const CUtensorMap* map;
+  bool is_inner;
+  int row;
+  __device__ Boxes(const ExpertMaps& maps, const ExpertsParams& p, bool is_inner, int expert,
+                   int column)
+      : is_inner(is_inner) {
+    const int kind = expert == p.choice.expert_count ? kShared : kRouted;
+    const int own = kind == kShared ? 0 : expert;
+    const int rank = static_cast<int>(ptx::ClusterRank());
+    map = is_inner ? &maps.gate[kind] : &maps.down[kind];
+    row = is_inner
+              ? (own * p.width + column * kBoxRows + rank * Layout<true>::kOutputs) / kShareRows
+              : own * static_cast<int>(p.x.cols) + column * kTileRows + rank * kBoxRows;
+  }
+  __device__ void Copy(unsigned target, unsigned full, int k, std::uint64_t policy) const {
+    if (is_inner) {
+      ptx::CopyBox(target, *map, full, ptx::At4{k * kValuesPerScale, 0, 0, row}, policy);
+    } else {
+      ptx::CopyBox(target, map, full, k * kValuesPerScale, row, policy);
     }
   }
 };
@@ -89,18 +120,15 @@ struct Boxes {
 template <bool kPaired>
 __device__ inline void StreamTile(const Boxes<kPaired>& boxes, const Ring<kPaired>& ring,
                                   Cursor& at, int first, int end, std::uint64_t policy) {
+  constexpr int kUnrolled = kPaired ? 1 : 4;
+#pragma unroll kUnrolled
   for (int k = first; k < end; ++k) {
     if (at.turn >= ring.kStages) {
       ptx::BarrierWait(ring.empty + 8 * at.stage, at.phase ^ 1U);
     }
     const unsigned full = ring.full + 8 * at.stage;
-    const unsigned target = ring.tiles + at.stage * ring.kTileBytes;
     ptx::BarrierExpect(full, ring.kTileBytes);
-#pragma unroll
-    for (int i = 0; i < ring.kCopies; ++i) {
-      ptx::CopyBox(target + i * ring.kCopyBytes, boxes.maps[i % 2], full, k * kValuesPerScale,
-                   boxes.rows[i], policy);
-    }
+    boxes.Copy(ring.tiles + at.stage * ring.kTileBytes, full, k, policy);
     at.Next(ring.kStages);
   }
 }
@@ -144,9 +172,14 @@ __device__ inline Guess LoadPart(const ExpertMaps& maps, const ExpertsParams& p,
 // before they wait was there before that, and what they write by then nobody reads any more.
 template <Inner kInner, bool kPaired>
 __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& p,
-                                   BlockShared<kPaired>& shared, const Ring<kPaired>& ring) {
+                                   BlockShared<kPaired>& shared, Ring<kPaired> ring) {
+  if constexpr (kPaired) {
+    ring.Hold();
+    ptx::PrefetchMap(maps.gate[kRouted]);
+    ptx::PrefetchMap(maps.down[kRouted]);
+    ptx::PrefetchMap(maps.down[kShared]);
+  }
   constexpr int kBlocks = kPaired ? 2 : 1;
-  constexpr int kSending = kPaired ? 4 : 0;  // stages while which the other block is told
   const bool takes = !kPaired || ptx::ClusterRank() == 0;
   const std::uint64_t policy = ptx::EvictFirst();
   const int takers = static_cast<int>(gridDim.x) / kBlocks;
@@ -216,9 +249,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     const int first = task.first_block + guess.stages;
     const int end = task.end_block;
     guess.stages = 0;
-    // The next one is taken no earlier than it can come while the last stages stream: a block with
-    // a long tile would else take one more before those with short ones have any.
-    const int last = max(first, end - ring.kStages - kSending);
+    const int last = max(first, end - kTakenAhead<kPaired>);
     int begun = first;
     if (kPaired && is_first && task.kind == TaskKind::kInner && last - first > kFirstWeights) {
       begun = first + kFirstWeights;
@@ -234,7 +265,7 @@ __device__ inline void LoadWeights(const ExpertMaps& maps, const ExpertsParams& 
     } else if (takes) {
       next = kOwnTiles<kInner> * takers + atomicAdd(p.counters.tiles_taken, 1);
     }
-    const int sent = kPaired ? max(last, end - ring.kStages) : end;
+    const int sent = max(last, end - kSentAhead<kPaired>);
     StreamTile<kPaired>(boxes, ring, at, last, sent, policy);
     if (takes) {
       group = next < work.items() ? p.sorted.tiles[work.Group(next)] : PairTile{};

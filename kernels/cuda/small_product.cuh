@@ -174,11 +174,6 @@ __device__ Ring MakeRing(const void* shared, int stages) {
   return ring;
 }
 
-// A tensor map is read through a cache of its own, the first time from memory.
-__device__ inline void PrefetchMap(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 enum NamedBarrier { kProductMeets = 2 };
 
 // Beside other warps, of which a thread has as many registers as one of the launch: those that load
@@ -470,9 +465,9 @@ __device__ void Run(const Maps& maps, const SmallProductParams& p, std::uint8_t*
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   if (lane == 0) {
     if (warp == kConsumerWarps) {
-      PrefetchMap(maps.weights[p.PartOf(share.first)]);
+      ptx::PrefetchMap(maps.weights[p.PartOf(share.first)]);
     } else if (P::kMapsInput && warp == kConsumerWarps + 1) {
-      PrefetchMap(maps.x);
+      ptx::PrefetchMap(maps.x);
     }
   }
   constexpr int kMeeting = kFirstWarp == 0 ? P::kThreads : P::kBesideThreads;

@@ -53,6 +53,10 @@ CUtensorMap WeightMap(const Matrix<const Fp8E4m3>& weight, int box_rows) {
   return Encode(weight.data, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, axes);
 }
 
+CUtensorMap Fp8Map(const void* data, std::span<const MapAxis> axes) {
+  return Encode(data, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, axes);
+}
+
 CUtensorMap Bf16Map(const void* data, std::span<const MapAxis> axes) {
   return Encode(data, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, axes);
 }

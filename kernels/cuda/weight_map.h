@@ -24,5 +24,7 @@ struct MapAxis {
 // The same of up to five axes of bfloat16, the first contiguous and 64 wide in a box.  Strides of
 // the others are multiples of 16 bytes, in any order; axes may overlap.
 CUtensorMap Bf16Map(const void* data, std::span<const MapAxis> axes);
+// Of e4m3, the first axis 128 wide in a box.
+CUtensorMap Fp8Map(const void* data, std::span<const MapAxis> axes);
 
 }  // namespace dsa::cuda

@@ -192,18 +192,6 @@ class ForgetfulOverrides final : public ForwardingBackend {
   std::size_t forgotten_;
 };
 
-// So many inner tiles that the shared expert's would begin a second wave, and a product of its gate
-// and up that the gate can be beside; nine slots a token, so that 64 rows are more pairs than a
-// block that chooses has threads.
-testing::LayerSizes SmallLayerOfPairs() {
-  testing::LayerSizes sizes = kSmallLayer;
-  sizes.group = 1;
-  sizes.experts = 12;
-  sizes.experts_per_token = 8;
-  sizes.inner = 1664;
-  return sizes;
-}
-
 // What fused ops leave, one right behind the other: a launch that rehearses, or reads ahead, does
 // so while those before it still run.
 class Chain final {
@@ -370,18 +358,6 @@ TEST_CASE("Project absorbs the queries of 128 heads in one launch", "[kernels][f
       [](ProjectParams& other) { other.absorbed->queries.layout = RopeLayout::kHalfSplit; }));
 }
 
-// With gate and up of the shared expert computed before, beside the gate: pairs of blocks, and two
-// to four blocks that choose.
-TEST_CASE("ExpertMlp of 17 to 64 rows agrees with its default body", "[kernels][fused]") {
-  testing::LayerSizes sizes = SmallLayerOfPairs();
-  sizes.rows = GENERATE(as<std::int64_t>(), 17, 33, 40, 64);
-  CAPTURE(sizes.rows);
-  OverrideCheck check(testing::TestBackend());
-  FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
-  check.ExpertMlp(layer.ExpertMlp());
-  testing::CheckDifferences(check);
-}
-
 TEST_CASE("an op right behind others leaves what it leaves alone", "[kernels][fused][real_sizes]") {
   testing::LayerSizes sizes = GENERATE(kSmallLayer, kRealLayer);
   sizes.group = 1;
@@ -398,44 +374,6 @@ TEST_CASE("an op right behind others leaves what it leaves alone", "[kernels][fu
     CAPTURE(i);
     CHECK(outputs[i] == expected[i]);
   }
-}
-
-// Experts that begin before the gate's sort has ended find the sort of the call before: of another
-// choice, and of other scratch.  Of the small layer the gate takes longer than the product beside
-// it, and of the real one with 256 experts, too.
-TEST_CASE("ExpertMlp right behind one that chose otherwise waits for its own choice",
-          "[kernels][fused][real_sizes]") {
-  testing::LayerSizes real = kRealLayer;
-  real.ranks = 32;
-  testing::LayerSizes sizes = GENERATE_COPY(SmallLayerOfPairs(), real);
-  sizes.rows = GENERATE(as<std::int64_t>(), 16, 17, 40, 64);
-  CAPTURE(sizes.hidden, sizes.rows);
-  const auto outputs = [&](bool waits) {
-    FusedLayer layer(testing::TestBackend(), sizes, KvFormat::kFp8);
-    const std::vector calls = {layer.ExpertMlp(), layer.ExpertMlp(), layer.ExpertMlp()};
-    for (int turn = 0; turn < 4; ++turn) {
-      for (const ExpertMlpParams& call : calls) {
-        testing::TestBackend().ExpertMlp(call);
-        if (waits) {
-          testing::TestBackend().Synchronize();
-        }
-      }
-    }
-    testing::TestBackend().Synchronize();
-    std::vector<std::vector<std::byte>> bytes;
-    for (const ExpertMlpParams& call : calls) {
-      const AnyMatrix& y = call.routed.y;
-      bytes.emplace_back(static_cast<std::size_t>(y.rows * y.cols * SizeOf(y.type)));
-      testing::TestBackend().CopyToHost(bytes.back().data(), y.data, bytes.back().size());
-    }
-    testing::TestBackend().Synchronize();
-    return bytes;
-  };
-  const auto expected = outputs(true);
-  const auto chained = outputs(false);
-  CHECK((chained[0] == expected[0]));
-  CHECK((chained[1] == expected[1]));
-  CHECK((chained[2] == expected[2]));
 }
 
 TEST_CASE("an override is not compared with itself", "[kernels][fused]") {

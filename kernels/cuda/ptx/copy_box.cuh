@@ -8,11 +8,19 @@
 
 namespace dsa::cuda::ptx {
 
+// A map is read through a cache of its own, the first time from memory.
+__device__ inline void PrefetchMap(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 struct At2 {
   int x, y;
 };
 struct At3 {
   int x, y, z;
+};
+struct At4 {
+  int x, y, z, u;
 };
 struct At5 {
   int x, y, z, u, v;
@@ -30,6 +38,14 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(target),
       "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z)
+      : "memory");
+}
+__device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At4 at,
+                               std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "l"(policy)
       : "memory");
 }
 __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned barrier, At3 at,
