@@ -3,13 +3,14 @@
 //
 //   1. latents of the window's keys to dense rows
 //   2. for some heads at a time: their keys and values        (barrier over the grid before and
-//   3. the window's rows attend to them                         after)
+//   3. the window's rows attend to them                         after, or counters: below)
 //
 // bfloat16 over a cache of fp8 or bfloat16 runs on the tensor cores, heads of 128 keys and values
 // by warpgroups (masked_attention_warpgroup.cu), others by warps (masked_attention_tensor.cuh);
 // anything else in float32 without them (masked_attention_plain.cuh).  Keys are visited in
 // ascending order, as many at a time as the kernel's tile has, from position 0 on: a row's bits
 // depend on its query, its keys and its selection alone.
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/masked_attention.h"
 #include "kernels/cuda/masked_attention_plain.cuh"
@@ -92,7 +93,8 @@ cuda::MaskedScratch TakeScratch(cuda::ScratchArena& arena, const ScratchShape& s
   const std::int64_t row_tiles = shape.tokens / cuda::kWarpgroupTile + key_tiles + 1;
   scratch.tiles = arena.Take<cuda::AttentionTile>(row_tiles);
   scratch.tile_masks = arena.Take<cuda::TileMask>(row_tiles * key_tiles);
-  scratch.next_item = arena.Take<int>(1);
+  scratch.counter_count = static_cast<int>(cuda::kMaskedCounters + shape.heads);
+  scratch.counters = arena.Take<unsigned>(scratch.counter_count);
   scratch.latents = arena.Take<std::uint8_t>(shape.keys * kLatentValues * shape.latent_bytes);
   scratch.ropes = arena.Take<std::uint8_t>(shape.keys * kLatentRopeValues * shape.latent_bytes);
   const std::int64_t heads =
@@ -197,8 +199,8 @@ void cuda::MaskedAttention(const MaskedAttentionParams& params, const ScratchLim
   static_assert(cuda::MaskedTile<128>::kRows == cuda::kWarpgroupTile);
   scratch.rows_of_tile = cuda::kWarpgroupTile;
   scratch.keys_of_tile = is_warpgroup ? cuda::kWarpgroupTile : cuda::kMaskBits;
-  cuda::PlanRunsKernel<<<1, cuda::kPlanThreads, 0, stream>>>(params.rows, scratch);
-  DSA_CUDA_CHECK(cudaGetLastError());
+  cuda::LaunchDependent(cuda::PlanRunsKernel, {.grid = dim3(1), .threads = cuda::kPlanThreads},
+                        stream, params.rows, scratch);
   if (is_warpgroup) {
     cuda::MaskedWarpgroup(params, scratch, stream);
     return;

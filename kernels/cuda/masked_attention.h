@@ -4,7 +4,7 @@
 // A run is consecutive rows of one sequence.  Runs are packed, in order, into windows of as many
 // keys as scratch holds; a window's keys are expanded, for some heads at a time, before its rows
 // attend to them.  How many windows there are only the device knows, so one kernel of resident
-// blocks goes through them, with barriers over the grid.
+// blocks goes through them, with barriers over the grid (or counters, where heads are of 128).
 #pragma once
 
 #include "kernels/ops/masked_attention.h"
@@ -46,14 +46,20 @@ enum class TileMask : std::uint8_t {
   kAll,  // every row to all
 };
 
+// Counters of masked_attention_warpgroup.cu, which go up from window to window: items of attention
+// that were taken, blocks whose latents are there, warps whose masks are, blocks that have
+// attended. Behind them, warps that have expanded a tile of keys with a head, per head.
+enum MaskedCounter : std::uint8_t { kItemsTaken, kGathered, kMasked, kAttended, kMaskedCounters };
+
 // `T` is the element type of the latents, keys and values.
 struct MaskedScratch {
-  AttentionRun* runs;         // [T]
-  AttentionWindow* windows;   // [T]
-  int* window_count;          // [1]
-  AttentionTile* tiles;       // [row tiles of a window]
-  TileMask* tile_masks;       // [row tiles, keys_max / 128]
-  int* next_item;             // [1]
+  AttentionRun* runs;        // [T]
+  AttentionWindow* windows;  // [T]
+  int* window_count;         // [1]
+  AttentionTile* tiles;      // [row tiles of a window]
+  TileMask* tile_masks;      // [row tiles, keys_max / 128]
+  unsigned* counters;        // [kMaskedCounters + H], zero when the plan is made
+  int counter_count;
   void* latents;              // [keys, 512]
   void* ropes;                // [keys, 64]
   void* expanded_keys;        // [keys, heads, key_width]   without the RoPE key

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_keys.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/masked_attention.h"
 
 namespace dsa::cuda {
@@ -11,6 +12,7 @@ inline constexpr int kPlanThreads = 1024;
 // One block.  Runs by a scan over the rows, then windows by one thread.
 __global__ __launch_bounds__(kPlanThreads) inline void PlanRunsKernel(PagedRows rows,
                                                                       MaskedScratch scratch) {
+  StartAfterPredecessors();
   __shared__ int counts[kPlanThreads];
   const int total = static_cast<int>(rows.sequences.size);
   const int chunk = (total + kPlanThreads - 1) / kPlanThreads;
@@ -20,6 +22,9 @@ __global__ __launch_bounds__(kPlanThreads) inline void PlanRunsKernel(PagedRows 
   const auto starts = [&](int row) {
     return row == 0 || rows.sequences.data[row] != rows.sequences.data[row - 1];
   };
+  for (int i = thread; i < scratch.counter_count; i += kPlanThreads) {
+    scratch.counters[i] = 0;
+  }
   int own = 0;
   for (int row = first; row < last; ++row) {
     own += starts(row) ? 1 : 0;
@@ -41,11 +46,31 @@ __global__ __launch_bounds__(kPlanThreads) inline void PlanRunsKernel(PagedRows 
     }
   }
   __syncthreads();
+  // A thread's last run is most often that of its neighbours.
   run = counts[thread] - own - 1;
+  int run_rows = 0;
+  int run_keys = 0;
+  const auto add = [&] {
+    atomicAdd(&scratch.runs[run].rows, run_rows);
+    atomicMax(&scratch.runs[run].keys, run_keys);
+    run_rows = 0;
+    run_keys = 0;
+  };
   for (int row = first; row < last; ++row) {
-    run += starts(row) ? 1 : 0;
-    atomicAdd(&scratch.runs[run].rows, 1);
-    atomicMax(&scratch.runs[run].keys, rows.positions.data[row] + 1);
+    if (starts(row)) {
+      if (run_rows > 0) {
+        add();
+      }
+      ++run;
+    }
+    ++run_rows;
+    run_keys = max(run_keys, rows.positions.data[row] + 1);
+  }
+  const unsigned same = __match_any_sync(kAllLanes, run);
+  run_rows = static_cast<int>(__reduce_add_sync(same, static_cast<unsigned>(run_rows)));
+  run_keys = __reduce_max_sync(same, run_keys);
+  if (run_rows > 0 && thread % kWarpSize == __ffs(static_cast<int>(same)) - 1) {
+    add();
   }
   __syncthreads();
   if (thread != 0) {

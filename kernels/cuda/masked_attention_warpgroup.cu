@@ -6,10 +6,16 @@
 //   expand    keys and values of some heads: 128 keys by 256 outputs at a time
 //   attend    128 rows of a run with one head, 128 keys at a time; tiles without a pair are skipped
 //
+// Masks are found beside the expansion, and attention begins with the heads that are expanded: no
+// barrier over the grid stands between, blocks wait for counters of scratch.  All blocks must be
+// there at once, one a multiprocessor.  Two neighbours are a cluster that expands with the same
+// weights: each brings half of them for both.
+//
 // A block is a producer, whose first warp keeps rings of tiles in shared memory filled by the copy
-// engine, and two consumer warpgroups of 64 rows.  While one multiplies, the other has its softmax:
-// named barriers give the tensor cores in turns.  Within a warpgroup the scores of a tile and the
-// values of the tile before it are under way together.
+// engine, and two consumer warpgroups of 64 rows.  While one multiplies, the other has its softmax;
+// that they find by themselves, turns by named barriers only made them wait.  Within a warpgroup
+// the scores of a tile and the values of the tile before it are under way together, across items as
+// well.
 //
 // Columns of expanded keys and values lie as lanes hold them, in whole 16 bytes: column 8 j + 2 q +
 // i of a product (lane q of a quad) at 32 (j / 4) + 8 q + 2 (j % 4) + i.  That is its own inverse.
@@ -17,7 +23,7 @@
 // Keys: the columns of the weight come in swapped order already, by their tensor map, so that a key
 // lies in the order of a query.
 #include "kernels/cuda/attention_keys.cuh"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/masked_attention_producer.cuh"
 #include "kernels/cuda/per_device.h"
 #include "kernels/cuda/weight_map.h"
@@ -26,11 +32,9 @@ namespace dsa::cuda {
 namespace warpgroup {
 namespace {
 
-// Named barriers: the turns of the two consumer groups, and all consumers.
-constexpr int kFirstTurn = 1;
-constexpr int kGatherBarrier = 3;
-constexpr int kSwapped = 32;    // columns that are swapped among themselves
-constexpr float kSlack = 8.0F;  // log2 by which scores may exceed their reference
+constexpr int kGatherBarrier = 2;  // named, of all consumers
+constexpr int kSwapped = 32;       // columns that are swapped among themselves
+constexpr float kSlack = 8.0F;     // log2 by which scores may exceed their reference
 
 __device__ float Exp2(float value) {
   float power;
@@ -72,20 +76,11 @@ __device__ void CopyLatents(const std::uint8_t* record, KvFormat format, int lan
   }
 }
 
-// Of 64 keys from `key` on: bits of those that a row sees, and its mask's word, whose other bits
-// mean nothing.  `mask` may be null.
-__device__ std::uint64_t SeenBits(int visible, int key) {
-  const int left = visible - key;
-  return left <= 0 ? 0 : (left >= kMaskBits ? ~0ULL : (1ULL << left) - 1);
-}
-__device__ std::uint64_t MaskWord(const std::uint64_t* mask, int visible, int key) {
-  return mask == nullptr || key >= visible ? ~0ULL : mask[key / kMaskBits];
-}
-
 struct Consumer {
   const MaskedAttentionParams& p;
   const MaskedScratch& scratch;
   Ring ring;
+  unsigned rank;
   int group;
   Cursor key = {};
   Cursor value = {};
@@ -98,7 +93,8 @@ struct Consumer {
     }
   }
 
-  __device__ void Gather(const AttentionWindow& window) const {
+  __device__ void Gather(const AttentionWindow& window, const Progress& progress) const {
+    AwaitCount(scratch.counters + kAttended, progress.attended);
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
     for (int row = static_cast<int>(blockIdx.x) * kConsumerWarps + warp; row < window.keys;
          row += static_cast<int>(gridDim.x) * kConsumerWarps) {
@@ -113,116 +109,100 @@ struct Consumer {
                   exists, static_cast<__nv_bfloat16*>(scratch.latents) + row * kLatentValues,
                   static_cast<__nv_bfloat16*>(scratch.ropes) + row * kLatentRopeValues);
     }
-    for (int tile = static_cast<int>(blockIdx.x); tile < window.tiles;
-         tile += static_cast<int>(gridDim.x)) {
-      FindMasks(window, tile, warp);
-    }
     ptx::CopyEngineFence();
-  }
-
-  // What the rows of a tile attend to; a warp per tile of keys.
-  __device__ void FindMasks(const AttentionWindow& window, int tile, int warp) const {
-    const AttentionRun& run = RunOfTile(scratch, window, tile);
-    const int first = (tile - run.first_tile) * kTile;
-    const int rows = min(kTile, run.rows - first);
-    const int key_tiles = (run.keys + kTile - 1) / kTile;
-    TileMask* masks = scratch.tile_masks + tile * (scratch.keys_max / kTile);
-    int steps = 0;
-    for (int key_tile = warp; key_tile < key_tiles; key_tile += kConsumerWarps) {
-      bool any = false;
-      bool all = true;
-#pragma unroll
-      for (int i = 0; i < kTile / kWarpSize; ++i) {
-        const int own = i * kWarpSize + Lane();
-        if (own < rows) {
-          const int row = run.first_row + first + own;
-          const int visible = p.rows.positions.data[row] + 1;
-          const std::uint64_t* mask =
-              p.selection.mask.data == nullptr ? nullptr : p.selection.mask.Row(row);
-          const auto bits_from = [&](int key) {
-            return MaskWord(mask, visible, key) & SeenBits(visible, key);
-          };
-          const std::uint64_t low = bits_from(key_tile * kTile);
-          const std::uint64_t high = bits_from(key_tile * kTile + kMaskBits);
-          any = any || (low | high) != 0;
-          all = all && (low & high) == ~0ULL;
-        }
-      }
-      any = __any_sync(kAllLanes, any ? 1 : 0) != 0;
-      all = __all_sync(kAllLanes, all ? 1 : 0) != 0;
-      if (Lane() == 0) {
-        masks[key_tile] = all ? TileMask::kAll : (any ? TileMask::kSome : TileMask::kNone);
-      }
-      steps += any ? 1 : 0;
-    }
-    const unsigned counter = ring.Counter();
-    if (threadIdx.x == 0) {
-      asm volatile("st.shared.u32 [%0], 0;" ::"r"(counter) : "memory");
-    }
     ptx::NamedBarrierSync(kGatherBarrier, kConsumerThreads);
-    if (Lane() == 0) {
-      asm volatile("red.shared.add.u32 [%0], %1;" ::"r"(counter), "r"(steps) : "memory");
-    }
-    ptx::NamedBarrierSync(kGatherBarrier, kConsumerThreads);
-    if (threadIdx.x == 0) {
-      int total;
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(total) : "r"(counter) : "memory");
-      scratch.tiles[tile] = {.first_row = run.first_row + first,
-                             .rows = rows,
-                             .first_key = run.first_key,
-                             .key_tiles = key_tiles,
-                             .steps = total};
+    if (threadIdx.x < kWarpSize) {
+      Announce(scratch.counters + kGathered);
     }
   }
 
-  __device__ void Expand(const Share& share) const {
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-      *scratch.next_item = 0;  // of the attention that follows
+  __device__ void ReleaseExpand(int stage) const {
+    __syncwarp();
+    if (Lane() < kPair) {
+      const unsigned barrier =
+          ptx::AddressInBlock(ring.ExpandEmpty(stage), static_cast<unsigned>(Lane()));
+      ptx::BarrierArriveInBlock(barrier);
     }
-    const int key_tiles = share.window.keys / kTile;
-    for (int item = static_cast<int>(blockIdx.x); item < key_tiles * share.heads;
-         item += static_cast<int>(gridDim.x)) {
-      float keys[64];
-      float values[64];
+  }
+
+  __device__ void Expand(const Share& share, const Progress& progress) const {
+    const ExpandOrder order(share);
+    // Values of the pair before, stored while the next is multiplied.
+    unsigned packed[32];
+    int packed_head = -1;  // of all
+    std::int64_t packed_row = 0;
+    for (int pair = order.First(); pair < order.items; pair += order.Step()) {
+      float sums[2 * kTile / 2];  // of the keys' columns, then of the values'
 #pragma unroll
       for (int step = 0; step < kExpandSteps; ++step) {
         const int stage = step % kExpandStages;
+        // Said anew in every step: the compiler would keep those of all stages otherwise.
         const unsigned from = ring.ExpandStage(stage);
+        const std::uint64_t a =
+            UniformDescriptor(ptx::SwizzledTile(from + group * (kBoxBytes / kConsumerGroups)));
+        const std::uint64_t b = UniformDescriptor(ptx::SwizzledTile(from + kBoxBytes));
         ptx::BarrierWait(ring.ExpandFull(stage), step / kExpandStages & 1U);
-        const std::uint64_t a = ptx::SwizzledTile(from + group * (kBoxBytes / kConsumerGroups));
-        const std::uint64_t b_keys = ptx::SwizzledTile(from + kBoxBytes);
-        const std::uint64_t b_values = ptx::SwizzledTile(from + 2 * kBoxBytes);
-        ptx::PinRegisters(keys);
-        ptx::PinRegisters(values);
+        ptx::PinRegisters(sums);
         ptx::WgmmaFence();
 #pragma unroll
         for (int k = 0; k < kBox / 16; ++k) {
-          ptx::WgmmaBf16(keys, a + 2 * k, b_keys + 2 * k, step > 0 || k > 0);
-          ptx::WgmmaBf16(values, a + 2 * k, b_values + 2 * k, step > 0 || k > 0);
+          ptx::WgmmaBf16(sums, a + 2 * k, b + 2 * k, step > 0 || k > 0);
         }
         ptx::WgmmaCommit();
+        if (packed_head >= 0) {  // beside two steps of products
+          if (step == 1) {
+            StoreExpanded(packed, scratch.expanded_values, packed_row);
+          } else if (step == 4) {
+            Announce(scratch.counters + kMaskedCounters + packed_head);
+          }
+        }
         if (step > 0) {
           ptx::WgmmaWait<1>();
-          Release(ring.ExpandEmpty((step - 1) % kExpandStages));
+          ReleaseExpand((step - 1) % kExpandStages);
         }
       }
+      if (pair == order.First()) {  // what lies there is read no more
+        AwaitCount(scratch.counters + kAttended, progress.attended);
+      }
+      const int2 place = order.TileAndHead(pair, rank);
+      packed_head = order.Exists(pair, rank) ? share.first_head + place.y : -1;
+      packed_row = std::int64_t{place.y} * share.window.keys + place.x * kTile;
       ptx::WgmmaWait<0>();
-      ptx::PinRegisters(keys);
-      ptx::PinRegisters(values);
-      Release(ring.ExpandEmpty((kExpandSteps - 1) % kExpandStages));
-      const std::int64_t first =
-          std::int64_t{item / key_tiles} * share.window.keys + item % key_tiles * kTile;
-      StoreExpanded(keys, static_cast<__nv_bfloat16*>(scratch.expanded_keys) + first * kTile);
-      StoreExpanded(values, static_cast<__nv_bfloat16*>(scratch.expanded_values) + first * kTile);
+      ptx::PinRegisters(sums);
+      ReleaseExpand((kExpandSteps - 1) % kExpandStages);
+      if (packed_head >= 0) {
+        PackRows<0>(sums, packed);
+        StoreExpanded(packed, scratch.expanded_keys, packed_row);
+      }
+      PackRows<64>(sums, packed);
     }
-    ptx::CopyEngineFence();
+    if (packed_head >= 0) {
+      StoreExpanded(packed, scratch.expanded_values, packed_row);
+      Announce(scratch.counters + kMaskedCounters + packed_head);
+    }
   }
 
   __device__ int RowOfTile() const {  // the lower of a thread's two, 8 apart
-    return group * 64 + static_cast<int>(threadIdx.x) % kGroupThreads / kWarpSize * 16 + Lane() / 4;
+    return group * kGroupRows + static_cast<int>(threadIdx.x) % kGroupThreads / kWarpSize * 16 +
+           Lane() / 4;
   }
 
+  template <int kFirst>
+  __device__ static void PackRows(const float (&d)[128], unsigned (&packed)[32]) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      packed[i] = Bf16PairOf(d[kFirst + 2 * i], d[kFirst + 2 * i + 1]);
+    }
+  }
   // 16 bytes of each group of 32 columns of one of a thread's rows.
+  __device__ static void StoreRow(const unsigned (&packed)[32], int half, __nv_bfloat16* row) {
+    auto* target = reinterpret_cast<uint4*>(row) + Lane() % 4;
+#pragma unroll
+    for (int m = 0; m < kTile / kSwapped; ++m) {
+      const int i = 8 * m + half;
+      target[m * (kSwapped / 8)] = uint4{packed[i], packed[i + 2], packed[i + 4], packed[i + 6]};
+    }
+  }
   __device__ static void StoreRow(const float (&d)[64], int half, float factor,
                                   __nv_bfloat16* row) {
     auto* target = reinterpret_cast<uint4*>(row) + Lane() % 4;
@@ -235,28 +215,25 @@ struct Consumer {
                                          Bf16PairOf(d[i + 12] * factor, d[i + 13] * factor)};
     }
   }
-  __device__ void StoreExpanded(const float (&d)[64], __nv_bfloat16* tile) const {
-    StoreRow(d, 0, 1.0F, tile + RowOfTile() * kTile);
-    StoreRow(d, 1, 1.0F, tile + (RowOfTile() + 8) * kTile);
+  __device__ void StoreExpanded(const unsigned (&packed)[32], void* rows,
+                                std::int64_t first) const {
+    auto* const own = static_cast<__nv_bfloat16*>(rows) + (first + RowOfTile()) * kTile;
+    StoreRow(packed, 0, own);
+    StoreRow(packed, 1, own + 8 * kTile);
   }
 
-  __device__ void Attend(const Share& share) {
-    for (;;) {
-      ptx::BarrierWait(ring.QueryFull(), query_phase);
-      query_phase ^= 1U;
-      Item item;
-      asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(item.first_row), "=r"(item.rows), "=r"(item.head), "=r"(item.steps)
-                   : "r"(ring.Item())
-                   : "memory");
-      if (item.steps == 0) {
-        Release(ring.QueryEmpty());
-        if (item.rows == 0) {
-          return;
-        }
-      }
-      AttendItem(item);
-    }
+  __device__ Item NextItem() {
+    ptx::BarrierWait(ring.QueryFull(group), query_phase);
+    query_phase ^= 1U;
+    Item item;
+    asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(item.first_row), "=r"(item.rows), "=r"(item.head), "=r"(item.steps)
+                 : "r"(ring.Item(group))
+                 : "memory");
+    return {.first_row = Uniform(item.first_row),
+            .rows = Uniform(item.rows),
+            .head = Uniform(item.head),
+            .steps = Uniform(item.steps)};
   }
 
   // What a thread keeps of its two rows.
@@ -267,26 +244,31 @@ struct Consumer {
     float sums[2];  // of the thread's own columns
   };
 
-  __device__ void MultiplyKeys(float (&scores)[64]) const {
-    const unsigned query = ring.Query() + group * (kBoxBytes / kConsumerGroups);
-    const unsigned keys = ring.Key(key.stage);
+  // Of the tiles of the next step.
+  __device__ std::uint64_t KeyDescriptor() const {
+    return UniformDescriptor(ptx::SwizzledTile(ring.Key(key.stage)));
+  }
+  __device__ std::uint64_t ValueDescriptor() const {
+    return UniformDescriptor(ptx::SwizzledColumns(ring.Value(value.stage), kBoxBytes));
+  }
+  __device__ void MultiplyKeys(float (&scores)[64], std::uint64_t keys) const {
+    const std::uint64_t query = ptx::SwizzledTile(ring.Query(group));
 #pragma unroll
     for (int box = 0; box < kKeyBoxes; ++box) {
-      const std::uint64_t a = ptx::SwizzledTile(query + box * kBoxBytes);
-      const std::uint64_t b = ptx::SwizzledTile(keys + box * kBoxBytes);
 #pragma unroll
       for (int k = 0; k < kBox / 16; ++k) {
-        ptx::WgmmaBf16(scores, a + 2 * k, b + 2 * k, box > 0 || k > 0);
+        ptx::WgmmaBf16(scores, query + box * (kQueryBoxBytes / 16) + 2 * k,
+                       keys + box * (kBoxBytes / 16) + 2 * k, box > 0 || k > 0);
       }
     }
     ptx::WgmmaCommit();
   }
-  __device__ void MultiplyValues(float (&outputs)[64], const unsigned (&weights)[32]) const {
-    const std::uint64_t b = ptx::SwizzledColumns(ring.Value(value.stage), kBoxBytes);
+  __device__ static void MultiplyValues(float (&outputs)[64], const unsigned (&weights)[32],
+                                        std::uint64_t values) {
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k) {
       ptx::WgmmaBf16Columns(outputs, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2],
-                            weights[4 * k + 3], b + 128 * k);
+                            weights[4 * k + 3], values + 128 * k);
     }
     ptx::WgmmaCommit();
   }
@@ -302,6 +284,7 @@ struct Consumer {
     ptx::BarrierWait(ring.KeyFull(key.stage), key.phase);
     unsigned tile;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(tile) : "r"(ring.KeyTile(key.stage)) : "memory");
+    tile = Uniform(tile);
     StepMask mask;
     mask.first_key = (tile & 1U) != 0 ? static_cast<int>(tile / 2) * kTile : -1;
     if (mask.first_key >= 0) {
@@ -309,8 +292,12 @@ struct Consumer {
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int word = 0; word < 2; ++word) {
+          // Not asked for what a row sees, whose load may be under way.
+          const int index = mask.first_key / kMaskBits + word;
           mask.words[half][word] =
-              MaskWord(rows.masks[half], rows.visible[half], mask.first_key + word * kMaskBits);
+              rows.masks[half] == nullptr || index >= static_cast<int>(p.selection.mask.cols)
+                  ? ~0ULL
+                  : rows.masks[half][index];
         }
       }
     }
@@ -352,33 +339,65 @@ struct Consumer {
   // summed so far.
   __device__ static void Softmax(float scale, float (&scores)[64], Rows& rows,
                                  float (&factors)[2]) {
+    float largest[2][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float largest[2] = {rows.maxima[half], rows.maxima[half]};
+      largest[half][0] = fmaxf(rows.maxima[half], scores[2 * half]);
+      largest[half][1] = scores[2 * half + 1];
+    }
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        largest[0] = fmaxf(largest[0], scores[4 * j + 2 * half]);
-        largest[1] = fmaxf(largest[1], scores[4 * j + 2 * half + 1]);
+    for (int j = 1; j < 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& own = largest[i / 2][i % 2];
+        own = fmaxf(own, scores[4 * j + i]);
       }
-      float row = fmaxf(largest[0], largest[1]);
-      row = fmaxf(row, __shfl_xor_sync(kAllLanes, row, 1));
-      row = fmaxf(row, __shfl_xor_sync(kAllLanes, row, 2));
-      row = (row - rows.maxima[half]) * scale > kSlack ? row : rows.maxima[half];
+    }
+    float row[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      row[half] = fmaxf(largest[half][0], largest[half][1]);
+    }
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        row[half] = fmaxf(row[half], __shfl_xor_sync(kAllLanes, row[half], lanes));
+      }
+    }
+    float shifts[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float& maximum = rows.maxima[half];
+      row[half] = (row[half] - maximum) * scale > kSlack ? row[half] : maximum;
       // No key yet: nothing to rescale, and every power below is 0.
-      factors[half] = row == -INFINITY ? 1.0F : Exp2((rows.maxima[half] - row) * scale);
-      const float shift = row == -INFINITY ? 0.0F : row * scale;
-      rows.maxima[half] = row;
-      float sums[2] = {};
+      factors[half] = row[half] == -INFINITY ? 1.0F : Exp2((maximum - row[half]) * scale);
+      shifts[half] = row[half] == -INFINITY ? 0.0F : row[half] * scale;
+      maximum = row[half];
+    }
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
+    for (int i = 0; i < 64; ++i) {
+      scores[i] = Exp2(fmaf(scores[i], scale, -shifts[i / 2 % 2]));
+    }
+  }
+  // To the sums of a thread's columns.
+  __device__ static void AddPowers(const float (&powers)[64], const float (&factors)[2],
+                                   Rows& rows) {
+    float sums[4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& score = scores[4 * j + 2 * half + i];
-          score = Exp2(fmaf(score, scale, -shift));
-          sums[i] += score;
-        }
+    for (int i = 0; i < 4; ++i) {
+      sums[i] = powers[i];
+    }
+#pragma unroll
+    for (int j = 1; j < 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums[i] += powers[4 * j + i];
       }
-      rows.sums[half] = fmaf(rows.sums[half], factors[half], sums[0] + sums[1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows.sums[half] = fmaf(rows.sums[half], factors[half], sums[2 * half] + sums[2 * half + 1]);
     }
   }
   __device__ static void PackWeights(const float (&scores)[64], unsigned (&weights)[32]) {
@@ -388,8 +407,7 @@ struct Consumer {
     }
   }
 
-  __device__ void AttendItem(const Item& item) {
-    const auto scale = static_cast<float>(p.softmax_scale * 1.44269504088896340736);
+  __device__ Rows RowsOf(const Item& item) const {
     Rows rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -402,17 +420,14 @@ struct Consumer {
       rows.maxima[half] = -INFINITY;
       rows.sums[half] = 0.0F;
     }
-    float outputs[64];
-#pragma unroll
-    for (float& output : outputs) {
-      output = 0.0F;
-    }
-    if (item.steps > 0) {
-      AttendSteps(item.steps, scale, rows, outputs);
-    }
+    return rows;
+  }
+
+  __device__ void StoreOutputs(const Item& item, const float (&sums)[2],
+                               const float (&outputs)[64]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = rows.sums[half];
+      float sum = sums[half];
       sum += __shfl_xor_sync(kAllLanes, sum, 1);
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
       const int own = RowOfTile() + half * 8;
@@ -424,65 +439,129 @@ struct Consumer {
     }
   }
 
-  __device__ void AttendSteps(int steps, float scale, Rows& rows, float (&outputs)[64]) {
-    const int own_turn = kFirstTurn + group;
-    const int other_turn = kFirstTurn + 1 - group;
-    float scores[64];
-    unsigned weights[32];
-    float factors[2];
-    StepMask mask = NextKeys(rows);
+  // A step: scores of a tile of keys, and outputs of the tile before, which may be the last one of
+  // another item.
+  __device__ void BeginStep(float (&scores)[64], float (&outputs)[64],
+                            const unsigned (&weights)[32], bool has_values) const {
+    if (has_values) {
+      ptx::BarrierWait(ring.ValueFull(value.stage), value.phase);
+    }
+    const std::uint64_t keys = KeyDescriptor();
+    const std::uint64_t values = ValueDescriptor();
     ptx::PinRegisters(scores);
+    ptx::PinRegisters(outputs);
     ptx::WgmmaFence();
-    MultiplyKeys(scores);
-    ptx::WgmmaWait<0>();
+    MultiplyKeys(scores, keys);
+    MultiplyValues(outputs, weights, values);
+  }
+  __device__ void EndScores(float (&scores)[64], bool is_last) {
+    ptx::WgmmaWait<1>();
     ptx::PinRegisters(scores);
     Release(ring.KeyEmpty(key.stage));
     key.Next();
-    if (steps == 1) {
-      Release(ring.QueryEmpty());
+    if (is_last) {
+      Release(ring.QueryEmpty(group));
     }
-    ApplyMask(mask, rows, scores);
-    Softmax(scale, scores, rows, factors);
-    PackWeights(scores, weights);
-    for (int step = 1; step < steps; ++step) {
-      mask = NextKeys(rows);
-      ptx::NamedBarrierSync(own_turn, kConsumerThreads);
-      ptx::PinRegisters(scores);
-      ptx::PinRegisters(outputs);
-      ptx::WgmmaFence();
-      MultiplyKeys(scores);
-      ptx::BarrierWait(ring.ValueFull(value.stage), value.phase);
-      MultiplyValues(outputs, weights);
-      ptx::NamedBarrierArrive(other_turn, kConsumerThreads);
-      ptx::WgmmaWait<1>();
-      ptx::PinRegisters(scores);
-      Release(ring.KeyEmpty(key.stage));
-      key.Next();
-      if (step + 1 == steps) {
-        Release(ring.QueryEmpty());
-      }
-      ApplyMask(mask, rows, scores);
-      Softmax(scale, scores, rows, factors);
-      ptx::WgmmaWait<0>();
-      ptx::PinRegisters(outputs);
+  }
+  __device__ void EndValues(float (&outputs)[64], bool had_values) {
+    ptx::WgmmaWait<0>();
+    ptx::PinRegisters(outputs);
+    if (had_values) {
       Release(ring.ValueEmpty(value.stage));
       value.Next();
-      PackWeights(scores, weights);
-      if (__any_sync(kAllLanes, factors[0] != 1.0F || factors[1] != 1.0F ? 1 : 0) != 0) {
+    }
+  }
+
+  // Items follow each other without a pause: the outputs of an item's last tile of keys come with
+  // the scores of the next item's first.
+  __device__ void Attend(const Share&, const Progress&) {
+    const auto scale = static_cast<float>(p.softmax_scale * 1.44269504088896340736);
+    float scores[64];
+    float outputs[64];
+    unsigned weights[32];
+    float factors[2];
+    Item last = {};  // its outputs lack a tile of keys, where it has rows
+    float last_sums[2] = {};
 #pragma unroll
-        for (int i = 0; i < 64; ++i) {
-          outputs[i] *= factors[i / 2 % 2];
+    for (float& output : outputs) {
+      output = 0.0F;
+    }
+#pragma unroll
+    for (unsigned& weight : weights) {
+      weight = 0;
+    }
+    for (;;) {
+      const Item item = NextItem();
+      if (item.steps == 0) {
+        Release(ring.QueryEmpty(group));
+        if (item.rows == 0) {
+          break;
+        }
+        StoreZeros(item);
+        continue;
+      }
+      Rows rows = RowsOf(item);
+      StepMask mask = NextKeys(rows);
+      const bool has_values = last.rows > 0;
+      // Without values yet, zeros are multiplied with what lies there, and forgotten.
+      BeginStep(scores, outputs, weights, has_values);
+      EndScores(scores, item.steps == 1);
+      ApplyMask(mask, rows, scores);
+      Softmax(scale, scores, rows, factors);
+      EndValues(outputs, has_values);
+      AddPowers(scores, factors, rows);
+      PackWeights(scores, weights);
+      if (has_values) {
+        StoreOutputs(last, last_sums, outputs);
+      }
+#pragma unroll
+      for (float& output : outputs) {
+        output = 0.0F;
+      }
+      for (int step = 1; step < item.steps; ++step) {
+        mask = NextKeys(rows);
+        BeginStep(scores, outputs, weights, true);
+        EndScores(scores, step + 1 == item.steps);
+        ApplyMask(mask, rows, scores);
+        Softmax(scale, scores, rows, factors);
+        EndValues(outputs, true);
+        AddPowers(scores, factors, rows);
+        PackWeights(scores, weights);
+        if (__any_sync(kAllLanes, factors[0] != 1.0F || factors[1] != 1.0F ? 1 : 0) != 0) {
+#pragma unroll
+          for (int i = 0; i < 64; ++i) {
+            outputs[i] *= factors[i / 2 % 2];
+          }
+        }
+      }
+      last = item;
+      last_sums[0] = rows.sums[0];
+      last_sums[1] = rows.sums[1];
+    }
+    if (last.rows > 0) {
+      ptx::BarrierWait(ring.ValueFull(value.stage), value.phase);
+      ptx::PinRegisters(outputs);
+      ptx::WgmmaFence();
+      MultiplyValues(outputs, weights, ValueDescriptor());
+      EndValues(outputs, true);
+      StoreOutputs(last, last_sums, outputs);
+    }
+  }
+
+  // Rows of an item that no key is for.
+  __device__ void StoreZeros(const Item& item) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int own = RowOfTile() + half * 8;
+      if (own < item.rows) {
+        auto* target = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.o.data) +
+                                                (item.first_row + own) * p.o.row_stride +
+                                                item.head * p.o.head_stride);
+        for (int i = Lane() % 4; i < kTile / 8; i += 4) {
+          target[i] = uint4{};
         }
       }
     }
-    ptx::BarrierWait(ring.ValueFull(value.stage), value.phase);
-    ptx::PinRegisters(outputs);
-    ptx::WgmmaFence();
-    MultiplyValues(outputs, weights);
-    ptx::WgmmaWait<0>();
-    ptx::PinRegisters(outputs);
-    Release(ring.ValueEmpty(value.stage));
-    value.Next();
   }
 };
 
@@ -492,22 +571,25 @@ __global__ __launch_bounds__(kThreads,
                                             const __grid_constant__ MaskedScratch scratch,
                                             int ratio_uk, int ratio_uv) {
   extern __shared__ std::uint8_t shared[];
+  ptx::AllowSuccessor();
   const Ring ring(shared);
   if (threadIdx.x == 0) {
     ring.Init();
   }
   __syncthreads();
+  ptx::ClusterArrive();
+  ptx::ClusterWait();
+  ptx::WaitForPredecessors();
   const int heads = static_cast<int>(p.q.heads);
-  const int group = static_cast<int>(threadIdx.x) / kGroupThreads;
+  const int group = Uniform(static_cast<int>(threadIdx.x) / kGroupThreads);
+  const unsigned rank = ptx::ClusterRank();
   if (group == kConsumerGroups) {
     ptx::LowerRegisters<kProducerRegisters>();
-    Producer producer{p, scratch, maps, ring, ratio_uk, ratio_uv};
-    ptx::NamedBarrierArrive(kFirstTurn, kConsumerThreads);  // as if from the second group
+    Producer producer{p, scratch, maps, ring, rank, ratio_uk, ratio_uv};
     RunWindows(heads, scratch, producer);
-    ptx::NamedBarrierSync(kFirstTurn, kConsumerThreads);  // its last one, which nobody waits for
   } else {
     ptx::RaiseRegisters<kConsumerRegisters>();
-    Consumer consumer{p, scratch, ring, group};
+    Consumer consumer{p, scratch, ring, rank, group};
     RunWindows(heads, scratch, consumer);
   }
 }
@@ -534,7 +616,7 @@ CUtensorMap MapOfRows(const void* data, std::int64_t rows, std::int64_t cols, st
 CUtensorMap MapOfQuery(const ConstAnyTensor3& q) {
   const MapAxis axes[] = {{.extent = q.cols, .stride = 1, .box = kBox},
                           {.extent = q.heads, .stride = q.head_stride, .box = 1},
-                          {.extent = q.rows, .stride = q.row_stride, .box = kTile}};
+                          {.extent = q.rows, .stride = q.row_stride, .box = kGroupRows}};
   return Bf16Map(q.data, axes);
 }
 
@@ -560,7 +642,7 @@ void MaskedWarpgroup(const MaskedAttentionParams& params, const MaskedScratch& s
   const ConstAnyTensor3& w_uv = params.w_uv;
   const std::int64_t ratio_uv = w_uv.row_stride / w_uv.head_stride;
   const std::int64_t expanded = scratch.keys_max * scratch.heads;
-  warpgroup::Maps maps = {
+  const warpgroup::Maps maps = {
       .q = warpgroup::MapOfQuery(params.q),
       .w_uk = warpgroup::MapOfKeyWeight(w_uk),
       .w_uv = warpgroup::MapOfRows(w_uv.data, (w_uv.rows - 1) * ratio_uv + warpgroup::kTile,
@@ -573,19 +655,21 @@ void MaskedWarpgroup(const MaskedAttentionParams& params, const MaskedScratch& s
           warpgroup::MapOfRows(scratch.expanded_keys, expanded, warpgroup::kTile, warpgroup::kTile),
       .values = warpgroup::MapOfRows(scratch.expanded_values, expanded, warpgroup::kTile,
                                      warpgroup::kTile)};
-  auto ratio_uk = static_cast<int>(w_uk.row_stride / (warpgroup::kSwapped * w_uk.head_stride));
-  auto rows_uv = static_cast<int>(ratio_uv);
+  const auto ratio_uk =
+      static_cast<int>(w_uk.row_stride / (warpgroup::kSwapped * w_uk.head_stride));
+  const auto rows_uv = static_cast<int>(ratio_uv);
   const auto kernel = warpgroup::Kernel;
   static PerDevice attribute;
   attribute.Once([&] {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 warpgroup::Ring::kBytes);
   });
-  void* arguments[] = {&maps, const_cast<MaskedAttentionParams*>(&params),
-                       const_cast<MaskedScratch*>(&scratch), &ratio_uk, &rows_uv};
-  DSA_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
-                                             dim3(kMultiprocessors), dim3(warpgroup::kThreads),
-                                             arguments, warpgroup::Ring::kBytes, stream));
+  LaunchDependent(kernel,
+                  {.grid = dim3(kMultiprocessors),
+                   .threads = warpgroup::kThreads,
+                   .shared_bytes = warpgroup::Ring::kBytes,
+                   .cluster = warpgroup::kPair},
+                  stream, maps, params, scratch, ratio_uk, rows_uv);
 }
 
 }  // namespace dsa::cuda

@@ -5,7 +5,7 @@
 #include "kernels/ops/absorb_query.h"
 #include "kernels/ops/expand_value.h"
 #include "kernels/ops/latent_attention.h"
-#include "tests/kernels/attention_testing.h"
+#include "tests/kernels/masked_attention_testing.h"
 
 #include <cmath>
 #include <span>
@@ -15,32 +15,6 @@ namespace {
 
 using testing::AttentionBatch;
 using testing::Selection;
-
-std::vector<float> Run(Backend& backend, const AttentionBatch& batch) {
-  const std::int64_t tokens = batch.rows.size();
-  const testing::DeviceTensor q(backend, batch.type,
-                                testing::Dense(tokens, batch.heads * (batch.nope + 64)), batch.q);
-  const testing::HeadWeight w_uk(backend, batch.type, batch.heads, batch.w_uk);
-  const testing::HeadWeight w_uv(backend, batch.type, batch.heads, batch.w_uv);
-  const testing::DeviceRows rows(backend, batch.rows, batch.layout);
-  const testing::DeviceSelection selection(backend, batch);
-  const testing::DeviceArray<std::uint8_t> cache(backend, batch.cache);
-  const auto output =
-      testing::DeviceTensor::Poisoned(backend, batch.type,
-                                      {.rows = tokens,
-                                       .cols = batch.heads * batch.value,
-                                       .row_stride = batch.heads * batch.value + 8});
-  backend.MaskedAttention(
-      {.q = q.Heads(batch.heads),
-       .w_uk = w_uk.View(),
-       .w_uv = w_uv.View(),
-       .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
-       .rows = rows.View(),
-       .selection = selection.View(),
-       .softmax_scale = batch.softmax_scale,
-       .o = output.Heads(batch.heads)});
-  return output.Download();
-}
 
 // The same attention by AbsorbQuery, LatentAttention and ExpandValue.
 std::vector<float> RunAbsorbed(Backend& backend, const AttentionBatch& batch) {
@@ -115,67 +89,6 @@ std::vector<double> ExpectedHead(const AttentionBatch& batch, std::int64_t row, 
   return testing::Rounded(batch.type, output);
 }
 
-// Which keys a row of a wide batch attends to.
-enum class Pattern : std::uint8_t { kNone, kAll, kHalf, kOwn, kHoles };
-
-bool Attends(Pattern pattern, std::int32_t row, std::int32_t key) {
-  switch (pattern) {
-    case Pattern::kNone:
-    case Pattern::kAll: return true;
-    case Pattern::kHalf:
-      return (static_cast<std::uint32_t>(row * 977 + key) * 2654435761U >> 31) != 0;
-    case Pattern::kOwn: return row == key;
-    // Whole tiles of 64, 128 and 256 keys empty for all rows; single keys beside them; a row
-    // without.
-    case Pattern::kHoles:
-      return row != 425 && (key == 7 || (key >= 320 && key < 384) || key == 512);
-  }
-  return false;
-}
-
-// Keys and values of 128, which CUDA multiplies by warpgroups: more rows of a sequence than a tile
-// has, behind keys that were there before, and short runs of others.
-AttentionBatch MakeWideBatch(KvFormat format, Pattern pattern) {
-  AttentionBatch batch = testing::MakeAttentionBatch(
-      {.type = DataType::kBf16, .format = format, .selection = Selection::kNone, .heads = 2});
-  batch.nope = 128;
-  batch.value = 128;
-  batch.softmax_scale = 0.06F;
-  batch.rows = {};
-  batch.counts.clear();
-  const auto add_rows = [&](std::int32_t sequence, std::int32_t first, std::int32_t last) {
-    for (std::int32_t position = first; position <= last; ++position) {
-      batch.rows.positions.push_back(position);
-      batch.rows.sequences.push_back(sequence);
-    }
-  };
-  add_rows(2, 0, 0);
-  add_rows(1, 420, 551);
-  add_rows(0, 126, 129);
-  add_rows(2, 599, 599);
-  add_rows(0, 255, 258);
-  const std::int64_t tokens = batch.rows.size();
-  batch.q = testing::RoundedTo(batch.type,
-                               testing::RandomFloat(tokens * batch.heads * (128 + 64), 1.0F, 83));
-  batch.w_uk =
-      testing::RoundedTo(batch.type, testing::RandomFloat(batch.heads * 128 * 512, 0.1F, 84));
-  batch.w_uv =
-      testing::RoundedTo(batch.type, testing::RandomFloat(batch.heads * 128 * 512, 0.1F, 85));
-  batch.selection_cols = pattern == Pattern::kNone ? 0 : 600;
-  for (const std::int32_t row : batch.rows.positions) {
-    std::vector<std::int32_t> keys;
-    for (std::int32_t key = 0; key <= row; ++key) {
-      if (Attends(pattern, row, key)) {
-        keys.push_back(key);
-      }
-    }
-    batch.counts.push_back(static_cast<std::int32_t>(keys.size()));
-    keys.resize(static_cast<std::size_t>(batch.selection_cols), -1);
-    batch.selected.insert(batch.selected.end(), keys.begin(), keys.end());
-  }
-  return batch;
-}
-
 // Keys and values of one head, expanded once for all rows of a sequence.
 struct Expanded {
   std::vector<std::vector<double>> keys;
@@ -227,17 +140,17 @@ TEST_CASE("MaskedAttention of wide heads matches its equation row by row",
           "[kernels][masked_attention]") {
   const auto format = GENERATE(KvFormat::kFp8, KvFormat::kBf16);
   constexpr double kRowBound = 0x1p-7;  // a row has too few values for its roundings to even out
-  const AttentionBatch dense = MakeWideBatch(format, Pattern::kNone);
+  const AttentionBatch dense = MakeWideBatch(format, Pattern::kNone, 2);
   std::vector<Expanded> expanded;  // [sequence * heads + head]
   for (std::int32_t sequence = 0; sequence < 3; ++sequence) {
     for (std::int64_t head = 0; head < dense.heads; ++head) {
       expanded.push_back(Expand(dense, sequence, head));
     }
   }
-  for (const Pattern pattern :
-       {Pattern::kNone, Pattern::kAll, Pattern::kHalf, Pattern::kOwn, Pattern::kHoles}) {
+  for (const Pattern pattern : {Pattern::kNone, Pattern::kAll, Pattern::kHalf, Pattern::kOwn,
+                                Pattern::kHoles, Pattern::kRuns}) {
     CAPTURE(testing::Name(format), static_cast<int>(pattern));
-    const AttentionBatch batch = MakeWideBatch(format, pattern);
+    const AttentionBatch batch = MakeWideBatch(format, pattern, 2);
     const std::vector<float> actual = Run(testing::TestBackend(), batch);
     std::vector<double> expected;
     for (std::int64_t row = 0; row < batch.rows.size(); ++row) {
@@ -258,11 +171,11 @@ TEST_CASE("MaskedAttention of wide heads matches its equation row by row",
 
 TEST_CASE("MaskedAttention of wide heads gives a row the same bits in any batch",
           "[kernels][masked_attention]") {
-  const AttentionBatch dense = MakeWideBatch(KvFormat::kFp8, Pattern::kNone);
-  CHECK(Run(testing::TestBackend(), MakeWideBatch(KvFormat::kFp8, Pattern::kAll)) ==
+  const AttentionBatch dense = MakeWideBatch(KvFormat::kFp8, Pattern::kNone, 2);
+  CHECK(Run(testing::TestBackend(), MakeWideBatch(KvFormat::kFp8, Pattern::kAll, 2)) ==
         Run(testing::TestBackend(), dense));
   for (const Pattern pattern : {Pattern::kNone, Pattern::kHalf, Pattern::kHoles}) {
-    const AttentionBatch batch = MakeWideBatch(KvFormat::kFp8, pattern);
+    const AttentionBatch batch = MakeWideBatch(KvFormat::kFp8, pattern, 2);
     const std::vector<float> together = Run(testing::TestBackend(), batch);
     for (const std::int64_t row : {0, 1, 6, 64, 65, 128, 132, 133, 137, 141}) {
       CAPTURE(static_cast<int>(pattern), row);

@@ -63,6 +63,25 @@ __device__ inline void CopyBox(unsigned target, const CUtensorMap& map, unsigned
       "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v)
       : "memory");
 }
+// To the same place of every block of the cluster whose rank is a bit of `blocks`; bytes count on
+// the barrier that lies there at the place of `barrier`.
+__device__ inline void CopyBoxToBlocks(unsigned target, const CUtensorMap& map, unsigned barrier,
+                                       At2 at, unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "h"(static_cast<std::uint16_t>(blocks))
+      : "memory");
+}
+__device__ inline void CopyBoxToBlocks(unsigned target, const CUtensorMap& map, unsigned barrier,
+                                       At5 at, unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(target),
+      "l"(&map), "r"(barrier), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v),
+      "h"(static_cast<std::uint16_t>(blocks))
+      : "memory");
+}
 // Between writes of memory by threads, shared or global, and its reading by the copy engine: by the
 // writer before it tells, and by the reader after it was told.
 __device__ inline void CopyEngineFence() {

@@ -28,6 +28,7 @@
 #define DSA_WGMMA_D16(d, i) DSA_WGMMA_D8(d, i), DSA_WGMMA_D8(d, (i) + 8)
 #define DSA_WGMMA_D32(d, i) DSA_WGMMA_D16(d, i), DSA_WGMMA_D16(d, (i) + 16)
 #define DSA_WGMMA_D64(d, i) DSA_WGMMA_D32(d, i), DSA_WGMMA_D32(d, (i) + 32)
+#define DSA_WGMMA_D128(d, i) DSA_WGMMA_D64(d, i), DSA_WGMMA_D64(d, (i) + 64)
 #define DSA_WGMMA_NAMES_4 "%0, %1, %2, %3"
 #define DSA_WGMMA_NAMES_8 DSA_WGMMA_NAMES_4 ", %4, %5, %6, %7"
 #define DSA_WGMMA_NAMES_16 DSA_WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
@@ -38,6 +39,12 @@
   DSA_WGMMA_NAMES_32                                                                   \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define DSA_WGMMA_NAMES_128                                                                      \
+  DSA_WGMMA_NAMES_64                                                                             \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
+  "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, "   \
+  "%100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, "   \
+  "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 namespace dsa::cuda::ptx {
 

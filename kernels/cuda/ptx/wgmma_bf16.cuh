@@ -21,6 +21,19 @@ __device__ inline void WgmmaBf16(float (&d)[64], std::uint64_t a, std::uint64_t 
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
+// The same of 256 columns: a is read once for all of them.
+__device__ inline void WgmmaBf16(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" DSA_WGMMA_NAMES_128
+      "}, %128, %129, add, 1, 1, 0, 0;\n"
+      "}\n"
+      : DSA_WGMMA_D128(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
 // `a` in registers, as mma.m16n8k16 has it, warp w with rows 16 w to 16 w + 15; b in columns.
 __device__ inline void WgmmaBf16Columns(float (&d)[64], unsigned a0, unsigned a1, unsigned a2,
                                         unsigned a3, std::uint64_t b) {
