@@ -85,6 +85,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(int device) {
   DSA_RETURN_IF_ERROR(
       CheckStart("reading its properties", cudaGetDeviceProperties(&properties, device)));
   DSA_RETURN_IF_ERROR(cuda::CheckArchitecture(properties.name, properties.major, properties.minor));
+  DSA_RETURN_IF_ERROR(cuda::CheckMultiprocessors(properties.name, properties.multiProcessorCount));
   auto state = std::make_unique<State>();
   state->device = device;
   state->multiprocessors = properties.multiProcessorCount;

@@ -1,5 +1,7 @@
 #include "kernels/cuda/device_check.h"
 
+#include "kernels/cuda/launch.h"
+
 #include <string>
 
 #include <cuda_runtime_api.h>
@@ -35,6 +37,16 @@ Status CheckArchitecture(std::string_view device_name, int major, int minor) {
   return Error{ErrorCode::kFailedPrecondition,
                std::string(device_name) + " has compute capability " + std::to_string(major) + "." +
                    std::to_string(minor) + ", needed is 9.0 (Hopper)"};
+}
+
+Status CheckMultiprocessors(std::string_view device_name, int multiprocessors) {
+  if (multiprocessors >= kMultiprocessors) {
+    return {};
+  }
+  return Error{ErrorCode::kFailedPrecondition,
+               std::string(device_name) + " has " + std::to_string(multiprocessors) +
+                   " multiprocessors, needed are " + std::to_string(kMultiprocessors) +
+                   " (H100 SXM, H200; no MIG instance)"};
 }
 
 }  // namespace dsa::cuda

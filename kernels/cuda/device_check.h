@@ -15,4 +15,9 @@ Status CheckDriverVersion(int version);
 // Of the device's compute capability; as above.
 Status CheckArchitecture(std::string_view device_name, int major, int minor);
 
+// Of how many multiprocessors there are to run on (132 of an H100 SXM or an H200; fewer of an H100
+// PCIe and of a MIG instance); as above.  Some kernels have that many blocks which wait for one
+// another: with fewer places they would never end.
+Status CheckMultiprocessors(std::string_view device_name, int multiprocessors);
+
 }  // namespace dsa::cuda

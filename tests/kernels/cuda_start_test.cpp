@@ -100,6 +100,19 @@ TEST_CASE("a GPU that is no Hopper is refused with found and needed", "[cuda_sta
   }
 }
 
+TEST_CASE("a GPU of fewer multiprocessors than blocks that wait for one another is refused",
+          "[cuda_start]") {
+  CHECK(cuda::CheckMultiprocessors("NVIDIA H200", 132).ok());
+  CHECK(cuda::CheckMultiprocessors("x", 144).ok());
+  CHECK_FALSE(cuda::CheckMultiprocessors("x", 131).ok());
+  const Status status = cuda::CheckMultiprocessors("NVIDIA H100 PCIe", 114);
+  REQUIRE_FALSE(status.ok());
+  CHECK(status.error().code == ErrorCode::kFailedPrecondition);
+  CHECK(
+      status.error().message ==
+      "NVIDIA H100 PCIe has 114 multiprocessors, needed are 132 (H100 SXM, H200; no MIG instance)");
+}
+
 TEST_CASE("a row of a million keys has blocks enough, however many rows there are",
           "[cuda_start]") {
   constexpr std::int64_t kBlockKeysMax = std::int64_t{1} << 19;  // IndexSelection's contract
