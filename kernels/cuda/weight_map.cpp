@@ -50,7 +50,7 @@ CUtensorMap Encode(const void* data, CUtensorMapDataType type, std::int64_t elem
 CUtensorMap WeightMap(const Matrix<const Fp8E4m3>& weight, int box_rows) {
   const MapAxis axes[] = {{.extent = weight.cols, .stride = 1, .box = kValuesPerScale},
                           {.extent = weight.rows, .stride = weight.row_stride, .box = box_rows}};
-  return Encode(weight.data, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, axes);
+  return Fp8Map(weight.data, axes);
 }
 
 CUtensorMap Fp8Map(const void* data, std::span<const MapAxis> axes) {

@@ -13,37 +13,27 @@
 namespace dsa::masked_attention_test {
 namespace {
 
-using testing::AttentionBatch;
-using testing::Selection;
-
 // The same attention by AbsorbQuery, LatentAttention and ExpandValue.
 std::vector<float> RunAbsorbed(Backend& backend, const AttentionBatch& batch) {
   const std::int64_t tokens = batch.rows.size();
   const auto latent_shape = testing::Dense(tokens, batch.heads * 512);
-  const testing::DeviceTensor q(backend, batch.type,
-                                testing::Dense(tokens, batch.heads * (batch.nope + 64)), batch.q);
-  const testing::HeadWeight w_uk(backend, batch.type, batch.heads, batch.w_uk);
-  const testing::HeadWeight w_uv(backend, batch.type, batch.heads, batch.w_uv);
-  const testing::DeviceRows rows(backend, batch.rows, batch.layout);
-  const testing::DeviceSelection selection(backend, batch);
-  const testing::DeviceArray<std::uint8_t> cache(backend, batch.cache);
+  const DeviceBatch device(backend, batch);
   const auto q_latent = testing::DeviceTensor::Poisoned(backend, batch.type, latent_shape);
   const auto o_latent = testing::DeviceTensor::Poisoned(backend, batch.type, latent_shape);
   const auto output = testing::DeviceTensor::Poisoned(
       backend, batch.type, testing::Dense(tokens, batch.heads * batch.value));
-  backend.AbsorbQuery({.q_nope = ColumnsOf(q.Heads(batch.heads), 0, batch.nope),
-                       .w_uk = w_uk.View(),
+  backend.AbsorbQuery({.q_nope = ColumnsOf(device.q.Heads(batch.heads), 0, batch.nope),
+                       .w_uk = device.w_uk.View(),
                        .q_latent = q_latent.Heads(batch.heads)});
-  backend.LatentAttention(
-      {.q_latent = q_latent.Heads(batch.heads),
-       .q_rope = ColumnsOf(q.Heads(batch.heads), batch.nope, 64),
-       .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
-       .rows = rows.View(),
-       .selection = selection.View(),
-       .softmax_scale = batch.softmax_scale,
-       .o_latent = o_latent.Heads(batch.heads)});
+  backend.LatentAttention({.q_latent = q_latent.Heads(batch.heads),
+                           .q_rope = ColumnsOf(device.q.Heads(batch.heads), batch.nope, 64),
+                           .cache = device.cache,
+                           .rows = device.rows.View(),
+                           .selection = device.selection.View(),
+                           .softmax_scale = batch.softmax_scale,
+                           .o_latent = o_latent.Heads(batch.heads)});
   backend.ExpandValue({.o_latent = o_latent.Heads(batch.heads),
-                       .w_uv = w_uv.View(),
+                       .w_uv = device.w_uv.View(),
                        .o = output.Heads(batch.heads)});
   return output.Download();
 }

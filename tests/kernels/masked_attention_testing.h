@@ -12,29 +12,42 @@ namespace dsa::masked_attention_test {
 using testing::AttentionBatch;
 using testing::Selection;
 
+// What a batch gives to its operators, in device memory.
+struct DeviceBatch {
+  testing::DeviceTensor q;
+  testing::HeadWeight w_uk;
+  testing::HeadWeight w_uv;
+  testing::DeviceRows rows;
+  testing::DeviceSelection selection;
+  testing::DeviceArray<std::uint8_t> records;
+  LatentCacheView cache;
+
+  DeviceBatch(Backend& backend, const AttentionBatch& batch)
+      : q(backend, batch.type, testing::Dense(batch.rows.size(), batch.heads * (batch.nope + 64)),
+          batch.q),
+        w_uk(backend, batch.type, batch.heads, batch.w_uk),
+        w_uv(backend, batch.type, batch.heads, batch.w_uv),
+        rows(backend, batch.rows, batch.layout),
+        selection(backend, batch),
+        records(backend, batch.cache),
+        cache{.data = records.data(), .blocks = batch.layout.blocks, .format = batch.format} {}
+};
+
 inline std::vector<float> Run(Backend& backend, const AttentionBatch& batch) {
-  const std::int64_t tokens = batch.rows.size();
-  const testing::DeviceTensor q(backend, batch.type,
-                                testing::Dense(tokens, batch.heads * (batch.nope + 64)), batch.q);
-  const testing::HeadWeight w_uk(backend, batch.type, batch.heads, batch.w_uk);
-  const testing::HeadWeight w_uv(backend, batch.type, batch.heads, batch.w_uv);
-  const testing::DeviceRows rows(backend, batch.rows, batch.layout);
-  const testing::DeviceSelection selection(backend, batch);
-  const testing::DeviceArray<std::uint8_t> cache(backend, batch.cache);
+  const DeviceBatch device(backend, batch);
   const auto output =
       testing::DeviceTensor::Poisoned(backend, batch.type,
-                                      {.rows = tokens,
+                                      {.rows = batch.rows.size(),
                                        .cols = batch.heads * batch.value,
                                        .row_stride = batch.heads * batch.value + 8});
-  backend.MaskedAttention(
-      {.q = q.Heads(batch.heads),
-       .w_uk = w_uk.View(),
-       .w_uv = w_uv.View(),
-       .cache = {.data = cache.data(), .blocks = batch.layout.blocks, .format = batch.format},
-       .rows = rows.View(),
-       .selection = selection.View(),
-       .softmax_scale = batch.softmax_scale,
-       .o = output.Heads(batch.heads)});
+  backend.MaskedAttention({.q = device.q.Heads(batch.heads),
+                           .w_uk = device.w_uk.View(),
+                           .w_uv = device.w_uv.View(),
+                           .cache = device.cache,
+                           .rows = device.rows.View(),
+                           .selection = device.selection.View(),
+                           .softmax_scale = batch.softmax_scale,
+                           .o = output.Heads(batch.heads)});
   return output.Download();
 }
 
